@@ -1,0 +1,162 @@
+"""The command line: arguments in, one call out. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedpgp import __version__
+from fedpgp.errors import FedPGPError
+
+if TYPE_CHECKING:
+    from fedpgp.config import Experiment
+    from fedpgp.records import Progress
+    from fedpgp.report.live import Live
+    from fedpgp.tracking import Mirror
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file of an experiment, or the name of a shipped one (demo).")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[a.b=value ...]", help="Settings to change, for example federation.rounds=5 method.rank=4."
+    ),
+]
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user's input, 1 a failure of ours."""
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        app()
+    except FedPGPError as error:
+        for line in str(error).splitlines():
+            err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; go on with --resume")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest run of exactly these settings, if there is one.")
+    ] = False,
+) -> None:
+    """Run one federated experiment and print its table.
+
+    Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow.
+    """
+    from fedpgp import experiment
+    from fedpgp.report.tables import show
+
+    settings = _load(config, overrides)
+    with _live() as live, _mirrored(settings, live) as emit:
+        result = experiment.launch(settings, resume, emit)
+    if isinstance(result, experiment.Stopped):
+        err.print(f"stopped; the run lies in {result.run}; go on with --resume", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
+    out.print(show(result))
+    out.print(f"run: {result}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def features(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Extract the frozen image features that an experiment needs, and nothing more."""
+    from fedpgp import experiment
+
+    with _live() as live:
+        paths = experiment.launch_features(_load(config, overrides), live.show)
+    for path in paths:
+        out.print(f"features: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: paper, what is shared, what stays with the client, settings."""
+    from fedpgp.methods import METHODS
+    from fedpgp.report.tables import method_table
+
+    out.print(method_table(METHODS.values()))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs; several are compared.")],
+) -> None:
+    """Print the tables of one run, or of several side by side, from their rows on disk."""
+    from fedpgp.report.tables import comparison, show
+
+    out.print(show(runs[0]) if len(runs) == 1 else comparison(runs))
+
+
+def _load(config: str, overrides: list[str] | None) -> Experiment:
+    from fedpgp import config as configs
+
+    settings = configs.load(config, overrides or [])
+    if settings.resources.address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return settings
+
+
+@contextmanager
+def _live() -> Iterator[Live]:
+    from fedpgp.report.live import Live
+
+    with Live(err) as live:
+        yield live
+
+
+@contextmanager
+def _mirrored(settings: Experiment, live: Live) -> Iterator[Callable[[Progress], None]]:
+    """Shows progress, and keeps MLflow up to date once there is a run."""
+    from fedpgp import tracking
+
+    mirror: Mirror | None = None
+
+    def emit(progress: Progress) -> None:
+        nonlocal mirror
+        live.show(progress)
+        if progress.run and settings.tracking.mlflow:
+            uri = settings.tracking.uri or tracking.default_uri(settings.storage.root)
+            mirror = mirror or tracking.Mirror(Path(progress.run), uri)
+            mirror.poke()
+
+    try:
+        yield emit
+    finally:
+        if mirror is not None:
+            mirror.close()

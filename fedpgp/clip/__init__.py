@@ -1,0 +1,1 @@
+"""Frozen CLIP models: loading, encoding prompts, and image features that are extracted once."""

@@ -1,0 +1,245 @@
+"""Frozen image features: each image is encoded once, kept in one file, and memory-mapped by everyone."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from fedpgp.errors import CacheError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Variant = Literal["pooled", "patches", "pixels"]
+
+CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What features are of. Two caches with equal keys hold equal features."""
+
+    manifest: str
+    """digest of the manifest, which gives row numbers their meaning"""
+    weights: str
+    """fingerprint of the backbone"""
+    transform: str
+    """digest of its `ImageSpec`"""
+    views: int = 1
+    """1: the evaluation transform; more: so many random-crop-and-flip views"""
+    seed: int = 0
+    """seed of the views; 0 with one view, which has nothing random"""
+    dtype: str = "float32"
+    """precision of the image tower; features are stored as float32 (pixels as uint8)"""
+    variant: Variant = "pooled"
+    """pooled (E,) | patches (1 + M, E), class token first | pixels (3, H, W), before normalisation"""
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all fields."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+class FeatureCache:
+    """The features of some rows of a manifest, mapped from a file. Opening reads nothing but the index."""
+
+    def __init__(self, rows: Array, blocks: Sequence[Array]) -> None:
+        """Use `open`. rows (n,) in the order of the blocks, each (n_b, views, *shape)."""
+        order = np.argsort(rows, kind="stable")
+        self.rows = rows[order]
+        """manifest rows, sorted, int64 (n,)"""
+        self.shape: tuple[int, ...] = blocks[0].shape[2:]
+        """shape of the feature of one image and view"""
+        self._blocks = blocks
+        self._order = order
+        self._starts = np.cumsum([0, *(len(block) for block in blocks)])
+
+    @classmethod
+    def open(cls, path: Path, key: FeatureKey) -> FeatureCache:
+        """Map a cache without copying it.
+
+        Raises:
+            CacheError: no such file, torn, or of something else than `key`.
+        """
+        table = _read(path, key)
+        shape = json.loads(table.schema.metadata[b"shape"])
+        blocks = [
+            chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), key.views, *shape)
+            for chunk in table["feature"].chunks
+        ]
+        return cls(table["row"].to_numpy(), blocks)
+
+    def gather(self, rows: Array, view: int = 0) -> Array:
+        """Copy the features of `rows` (n,), in that order -> (n, *shape).
+
+        Raises:
+            CacheError: some rows are not in the cache.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        absent = np.setdiff1d(rows, self.rows)
+        if absent.size:
+            raise CacheError(
+                f"the feature cache lacks {absent.size} of {rows.size} images (rows {_some(absent)}); "
+                "run `fedpgp features CONFIG` first"
+            )
+        places = self._order[np.searchsorted(self.rows, rows)]
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        features = np.empty((rows.size, *self.shape), dtype=self._blocks[0].dtype)
+        for owner in np.unique(owners):
+            mine = owners == owner
+            features[mine] = self._blocks[owner][places[mine] - self._starts[owner], view]
+        return features
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A unit of extraction: the images of `rows` (manifest rows, sorted) go into one shard."""
+
+    rows: Array
+    shard: Path
+
+
+def cache_path(folder: Path, key: FeatureKey) -> Path:
+    """Where the cache of `key` lies."""
+    return folder / f"{key.digest}.arrow"
+
+
+def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
+    """The rows that a cache does not hold yet, sorted; all of them if there is no such file."""
+    wanted = np.unique(np.asarray(rows, dtype=np.int64))
+    return np.setdiff1d(wanted, FeatureCache.open(path, key).rows) if path.exists() else wanted
+
+
+def extract(
+    folder: Path,
+    key: FeatureKey,
+    rows: Array,
+    run_chunks: Callable[[list[Chunk]], Iterable[Chunk]],
+    progress: Callable[[int, int], None],
+) -> Path:
+    """Make sure that the cache of `key` holds `rows`, encoding only what is missing.
+
+    Finished shards outlive a failure and are used by the next call. Processes that want the same cache wait for each
+    other.
+
+    Args:
+        folder: folder of all caches
+        key: what to extract
+        rows: manifest rows (n,)
+        run_chunks: writes each chunk's shard (`Encoder.encode_chunk`), here or elsewhere, and yields the chunk when done
+        progress: called with the images done and the images to do
+
+    Returns:
+        the path of the cache
+
+    Raises:
+        CacheError: the existing file is torn or of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, shards = cache_path(folder, key), folder / f"{key.digest}.shards"
+    with _locked(folder / f"{key.digest}.lock"):
+        wanted = missing(path, key, rows)
+        if not wanted.size:
+            return path
+        shards.mkdir(exist_ok=True)
+        cached = [_read(path, key)] if path.exists() else []
+        finished = _finished(shards, key, cached)
+        todo = np.setdiff1d(wanted, _rows(finished))
+        done, total = wanted.size - todo.size, wanted.size
+        progress(done, total)
+        chunks = [
+            Chunk(part, shards / f"{part[0]:09d}.arrow")
+            for part in np.split(todo, range(CHUNK_ROWS, todo.size, CHUNK_ROWS))
+            if part.size
+        ]
+        for chunk in run_chunks(chunks) if chunks else ():
+            done += chunk.rows.size
+            progress(done, total)
+        _write(path, [*cached, *finished, *(_read(chunk.shard, key) for chunk in chunks)])
+        shutil.rmtree(shards)
+    return path
+
+
+def write_shard(path: Path, key: FeatureKey, rows: Array, features: Array) -> None:
+    """Write the features (n, views, *shape) of `rows` (n,) as one complete file, or not at all."""
+    flat = pa.array(np.ascontiguousarray(features).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, prod(features.shape[1:]))
+    metadata = {"key": json.dumps(asdict(key)), "shape": json.dumps(features.shape[2:])}
+    schema = pa.schema([("row", pa.int64()), ("feature", column.type)], metadata=metadata)
+    _write(path, [pa.table([pa.array(rows, pa.int64()), column], schema=schema)])
+
+
+def _write(path: Path, tables: Sequence[pa.Table]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_file(file, tables[0].schema) as writer:
+                for table in tables:
+                    writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, key: FeatureKey) -> pa.Table:
+    """The mapped table of a cache or shard, which must be whole and of `key`."""
+    if not path.is_file():
+        raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        found = json.loads(table.schema.metadata[b"key"])
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise CacheError(
+            f"{path}: not a whole feature cache; delete it and run `fedpgp features CONFIG` again"
+        ) from error
+    wanted = asdict(key)
+    if found != wanted:
+        differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+        told = ", ".join(f"{name} is {found.get(name)}, wanted {wanted.get(name)}" for name in differing)
+        raise CacheError(
+            f"{path}: features of something else ({told}); delete it and run `fedpgp features CONFIG` again"
+        )
+    return table
+
+
+def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list[pa.Table]:
+    """What earlier, interrupted extractions left behind; torn shards and those that were merged are deleted."""
+    held, tables = _rows(cached), []
+    for path in sorted(shards.iterdir()):
+        try:
+            table = _read(path, key)
+        except CacheError:
+            path.unlink()
+            continue
+        if np.isin(_rows([table]), held).any():
+            path.unlink()
+        else:
+            tables.append(table)
+    return tables
+
+
+def _rows(tables: Sequence[pa.Table]) -> Array:
+    return np.concatenate([np.empty(0, np.int64), *(table["row"].to_numpy() for table in tables)])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _some(rows: Array) -> str:
+    return ", ".join(str(row) for row in rows[:5]) + (", ..." if rows.size > 5 else "")

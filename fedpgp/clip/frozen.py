@@ -1,0 +1,178 @@
+"""What a method may look at: the frozen text tower bound to a class set, its constants computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedpgp.clip.layout import Position, Slot, arrange, check_lengths, prompt_slots
+from fedpgp.clip.text import PromptEncoder
+from fedpgp.clip.tower import TextTower
+from fedpgp.errors import DataError
+
+if TYPE_CHECKING:
+    from fedpgp.clip.model import Backbone
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids of every text that an experiment can need, so that an actor needs no tokenizer."""
+
+    texts: Mapping[str, tuple[int, ...]]
+    """ids of a text without start and end"""
+    bounds: tuple[int, int]
+    """ids of start-of-text and end-of-text"""
+
+    def __getitem__(self, text: str) -> tuple[int, ...]:
+        return self.texts[text]
+
+
+@dataclass(frozen=True)
+class FrozenText:
+    """The frozen text side of an experiment, small enough to send to every actor.
+
+    The tower keeps the embeddings of the tokens that occur in `vocabulary` only.
+    """
+
+    tower: TextTower
+    vocabulary: Vocabulary
+    class_names: tuple[str, ...]
+    template: str
+    logit_scale: float
+    class_chunk: int | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> FrozenText:
+        """The same on another device or in another precision."""
+        return replace(self, tower=self.tower.to(device, dtype))
+
+    def on(self, classes: Sequence[int]) -> ClassSet:
+        """The frozen side bound to the classes with these labels, in this order."""
+        return ClassSet(self, tuple(self.class_names[label] for label in classes))
+
+
+def freeze(
+    backbone: Backbone,
+    class_names: Sequence[str],
+    template: str,
+    phrases: Sequence[str] = (),
+    class_chunk: int | None = None,
+) -> FrozenText:
+    """Take from a backbone what training needs: its text tower, pruned to the tokens that can occur.
+
+    Args:
+        class_names: in label order; underscores become spaces, as in CoOp.
+        template: hand-written prompt with one {} for the name.
+        phrases: further texts that the method needs, for example the words of an initial context.
+
+    Raises:
+        DataError: a text does not fit the tower's context.
+    """
+    names = [readable(name) for name in class_names]
+    texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(template.format(n) for n in names), *phrases])
+    vocabulary = _tokenize(backbone, list(texts))
+    ids = sorted({*vocabulary.bounds, *(token for tokens in vocabulary.texts.values() for token in tokens)})
+    dense = {token: index for index, token in enumerate(ids)}
+    return FrozenText(
+        tower=TextTower.from_open_clip(backbone.model).pruned(ids),
+        vocabulary=Vocabulary(
+            texts={text: tuple(dense[t] for t in tokens) for text, tokens in vocabulary.texts.items()},
+            bounds=(dense[vocabulary.bounds[0]], dense[vocabulary.bounds[1]]),
+        ),
+        class_names=tuple(names),
+        template=template,
+        logit_scale=backbone.logit_scale,
+        class_chunk=class_chunk,
+    )
+
+
+def readable(name: str) -> str:
+    """A class name as it stands in a prompt."""
+    return name.replace("_", " ")
+
+
+def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
+    rows = backbone.tokenize(texts)
+    limit = rows.shape[1]
+    ends = rows.argmax(dim=1).tolist()  # end-of-text has the highest id
+    long = [text for text, end in zip(texts, ends, strict=True) if end == limit - 1]
+    if long:
+        raise DataError(f"text {long[0]!r}: longer than the {limit} tokens of the text tower; shorten the name")
+    lists = rows.tolist()
+    return Vocabulary(
+        texts={text: tuple(row[1:end]) for text, row, end in zip(texts, lists, ends, strict=True)},
+        bounds=(lists[0][0], lists[0][ends[0]]),
+    )
+
+
+class ClassSet:
+    """The frozen text side for C classes. Encoders and constants are made at first use and kept."""
+
+    def __init__(self, frozen: FrozenText, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._frozen = frozen
+        self._encoders: dict[tuple[int, Position, bool], PromptEncoder] = {}
+        self._constants: dict[str, Tensor] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.names)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of the cosines, from the checkpoint (exp already applied)."""
+        return self._frozen.logit_scale
+
+    @property
+    def width(self) -> int:
+        """D, the width of a context token."""
+        return self._frozen.tower.width
+
+    def encode(self, ctx: Tensor, position: Position = "end") -> Tensor:
+        """Text features (P, C, E), not normalised, of contexts (P, L, D) or class-specific ones (P, C, L, D)."""
+        n_ctx, specific = ctx.shape[-2], ctx.dim() == 4
+        key = (n_ctx, position, specific)
+        if key not in self._encoders:
+            vocabulary = self._frozen.vocabulary
+            prompts = prompt_slots(
+                names=[vocabulary[name] for name in self.names],
+                bodies=[vocabulary[f"{name}."] for name in self.names],
+                bounds=vocabulary.bounds,
+                n_ctx=n_ctx,
+                position=position,
+                class_specific=specific,
+            )
+            self._encoders[key] = self._encoder(prompts)
+        return self._encoders[key].encode(ctx)
+
+    def template(self) -> Tensor:
+        """Text features (C, E) of the hand-written prompt of each class: zero-shot CLIP. Constant."""
+        template = self._frozen.template
+        return self._constant(template, lambda name: self._frozen.vocabulary[template.format(name)])
+
+    def placeholder(self, n_ctx: int) -> Tensor:
+        """Text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the phrase "X". Constant."""
+        vocabulary = self._frozen.vocabulary
+        return self._constant(f"X{n_ctx}", lambda name: (*vocabulary["X"] * n_ctx, *vocabulary[f"{name}."]))
+
+    def word_vectors(self, phrase: str) -> Tensor:
+        """Token embeddings (L, D) of a phrase that the method asked for."""
+        return self._frozen.tower.tokens[torch.tensor(self._frozen.vocabulary[phrase])].float()
+
+    def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
+        if key not in self._constants:
+            start, end = self._frozen.vocabulary.bounds
+            encoder = self._encoder([[start, *tokens_of(name), end] for name in self.names])
+            nothing = self._frozen.tower.tokens.new_empty(1, 0, self.width)
+            with torch.no_grad():
+                self._constants[key] = encoder.encode(nothing)[0]
+        return self._constants[key]
+
+    def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
+        tower = self._frozen.tower
+        check_lengths(prompts, self.names, limit=len(tower.positions))
+        return PromptEncoder(tower, arrange(prompts, self._frozen.class_chunk))

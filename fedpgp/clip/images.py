@@ -1,0 +1,128 @@
+"""The image side of the frozen model: decoded images -> seeded views -> features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from fedpgp.clip.features import Array, FeatureKey, write_shard
+from fedpgp.clip.model import ImageSpec
+from fedpgp.errors import BackboneError
+from fedpgp.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fedpgp.data.manifest import ImageReader
+
+BATCH = 64  # images that pass through the tower at once
+
+
+class Encoder:
+    """Turns images of a manifest into shards of features."""
+
+    def __init__(self, visual: nn.Module, spec: ImageSpec, reader: ImageReader, key: FeatureKey) -> None:
+        """Bind a frozen image tower, on whatever device it is, to a source of images.
+
+        Raises:
+            BackboneError: patch features are wanted of a tower without patch tokens in the joint space.
+        """
+        if key.variant == "patches":
+            _check_patches(visual)
+        self._visual, self._spec, self._reader, self._key = visual, spec, reader, key
+        self._crop = _evaluation_crop(spec)
+
+    def encode_chunk(self, table: pa.Table, rows: Array, shard: Path) -> int:
+        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; returns n.
+
+        Raises:
+            DataError: an image cannot be read; nothing is written then.
+        """
+        images = self._reader.read(table)
+        pixels = torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
+        if self._key.variant == "pixels":
+            features = pixels
+        else:
+            flat = torch.cat([self._encode(batch) for batch in torch.split(pixels.flatten(0, 1), BATCH)])
+            features = flat.reshape(*pixels.shape[:2], *flat.shape[1:])
+        write_shard(shard, self._key, rows, features.numpy())
+        return len(rows)
+
+    def _views(self, image: Image, row: int) -> Tensor:
+        """uint8 (views, 3, H, W); the views of a row depend on the seed, the row and their number alone."""
+        from torchvision.transforms.functional import pil_to_tensor
+
+        if self._key.views == 1:
+            views = [self._crop(image)]
+        else:
+            seeds = [derive_seed(self._key.seed, "view", row, view) for view in range(self._key.views)]
+            views = [_random_view(image, self._spec.size, seed) for seed in seeds]
+        return torch.stack([pil_to_tensor(view) for view in views])
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, 3, H, W) -> float32 (n, *shape), on the CPU."""
+        device = next(self._visual.parameters()).device
+        inputs = normalise(pixels.to(device), self._spec)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._key.dtype == "bfloat16"):
+            encoded = _patches(self._visual, inputs) if self._key.variant == "patches" else self._visual(inputs)
+        features: Tensor = encoded.float().cpu()
+        return features
+
+
+def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    """Pixels as they are cached, uint8 (..., 3, H, W) -> what the image tower takes, float32 of the same shape."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (spec.mean, spec.std))
+    return (pixels.float() / 255 - mean) / std
+
+
+def _evaluation_crop(spec: ImageSpec) -> Any:
+    """open_clip's evaluation transform up to the pixels: PIL image -> PIL image."""
+    from open_clip import image_transform
+    from torchvision.transforms import Compose
+
+    whole = image_transform(
+        spec.size,
+        is_train=False,
+        mean=spec.mean,
+        std=spec.std,
+        resize_mode=spec.resize_mode,
+        interpolation=spec.interpolation,
+    )
+    return Compose(whole.transforms[:-2])  # the last two make a tensor and normalise it
+
+
+def _random_view(image: Image, size: int, seed: int) -> Any:
+    """The authors' augmentation (bicubic random resized crop, flip), drawn from its own seed."""
+    from torchvision.transforms import InterpolationMode, RandomHorizontalFlip, RandomResizedCrop
+
+    crop = RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.default_generator.manual_seed(seed)
+        return RandomHorizontalFlip()(crop(image))
+
+
+def _patches(visual: Any, images: Tensor) -> Tensor:
+    """All tokens of the last block in the joint space, (n, 1 + M, E), class token first."""
+    last = visual.forward_intermediates(
+        images,
+        indices=1,
+        normalize_intermediates=True,
+        intermediates_only=True,
+        output_fmt="NLC",
+        output_extra_tokens=True,
+    )
+    tokens = torch.cat([last["image_intermediates_prefix"][0], last["image_intermediates"][0]], dim=1)
+    projected: Tensor = tokens @ visual.proj
+    return projected
+
+
+def _check_patches(visual: nn.Module) -> None:
+    from open_clip.transformer import VisionTransformer
+
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        raise BackboneError("patch features need a plain ViT of open_clip, such as ViT-B-16-quickgelu")

@@ -1,0 +1,282 @@
+"""Frozen CLIP backbones: found by name, hub id or file, checked, loaded and fingerprinted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedpgp.clip import weights as checkpoints
+from fedpgp.config import BackboneSettings
+from fedpgp.errors import BackboneError
+from fedpgp.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Activation = Literal["gelu", "quick_gelu"]
+
+HUB = "hf-hub:"
+HUB_CONFIG = "open_clip_config.json"
+QUICK = "-quickgelu"  # how open_clip names a model with QuickGELU
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+TINY: dict[str, Any] = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+TEXT_TOWER: dict[str, Any] = {
+    "hf_model_name": None,
+    "hf_tokenizer_name": None,
+    "vocab_size": 49408,
+    "embed_cls": False,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+"""What the prompt encoder relies on: CLIP's own tokens, a causal mask, pooling at the end-of-text token, stock blocks."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What the evaluation transform needs to know of a model."""
+
+    size: int
+    """height and width in pixels"""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all fields."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP model in evaluation mode, without gradients, in float32."""
+
+    name: str
+    model: nn.Module
+    """open_clip's `CLIP` or `CustomTextCLIP`"""
+    image: ImageSpec
+    tokenize: Callable[[Sequence[str]], Tensor]
+    """texts -> int64 (n, context length), zero-padded; longer texts are cut"""
+    logit_scale: float
+    """factor of the cosine similarities (the exponential is already taken)"""
+    activation: Activation
+    fingerprint: str
+    """16 hex digits over names, shapes and values of the weights, and the activation"""
+
+
+def load(settings: BackboneSettings) -> Backbone:
+    """Load the frozen model that the settings name.
+
+    Raises:
+        BackboneError: unknown or unsuitable model, weights that are missing, unreadable, cannot be fetched or belong
+            to another model, or an activation that contradicts the model or what the weights were trained with.
+    """
+    name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
+    config, preprocess = _config(name)
+    _check_text_tower(name, config)
+    source = _find_weights(name, settings, "quick_gelu" if config.get("quick_gelu") else "gelu")
+    model = _build(name, config, source.activation)
+    if source.weights is None:
+        _spread(model)
+    else:
+        checkpoints.fill(model, source.weights, f"backbone {name}, weights {settings.weights or 'from the hub'}")
+    return Backbone(
+        name=name,
+        model=model,
+        image=_image_spec(name, model, {**preprocess, **source.preprocess}),
+        tokenize=_tokenizer(config["text_cfg"]),
+        logit_scale=float(model.logit_scale.exp()),
+        activation=source.activation,
+        fingerprint=_fingerprint(model, source.activation),
+    )
+
+
+def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """open_clip's model config and, from the hub, the preprocessing options that go with it."""
+    import open_clip
+
+    if name == "tiny":
+        return deepcopy(TINY), {}
+    if name.startswith(HUB):
+        described = json.loads(_from_hub(name, HUB_CONFIG).read_text(encoding="utf-8"))
+        return described["model_cfg"], described.get("preprocess_cfg", {})
+    config = open_clip.get_model_config(name)
+    if config is None:
+        near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()])
+        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+        raise BackboneError(f"backbone.name: open_clip has no model {name!r}; {hint}")
+    return config, {}
+
+
+def _check_text_tower(name: str, config: Mapping[str, Any]) -> None:
+    text = config["text_cfg"]
+    odd = [f"{key}={text[key]}" for key, plain in TEXT_TOWER.items() if text.get(key, plain) != plain]
+    if "multimodal_cfg" in config:
+        odd.append("multimodal_cfg (CoCa)")
+    if odd:
+        raise BackboneError(
+            f"backbone.name: {name} cannot be prompted: its text tower is not CLIP's, which is causal and pooled at "
+            f"the end-of-text token ({', '.join(odd)}); use for example ViT-B-16-quickgelu"
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the model is to be filled with and run with."""
+
+    activation: Activation
+    weights: checkpoints.Weights | None = None
+    """None: random ones"""
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    """open_clip's preprocessing options that go with the weights"""
+
+
+def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:
+    activation, weights = settings.activation or configured, settings.weights
+    hub = name.startswith(HUB)
+    if activation != configured and (hub or configured == "quick_gelu"):
+        raise _disagreement(name, name, configured)
+    if hub:
+        if weights is not None:
+            raise BackboneError(f"backbone.weights: {name} brings its own; give null (given: {weights!r})")
+        return _Source(activation, checkpoints.read(_from_hub(name)))
+    if weights == "random":
+        return _Source(activation)
+    if weights is not None and (Path(weights).is_file() or weights.endswith(CHECKPOINT_SUFFIXES)):
+        return _from_file(name, Path(weights), settings.activation)
+    return _from_tag(name, weights, activation)
+
+
+def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
+    weights = checkpoints.read(path)
+    if weights.openai and activation == "gelu":
+        raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
+    if activation is None and not checkpoints.is_archive(path):
+        raise BackboneError(
+            f"backbone.activation: {path} does not tell what it was trained with; state quick_gelu (OpenAI's, DFN's "
+            "and MetaCLIP's weights) or gelu (most others)"
+        )
+    return _Source(activation or "quick_gelu", weights)
+
+
+def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
+    from open_clip import pretrained
+
+    published = pretrained.get_pretrained_cfg(name.removesuffix(QUICK), tag) if tag else None
+    if not published:
+        tags = ", ".join(pretrained.list_pretrained_tags_by_model(name)) or "none"
+        raise BackboneError(
+            f"backbone.weights: {tag!r} is neither a file nor `random` nor a tag of {name} (tags: {tags})"
+        )
+    trained: Activation = "quick_gelu" if published.get("quick_gelu") else "gelu"
+    if activation != trained:
+        raise _disagreement(name, f"tag {tag}", trained)
+    path = _fetch(f"{name} {tag}", lambda: pretrained.download_pretrained(published))
+    return _Source(activation, checkpoints.read(path), published)
+
+
+def _from_hub(name: str, file: str | None = None) -> Path:
+    from open_clip import pretrained
+
+    return _fetch(name, lambda: pretrained.download_pretrained_from_hf(name.removeprefix(HUB), file))
+
+
+def _fetch(what: str, download: Callable[[], str]) -> Path:
+    try:
+        return Path(download())
+    except Exception as error:  # whatever a network, a hub or a proxy comes up with
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"backbone.weights: {what} cannot be fetched ({reason}); download the checkpoint elsewhere and give "
+            "backbone.weights=FILE with the open_clip name and backbone.activation=gelu or quick_gelu"
+        ) from error
+
+
+def _disagreement(name: str, what: str, trained: Activation) -> BackboneError:
+    import open_clip
+
+    plain = name.removesuffix(QUICK)
+    quick = plain + QUICK if plain + QUICK in open_clip.list_models() else plain
+    return BackboneError(
+        f"backbone.activation: {what} was trained with {trained} and would run with the other activation; "
+        f"use backbone.name={quick if trained == 'quick_gelu' else plain} and backbone.activation={trained}"
+    )
+
+
+def _build(name: str, config: dict[str, Any], activation: Activation) -> Any:
+    """The open_clip model with stock initialisation, from a seed of its own."""
+    import torch
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    config = config | {"quick_gelu": activation == "quick_gelu"}
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        if config["quick_gelu"]:
+            raise BackboneError(
+                f"backbone.activation: {name} has an image tower of timm's, which never uses quick_gelu"
+            )
+        vision["timm_model_pretrained"] = False  # all weights come from one place
+    build = CustomTextCLIP if config.pop("custom_text", False) else CLIP
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(0, "random weights", name))
+        return build(**config).eval().requires_grad_(False)
+
+
+def _spread(model: Any) -> None:
+    """Double the stock matrices, so that the features of different random-weight inputs differ clearly."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+
+
+def _image_spec(name: str, model: Any, options: Mapping[str, Any]) -> ImageSpec:
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+    from open_clip.utils import to_2tuple
+
+    height, width = to_2tuple(model.visual.image_size)
+    if height != width:
+        raise BackboneError(
+            f"backbone.name: {name} takes images of {height} x {width} pixels; only square ones are used"
+        )
+    merged = merge_preprocess_dict(PreprocessCfg(), options)
+    return ImageSpec(
+        height, tuple(merged["mean"]), tuple(merged["std"]), merged["interpolation"], merged["resize_mode"]
+    )
+
+
+def _tokenizer(text: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer: Callable[[Sequence[str]], Tensor] = SimpleTokenizer(
+        context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+    )
+    return tokenizer
+
+
+def _fingerprint(model: nn.Module, activation: Activation) -> str:
+    digest = hashlib.sha256(activation.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        digest.update(tensor.reshape(-1).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,319 @@
+"""The experiment as frozen, validated settings: YAML plus `a.b=value` overrides in, one digest out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedpgp.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no extra keys, a docstring under each field is its comment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    """Which images, with which names, cut how."""
+
+    name: Literal["shapes", "folder", "domain_folder", "parquet"] = "shapes"
+    """shapes (drawn on the fly) | folder (class/...) | domain_folder (domain/class/...) | parquet (Hugging Face style)"""
+    root: Path | None = None
+    """folder of the data set; not needed for `shapes`"""
+    class_names: tuple[str, ...] | None = None
+    """ordered names, tied to label ids 0, 1, ...; null: from the source (folders: sorted)"""
+    template: str = "a photo of a {}."
+    """hand-written prompt of zero-shot CLIP and of FedPGP's anchor; {} is the class name"""
+    train_fraction: float = Field(0.5, gt=0, lt=1)
+    """share of a class's images for training, where the source has no split of its own"""
+    val_fraction: float = Field(0.2, ge=0, lt=1)
+    """share for validation, where the source has no split of its own; 0: none, see protocol.val_shots"""
+    split_seed: int = 1
+    """seed of that split; the run's seed never moves an image between train and test"""
+    views: int = Field(1, ge=1)
+    """1: the evaluation transform; K > 1: K seeded random-crop-and-flip views of each training image"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSettings:
+        if self.train_fraction + self.val_fraction >= 1:
+            raise ValueError("train_fraction + val_fraction must stay below 1, or no test image is left")
+        if self.name != "shapes" and self.root is None:
+            raise ValueError(f"root is required for data {self.name!r}; give data.root=FOLDER")
+        if self.template.count("{}") != 1:
+            raise ValueError("template needs exactly one {} for the class name")
+        return self
+
+
+class PartitionSettings(Settings):
+    """Who holds which images."""
+
+    scheme: Literal["pathological", "iid", "domain", "dirichlet"] = "pathological"
+    """pathological (disjoint classes) | iid | domain (one client per domain) | dirichlet"""
+    clients: int | None = Field(10, ge=1)
+    """number of clients; null with `domain`, where the data decide"""
+    beta: float = Field(0.3, gt=0)
+    """dirichlet: concentration; small is skewed"""
+    min_per_client: int = Field(2, ge=1)
+    """dirichlet: least number of training images of a client"""
+
+
+class ProtocolSettings(Settings):
+    """What is trained on and what is tested."""
+
+    name: Literal["base_to_novel", "all_classes"] = "base_to_novel"
+    """base_to_novel (train on the first half of the labels, test on both) | all_classes"""
+    shots: int | None = Field(16, ge=1)
+    """training images per client and class; null: all. Nested: the 4-shot set contains the 2-shot set"""
+    val_shots: int = Field(4, ge=1)
+    """validation images per class and domain taken from train, where the data have no validation split"""
+
+
+class BackboneSettings(Settings):
+    """The frozen model."""
+
+    name: str = "tiny"
+    """open_clip model name, `hf-hub:OWNER/MODEL`, or `tiny` (a few layers, for tests)"""
+    weights: str | None = "random"
+    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for a hub id"""
+    activation: Literal["gelu", "quick_gelu"] | None = None
+    """activation that the weights were trained with; required for a checkpoint file"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of the frozen towers; prompts and losses stay in float32"""
+    class_chunk: int | None = Field(None, ge=1)
+    """most classes encoded at once, to bound memory; null: all"""
+
+
+class MethodSettings(BaseModel):
+    """A method's name; all other keys are checked by the method itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "fedpgp"
+    """see `fedpgp methods`"""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own keys."""
+        return dict(self.model_extra or {})
+
+
+class FederationSettings(Settings):
+    """Rounds, local training and evaluation."""
+
+    rounds: int = Field(10, ge=1)
+    """communication rounds"""
+    local_epochs: int = Field(2, ge=1)
+    """epochs of a client in a round"""
+    batch_size: int = Field(32, ge=1)
+    """images per step and client"""
+    drop_last: bool = False
+    """true: leave out a last, smaller batch if the client has a full one (as the authors' code does)"""
+    participation: float = Field(1.0, gt=0, le=1)
+    """fraction of the clients that train in a round, drawn anew each round"""
+    everyone_first: bool = False
+    """true: everyone trains in the first round whatever the participation (as the authors' code does)"""
+    lr: float = Field(0.001, gt=0)
+    """learning rate of SGD, constant"""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """momentum of SGD; 0: none. Optimizers are fresh for each local update"""
+    weight_decay: float = Field(5e-4, ge=0)
+    """weight decay of SGD; 0: none"""
+    block_size: int = Field(10, ge=1)
+    """clients trained as one batch; the unit of work of an actor"""
+    eval_every: int = Field(1, ge=1)
+    """rounds between evaluations; the last round is always evaluated"""
+    evaluate_before_aggregation: bool = False
+    """true: also test each participant right after local training (`local_before_aggregation`)"""
+
+
+class ResourceSettings(Settings):
+    """Where it runs. Never changes a result, given equal threads."""
+
+    backend: Literal["ray", "serial"] = "ray"
+    """ray (client actors) | serial (in this process, for debugging)"""
+    actors: int = Field(2, ge=1)
+    """client actors"""
+    cpus_per_actor: float = Field(1.0, gt=0)
+    """CPU cores reserved per actor"""
+    gpus_per_actor: float = Field(0.0, ge=0)
+    """GPUs reserved per actor; fractions share a device; more than one must be whole"""
+    threads_per_actor: int | None = Field(None, ge=1)
+    """torch threads of an actor; null: its cores, at least 1"""
+    address: str | None = None
+    """address of a running Ray; null: RAY_ADDRESS if set, else a local one"""
+    ready_timeout: float = Field(120.0, gt=0)
+    """seconds until all actors must have answered"""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> ResourceSettings:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError("gpus_per_actor above 1 must be a whole number")
+        return self
+
+    @property
+    def threads(self) -> int:
+        """Torch threads per actor."""
+        return self.threads_per_actor or max(1, int(self.cpus_per_actor))
+
+
+class TrackingSettings(Settings):
+    """The MLflow mirror of the rows on disk."""
+
+    mlflow: bool = True
+    """false: rows on disk only"""
+    uri: str | None = None
+    """tracking URI; null: a SQLite store under storage.root"""
+    experiment: str = "fedpgp"
+    """MLflow experiment"""
+
+
+class StorageSettings(Settings):
+    """Where runs, caches and the default MLflow store live."""
+
+    root: Path = Path("fedpgp-store")
+    """one folder for everything; must be absolute on a cluster of several nodes"""
+
+
+class Experiment(Settings):
+    """One federated experiment, complete."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
+    """short name, first part of the run's folder"""
+    seed: int = Field(1, ge=0)
+    """seed of every random draw"""
+    data: DataSettings = DataSettings()
+    partition: PartitionSettings = PartitionSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    method: MethodSettings = MethodSettings()
+    federation: FederationSettings = FederationSettings()
+    resources: ResourceSettings = ResourceSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    storage: StorageSettings = StorageSettings()
+
+    @model_validator(mode="after")
+    def _clients_given(self) -> Experiment:
+        if (self.partition.clients is None) != (self.partition.scheme == "domain"):
+            raise ValueError("partition.clients is the number of clients, or null with partition.scheme=domain")
+        if self.partition.scheme == "domain" and self.data.name == "folder":
+            raise ValueError("partition.scheme=domain needs data with domains, for example data.name=domain_folder")
+        return self
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
+    """
+    return parse(_override(read_yaml(config), overrides), source=config)
+
+
+def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
+    """Validate a nested mapping; errors name the field, the rule, the value and the nearest known keys."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, Experiment, source))) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> list[str]:
+    """One line per thing that is wrong."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = sorted(_fields_at(model, item["loc"][:-1]))
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{source}: {path}: unknown key; {hint}")
+        else:
+            what = item["msg"].removeprefix("Value error, ")
+            given = item["input"]
+            shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
+            lines.append(f"{source}: {path + ': ' if path else ''}{what}{shown}")
+    return lines
+
+
+def read_yaml(config: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the shipped experiment of that name."""
+    path = Path(config)
+    if path.is_file():
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    else:
+        shipped = shipped_configs() / "experiments"
+        entry = shipped / f"{config}.yaml"
+        if not entry.is_file():
+            names = sorted(item.stem for item in shipped.glob("*.yaml"))
+            raise ConfigError(f"{config}: no such file, and no shipped experiment of that name ({', '.join(names)})")
+        text, where = entry.read_text(encoding="utf-8"), config
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
+    return tree
+
+
+def shipped_configs() -> Path:
+    """The folder `tune_configs`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "tune_configs"
+    return inside if inside.is_dir() else package.parent / "tune_configs"
+
+
+def dump(experiment: Experiment) -> str:
+    """The experiment as YAML that `load` reads back to the same."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(experiment: Experiment, **identities: str) -> str:
+    """Twelve hex digits over all that can change a number, and nothing else.
+
+    Paths, resources, tracking, storage and the name are left out; what a path leads to comes in as
+    `identities` (for example `manifest=`, `weights=` digests).
+    """
+    tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
+    tree["data"].pop("root")
+    tree["backbone"].pop("class_chunk")
+    if "weights" in identities:
+        tree["backbone"].pop("weights")
+    text = json.dumps({"settings": tree, "identities": identities}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for item in overrides:
+        path, separator, text = item.partition("=")
+        keys = path.split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
+        node = tree
+        for key in keys[:-1]:
+            child = node.get(key)
+            node[key] = dict(child) if isinstance(child, dict) else {}
+            node = node[key]
+        node[keys[-1]] = value
+    return tree
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Images as rows, and who holds which of them: manifest, partition, protocol."""

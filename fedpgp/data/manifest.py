@@ -1,0 +1,182 @@
+"""The manifest: all images of a data set as one Arrow table in canonical order, with an identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedpgp.config import DataSettings
+from fedpgp.data.grouping import shuffled_ranks
+from fedpgp.data.sources import open_source
+from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
+from fedpgp.errors import DataError
+from fedpgp.seeding import numpy_generator
+
+__all__ = ["ImageReader", "Manifest", "build", "open_reader"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All images of a data set: `table` has `ROW_SCHEMA`, sorted by file and row; the row number names the image."""
+
+    name: str
+    class_names: tuple[str, ...]
+    domains: tuple[str, ...]
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Index into `class_names` per row. int32 [n]"""
+        return np.asarray(self.table["label"].to_numpy())
+
+    @cached_property
+    def domain_ids(self) -> np.ndarray:
+        """Index into `domains` per row. int32 [n]"""
+        return np.asarray(self.table["domain"].to_numpy())
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """train, val or test per row. str [n]"""
+        return np.asarray(self.table["split"].to_numpy(), "U5")
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits over class names, domains and rows: relative names and sizes, never where the root is."""
+        digest = hashlib.sha256(json.dumps([self.class_names, self.domains]).encode())
+        for field in ROW_SCHEMA:
+            column = self.table[field.name]
+            if pa.types.is_string(field.type):
+                digest.update("\0".join(column.to_pylist()).encode())
+            else:
+                digest.update(pc.fill_null(column, -1).to_numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write an Arrow IPC file, under a temporary name first: a reader sees all of it or nothing."""
+        about = {
+            "name": self.name,
+            "class_names": json.dumps(self.class_names),
+            "domains": json.dumps(self.domains),
+            "digest": self.digest,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as file:
+                with pa.ipc.new_file(file, ROW_SCHEMA.with_metadata(about)) as writer:
+                    writer.write_table(self.table)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: missing, torn, or not what its digest says.
+        """
+        try:
+            with pa.memory_map(str(path)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            names, domains = (tuple(json.loads(about[key])) for key in ("class_names", "domains"))
+            manifest = cls(about["name"], names, domains, table.replace_schema_metadata())
+            intact = manifest.table.schema == ROW_SCHEMA and manifest.digest == about["digest"]
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such manifest; build it again") from None
+        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a complete manifest; delete the file and build it again") from error
+        if not intact:
+            raise DataError(f"{path}: content and digest of the manifest differ; delete the file and build it again")
+        return manifest
+
+
+def build(settings: DataSettings) -> Manifest:
+    """Scan the source and put its rows into canonical order, with names and splits as `settings` say.
+
+    A source that names at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
+
+    Raises:
+        DataError: the data cannot be used, or do not agree with `data.class_names`.
+    """
+    scan = open_source(settings).scan()
+    class_names, relabel = _class_order(scan.class_names, settings.class_names)
+    rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
+    rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
+    named = set(rows["split"].unique().to_pylist()) - {None}
+    if len(named) < 2:
+        rows = rows.set_column(4, "split", _cut(rows, settings))
+    elif missing := {"train", "test"} - named:
+        raise DataError(
+            f"{settings.root}: no {missing.pop()} split, only {' and '.join(sorted(named))}; "
+            "rename a split, or put all images into one to have it cut by data.train_fraction"
+        )
+    return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA))
+
+
+def open_reader(settings: DataSettings) -> ImageReader:
+    """The reader of the manifest's images; needs nothing but the settings, so any process can open its own."""
+    return open_source(settings)
+
+
+def _class_order(found: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names in label order, and the new label of each label found.
+
+    `wanted` either puts the names found into another order, or renames classes in place.
+    """
+    _refuse_duplicates(found)
+    if wanted is None:
+        return found, np.arange(len(found))
+    _refuse_duplicates(wanted)
+    if len(wanted) != len(found):
+        raise DataError(f"data.class_names: {len(wanted)} names for {len(found)} classes ({', '.join(found)})")
+    old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, wanted))
+    if old.keys() == new.keys():
+        return wanted, np.array([new[name] for name in old])
+    moved = [name for name, label in new.items() if old.get(name, label) != label]
+    if moved:
+        raise DataError(
+            f"data.class_names: {', '.join(moved)} not where the data have them; give all names found, in any order, "
+            f"or new names in the order found ({', '.join(found)})"
+        )
+    return wanted, np.arange(len(found))
+
+
+def _refuse_duplicates(names: Sequence[str]) -> None:
+    counts = Counter(_words(name) for name in names)
+    double = [name for name, count in counts.items() if count > 1]
+    if double:
+        raise DataError(
+            f"class names occur twice (underscores read as spaces): {', '.join(double)}; rename one of each"
+        )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:
+    """Split per (class, domain): at least one train and one test image wherever there are two."""
+    keys = rows["label"].to_numpy().astype(np.int64) * (1 + pc.max(rows["domain"]).as_py()) + rows["domain"].to_numpy()
+    ranks = shuffled_ranks(keys, numpy_generator(settings.split_seed, "split"))
+    counts = np.bincount(keys)[keys]
+    train = np.maximum(1, np.minimum(np.rint(settings.train_fraction * counts), counts - 1))
+    val = np.minimum(np.rint(settings.val_fraction * counts), np.maximum(0, counts - train - 1))
+    return pa.array(np.select([ranks < train, ranks < train + val], ["train", "val"], "test"))

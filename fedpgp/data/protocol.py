@@ -1,0 +1,189 @@
+"""What is trained on and what is tested: base and novel classes, shots, validation, per client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from fedpgp.config import PartitionSettings, ProtocolSettings
+from fedpgp.data.grouping import shuffled_ranks
+from fedpgp.data.manifest import Manifest
+from fedpgp.data.partition import Labelled, assign
+from fedpgp.errors import DataError
+from fedpgp.seeding import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Labelled):
+    """Images of one split and one class set; `labels` are numbered within the class set."""
+
+    split: str
+    """val | test"""
+    class_set: str
+    """a key of `FederatedData.class_sets`"""
+    rows: np.ndarray
+    """manifest rows, ascending. int64 [n]"""
+    members: tuple[np.ndarray, ...] | None = None
+    """per client, the positions in this pool that are its Local images; None: nobody's (novel classes)"""
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The data of an experiment, divided among clients: rows of the manifest and labels, no images."""
+
+    client_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    domains: tuple[str, ...]
+    class_sets: Mapping[str, tuple[int, ...]]
+    """ordered global labels of `base` and `novel`, or of `all`"""
+    train_set: str
+    """the class set that is trained on: `base` or `all`"""
+    train_rows: tuple[np.ndarray, ...]
+    """per client, its training images. int64 [n_k]"""
+    train_labels: tuple[np.ndarray, ...]
+    """per client, their labels within `train_set`. int64 [n_k]"""
+    pools: tuple[Pool, ...]
+    """what is evaluated on; pools without images are left out"""
+    manifest_digest: str
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.client_names)
+
+    @cached_property
+    def training_rows(self) -> np.ndarray:
+        """Rows that some client trains on, ascending. int64 [n]"""
+        return np.unique(np.concatenate(self.train_rows))
+
+    @cached_property
+    def evaluation_rows(self) -> np.ndarray:
+        """Rows of all pools, ascending; none of them is trained on. int64 [n]"""
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(pool.rows for pool in self.pools)]))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """All rows that the experiment can use, ascending. int64 [n]"""
+        return np.union1d(self.training_rows, self.evaluation_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits over everything above."""
+        arrays = [*self.train_rows, *self.train_labels]
+        for pool in self.pools:
+            arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
+        names = [
+            self.client_names,
+            self.class_names,
+            self.domains,
+            self.class_sets,
+            self.train_set,
+            self.manifest_digest,
+        ]
+        pools = [(pool.split, pool.class_set, pool.members is not None) for pool in self.pools]
+        digest = hashlib.sha256(json.dumps([names, pools, [len(array) for array in arrays]]).encode())
+        for array in arrays:
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSettings, seed: int) -> FederatedData:
+    """Divide a manifest among clients.
+
+    Without a validation split of its own, `val_shots` images per class and domain are taken from train first.
+    Shots are drawn per client and class; fewer shots are a part of more. Local images of a client are those of
+    val and test that the partition gives it: its classes, its domain, or its share.
+
+    Raises:
+        DataError: too few classes, or clients with nothing to train on (all of them named).
+    """
+    class_sets = _class_sets(len(manifest.class_names), protocol)
+    train_set = "base" if "base" in class_sets else "all"
+    client_names = _client_names(manifest, partition)
+    splits = _splits(manifest, protocol.val_shots, seed)
+    pools = {
+        (split, name): _pool(manifest, splits, split, name, classes)
+        for split in ("train", "val", "test")
+        for name, classes in class_sets.items()
+    }
+    local = assign(
+        partition, {split: pools[split, train_set] for split in ("train", "val", "test")}, len(client_names), seed
+    )
+    train = pools["train", train_set]
+    chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
+    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
+    if idle:
+        raise DataError(
+            f"partition: no training image for {', '.join(idle)} ({len(train.rows)} images in {train_set} classes); "
+            "give a smaller partition.clients or another partition.scheme"
+        )
+    return FederatedData(
+        client_names=client_names,
+        class_names=manifest.class_names,
+        domains=manifest.domains,
+        class_sets=class_sets,
+        train_set=train_set,
+        train_rows=tuple(train.rows[own] for own in chosen),
+        train_labels=tuple(train.labels[own] for own in chosen),
+        pools=tuple(
+            replace(pool, members=local[split]) if name == train_set else pool
+            for (split, name), pool in pools.items()
+            if split != "train" and len(pool.rows)
+        ),
+        manifest_digest=manifest.digest,
+    )
+
+
+def _class_sets(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
+    labels = tuple(range(num_classes))
+    if protocol.name == "all_classes":
+        return {"all": labels}
+    if num_classes < 2:
+        raise DataError(
+            "protocol: base_to_novel needs 2 classes or more, the data have 1; give protocol.name=all_classes"
+        )
+    half = (num_classes + 1) // 2
+    return {"base": labels[:half], "novel": labels[half:]}
+
+
+def _client_names(manifest: Manifest, partition: PartitionSettings) -> tuple[str, ...]:
+    if partition.scheme == "domain":
+        if len(manifest.domains) < 2:
+            raise DataError("partition: the data have one domain only; give another partition.scheme than domain")
+        return manifest.domains
+    if partition.clients is None:
+        raise DataError(f"partition.clients: give the number of clients with partition.scheme={partition.scheme}")
+    return tuple(f"client {client}" for client in range(partition.clients))
+
+
+def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
+    """The manifest's splits; if none is val, `val_shots` per (class, domain) leave train, but never its last image."""
+    splits = manifest.splits.copy()
+    if np.any(splits == "val"):
+        return splits
+    train = np.flatnonzero(splits == "train")
+    keys = manifest.labels[train].astype(np.int64) * len(manifest.domains) + manifest.domain_ids[train]
+    ranks = shuffled_ranks(keys, numpy_generator(seed, "validation"))
+    counts = np.bincount(keys)[keys]
+    splits[train[ranks < np.minimum(val_shots, counts - 1)]] = "val"
+    return splits
+
+
+def _pool(manifest: Manifest, splits: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> Pool:
+    number = np.full(len(manifest.class_names), -1)
+    number[list(classes)] = np.arange(len(classes))
+    rows = np.flatnonzero((splits == split) & (number[manifest.labels] >= 0))
+    labels = number[manifest.labels[rows]]
+    return Pool(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
+
+
+def _shots(labels: np.ndarray, own: np.ndarray, shots: int | None, seed: int, client: int) -> np.ndarray:
+    """The first `shots` of each class in a random order of the client's positions."""
+    if shots is None:
+        return own
+    return own[shuffled_ranks(labels[own], numpy_generator(seed, "shots", client)) < shots]

@@ -1,0 +1,47 @@
+"""From the bytes of an image file to an RGB image."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fedpgp.errors import DataError
+
+MAX_PIXELS = 89_478_485
+"""A larger image is taken for a decompression bomb (Pillow's own limit, which only warns)."""
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """Decode an image of any mode to RGB, as stored: EXIF orientation is not applied, as in CLIP's own transform.
+
+    Raises:
+        DataError: not an image, truncated, too large, or of a mode without a defined range; starts with `where`.
+    """
+    if not data:
+        raise DataError(f"{where}: the image is empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: not an image of a known format; replace or remove it") from None
+    except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency onto white, 16 bits scaled to 8."""
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
+    if image.mode.startswith("I"):
+        high = np.clip(np.asarray(image), 0, 0xFFFF) >> 8
+        image = Image.fromarray(high.astype(np.uint8))
+    if image.mode.lower().endswith("a") or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    return image.convert("RGB")

@@ -1,0 +1,216 @@
+"""Parquet files as Hugging Face writes them: an image column, a label column, names in the schema's metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fedpgp.config import DataSettings
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, existing_root, inside
+from fedpgp.data.sources.decoding import decode
+from fedpgp.errors import DataError
+
+PREFERRED = ("image", "img", "label", "fine_label")
+"""Which column is meant if several could be (CIFAR-100 has fine and coarse labels)."""
+DOMAIN = "domain"
+_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a file mean what; `names` and `domain_names` belong to integer columns (ClassLabel)."""
+
+    image: str
+    label: str
+    domain: str | None
+    names: tuple[str, ...] | None
+    domain_names: tuple[str, ...] | None
+
+
+class ParquetSource:
+    """Every *.parquet under the root; the name of the file (train-0000.parquet) or of its folder tells the split."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.root = existing_root(settings)
+        self.class_names = settings.class_names
+
+    def scan(self) -> Scan:
+        """List the images; class names come from the metadata, from a string column, or from `data.class_names`."""
+        paths = sorted(self.root.rglob("*.parquet"))
+        files = [path.relative_to(self.root).as_posix() for path in paths if not _hidden(path.relative_to(self.root))]
+        if not files:
+            raise DataError(f"{self.root}: no *.parquet file; give data.root=FOLDER or another data.name")
+        splits = [_split(file) for file in files]
+        if None in splits and any(splits):
+            nameless = ", ".join(file for file, split in zip(files, splits, strict=True) if split is None)
+            raise DataError(f"{self.root}: no split in the name of {nameless}; rename to train-, validation- or test-")
+        columns = self._common_columns(files)
+        table = pa.concat_tables(
+            self._rows(file, split, columns) for file, split in zip(files, splits, strict=True)
+        ).combine_chunks()
+        if not len(table):
+            raise DataError(f"{self.root}: no images: all *.parquet files are empty")
+        names, labels = self._encode(table, "label", columns.names or self.class_names)
+        domains, domain_ids = self._encode(table, DOMAIN, columns.domain_names)
+        rows = table.set_column(2, "label", labels).set_column(3, DOMAIN, domain_ids).cast(ROW_SCHEMA)
+        return Scan(names, domains, rows)
+
+    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
+        """Decode the images of `rows`, in order; a row group is read once per run of rows in it."""
+        for file, run in groupby(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True), itemgetter(0)):
+            numbers = [row for _, row in run]
+            for row, data in zip(numbers, self._values(file, numbers), strict=True):
+                yield decode(data or b"", f"{self.root / file}, row {row}")
+
+    @contextmanager
+    def _open(self, file: str) -> Iterator[pq.ParquetFile]:
+        """The file for a `with` block, in which whatever Arrow cannot read becomes a DataError."""
+        try:
+            with pq.ParquetFile(inside(self.root, file), memory_map=True) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.root / file}: not a complete Parquet file ({reason}); fetch it again") from error
+
+    def _values(self, file: str, rows: list[int]) -> Iterator[bytes | None]:
+        with self._open(file) as parquet:
+            column = self._columns(file, parquet.schema_arrow).image
+            metadata = parquet.metadata
+            if max(rows) >= metadata.num_rows:
+                raise DataError(f"{self.root / file}: row {max(rows)} is missing; build the manifest again")
+            sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            starts = list(accumulate(sizes, initial=0))
+            groups = [bisect_right(starts, row) - 1 for row in rows]
+            for group, members in groupby(zip(groups, rows, strict=True), itemgetter(0)):
+                images = parquet.read_row_group(group, columns=[column]).column(0)
+                for _, row in members:
+                    value = images[row - starts[group]].as_py()
+                    yield value["bytes"] if isinstance(value, dict) else value
+
+    def _common_columns(self, files: list[str]) -> Columns:
+        found = {}
+        for file in files:
+            with self._open(file) as parquet:
+                found[file] = self._columns(file, parquet.schema_arrow)
+        differing = ", ".join(file for file in files if found[file] != found[files[0]])
+        if differing:
+            raise DataError(f"{self.root}: columns or class names of {differing} differ from those of {files[0]}")
+        return found[files[0]]
+
+    def _columns(self, file: str, schema: pa.Schema) -> Columns:
+        features = _features(schema)
+        image = self._choose(file, "image", features, "Image", [f.name for f in schema if _holds_images(f.type)])
+        plain = [field.name for field in schema if _holds_labels(field.type) and field.name != DOMAIN]
+        label = self._choose(file, "label", features, "ClassLabel", plain)
+        domain = DOMAIN if DOMAIN in schema.names else None
+        return Columns(image, label, domain, _names(features, label), _names(features, DOMAIN))
+
+    def _choose(self, file: str, kind: str, features: dict[str, Any], feature: str, fitting: list[str]) -> str:
+        """The column of a kind: declared in the metadata, else the one whose type fits, else the preferred name."""
+        declared = [name for name, value in features.items() if value.get("_type") == feature and name in fitting]
+        candidates = declared or fitting
+        preferred = [name for name in PREFERRED if name in candidates]
+        if len(candidates) != 1 and not preferred:
+            found = f"several could be it: {', '.join(candidates)}" if candidates else "none has a fitting type"
+            raise DataError(f"{self.root / file}: no {kind} column ({found}); call it {kind!r}")
+        return preferred[0] if preferred else candidates[0]
+
+    def _rows(self, file: str, split: str | None, columns: Columns) -> pa.Table:
+        """The rows of one file, label and domain still as in the file."""
+        with self._open(file) as parquet:
+            table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
+        count = len(table)
+        domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
+        return pa.table(
+            {
+                "file": pa.repeat(file, count),
+                "row": np.arange(count),
+                "label": _plain(table[columns.label]),
+                DOMAIN: domain if columns.domain_names else domain.cast(pa.string()),
+                "split": pa.repeat(pa.scalar(split, pa.string()), count),
+                "size": pa.repeat((self.root / file).stat().st_size, count),
+            }
+        )
+
+    def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
+        """The ordered names of a column and, per row, the index of its name."""
+        values = table[column]
+        if pa.types.is_string(values.type):
+            names = tuple(sorted(values.drop_null().unique().to_pylist()))
+            ids = pc.index_in(values, pa.array(names, pa.string()))
+            bad = pc.is_null(ids)
+        elif names is None:
+            raise DataError(
+                f"{self.root}: column {column!r} holds numbers and the metadata no names; "
+                "give data.class_names=[name of 0, name of 1, ...]"
+            )
+        else:
+            ids = values
+            bad = pc.fill_null(pc.or_(pc.less(ids, 0), pc.greater_equal(ids, len(names))), True)
+        if pc.any(bad).as_py():
+            row = table.slice(pc.index(bad, True).as_py(), 1).to_pylist()[0]
+            raise DataError(
+                f"{self.root / row['file']}, row {row['row']}: {column} {row[column]} is out of range of the "
+                f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
+            )
+        return names, ids.cast(pa.int32())
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _split(file: str) -> str | None:
+    """The split in the name of the file or, failing that, of its nearest folder."""
+    matches = (_SPLIT.match(part) for part in reversed(file.split("/")))
+    return next((SPLIT_NAMES[match[1]] for match in matches if match), None)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """The Hugging Face features of a schema: column -> {"_type": "Image" | "ClassLabel" | ..., "names": [...]}."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: value for name, value in features.items() if isinstance(value, dict)}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _names(features: dict[str, Any], column: str) -> tuple[str, ...] | None:
+    names = features.get(column, {}).get("names")
+    return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_images(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or _holds_text(kind))
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels as int64 or string, whatever their width or encoding."""
+    return column.cast(pa.string() if _holds_text(column.type) else pa.int64())

@@ -1,0 +1,272 @@
+"""One experiment from settings to rows on disk: the only place that wires the stages together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpgp import config, methods
+from fedpgp.clip import features, model
+from fedpgp.clip.features import Chunk, FeatureKey, cache_path
+from fedpgp.clip.frozen import freeze
+from fedpgp.clip.model import Backbone
+from fedpgp.config import Experiment, MethodSettings, ResourceSettings
+from fedpgp.data import manifest as manifests
+from fedpgp.data import protocol
+from fedpgp.data.manifest import Manifest
+from fedpgp.data.protocol import FederatedData
+from fedpgp.errors import FedPGPError
+from fedpgp.evaluation import summarize
+from fedpgp.federation import checkpoint
+from fedpgp.federation.backend import Backend
+from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.serial import SerialBackend
+from fedpgp.federation.server import Server
+from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.methods.base import Method
+from fedpgp.records import Progress, RoundRow
+from fedpgp.store import RunStore
+
+Emit = Callable[[Progress], None]
+
+LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first image is read: settings complete and checked, data divided, model loaded."""
+
+    experiment: Experiment
+    method: Method
+    manifest: Manifest
+    data: FederatedData
+    backbone: Backbone
+    digest: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was asked to end before its last round."""
+
+    run: Path
+
+
+def settle(experiment: Experiment) -> tuple[Experiment, Method]:
+    """The experiment with every setting of its method filled in, and the method.
+
+    Raises:
+        ConfigError: unknown method, or settings that it cannot use.
+    """
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
+    return experiment.model_copy(update={"method": complete}), method
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Check everything that can be checked without reading an image.
+
+    Raises:
+        UserError: settings, data or backbone cannot be used.
+    """
+    experiment, method = settle(experiment)
+    manifest = manifests.build(experiment.data)
+    data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
+    backbone = model.load(experiment.backbone)
+    digest = config.digest(experiment, manifest=manifest.digest, weights=backbone.fingerprint)
+    return Plan(experiment, method, manifest, data, backbone, digest)
+
+
+def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Features]:
+    """Frozen features of all images that the plan uses: those for training and those for testing.
+
+    With one view both are the same cache. What is there already is not extracted again.
+    """
+    views = plan.experiment.data.views
+    test = _cache(plan, views=1)
+    if views == 1:
+        _fill(plan, test, plan.data.rows, backend, emit)
+        return test, test
+    train = _cache(plan, views=views)
+    _fill(plan, train, plan.data.training_rows, backend, emit)
+    _fill(plan, test, plan.data.evaluation_rows, backend, emit)
+    return train, test
+
+
+def run(experiment: Experiment, resume: bool, *, emit: Emit, stop: threading.Event) -> Path | Stopped:
+    """Run an experiment in this process, with client actors if its backend is ray.
+
+    Args:
+        resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is.
+        emit: told of progress.
+        stop: set from outside to end after the current round.
+
+    Returns:
+        The folder of the finished run.
+
+    Raises:
+        UserError: something given cannot be used; nothing was begun.
+        FedPGPError: the run failed; its rows are kept and `resume` goes on from them.
+    """
+    emit(Progress("prepare", note="reading data and backbone"))
+    ready = plan(experiment)
+    root = experiment.storage.root.absolute()
+    store = RunStore.find_resumable(root, experiment.name, ready.digest) if resume else None
+    if store is not None and store.status["state"] == "finished":
+        emit(Progress("finished", note="was finished already", run=str(store.path)))
+        return store.path
+    backend = make_backend(experiment.resources)
+    try:
+        train, test = extract(ready, backend, emit)
+        job = _job(ready, train, test)
+        backend.load(job)
+        store = store or RunStore.create(
+            root, experiment.name, ready.digest, config.dump(ready.experiment), _identity(ready)
+        )
+        with store.lock():
+            try:
+                finished = _rounds(ready, Server(job, backend), store, emit, stop)
+            except BaseException as error:
+                store.fail(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
+                raise
+    finally:
+        backend.close()
+    if not finished:
+        return Stopped(store.path)
+    emit(Progress("finished", run=str(store.path)))
+    return store.path
+
+
+def launch(experiment: Experiment, resume: bool, emit: Emit) -> Path | Stopped:
+    """Run an experiment where its settings say: in a driver actor on Ray, or here. See `run`."""
+    with _ray(experiment.resources) as drive:
+        return drive(run, experiment, resume, emit=emit)  # type: ignore[no-any-return]
+
+
+def launch_features(experiment: Experiment, emit: Emit) -> list[Path]:
+    """Extract the features that an experiment needs, and nothing more; their files."""
+    with _ray(experiment.resources) as drive:
+        return drive(_only_features, experiment, emit=emit)  # type: ignore[no-any-return]
+
+
+def _only_features(experiment: Experiment, *, emit: Emit, stop: threading.Event) -> list[Path]:
+    ready = plan(experiment)
+    backend = make_backend(experiment.resources)
+    try:
+        return sorted({cache.path for cache in extract(ready, backend, emit)})
+    finally:
+        backend.close()
+
+
+def make_backend(resources: ResourceSettings) -> Backend:
+    """Workers as the settings say; Ray must be connected for its own."""
+    if resources.backend == "serial":
+        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
+    from fedpgp.federation.actors import ActorPool
+
+    return ActorPool(resources)
+
+
+@contextmanager
+def _ray(resources: ResourceSettings) -> Iterator[Callable[..., Any]]:
+    """How to run a function that takes `emit` and `stop`: in a driver actor, or here."""
+    if resources.backend == "serial":
+        stop = threading.Event()
+        yield lambda function, *args, emit: function(*args, emit=emit, stop=stop)
+        return
+    from fedpgp.federation.actors import connected, drive
+
+    with connected(resources):
+        yield drive
+
+
+def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit, stop: threading.Event) -> bool:
+    """Run and commit what is left; whether all rounds are done."""
+    good = store.last_good(plan.digest)
+    state = good[0] if good else server.initial_state()
+    emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
+    for result in server.run(state):
+        reference = checkpoint.save(store.checkpoints, result.state, plan.digest)
+        store.commit(result.row, result.clients, reference)
+        emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
+        if stop.is_set() and result.row.round < server.rounds:
+            store.stop("asked to stop")
+            return False
+    store.finish(summarize(store.identity, store.rounds()))
+    return True
+
+
+def _shown(row: RoundRow) -> str:
+    wanted = ("test/local", "test/base", "test/novel", "test/all", "test/hm")
+    return "  ".join(f"{name.removeprefix('test/')} {row.metrics[name]:.1f}" for name in wanted if name in row.metrics)
+
+
+def _cache(plan: Plan, views: int) -> Features:
+    experiment = plan.experiment
+    key = FeatureKey(
+        manifest=plan.manifest.digest,
+        weights=plan.backbone.fingerprint,
+        transform=plan.backbone.image.digest,
+        views=views,
+        seed=0 if views == 1 else experiment.seed,
+        dtype=experiment.backbone.dtype,
+        variant=plan.method.needs,
+    )
+    return Features(cache_path(experiment.storage.root.absolute() / "features", key), key)
+
+
+def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit: Emit) -> None:
+    """Extract what is missing of `rows`, on the workers."""
+
+    def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
+        visual: Any = plan.backbone.model.visual
+        backend.load(ExtractionJob(visual, plan.backbone.image, plan.experiment.data, plan.manifest, cache.key))
+        return backend.map("encode_chunk", chunks)
+
+    def progress(done: int, total: int) -> None:
+        emit(Progress("extract", done, total))
+
+    features.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
+
+
+def _job(plan: Plan, train: Features, test: Features) -> FederationJob:
+    experiment = plan.experiment
+    return FederationJob(
+        method=plan.method,
+        text=freeze(
+            plan.backbone,
+            plan.data.class_names,
+            experiment.data.template,
+            plan.method.phrases,
+            experiment.backbone.class_chunk,
+        ),
+        data=plan.data,
+        train_features=train,
+        test_features=test,
+        federation=experiment.federation,
+        seed=experiment.seed,
+        dtype=getattr(torch, experiment.backbone.dtype),
+    )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    return {
+        "method": plan.experiment.method.name,
+        "data": plan.experiment.data.name,
+        "backbone": plan.backbone.name,
+        "seed": plan.experiment.seed,
+        "client_names": list(plan.data.client_names),
+        "class_names": list(plan.data.class_names),
+        "num_examples": [len(rows) for rows in plan.data.train_rows],
+        "manifest_digest": plan.manifest.digest,
+        "partition_digest": plan.data.digest,
+        "weights_fingerprint": plan.backbone.fingerprint,
+        "versions": {name: importlib.metadata.version(name) for name in ("fedpgp", *LIBRARIES)},
+    }

@@ -1,0 +1,27 @@
+"""Weighted averaging of what clients share (FedAvg, McMahan et al., 2017), in two steps: in the actor, then at the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedpgp.tree import ParamTree
+
+
+def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
+    """Sum over the clients of a block, in client order, in float64.
+
+    Args:
+        shared: stacked shared parameters (K, ...).
+        weights: numbers of training images (K,).
+    """
+    return {key: torch.tensordot(weights.double(), value.double(), dims=1) for key, value in shared.items()}
+
+
+def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTree:
+    """Blocks' weighted sums to the weighted mean, in the dtype of `like`.
+
+    Only those who trained count: `total` is the sum of their weights.
+    """
+    return {key: (torch.stack([part[key] for part in sums]).sum(0) / total).to(like[key].dtype) for key in like}

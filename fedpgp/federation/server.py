@@ -1,0 +1,177 @@
+"""The server: rounds of sampling, local training, averaging and testing, as a pure step from state to state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from fedpgp.evaluation import round_metrics
+from fedpgp.federation.aggregate import average
+from fedpgp.federation.backend import Backend
+from fedpgp.federation.checkpoint import State
+from fedpgp.federation.cohort import blocks, cohort
+from fedpgp.federation.worker import Arrays, Counts, EvaluateCall, FederationJob, TrainCall, TrainResult
+from fedpgp.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.seeding import torch_generator
+from fedpgp.tree import ParamTree, num_bytes, rows, select, stack, without
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round leaves."""
+
+    state: State
+    row: RoundRow
+    clients: pa.Table  # records.CLIENT_SCHEMA
+
+
+class Server:
+    """Owns no state of its own: `step` takes a state and gives the next. Computes nothing heavy."""
+
+    def __init__(self, job: FederationJob, backend: Backend) -> None:
+        self.job = job
+        self.backend = backend
+        self.rounds = job.federation.rounds if job.method.phases else 0
+
+    def initial_state(self) -> State:
+        """Round 0: all clients start from the same parameters, a function of the seed alone."""
+        job = self.job
+        frozen = job.text.on(job.data.class_sets[job.data.train_set])
+        tree = job.method.init(frozen, torch_generator(job.seed, "init"))
+        personal = stack(without(tree, job.method.shared_keys), job.data.num_clients)
+        return State(0, select(tree, job.method.shared_keys), personal)
+
+    def run(self, state: State) -> Iterator[RoundResult]:
+        """The rounds that are left after `state`. A method that learns nothing has one result, round 0."""
+        if not self.rounds and state.round == 0:
+            yield self._evaluated_start(state)
+        for _ in range(state.round, self.rounds):
+            result = self.step(state)
+            yield result
+            state = result.state
+
+    def step(self, state: State) -> RoundResult:
+        """One round."""
+        federation, number = self.job.federation, state.round + 1
+        watch = _Stopwatch()
+        who = cohort(
+            self.job.seed, number, self.job.data.num_clients, federation.participation, federation.everyone_first
+        )
+        with watch.stage("train"):
+            results = self._train(state, number, who)
+        with watch.stage("aggregate"):
+            state = _aggregate(state, results)
+        counts = [part for result in results for part in result.before_aggregation]
+        if number % federation.eval_every == 0 or number == self.rounds:
+            with watch.stage("evaluate"):
+                counts += self._evaluate(state)
+        wire = num_bytes(state.shared) * len(who)
+        return self._result(state, [*_train_rows(number, results), *self._rows(number, counts)], len(who), wire, watch)
+
+    def _evaluated_start(self, state: State) -> RoundResult:
+        watch = _Stopwatch()
+        with watch.stage("evaluate"):
+            counts = self._evaluate(state)
+        return self._result(state, self._rows(0, counts), 0, 0, watch)
+
+    def _result(
+        self, state: State, tables: list[pa.Table], participants: int, wire: int, watch: _Stopwatch
+    ) -> RoundResult:
+        clients = pa.concat_tables(tables).combine_chunks()
+        row = RoundRow(
+            round=state.round,
+            metrics=round_metrics(clients),
+            participants=participants,
+            bytes_up=wire,
+            bytes_down=wire,
+            seconds=watch.seconds,
+            timestamp_ms=time.time_ns() // 1_000_000,
+        )
+        return RoundResult(state, row, clients)
+
+    def _train(self, state: State, number: int, who: np.ndarray) -> list[TrainResult]:
+        shared = _arrays(state.shared)
+        calls = [
+            TrainCall(number, block, shared, _arrays(rows(state.personal, torch.from_numpy(block))))
+            for block in blocks(who, self.job.federation.block_size)
+        ]
+        return list(self.backend.map("train", calls))
+
+    def _evaluate(self, state: State) -> list[Counts]:
+        everyone = np.arange(self.job.data.num_clients)
+        shared = _arrays(state.shared)
+        # Without personal parameters there is one model for all, hence one call.
+        parts = blocks(everyone, self.job.federation.block_size) if state.personal else [everyone]
+        calls = [EvaluateCall(block, shared, _arrays(rows(state.personal, torch.from_numpy(block)))) for block in parts]
+        return [counts for result in self.backend.map("evaluate", calls) for counts in result]
+
+    def _rows(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
+        return [table for part in counts for table in _count_rows(number, part, self.job.data.domains)]
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def _aggregate(state: State, results: Sequence[TrainResult]) -> State:
+    """The next state: shared parameters averaged over those who trained, personal ones written back."""
+    total = float(sum(result.num_examples.sum() for result in results))
+    sums = [{key: torch.from_numpy(value) for key, value in result.shared_sum.items()} for result in results]
+    personal = {key: value.clone() for key, value in state.personal.items()}
+    for result in results:
+        for key, value in result.personal.items():
+            personal[key][torch.from_numpy(result.clients)] = torch.from_numpy(value)
+    return State(state.round + 1, average(sums, total, like=state.shared), personal)
+
+
+def _train_rows(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
+    return [
+        _table(number, result.clients, "train", "train", None, None, result.num_examples, result.loss)
+        for result in results
+    ]
+
+
+def _count_rows(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.Table]:
+    """Rows over all domains, then per domain if there are several."""
+    correct, total = counts.correct, counts.total
+    head = (number, counts.clients, counts.split, counts.metric)
+    tables = [_table(*head, None, correct.sum(1), total.sum(1), None)]
+    if len(domains) > 1:
+        tables += [_table(*head, name, correct[:, d], total[:, d], None) for d, name in enumerate(domains)]
+    return tables
+
+
+def _table(
+    number: int,
+    clients: np.ndarray,
+    split: str,
+    metric: str,
+    domain: str | None,
+    correct: np.ndarray | None,
+    total: np.ndarray,
+    loss: np.ndarray | None,
+) -> pa.Table:
+    size = len(clients)
+    columns = [
+        np.full(size, number), clients, [split] * size, [metric] * size, [domain] * size,
+        [None] * size if correct is None else correct, total, [None] * size if loss is None else loss,
+    ]  # fmt: skip
+    arrays = [pa.array(column, type=kind) for column, kind in zip(columns, CLIENT_SCHEMA.types, strict=True)]
+    return pa.table(arrays, schema=CLIENT_SCHEMA)
+
+
+def _arrays(tree: ParamTree) -> Arrays:
+    return {key: value.numpy() for key, value in tree.items()}

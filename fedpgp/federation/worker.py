@@ -1,0 +1,243 @@
+"""What an actor does: train or evaluate a block of clients in one call. Stateless between calls; holds frozen things only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpgp.clip.features import FeatureCache, FeatureKey
+from fedpgp.clip.frozen import ClassSet, FrozenText
+from fedpgp.config import FederationSettings
+from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.errors import ClientError
+from fedpgp.federation.aggregate import weighted_sum
+from fedpgp.federation.client import LocalData, Optimizer, Order, batches, local_update
+from fedpgp.methods.base import Classifier, Method
+from fedpgp.seeding import numpy_generator
+from fedpgp.tree import ParamTree, select, stack, without
+
+LOGITS_PER_CHUNK = 1 << 24  # 64 MB of float32: bounds the memory of an evaluation
+
+Arrays = dict[str, np.ndarray]
+"""A parameter tree on the way to or from an actor."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where frozen image features lie, and what they must be."""
+
+    path: Path
+    key: FeatureKey
+
+
+@dataclass(frozen=True)
+class TrainCall:
+    """Train these clients, starting from the shared parameters and each one's personal ones."""
+
+    round: int
+    clients: np.ndarray  # (K,)
+    shared: Arrays
+    personal: Arrays  # (K, ...)
+
+
+@dataclass(frozen=True)
+class EvaluateCall:
+    """Test these clients' models."""
+
+    clients: np.ndarray  # (K,)
+    shared: Arrays
+    personal: Arrays  # (K, ...)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Right answers and images of each client, per domain."""
+
+    split: str
+    metric: str
+    clients: np.ndarray  # (K,)
+    correct: np.ndarray  # (K, domains)
+    total: np.ndarray  # (K, domains)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What comes back of a block: a client's shared update never travels alone."""
+
+    clients: np.ndarray  # (K,)
+    shared_sum: Arrays  # float64, weighted by num_examples
+    personal: Arrays  # (K, ...)
+    num_examples: np.ndarray  # (K,)
+    loss: np.ndarray  # (K,)
+    before_aggregation: list[Counts] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FederationJob:
+    """All that training and testing need and that never changes: sent to every actor once."""
+
+    method: Method
+    text: FrozenText
+    data: FederatedData
+    train_features: Features
+    test_features: Features
+    federation: FederationSettings
+    seed: int
+    dtype: torch.dtype = torch.float32
+
+    def build(self, device: torch.device) -> FederationWorker:
+        """The worker, with its caches open."""
+        return FederationWorker(self, device)
+
+
+class FederationWorker:
+    """Serves any block of any client at any time."""
+
+    def __init__(self, job: FederationJob, device: torch.device) -> None:
+        self.job = job
+        self.device = device
+        self._text = job.text.to(device, job.dtype)
+        self._class_sets: dict[str, ClassSet] = {}
+
+    def train(self, call: TrainCall) -> TrainResult:
+        """Local training of a block, as one batch.
+
+        Raises:
+            ClientError: a client's loss is not finite.
+        """
+        job, count = self.job, len(call.clients)
+        received = self._tree(call.shared)
+        params = {**stack(received, count), **self._tree(call.personal)}
+        num_examples = np.array([len(job.data.train_rows[client]) for client in call.clients])
+        try:
+            update = local_update(
+                job.method,
+                self._frozen(job.data.train_set),
+                params,
+                received,
+                self._local_data(call.clients, num_examples),
+                [self._orders(phase, call) for phase in range(len(job.method.phases))],
+                Optimizer(job.federation.lr, job.federation.momentum, job.federation.weight_decay),
+            )
+        except ClientError as error:
+            raise ClientError(error.stage, call.round, int(call.clients[error.client]), error.what) from None
+        trained = update.params
+        return TrainResult(
+            clients=call.clients,
+            shared_sum=_arrays(weighted_sum(select(trained, received), torch.from_numpy(num_examples))),
+            personal=_arrays(without(trained, received)),
+            num_examples=num_examples,
+            loss=update.loss.cpu().numpy(),
+            before_aggregation=self._before_aggregation(trained, call.clients),
+        )
+
+    def evaluate(self, call: EvaluateCall) -> list[Counts]:
+        """Right answers of each client's model on every pool that its method can classify.
+
+        Without personal parameters all clients have one model, which is run once.
+        """
+        models = len(call.clients) if call.personal else 1
+        params = {**stack(self._tree(call.shared), models), **self._tree(call.personal)}
+        return self._counts(params, call.clients, self.job.data.pools, whole=True)
+
+    def _before_aggregation(self, params: ParamTree, clients: np.ndarray) -> list[Counts]:
+        if not self.job.federation.evaluate_before_aggregation:
+            return []
+        pools = [pool for pool in self.job.data.pools if pool.members is not None]
+        return self._counts(params, clients, pools, whole=False, local="local_before_aggregation")
+
+    @torch.no_grad()
+    def _counts(
+        self, params: ParamTree, clients: np.ndarray, pools: Sequence[Pool], whole: bool, local: str = "local"
+    ) -> list[Counts]:
+        """Local counts of the pools that have members, and with `whole` those of the entire pool."""
+        classifiers: dict[str, Classifier] = {}
+        counts = []
+        for pool in pools:
+            if pool.class_set != self.job.data.train_set and not self.job.method.transfers:
+                continue
+            if pool.class_set not in classifiers:
+                classifiers[pool.class_set] = self.job.method.classifier(params, self._frozen(pool.class_set))
+            right = self._right(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
+            right = np.broadcast_to(right, (len(clients), right.shape[1]))
+            if pool.members is not None:
+                counts.append(self._tally(pool, local, clients, right, [pool.members[client] for client in clients]))
+            if whole:
+                everything = slice(None)
+                counts.append(self._tally(pool, pool.class_set, clients, right, [everything] * len(clients)))
+        return counts
+
+    def _right(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
+        """Whether each model is right on each image (models, n)."""
+        num_classes = self._frozen(pool.class_set).num_classes
+        size = max(1, LOGITS_PER_CHUNK // (models * num_classes))
+        parts = []
+        for start in range(0, len(pool.rows), size):
+            rows = slice(start, start + size)
+            features = torch.from_numpy(self._test_cache.gather(pool.rows[rows])).to(self.device)
+            labels = torch.from_numpy(pool.labels[rows]).to(self.device)
+            parts.append(classifier(features.unsqueeze(0)).argmax(-1) == labels)
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+    def _tally(
+        self, pool: Pool, metric: str, clients: np.ndarray, right: np.ndarray, members: Sequence[np.ndarray | slice]
+    ) -> Counts:
+        domains = len(self.job.data.domains)
+        correct = [
+            np.bincount(pool.domains[chosen], weights=row[chosen], minlength=domains)
+            for row, chosen in zip(right, members, strict=True)
+        ]
+        total = [np.bincount(pool.domains[chosen], minlength=domains) for chosen in members]
+        return Counts(pool.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64))
+
+    def _orders(self, phase: int, call: TrainCall) -> list[Order]:
+        job, federation = self.job, self.job.federation
+        return [
+            batches(
+                count=len(job.data.train_rows[client]),
+                views=job.train_features.key.views,
+                batch_size=federation.batch_size,
+                epochs=federation.local_epochs,
+                drop_last=federation.drop_last,
+                generator=numpy_generator(job.seed, "batches", phase, call.round, int(client)),
+            )
+            for client in call.clients
+        ]
+
+    def _local_data(self, clients: np.ndarray, num_examples: np.ndarray) -> LocalData:
+        """The clients' images, all views of an image one after another."""
+        views = self.job.train_features.key.views
+        rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
+        labels = np.concatenate([self.job.data.train_labels[client] for client in clients])
+        features = np.stack([self._train_cache.gather(rows, view) for view in range(views)], axis=1)
+        return LocalData(
+            features=torch.from_numpy(features.reshape(len(rows) * views, *features.shape[2:])).to(self.device),
+            labels=torch.from_numpy(np.repeat(labels, views)).to(self.device),
+            starts=(np.cumsum(num_examples) - num_examples) * views,
+        )
+
+    def _frozen(self, class_set: str) -> ClassSet:
+        if class_set not in self._class_sets:
+            self._class_sets[class_set] = self._text.on(self.job.data.class_sets[class_set])
+        return self._class_sets[class_set]
+
+    @cached_property
+    def _train_cache(self) -> FeatureCache:
+        return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
+
+    @cached_property
+    def _test_cache(self) -> FeatureCache:
+        return FeatureCache.open(self.job.test_features.path, self.job.test_features.key)
+
+    def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
+        return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}
+
+
+def _arrays(tree: Mapping[str, Tensor]) -> Arrays:
+    return {key: value.detach().cpu().numpy() for key, value in tree.items()}

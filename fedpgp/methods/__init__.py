@@ -1,0 +1,38 @@
+"""The registry of methods: one line each. A name and a mapping of settings in, a method out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedpgp.config import explain
+from fedpgp.errors import ConfigError
+from fedpgp.methods.base import Method
+from fedpgp.methods.coop import CoOp
+from fedpgp.methods.fedpgp import FedPGP
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.methods.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Any]] = {method.name: method for method in (ZeroShot, CoOp, PromptFL, FedPGP)}
+
+
+def create(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: unknown method, or a setting that it does not know or cannot use.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see `fedpgp methods`"
+        raise ConfigError(f"method.name: unknown method {name!r}; {hint} (known: {', '.join(METHODS)})")
+    kind = METHODS[name]
+    try:
+        checked = kind.settings_type.model_validate(dict(settings))
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, kind.settings_type, f"method {name}"))) from None
+    method: Method = kind(checked)
+    return method

@@ -1,0 +1,99 @@
+"""What a method is: settings, what is learned, what is shared, and a pure loss over parameters with a client axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.config import Settings
+from fedpgp.tree import ParamTree
+
+Inputs = Literal["pooled", "patches", "pixels"]
+"""The form in which a method sees an image: one feature, one per patch, or the picture itself."""
+
+Metrics = dict[str, Tensor]
+"""Named parts of a loss, each of shape (K,)."""
+
+Classifier = Callable[[Tensor], Tensor]
+"""Features (K or 1, B, ...) to logits (K, B, C). What does not depend on the images is computed beforehand."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images for K clients. Where `mask` is False the row is padding and must not count."""
+
+    features: Tensor  # (K, B, ...)
+    labels: Tensor  # (K, B)
+    mask: Tensor  # (K, B) bool
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of local training in which some parameters learn and the others rest."""
+
+    keys: frozenset[str]
+    lr: Mapping[str, float] = field(default_factory=dict)
+    """keys with a learning rate of their own; all others take the federation's"""
+
+
+class Method(Protocol):
+    """One paper's method. Parameters, batches and losses carry the client axis K in front.
+
+    Federation knows `shared_keys` and nothing else of a method.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    settings_type: ClassVar[type[Settings]]
+    needs: ClassVar[Inputs]
+    shared_keys: ClassVar[frozenset[str]]
+    """parameters that leave the client and are averaged; all others never do"""
+
+    @property
+    def settings(self) -> Settings:
+        """Frozen; a field's docstring says what it does."""
+        ...
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The stretches of one local epoch sequence; none: there is nothing to train."""
+        ...
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Texts, besides the class names and the template, whose tokens the method needs."""
+        ...
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it can classify a class set that it was not trained on."""
+        ...
+
+    def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """Initial parameters of one client (without the client axis), on the CPU, the same for all."""
+        ...
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss (K,) and its named parts. `received` is what the server sent this round, without the client axis."""
+        ...
+
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """The classifier of each client over the classes of `frozen`."""
+        ...
+
+
+def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:
+    """CLIP's logits (K, B, C): scaled cosines of image features (K or 1, B, E) and text features (K, C, E)."""
+    return scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).mT
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each client (K,) over its real images; 0 for a client without one."""
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(batch.labels)
+    return (losses * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)

@@ -1,0 +1,81 @@
+"""CoOp (Zhou et al., 2022): a learned context before, around or behind the class name. Trained by each client alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.layout import Position
+from fedpgp.config import Settings
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, cosine_logits, cross_entropy
+from fedpgp.tree import ParamTree
+
+INIT_STD = 0.02
+
+
+class ContextSettings(Settings):
+    """Settings of a learned context."""
+
+    n_ctx: int = Field(16, ge=1)
+    """number of context tokens; with `ctx_init` the number of its tokens"""
+    ctx_init: str | None = None
+    """words whose embeddings start the context, for example "a photo of a"; null: N(0, 0.02)"""
+    position: Position = "end"
+    """place of the class name: end (after the context) | middle | front"""
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Texts whose tokens are needed."""
+        return (self.ctx_init,) if self.ctx_init else ()
+
+    def draw(self, frozen: ClassSet, generator: torch.Generator) -> Tensor:
+        """An initial context (L, D)."""
+        if self.ctx_init:
+            return frozen.word_vectors(self.ctx_init).cpu().clone()
+        return INIT_STD * torch.randn(self.n_ctx, frozen.width, generator=generator)
+
+
+class CoOpSettings(ContextSettings):
+    """Settings of CoOp and of PromptFL."""
+
+    class_specific: bool = False
+    """true: a context per class (CSC); it cannot be applied to novel classes"""
+
+
+class CoOp:
+    """p(y = c | x) = softmax_c(s cos(f(x), g([ctx, name_c]))), trained by cross-entropy.
+
+    `ctx` (L, D), or (C, L, D) if class-specific, never leaves the client: this is the local baseline.
+    Departs from the paper in the optimizer only, which is the federation's (constant rate, no warm-up).
+    """
+
+    name: ClassVar[str] = "coop"
+    paper: ClassVar[str] = "Zhou et al., IJCV 2022"
+    settings_type: ClassVar[type[Settings]] = CoOpSettings
+    needs: ClassVar[Inputs] = "pooled"
+    shared_keys: ClassVar[frozenset[str]] = frozenset()
+    phases: tuple[Phase, ...] = (Phase(frozenset({"ctx"})),)
+
+    def __init__(self, settings: CoOpSettings) -> None:
+        self.settings = settings
+        self.phrases = settings.phrases
+        self.transfers = not settings.class_specific
+
+    def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """The context, from words or N(0, 0.02); class-specific contexts are drawn apart, or all start from the words."""
+        if not self.settings.class_specific:
+            return {"ctx": self.settings.draw(frozen, generator)}
+        return {"ctx": torch.stack([self.settings.draw(frozen, generator) for _ in frozen.names])}
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy (K,)."""
+        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
+
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """Scaled cosines with the text features of each client's prompt."""
+        text = frozen.encode(params["ctx"], self.settings.position)
+        return lambda features: cosine_logits(features, text, frozen.logit_scale)

@@ -1,0 +1,55 @@
+"""The rows of a run: what is recorded of each round and of each client. Rows are the truth; everything else mirrors them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+CLIENT_SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("client", pa.int32()),
+        ("split", pa.string()),  # train | val | test
+        ("metric", pa.string()),  # train | local | base | novel | local_before_aggregation
+        ("domain", pa.string()),  # null: all domains together
+        ("correct", pa.int64()),  # null for train rows
+        ("total", pa.int64()),  # images
+        ("loss", pa.float64()),  # mean loss of the local steps; null for val and test rows
+    ]
+)
+"""One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One committed round."""
+
+    round: int
+    """1, 2, ...; 0 is a model that nothing has trained"""
+    metrics: Mapping[str, float]
+    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss`. Absent if not measured"""
+    participants: int
+    """clients that trained"""
+    bytes_up: int
+    """bytes of shared parameters sent by the participants, as on a real wire"""
+    bytes_down: int
+    """bytes of shared parameters sent to the participants"""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """wall-clock seconds by stage: train, aggregate, evaluate, commit (that of the round before)"""
+    timestamp_ms: int = 0
+    """milliseconds since the epoch at the commit; the mirror uses it, so that a row sent twice stays one row"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long stretch of work has come; what a person sees while waiting."""
+
+    stage: str
+    """prepare | extract | rounds | finished | warning"""
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    run: str | None = None
+    """folder of the run, once it exists"""

@@ -1,0 +1,84 @@
+"""Progress as a person sees it: bars in a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fedpgp import records
+
+SECONDS_BETWEEN_LINES = 10.0
+TITLES = {"prepare": "preparing", "extract": "frozen features", "rounds": "rounds"}
+
+
+class Live:
+    """Shows `records.Progress` as it comes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+
+    def __enter__(self) -> Live:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def show(self, progress: records.Progress) -> None:
+        """One event."""
+        if progress.stage == "warning":
+            self._console.print(f"[yellow]warning[/]: {progress.note}", highlight=False)
+        elif progress.stage == "finished":
+            self._close("rounds")
+        elif self._console.is_terminal:
+            self._bar(progress)
+        else:
+            self._line(progress)
+
+    def _bar(self, progress: records.Progress) -> None:
+        if progress.stage not in self._tasks:
+            self._close("prepare")
+            title = TITLES[progress.stage]
+            self._tasks[progress.stage] = self._bars.add_task(title, total=progress.total or None, note="")
+        self._bars.update(
+            self._tasks[progress.stage], completed=progress.done, total=progress.total or None, note=progress.note
+        )
+
+    def _close(self, stage: str) -> None:
+        """Stop the spinner of a stage that has no end of its own."""
+        if stage in self._tasks:
+            task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
+            self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
+
+    def _line(self, progress: records.Progress) -> None:
+        ends = progress.done in (0, progress.total)
+        if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = time.monotonic()
+        count = f" {progress.done}/{progress.total}" if progress.total else ""
+        self._console.print(f"{TITLES[progress.stage]}{count}  {progress.note}".rstrip(), highlight=False)

@@ -1,0 +1,126 @@
+"""Runs, and methods, as tables that a person can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
+from fedpgp.store import RunStore
+
+TITLES = {
+    "local": "Local",
+    "base": "Base",
+    "novel": "Novel",
+    "hm": "HM",
+    "all": "All",
+    "local_before_aggregation": "Local before aggregation",
+}
+READINGS = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
+MAX_CLIENT_ROWS = 100
+
+
+def comparison(run_dirs: Sequence[Path]) -> Group:
+    """Runs side by side: accuracies by split and metric, then what each of them cost.
+
+    Raises:
+        RunError: one of the folders is not that of a run.
+    """
+    summaries = [_summary(RunStore.open(path)) for path in run_dirs]
+    return Group(_accuracies(summaries), _costs(summaries))
+
+
+def show(run_dir: Path) -> Group:
+    """One run: its accuracies, its costs, and its clients in the last round that was evaluated.
+
+    Raises:
+        RunError: the folder is not that of a run.
+    """
+    return Group(comparison([run_dir]), _clients(RunStore.open(run_dir)))
+
+
+def method_table(kinds: Iterable[type[Any]]) -> Table:
+    """The methods: whose they are, which parameters leave a client and which never do, and their settings."""
+    table = Table(title="Methods", show_lines=True)
+    for heading in ("method", "shared", "personal", "settings and defaults"):
+        table.add_column(heading, overflow="fold")
+    for kind in kinds:
+        method = kind(kind.settings_type())
+        learned = {key for phase in method.phases for key in phase.keys}
+        settings = method.settings.model_dump(mode="json").items()
+        table.add_row(
+            f"[bold]{kind.name}[/bold]\n{kind.paper}",
+            ", ".join(sorted(kind.shared_keys)) or "-",
+            ", ".join(sorted(learned - kind.shared_keys)) or "-",
+            escape("\n".join(f"{key}: {json.dumps(value)}" for key, value in settings)) or "-",
+        )
+    return table
+
+
+def _summary(store: RunStore) -> dict[str, Any]:
+    """As in `summary.json`, also of a run that goes on or failed."""
+    numbers = summarize(store.identity, store.rounds())
+    status = store.status
+    return {"run": store.path.name, "status": status["state"], "reason": status["reason"], **numbers}
+
+
+def _accuracies(summaries: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Accuracy in percent, mean over clients", caption="max on test selects on the test images")
+    for heading in ("split", "metric", "run"):
+        table.add_column(heading, overflow="fold")
+    for heading in READINGS.values():
+        table.add_column(heading, justify="right")
+    for split in ("val", "test"):
+        for metric in METRICS:
+            runs = [item for item in summaries if f"{split}/{metric}" in item["metrics"]]
+            for item in runs:
+                values = item["metrics"][f"{split}/{metric}"]
+                first = (split, TITLES[metric]) if item is runs[0] else ("", "")
+                table.add_row(*first, item["run"], *(f"{values[reading]:.2f}" for reading in READINGS))
+        table.add_section()
+    return table
+
+
+def _costs(summaries: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Runs")
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for heading in ("rounds", "sent up", "sent down"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("seconds per round", no_wrap=True)
+    for item in summaries:
+        run = f"{item['run']}\n{item['method']} on {item['data']}"
+        sent = (decimal(item["bytes_up"]), decimal(item["bytes_down"]))
+        seconds = "\n".join(f"{stage} {value:.2f}" for stage, value in item["seconds"].items())
+        table.add_row(run, item["status"], str(item["rounds"]), *sent, seconds)
+    reasons = [f"{item['run']}: {item['reason']}" for item in summaries if item["reason"]]
+    table.caption = escape("\n".join(reasons)) if reasons else None
+    return table
+
+
+def _clients(store: RunStore) -> Table | str:
+    last = last_evaluated(store.rounds())
+    if last is None:
+        return "No round has been evaluated yet."
+    rows = per_client_table(store.clients(), last)
+    measured = rows.column_names[2:]
+    table = Table(title=f"Clients after round {last}, accuracy in percent")
+    for heading in ("client", "split"):
+        table.add_column(heading, overflow="fold")
+    for name in measured:
+        table.add_column(TITLES[name], justify="right")
+    names = store.identity.get("client_names")
+    for row in rows.slice(0, MAX_CLIENT_ROWS).to_pylist():
+        values = ("-" if row[name] is None else f"{row[name]:.2f}" for name in measured)
+        client = escape(names[row["client"]]) if names else str(row["client"])
+        table.add_row(client, row["split"], *values)
+    if rows.num_rows > MAX_CLIENT_ROWS:
+        table.caption = f"the first {MAX_CLIENT_ROWS} of {rows.num_rows} rows"
+    return table

@@ -1,0 +1,260 @@
+"""The folder of one run: the only code that knows its layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fedpgp.errors import FedPGPError, RunError
+from fedpgp.federation import checkpoint
+from fedpgp.federation.checkpoint import State
+from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
+from fedpgp.records import CLIENT_SCHEMA, RoundRow
+
+log = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunStore:
+    """One run on disk, `ROOT/runs/NAME-DIGEST`; a second run of the same digest gets `.2`, and so on.
+
+    * `config.yaml`, `identity.json`, `status.json`
+    * `rounds/000001.arrow`: one immutable object per round with the clients' rows, the round's row and the reference
+      to its checkpoint. A round exists once this file does.
+    * `checkpoints/000001.safetensors`: of the last two rounds
+    * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._rounds = path / "rounds"
+
+    @classmethod
+    def create(cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any]) -> RunStore:
+        """A new run under `root`; the folder appears whole, beside earlier runs of the same digest.
+
+        Args:
+            digest: of the configuration, see `config.digest`.
+            identity: what ran, as plain JSON: `method`, `data`, `client_names`, `manifest_digest`, `partition_digest`,
+                `weights_fingerprint`, and whatever else is worth knowing.
+        """
+        runs = root.absolute() / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        draft = cls(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=runs)))
+        draft.path.chmod(0o755)
+        draft.checkpoints.mkdir()
+        draft._rounds.mkdir()
+        write_durably(draft.path / "config.yaml", config_yaml.encode())
+        draft._write_json(
+            "identity.json",
+            {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": _now_ms(), **identity},
+        )
+        draft._set_status("running")
+        number = max(_existing(runs, name, digest), default=0) + 1
+        while True:
+            path = runs / _folder_name(name, digest, number)
+            try:
+                draft.path.rename(path)
+            except OSError:
+                if not path.exists():
+                    shutil.rmtree(draft.path)
+                    raise
+                number += 1
+            else:
+                sync_folder(runs)
+                return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunStore:
+        """An existing run.
+
+        Raises:
+            RunError: `path` is not the folder of a run.
+        """
+        if not (path / "identity.json").is_file():
+            raise RunError(f"{path}: not the folder of a run (no identity.json); runs lie in ROOT/runs/NAME-DIGEST")
+        return cls(path.absolute())
+
+    @classmethod
+    def find_resumable(cls, root: Path, name: str, digest: str) -> RunStore | None:
+        """The newest run of this name and digest, if there is one."""
+        runs = root / "runs"
+        number = max(_existing(runs, name, digest), default=None)
+        return None if number is None else cls.open(runs / _folder_name(name, digest, number))
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self.path.parent.parent
+
+    @property
+    def config_yaml(self) -> str:
+        """The configuration, as `config.parse` reads it."""
+        return (self.path / "config.yaml").read_text(encoding="utf-8")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What was given to `create`, with `id` (unique), `name`, `config_digest` and `created_ms`."""
+        return self._read_json("identity.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
+        return self._read_json("status.json")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What was given to `finish`, with `run` and `status`; None before."""
+        return self._read_json("summary.json") if (self.path / "summary.json").exists() else None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only writer of this run; what a killed writer left half-done is removed, the status is `running`.
+
+        Raises:
+            RunError: another process is the writer.
+        """
+        path = self.path / ".lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                raise RunError(f"{self.path}: in use by pid {path.read_text()}; wait for it or stop it") from None
+            for leftover in self.path.rglob(f"{TEMPORARY}*"):
+                leftover.unlink()
+            self._set_status("running")
+            yield
+
+    def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
+        """Make a round part of the run, durably; checkpoints older than the last two are removed.
+
+        Args:
+            clients: the round's rows, in `records.CLIENT_SCHEMA`.
+            reference: what `checkpoint.save` returned for `self.checkpoints`.
+        """
+        path = self._round_path(row.round)
+        if path.exists():
+            raise FedPGPError(f"{path}: round {row.round} is committed already")
+        metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
+        write_durably(path, _arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata)))
+        self._prune()
+
+    def rounds(self, after: int = -1) -> list[RoundRow]:
+        """The committed rounds above `after`, in order."""
+        return [RoundRow(**_metadata(path, "round")) for path in self._round_paths() if int(path.stem) > after]
+
+    def clients(self) -> pa.Table:
+        """All rounds' client rows, in order, in `records.CLIENT_SCHEMA`."""
+        tables = [_read(path).read_all().replace_schema_metadata() for path in self._round_paths()]
+        return pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
+
+    def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
+        """The newest state that can be read, with its reference; None: begin anew.
+
+        Rounds beyond it are removed, with a warning: they will be run again. Call it under `lock`.
+
+        Raises:
+            RunError: the run belongs to another configuration.
+        """
+        if config_digest != (own := self.identity["config_digest"]):
+            raise RunError(f"{self.path}: is a run of configuration {own}, not of {config_digest}; start a new one")
+        found = None
+        for path in reversed(self._round_paths()):
+            try:
+                reference = _metadata(path, "checkpoint")
+                found = checkpoint.load(self.checkpoints, reference, config_digest), reference
+                break
+            except RunError as error:
+                log.warning("round %d is dropped and will be run again: %s", int(path.stem), error)
+                path.unlink()
+        sync_folder(self._rounds)
+        self._prune()
+        return found
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the rounds and the clients' rows as one file each, and the summary; the run is finished."""
+        lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rounds()]
+        write_durably(self.path / "rounds.jsonl", "".join(lines).encode())
+        write_durably(self.path / "clients.arrow", _arrow_bytes(self.clients().combine_chunks()))
+        self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
+        self._set_status("finished")
+
+    def fail(self, reason: str) -> None:
+        """The run ended by an error."""
+        self._set_status("failed", reason)
+
+    def stop(self, reason: str) -> None:
+        """The run was ended from outside: by a signal, or early by a scheduler."""
+        self._set_status("stopped", reason)
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": _now_ms()})
+
+    def _prune(self) -> None:
+        references = [_metadata(path, "checkpoint") for path in self._round_paths()[-KEPT_CHECKPOINTS:]]
+        checkpoint.prune(self.checkpoints, {reference["file"] for reference in references})
+
+    def _round_path(self, number: int) -> Path:
+        return self._rounds / f"{number:06d}.arrow"
+
+    def _round_paths(self) -> list[Path]:
+        return sorted(self._rounds.glob("[0-9]*.arrow"))
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_durably(self.path / name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error})") from None
+        return content
+
+
+def _folder_name(name: str, digest: str, number: int) -> str:
+    return f"{name}-{digest}" + (f".{number}" if number > 1 else "")
+
+
+def _existing(runs: Path, name: str, digest: str) -> list[int]:
+    pattern = re.compile(re.escape(f"{name}-{digest}") + r"(?:\.(\d+))?")
+    names = os.listdir(runs) if runs.is_dir() else []
+    return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]
+
+
+def _arrow_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _read(path: Path) -> pa.RecordBatchFileReader:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RunError(f"{path}: round cannot be read ({error}); resuming the run repairs it") from None
+
+
+def _metadata(path: Path, key: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_read(path).schema.metadata[key.encode()])
+    return content
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,41 @@
+"""Parameter trees: a flat mapping from a key to a tensor, and the arithmetic that federation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+ParamTree = dict[str, torch.Tensor]
+
+
+def select(tree: ParamTree, keys: Iterable[str]) -> ParamTree:
+    """The entries of `keys`, in the tree's own order."""
+    wanted = frozenset(keys)
+    return {key: value for key, value in tree.items() if key in wanted}
+
+
+def without(tree: ParamTree, keys: Iterable[str]) -> ParamTree:
+    """All entries but those of `keys`."""
+    unwanted = frozenset(keys)
+    return {key: value for key, value in tree.items() if key not in unwanted}
+
+
+def stack(tree: ParamTree, count: int) -> ParamTree:
+    """`count` equal copies along a new leading client axis (own memory, ready to be trained)."""
+    return {key: value.unsqueeze(0).repeat(count, *[1] * value.dim()) for key, value in tree.items()}
+
+
+def rows(tree: ParamTree, index: torch.Tensor) -> ParamTree:
+    """The rows `index` of every stacked entry, copied."""
+    return {key: value[index] for key, value in tree.items()}
+
+
+def num_bytes(tree: ParamTree) -> int:
+    """Bytes of all entries."""
+    return sum(value.numel() * value.element_size() for value in tree.values())
+
+
+def num_values(tree: ParamTree) -> int:
+    """Number of scalars of all entries."""
+    return sum(value.numel() for value in tree.values())

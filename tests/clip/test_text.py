@@ -1,0 +1,142 @@
+"""The shared-prefix prompt encoder against open_clip's own encode_text, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+
+from fedpgp.clip.frozen import freeze
+from fedpgp.clip.layout import arrange
+from fedpgp.clip.model import Backbone, ImageSpec
+from fedpgp.errors import DataError
+
+NAMES = ["cat", "american_bulldog", "staffordshire_bull_terrier", "dog", "wine glass", "o'hare", "x-ray 42"]
+L, D = 5, 32
+
+
+def clip(seed=0, **changes):
+    text = {"context_length": 77, "vocab_size": 49408, "width": D, "heads": 4, "layers": 3, **changes.pop("text", {})}
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text, **changes).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases and scales count too
+    return model
+
+
+def backbone(model):
+    tokenize = SimpleTokenizer(context_length=model.context_length)
+    image = ImageSpec(16, (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest")
+    return Backbone("test", model, image, tokenize, 10.0, "gelu", "0")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return clip(quick_gelu=True)
+
+
+def oracle(model, names, ctx, position):
+    """encode_text of one client's prompts (C, E): placeholders are tokenised, then their embeddings replaced.
+
+    ctx is (L, D), or (C, L, D) if class-specific.
+    """
+    tokenize = SimpleTokenizer(context_length=model.context_length)
+    features = []
+    for index, name in enumerate(name.replace("_", " ") for name in names):
+        own = ctx if ctx.dim() == 2 else ctx[index]
+        length, before = len(own), {"end": len(own), "middle": len(own) // 2, "front": 0}[position]
+        fill = ["x"] * length
+        tokens = tokenize([" ".join([*fill[:before], name, *fill[before:]]) + "."])
+        name_length = int(tokenize([name]).argmax()) - 1
+        places = [1 + i if i < before else 1 + i + name_length for i in range(length)]
+        embedded = model.token_embedding(tokens)
+        embedded = embedded.index_put((torch.zeros(length, dtype=torch.long), torch.tensor(places)), own)
+        x = embedded + model.positional_embedding
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))[0, int(tokens.argmax())]
+        features.append(x @ model.text_projection)
+    return torch.stack(features)
+
+
+@pytest.mark.parametrize("specific", [False, True], ids=["generic", "class-specific"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_equals_encode_text_in_value_and_gradient(model, position, specific):
+    ctx = torch.randn(3, *([len(NAMES)] if specific else []), L, D, generator=torch.Generator().manual_seed(1))
+    ours, theirs = ctx.clone().requires_grad_(), ctx.clone().requires_grad_()
+    encoded = freeze(backbone(model), NAMES, "a {}.").on(range(len(NAMES))).encode(ours, position)
+    plain = torch.stack([oracle(model, NAMES, one, position) for one in theirs])
+    torch.testing.assert_close(encoded, plain, atol=1e-5, rtol=0)
+    weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2))
+    (gradient,) = torch.autograd.grad((encoded * weights).sum(), ours)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), theirs)
+    assert (gradient - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"text": {"ls_init_value": 0.3}}, {"text": {"proj_bias": True}}, {"text": {"act_kwargs": {"approximate": "tanh"}}}],
+    ids=["layer scale", "projection with bias", "tanh gelu"],
+)
+def test_hand_written_prompts_of_other_towers(changes):
+    model = clip(**changes)
+    names = ["cat", "american bulldog", "dog"]
+    ours = freeze(backbone(model), names, "a photo of a {}, a pet.").on(range(3)).template()
+    tokens = SimpleTokenizer()([f"a photo of a {name}, a pet." for name in names])
+    torch.testing.assert_close(ours, model.encode_text(tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("position", ["end", "middle"])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_class_chunks_change_nothing(model, chunk, position):
+    ctx = torch.randn(2, L, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    whole, chunked = (
+        freeze(backbone(model), NAMES, "a {}.", class_chunk=size).on(range(len(NAMES))).encode(ctx, position)
+        for size in (None, chunk)
+    )
+    torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=0)
+    gradients = [torch.autograd.grad(encoded.square().sum(), ctx)[0] for encoded in (whole, chunked)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_a_subset_of_the_classes_in_another_order(model):
+    frozen = freeze(backbone(model), NAMES, "a {}.")
+    ctx = torch.randn(1, L, D, generator=torch.Generator().manual_seed(1))
+    everything, some = frozen.on(range(len(NAMES))).encode(ctx), frozen.on([4, 0]).encode(ctx)
+    torch.testing.assert_close(some, everything[:, [4, 0]], atol=1e-5, rtol=0)
+
+
+def test_one_class_alone(model):
+    ctx = torch.randn(1, L, D, generator=torch.Generator().manual_seed(1))
+    alone = freeze(backbone(model), ["cat"], "a {}.").on([0]).encode(ctx)
+    torch.testing.assert_close(alone[0], oracle(model, ["cat"], ctx[0], "end"), atol=1e-5, rtol=0)
+
+
+def test_bfloat16_stays_near(model):
+    ctx = torch.randn(2, L, D, generator=torch.Generator().manual_seed(1))
+    frozen = freeze(backbone(model), NAMES, "a {}.")
+    exact = frozen.on(range(len(NAMES))).encode(ctx)
+    rough = frozen.to("cpu", torch.bfloat16).on(range(len(NAMES))).encode(ctx)
+    assert rough.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 0.999
+
+
+def test_work_that_is_shared_is_laid_out_once():
+    """Five tokens of prefix for three classes, suffixes of 3, 4 and 3 tokens."""
+    prompts = [[0, -1, -2, 5, 6, 7, 8, 1], [0, -1, -2, 5, 6, 9, 7, 8, 1], [0, -1, -2, 5, 6, 10, 8, 1]]
+    (layout,) = arrange(prompts)
+    assert layout.prefix.tolist() == [0, -1, -2, 5, 6]
+    assert layout.suffix.tolist() == [7, 8, 1, 9, 7, 8, 1, 10, 8, 1]
+    assert layout.suffix_positions.tolist() == [5, 6, 7, 5, 6, 7, 8, 5, 6, 7]
+    assert layout.ends.tolist() == [2, 6, 9]
+    assert layout.pad.tolist() == [0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    assert layout.pack.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_name_that_does_not_fit_is_named(model):
+    frozen = freeze(backbone(model), ["cat", "dog " * 70], "{}")
+    with pytest.raises(DataError, match=r"class 'dog dog .*77 tokens of the text tower"):
+        frozen.on([0, 1]).encode(torch.zeros(1, 16, D))
+    with pytest.raises(DataError, match="longer than the 77 tokens"):
+        freeze(backbone(model), ["dog " * 80], "{}")

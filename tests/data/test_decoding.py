@@ -1,0 +1,78 @@
+"""Any image to RGB, or a reason why not."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedpgp.data.sources import decoding
+from fedpgp.data.sources.decoding import decode
+from fedpgp.errors import DataError
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def pixel(data: bytes) -> tuple[int, ...]:
+    image = decode(data, "x")
+    assert image.mode == "RGB"
+    return tuple(image.getpixel((0, 0)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (Image.new("RGB", (3, 2), (1, 2, 3)), "PNG", (1, 2, 3)),
+        (Image.new("L", (3, 2), 77), "PNG", (77, 77, 77)),
+        (Image.new("1", (3, 2), 1), "PNG", (255, 255, 255)),
+        (Image.new("P", (3, 2), 0), "GIF", (0, 0, 0)),
+        (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 255)), "PNG", (10, 20, 30)),
+        (Image.new("LA", (3, 2), (0, 0)), "PNG", (255, 255, 255)),
+        (Image.fromarray(np.full((2, 3), 128 * 256, np.uint16)), "PNG", (128, 128, 128)),
+        (Image.fromarray(np.full((2, 3), 128 * 256, np.uint16)), "TIFF", (128, 128, 128)),
+        (Image.new("I", (3, 2), 64 * 256 + 255), "TIFF", (64, 64, 64)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_modes(image: Image.Image, kind: str, expected: tuple[int, ...]) -> None:
+    assert pixel(saved(image, kind)) == expected
+
+
+def test_transparent_palette_color_becomes_white() -> None:
+    assert pixel(saved(Image.new("P", (3, 2), 0), "PNG", transparency=0)) == (255, 255, 255)
+
+
+def test_cmyk_jpeg() -> None:
+    red, green, blue = pixel(saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert red > 245 and green < 10 and blue < 10
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the image is empty"),
+        (b"<html>404</html>", "not an image of a known format"),
+        (saved(Image.effect_noise((64, 64), 50), "JPEG")[:-400], "truncated"),
+        (saved(Image.effect_noise((64, 64), 50), "PNG")[:-400], "truncated"),
+        (saved(Image.new("F", (3, 2), 0.5), "TIFF"), "float pixels have no defined range"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=rf"(?s)^cat/0.jpg: .*{reason}.*replace or remove it$") as caught:
+        decode(data, "cat/0.jpg")
+    assert "\n" not in str(caught.value)
+
+
+def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
+    decode(saved(Image.new("L", (9, 11))), "x")
+    with pytest.raises(DataError, match=r"10 x 10 pixels, more than 99"):
+        decode(saved(Image.new("L", (10, 10))), "x")

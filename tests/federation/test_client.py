@@ -1,0 +1,142 @@
+"""Local updates: hand-worked numbers on one weight, torch's SGD as oracle, a block of clients against each alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedpgp.errors import ClientError
+from fedpgp.federation.client import LocalData, Optimizer, batches, local_update
+from fedpgp.methods.base import Phase
+
+
+class OneWeight:
+    """loss = mean over the images of (w - x)^2 / 2; its gradient is w - mean(x)."""
+
+    phases = (Phase(frozenset({"w"})),)
+
+    def loss(self, params, received, frozen, batch):
+        squared = (params["w"][:, :1] - batch.features[..., 0]).square() / 2
+        return (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
+
+
+class Linear:
+    """Cross-entropy of a bilinear classifier: gradients that depend on everything."""
+
+    phases = (Phase(frozenset({"weight", "bias"}), lr={"bias": 0.01}),)
+
+    def loss(self, params, received, frozen, batch):
+        logits = batch.features @ params["weight"] + params["bias"].unsqueeze(1)
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
+        return (losses.view_as(batch.mask) * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
+
+
+def one_weight(images, start, orders, optimizer):
+    counts = [len(own) for own in images]
+    features = torch.tensor([x for own in images for x in own]).unsqueeze(1)
+    data = LocalData(features, torch.zeros(len(features), dtype=torch.long), np.cumsum(counts) - counts)
+    params = {"w": torch.tensor(start).unsqueeze(1)}
+    return local_update(OneWeight(), None, params, {}, data, [orders], optimizer)
+
+
+def test_two_steps_with_momentum_and_decay_by_hand():
+    """w = 1, x = 3, lr 0.5, momentum 0.5, decay 0.25.
+
+    Step 1: gradient 1 - 3 + 0.25 = -1.75, w = 1 + 0.875 = 1.875, loss 2.
+    Step 2: gradient 1.875 - 3 + 0.46875 = -0.65625, velocity -0.875 - 0.65625 = -1.53125, w = 2.640625;
+    loss 1.125^2 / 2 = 0.6328125.
+    """
+    order = [np.array([0])] * 2
+    update = one_weight([[3.0]], [1.0], [order], Optimizer(lr=0.5, momentum=0.5, weight_decay=0.25))
+    assert update.params["w"].item() == 2.640625
+    assert update.loss.item() == (2 + 0.6328125) / 2
+
+
+def test_a_client_out_of_batches_rests_whole():
+    """The first has one batch: neither its momentum nor its decay moves it while the second goes on."""
+    orders = [[np.array([0])], [np.array([0])] * 3]
+    settings = Optimizer(lr=0.5, momentum=0.9, weight_decay=0.1)
+    block = one_weight([[3.0], [5.0]], [1.0, 1.0], orders, settings)
+    for client, (image, order) in enumerate(zip([[3.0], [5.0]], orders, strict=True)):
+        alone = one_weight([image], [1.0], [order], settings)
+        assert torch.equal(block.params["w"][client], alone.params["w"][0])
+        assert torch.equal(block.loss[client], alone.loss[0])
+
+
+def linear_block(counts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(sum(counts), 6, generator=generator)
+    labels = torch.randint(4, (sum(counts),), generator=generator)
+    params = {
+        "weight": torch.randn(len(counts), 6, 4, generator=generator),
+        "bias": torch.zeros(len(counts), 4),
+    }
+    orders = [
+        batches(n, views=1, batch_size=3, epochs=2, drop_last=False, generator=np.random.default_rng(client))
+        for client, n in enumerate(counts)
+    ]
+    return LocalData(features, labels, np.cumsum(counts) - counts), params, orders
+
+
+def test_equals_torch_sgd():
+    data, params, orders = linear_block([7])
+    ours = local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.9, 5e-4)).params
+    weight, bias = (params[key][0].clone().requires_grad_() for key in ("weight", "bias"))
+    sgd = torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], 0.1, momentum=0.9, weight_decay=5e-4)
+    for rows in orders[0]:
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(data.features[rows] @ weight + bias, data.labels[rows]).backward()
+        sgd.step()
+    torch.testing.assert_close(ours["weight"][0], weight.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours["bias"][0], bias.detach(), atol=1e-6, rtol=0)
+
+
+def test_a_block_equals_each_client_alone():
+    counts = [6, 4, 9]
+    data, params, orders = linear_block(counts)
+    block = local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.9, 5e-4))
+    for client, start in enumerate(data.starts):
+        rows = slice(start, start + counts[client])
+        own = LocalData(data.features[rows], data.labels[rows], np.zeros(1, dtype=np.int64))
+        one = {key: value[client : client + 1] for key, value in params.items()}
+        alone = local_update(Linear(), None, one, {}, own, [[orders[client]]], Optimizer(0.1, 0.9, 5e-4))
+        for key, value in alone.params.items():
+            torch.testing.assert_close(block.params[key][client], value[0], atol=1e-5, rtol=0)
+
+
+def test_parameters_that_are_given_stay_as_they_are():
+    data, params, orders = linear_block([5])
+    before = {key: value.clone() for key, value in params.items()}
+    local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.0, 0.0))
+    assert all(torch.equal(params[key], before[key]) for key in before)
+
+
+def test_a_loss_that_is_not_finite_names_the_client():
+    with pytest.raises(ClientError, match="loss is inf") as caught:
+        one_weight([[1.0], [1e30]], [1.0, 1.0], [[np.array([0])]] * 2, Optimizer(0.1, 0.0, 0.0))
+    assert caught.value.client == 1
+
+
+def order(count, **changes):
+    settings = {"views": 1, "batch_size": 4, "epochs": 2, "drop_last": False, **changes}
+    return batches(count, **settings, generator=np.random.default_rng(0))
+
+
+def test_every_epoch_sees_every_image_once():
+    first, second = order(10)[:3], order(10)[3:]
+    assert [len(part) for part in first] == [4, 4, 2]
+    assert sorted(np.concatenate(first)) == sorted(np.concatenate(second)) == list(range(10))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+
+
+def test_drop_last_keeps_a_client_with_less_than_a_batch():
+    assert [len(part) for part in order(10, drop_last=True)] == [4, 4, 4, 4]
+    assert [len(part) for part in order(3, drop_last=True)] == [3, 3]
+    assert [len(part) for part in order(8, drop_last=True)] == [4, 4, 4, 4]
+
+
+def test_views_address_the_rows_of_an_image():
+    rows = np.concatenate(order(10, views=3, epochs=1))
+    assert sorted(rows // 3) == list(range(10))
+    assert len(set(rows % 3)) > 1

@@ -1,0 +1,232 @@
+"""The mirror shows what the rows say, once, whatever happened in between."""
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from fedpgp import config, tracking
+from fedpgp.errors import FedPGPError, RunError
+from fedpgp.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.store import RunStore
+
+DIGEST = "0123456789ab"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("a store")  # a path with a space
+
+
+@pytest.fixture(scope="module")
+def uri(root):
+    """One SQLite store for the module: to create one takes seconds."""
+    tracking.prepare(root, tracking.default_uri(root), "fedpgp")
+    return tracking.default_uri(root)
+
+
+@pytest.fixture(scope="module")
+def client(uri):
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def store(root, request):
+    text = config.dump(config.parse({"name": "demo"}))
+    identity = {"method": "fedpgp", "client_names": ["a", "b"], "versions": {"torch": "2.0"}}
+    return RunStore.create(root, request.node.name, DIGEST, text, identity)
+
+
+def commit(store, number, **metrics):
+    clients = [
+        {
+            "round": number,
+            "client": client,
+            "split": "test",
+            "metric": "local",
+            "correct": number,
+            "total": 10 * (client + 1),
+        }
+        for client in (0, 1)
+    ]
+    row = RoundRow(number, metrics or {"test/local": 7.5 * number}, 2, 100, 200, {"train": 0.5}, 1_000_000 + number)
+    store.commit(row, pa.Table.from_pylist(clients, CLIENT_SCHEMA), {"file": "none"})
+
+
+def history(client, run_id, name="test/local"):
+    return [(item.step, item.value, item.timestamp) for item in client.get_metric_history(run_id, name)]
+
+
+def test_the_default_store_is_absolute_with_absolute_artifacts(root, uri, client):
+    assert uri == f"sqlite:///{root}/mlflow.db"
+    assert (root / "mlflow.db").is_file()
+    assert client.get_experiment_by_name("fedpgp").artifact_location == (root / "mlartifacts").as_uri()
+    assert tracking.prepare(root, uri, "fedpgp") == client.get_experiment_by_name("fedpgp").experiment_id
+
+
+def test_a_run_in_the_mirror_has_its_settings_identity_and_rounds(store, uri, client):
+    commit(store, 1)
+    commit(store, 2)
+    run = client.get_run(tracking.sync(store.path, uri))
+    assert run.info.run_name == store.path.name
+    assert run.info.status == "RUNNING"
+    assert run.info.start_time == store.identity["created_ms"]
+    assert run.data.params["federation.rounds"] == "10"
+    assert run.data.params["method.name"] == "fedpgp"
+    assert run.data.params["data.root"] == "null"
+    assert run.data.tags["fedpgp.method"] == "fedpgp"
+    assert run.data.tags["fedpgp.config_digest"] == DIGEST
+    assert run.data.tags["fedpgp.versions.torch"] == "2.0"
+    assert run.data.tags["fedpgp.client_names"] == '["a", "b"]'
+    assert run.data.metrics == {
+        "test/local": 15.0,
+        "participants": 2.0,
+        "bytes/up": 100.0,
+        "bytes/down": 200.0,
+        "seconds/train": 0.5,
+        "round": 2.0,
+    }
+    assert history(client, run.info.run_id) == [(1, 7.5, 1_000_001), (2, 15.0, 1_000_002)]
+
+
+def test_syncing_again_adds_nothing_but_what_is_new(store, uri, client):
+    commit(store, 1)
+    run_id = tracking.sync(store.path, uri)
+    assert tracking.sync(store.path, uri) == run_id
+    commit(store, 2)
+    assert tracking.sync(store.path, uri) == run_id
+    assert [step for step, _, _ in history(client, run_id)] == [1, 2]
+
+
+def test_a_round_sent_twice_stays_one(store, uri, client):
+    commit(store, 1)
+    run_id = tracking.sync(store.path, uri)
+    writer = tracking._Writer(store, uri)
+    writer._sent = -1  # as a second writer sees it that started before the first had sent
+    commit(store, 2)
+    writer.push()
+    assert [step for step, _, _ in history(client, run_id)] == [1, 2]
+    assert [step for step, _, _ in history(client, run_id, "round")] == [1, 2]
+
+
+def test_many_rounds_are_caught_up_in_few_batches(store, uri, client, monkeypatch):
+    numbers = range(1, 61)
+    for number in numbers:
+        commit(store, number)
+    batches = []
+    original = MlflowClient.log_batch
+    monkeypatch.setattr(
+        MlflowClient, "log_batch", lambda self, *args, **kw: batches.append(kw) or original(self, *args, **kw)
+    )
+    run_id = tracking.sync(store.path, uri)
+    assert [step for step, _, _ in history(client, run_id)] == list(numbers)
+    sizes = [len(batch["metrics"]) for batch in batches if "metrics" in batch]
+    assert sizes == [25 * 6, 25 * 6, 10 * 6]
+
+
+def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
+    commit(store, 1)
+    store.finish({"bytes_up": 100})
+    run_id = tracking.sync(store.path, uri)
+    assert tracking.sync(store.path, uri) == run_id
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", store.status["timestamp_ms"])
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    client.download_artifacts(run_id, "", str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["clients.csv", "config.yaml", "summary.json"]
+    assert (folder / "config.yaml").read_text() == store.config_yaml
+    assert json.loads((folder / "summary.json").read_text()) == store.summary
+    assert (folder / "clients.csv").read_text() == '"client","split","local"\n0,"test",10\n1,"test",5\n'
+
+
+def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client):
+    store.fail("client 3, round 2, train: loss is nan")
+    run_id = tracking.sync(store.path, uri)
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["fedpgp.reason"]) == ("FAILED", "client 3, round 2, train: loss is nan")
+    with store.lock():
+        assert tracking.sync(store.path, uri) == run_id
+        assert client.get_run(run_id).info.status == "RUNNING"
+        store.stop("SIGTERM")
+    tracking.sync(store.path, uri)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_equal_names_in_two_stores_are_two_runs(root, uri, tmp_path):
+    text = config.dump(config.parse({}))
+    stores = [RunStore.create(folder, "twin", DIGEST, text, {}) for folder in (root, tmp_path)]
+    assert len({tracking.sync(store.path, uri) for store in stores}) == 2
+
+
+def test_the_mirror_follows_a_run_and_ends_with_it(store, uri, client):
+    mirror = tracking.Mirror(store.path, uri)
+    for number in (1, 2, 3):
+        commit(store, number)
+        mirror.poke()
+    store.finish({})
+    mirror.close()
+    run = client.get_run(tracking.sync(store.path, uri))
+    assert [step for step, _, _ in history(client, run.info.run_id)] == [1, 2, 3]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, caplog, monkeypatch):
+    failed = threading.Semaphore(0)
+
+    def refuse(uri):
+        failed.release()
+        raise OSError("cannot reach http://me:secret@host:5000/api\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_client", refuse)
+        mirror = tracking.Mirror(store.path, uri)
+        for number in (1, 2):
+            commit(store, number)
+            mirror.poke()
+            assert failed.acquire(timeout=10)
+    mirror.close()
+    assert [step for step, _, _ in history(client, tracking.sync(store.path, uri))] == [1, 2]
+    assert [record.levelno for record in caplog.records if record.name == "fedpgp.tracking"] == [logging.WARNING]
+    assert "cannot reach http://***@host:5000/api; the run goes on" in caplog.text
+    assert f"fedpgp track sync {store.path}" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_close_does_not_wait_for_ever(store, uri, caplog, monkeypatch):
+    answer = threading.Event()
+    monkeypatch.setattr(tracking, "_client", lambda uri: answer.wait(60))
+    mirror = tracking.Mirror(store.path, "http://me:secret@host")
+    mirror.close(timeout=0.1)
+    answer.set()
+    assert "MLflow at http://***@host: no answer for 0.1 seconds" in caplog.text
+    mirror._thread.join(10)
+
+
+def test_no_password_reaches_the_mirror(root, uri, client, tmp_path):
+    settings = config.parse({"tracking": {"uri": "postgresql://me:secret@host/db"}})
+    store = RunStore.create(root, "password", DIGEST, config.dump(settings), {})
+    store.fail("could not open postgresql://me:secret@host/db")
+    run = client.get_run(tracking.sync(store.path, uri))
+    assert run.data.params["tracking.uri"] == "postgresql://***@host/db"
+    assert "secret" not in run.data.tags["fedpgp.reason"]
+    path = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
+    assert yaml.safe_load(path.read_text())["tracking"]["uri"] == "postgresql://***@host/db"
+
+
+def test_errors_are_one_line_without_secrets(store, tmp_path):
+    with pytest.raises(FedPGPError, match=r"^MLflow at nosuch://\*\*\*@host: [^\n]*$") as caught:
+        tracking.sync(store.path, "nosuch://me:secret@host")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(RunError, match="not the folder of a run"):
+        tracking.sync(tmp_path, "nosuch://")
+
+
+def test_redaction_leaves_everything_else_alone():
+    assert tracking.redacted("a://u:p@h/x b://h/y@z c@d") == "a://***@h/x b://h/y@z c@d"
+    assert tracking.redacted("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
