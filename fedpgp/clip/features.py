@@ -136,7 +136,7 @@ def extract(
         folder: folder of all caches
         key: what to extract
         rows: manifest rows (n,)
-        run_chunks: writes each chunk's shard (`Encoder.encode_chunk`), here or elsewhere, and yields the chunk when done
+        run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`), here or elsewhere, then yields the chunk
         progress: called with the images done and the images to do
 
     Returns:

@@ -45,7 +45,7 @@ TEXT_TOWER: dict[str, Any] = {
     "scale_attn": False,
     "scale_fc": False,
 }
-"""What the prompt encoder relies on: CLIP's own tokens, a causal mask, pooling at the end-of-text token, stock blocks."""
+"""What prompting relies on: CLIP's own tokens, a causal mask, pooling at the end-of-text token, stock blocks."""
 
 
 @dataclass(frozen=True)

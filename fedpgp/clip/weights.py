@@ -52,10 +52,11 @@ def read(path: Path) -> Weights:
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a TorchScript archive, told from its list of contents alone."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
 
 
@@ -128,7 +129,7 @@ def _open_archive(path: Path) -> Mapping[str, Tensor]:
                 "OpenAI published; save its state_dict() where you trust it and give that file"
             )
         file.seek(0)
-        state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
     return state
 
 

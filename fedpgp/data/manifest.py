@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.sources import open_source
 from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
 from fedpgp.errors import DataError
+from fedpgp.files import write_durably
 from fedpgp.seeding import numpy_generator
 
 __all__ = ["ImageReader", "Manifest", "build", "open_reader"]
@@ -66,24 +66,18 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write an Arrow IPC file, under a temporary name first: a reader sees all of it or nothing."""
+        """Write an Arrow IPC file, whole or not at all; missing folders are made."""
         about = {
             "name": self.name,
             "class_names": json.dumps(self.class_names),
             "domains": json.dumps(self.domains),
             "digest": self.digest,
         }
+        content = io.BytesIO()
+        with pa.ipc.new_file(content, ROW_SCHEMA.with_metadata(about)) as writer:
+            writer.write_table(self.table)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, ROW_SCHEMA.with_metadata(about)) as writer:
-                    writer.write_table(self.table)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_durably(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

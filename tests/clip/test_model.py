@@ -213,9 +213,13 @@ class Intruder:
 
 def test_files_that_are_not_plain_tensors_are_refused(tmp_path, tiny_file):
     trap = tmp_path / "executed"
-    bad = {name: tmp_path / name for name in ("object.pt", "torn.pt", "empty.pth", "text.bin", "x.safetensors", "n.pt")}
+    bad = {
+        name: tmp_path / name
+        for name in ("object.pt", "torn.pt", "gap.pt", "empty.pth", "text.bin", "x.safetensors", "n.pt")
+    }
     torch.save({"state_dict": Intruder(trap)}, bad["object.pt"])
     bad["torn.pt"].write_bytes(tiny_file.read_bytes()[:-1000])
+    bad["gap.pt"].write_bytes(tiny_file.read_bytes()[-300:])
     bad["empty.pth"].write_bytes(b"")
     bad["text.bin"].write_text("hello")
     bad["x.safetensors"].write_bytes(b"\x10\0\0\0\0\0\0\0{}")

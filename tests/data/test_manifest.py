@@ -136,7 +136,8 @@ def test_saved_and_loaded_is_the_same(image_tree: Tree, tmp_path: Path) -> None:
     built.save(path)
     built.save(path)
     loaded = Manifest.load(path)
-    assert loaded == built and loaded.digest == built.digest
+    assert loaded == built
+    assert loaded.digest == built.digest
     assert [file.name for file in path.parent.iterdir()] == ["manifest.arrow"]
 
 

@@ -98,7 +98,8 @@ def test_dirichlet_cuts_all_splits_by_the_same_shares() -> None:
     positions = assign(PartitionSettings(scheme="dirichlet", beta=0.5), splits, 4, seed=1)
     train, test = (class_counts(splits[split], positions[split], 5) for split in ("train", "test"))
     assert np.all(np.abs(train / 2 - test) <= 1)
-    assert disjoint_and_complete(positions["train"], 5000) and disjoint_and_complete(positions["test"], 2500)
+    assert disjoint_and_complete(positions["train"], 5000)
+    assert disjoint_and_complete(positions["test"], 2500)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 100.0])

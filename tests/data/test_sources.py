@@ -248,7 +248,8 @@ def test_parquet_that_shrank_or_lost_an_image(parquet_file: Tree) -> None:
 
 def test_shapes_are_balanced_and_named_by_composition() -> None:
     built = manifest.build(DataSettings())
-    assert len(built) == 30 * 3 * 40 and built.domains == STYLES
+    assert len(built) == 30 * 3 * 40
+    assert built.domains == STYLES
     assert set(np.bincount(built.labels * 3 + built.domain_ids)) == {40}
     for half in (CLASS_NAMES[:15], CLASS_NAMES[15:]):
         colors, shapes = (set(words) for words in zip(*(name.split() for name in half), strict=True))
