@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from fedpgp.federation.worker import Features, FederationJob
 from fedpgp.methods.base import Method
 from fedpgp.records import Progress, RoundRow
 from fedpgp.store import RunStore
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[[Progress], None]
 
@@ -115,33 +118,25 @@ def run(experiment: Experiment, resume: bool, *, emit: Emit, stop: threading.Eve
         UserError: something given cannot be used; nothing was begun.
         FedPGPError: the run failed; its rows are kept and `resume` goes on from them.
     """
-    emit(Progress("prepare", note="reading data and backbone"))
-    ready = plan(experiment)
-    root = experiment.storage.root.absolute()
-    store = RunStore.find_resumable(root, experiment.name, ready.digest) if resume else None
-    if store is not None and store.status["state"] == "finished":
-        emit(Progress("finished", note="was finished already", run=str(store.path)))
+    with _warnings(emit):
+        emit(Progress("prepare", note="reading data and backbone"))
+        ready = plan(experiment)
+        earlier = _earlier(ready) if resume else None
+        if earlier is not None and earlier.status["state"] == "finished":
+            emit(Progress("finished", note="was finished already", run=str(earlier.path)))
+            return earlier.path
+        backend = make_backend(experiment.resources)
+        try:
+            job = _job(ready, *extract(ready, backend, emit))
+            backend.load(job)
+            store = earlier or _create(ready)
+            finished = _guarded(store, lambda: _rounds(ready, Server(job, backend), store, emit, stop))
+        finally:
+            backend.close()
+        if not finished:
+            return Stopped(store.path)
+        emit(Progress("finished", run=str(store.path)))
         return store.path
-    backend = make_backend(experiment.resources)
-    try:
-        train, test = extract(ready, backend, emit)
-        job = _job(ready, train, test)
-        backend.load(job)
-        store = store or RunStore.create(
-            root, experiment.name, ready.digest, config.dump(ready.experiment), _identity(ready)
-        )
-        with store.lock():
-            try:
-                finished = _rounds(ready, Server(job, backend), store, emit, stop)
-            except BaseException as error:
-                store.fail(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
-                raise
-    finally:
-        backend.close()
-    if not finished:
-        return Stopped(store.path)
-    emit(Progress("finished", run=str(store.path)))
-    return store.path
 
 
 def launch(experiment: Experiment, resume: bool, emit: Emit) -> Path | Stopped:
@@ -185,6 +180,52 @@ def _ray(resources: ResourceSettings) -> Iterator[Callable[..., Any]]:
 
     with connected(resources):
         yield drive
+
+
+@contextmanager
+def _warnings(emit: Emit) -> Iterator[None]:
+    """Warnings of the package go the way of all progress, so that they reach the person from any process."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            emit(Progress("warning", note=record.getMessage()))
+
+    logger, handler = logging.getLogger("fedpgp"), Handler(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _earlier(plan: Plan) -> RunStore | None:
+    """The newest run of these settings."""
+    store = RunStore.find_resumable(plan.experiment.storage.root.absolute(), plan.experiment.name, plan.digest)
+    if store is None:
+        log.warning("no earlier run of exactly these settings, data and weights: starting a new one")
+    return store
+
+
+def _create(plan: Plan) -> RunStore:
+    experiment = plan.experiment
+    return RunStore.create(
+        experiment.storage.root, experiment.name, plan.digest, config.dump(experiment), _identity(plan)
+    )
+
+
+def _guarded(store: RunStore, work: Callable[[], bool]) -> bool:
+    """Do the work as the run's only writer; the run's status tells how it ended."""
+    with store.lock():
+        try:
+            return work()
+        except KeyboardInterrupt:
+            store.stop("interrupted")
+            raise
+        except BaseException as error:
+            store.fail(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
+            raise
 
 
 def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit, stop: threading.Event) -> bool:

@@ -1,4 +1,4 @@
-"""The rows of a run: what is recorded of each round and of each client. Rows are the truth; everything else mirrors them."""
+"""The rows of a run: what is recorded of each round and client. Rows are the truth; all else mirrors them."""
 
 from __future__ import annotations
 

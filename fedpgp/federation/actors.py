@@ -114,8 +114,8 @@ class ActorPool:
     def load(self, job: Job) -> None:
         """Send the job once to the object store, from where every actor takes it."""
         self._job = ray.put(job)
-        actors, self._idle = self._idle, []
-        self._starting = {actor.load.remote(self._job): actor for actor in actors}
+        actors = [*self._idle, *self._starting.values()]
+        self._idle, self._starting = [], {actor.load.remote(self._job): actor for actor in actors}
         self._await_all()
 
     def map(self, method: str, calls: Sequence[Any]) -> Iterator[Any]:
@@ -125,28 +125,46 @@ class ActorPool:
         running: dict[Any, tuple[int, ActorHandle]] = {}
         results: dict[int, Any] = {}
         following = 0
-        while following < len(calls):
-            while waiting and self._idle:
-                index, actor = waiting.popleft(), self._idle.pop()
-                attempts[index] += 1
-                running[actor.call.remote(method, calls[index])] = (index, actor)
-            for reference in self._wait(running):
-                if reference not in running:
-                    self._welcome(reference)
-                    continue
-                index, actor = running.pop(reference)
-                try:
-                    results[index] = ray.get(reference)
-                except RayActorError as error:
-                    self._replace(actor, f"{method} block {index + 1} of {len(calls)}", attempts[index], error)
-                    waiting.appendleft(index)
-                except RayTaskError as error:
-                    raise _cause(error) from None
-                else:
-                    self._idle.append(actor)
-            while following in results:
-                yield results.pop(following)
-                following += 1
+        try:
+            while following < len(calls):
+                while waiting and self._idle:
+                    index, actor = waiting.popleft(), self._idle.pop()
+                    attempts[index] += 1
+                    running[actor.call.remote(method, calls[index])] = (index, actor)
+                for reference in self._wait(running):
+                    if reference in self._starting:
+                        self._welcome(reference)
+                        continue
+                    index, actor = running.pop(reference)
+                    try:
+                        results[index] = self._result(reference, actor)
+                    except RayActorError as error:
+                        what = f"{method} block {index + 1} of {len(calls)}"
+                        if attempts[index] == ATTEMPTS:
+                            raise FedPGPError(
+                                f"{what}: its actor died {ATTEMPTS} times; {_first_line(error)}"
+                            ) from None
+                        log.warning("%s: its actor died and is replaced, the block is sent again", what)
+                        waiting.appendleft(index)
+                while following in results:
+                    yield results.pop(following)
+                    following += 1
+        finally:  # after an error the others finish what they have and are there for what comes next
+            self._idle += [actor for _, actor in running.values()]
+
+    def _result(self, reference: Any, actor: ActorHandle) -> Any:
+        """What a call gave. Its actor is free again, or replaced if it died."""
+        try:
+            result = ray.get(reference)
+        except RayActorError:
+            ray.kill(actor)
+            self._start()
+            raise
+        except RayTaskError as error:
+            self._idle.append(actor)
+            raise _cause(error) from None
+        self._idle.append(actor)
+        return result
 
     def close(self) -> None:
         """End all actors."""
@@ -163,13 +181,6 @@ class ActorPool:
         )
         reference = actor.ready.remote() if self._job is None else actor.load.remote(self._job)
         self._starting[reference] = actor
-
-    def _replace(self, lost: ActorHandle, what: str, attempts: int, error: RayActorError) -> None:
-        if attempts >= ATTEMPTS:
-            raise FedPGPError(f"{what}: its actor died {attempts} times; last: {_first_line(error)}")
-        log.warning("%s: its actor died and is replaced, the block is sent again", what)
-        ray.kill(lost)
-        self._start()
 
     def _wait(self, running: dict[Any, tuple[int, ActorHandle]]) -> list[Any]:
         """Whatever is done next: a call, or an actor that has become ready."""

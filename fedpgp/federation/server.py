@@ -83,7 +83,8 @@ class Server:
     def _result(
         self, state: State, tables: list[pa.Table], participants: int, wire: int, watch: _Stopwatch
     ) -> RoundResult:
-        clients = pa.concat_tables(tables).combine_chunks()
+        order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
+        clients = pa.concat_tables(tables).sort_by(order)  # whatever the blocks were
         row = RoundRow(
             round=state.round,
             metrics=round_metrics(clients),

@@ -66,7 +66,7 @@ class CoOp:
         self.transfers = not settings.class_specific
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """The context, from words or N(0, 0.02); class-specific contexts are drawn apart, or all start from the words."""
+        """The context, from words or N(0, 0.02); class-specific ones are drawn apart, or all start from the words."""
         if not self.settings.class_specific:
             return {"ctx": self.settings.draw(frozen, generator)}
         return {"ctx": torch.stack([self.settings.draw(frozen, generator) for _ in frozen.names])}

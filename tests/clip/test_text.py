@@ -76,7 +76,11 @@ def test_equals_encode_text_in_value_and_gradient(model, position, specific):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"text": {"ls_init_value": 0.3}}, {"text": {"proj_bias": True}}, {"text": {"act_kwargs": {"approximate": "tanh"}}}],
+    [
+        {"text": {"ls_init_value": 0.3}},
+        {"text": {"proj_bias": True}},
+        {"text": {"act_kwargs": {"approximate": "tanh"}}},
+    ],
     ids=["layer scale", "projection with bias", "tanh gelu"],
 )
 def test_hand_written_prompts_of_other_towers(changes):

@@ -1,0 +1,9 @@
+"""Run one experiment: `python pipelines/run.py CONFIG [a.b=value ...]`, the same as `fedpgp run`."""
+
+import sys
+
+from fedpgp.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "run")
+    main()

@@ -1,0 +1,180 @@
+"""The Ray backend: placement, order, lost actors, errors; and the driver actor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+
+from fedpgp.config import ResourceSettings
+from fedpgp.errors import ClientError, FedPGPError, ResourceError
+from fedpgp.federation.actors import ATTEMPTS, ActorPool, drive
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Worker:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def late_first(self, call):
+        """The earlier in the list, the longer it takes."""
+        time.sleep(0.3 if call == 0 else 0)
+        return call * self.factor, os.getpid()
+
+    def die_once(self, call):
+        number, marker = call
+        if number == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return number * self.factor
+
+    def die(self, call):
+        os._exit(1)
+
+    def fail(self, call):
+        raise ClientError("local training", 3, call, "loss is nan")
+
+
+@dataclass(frozen=True)
+class Job:
+    factor: int = 10
+
+    def build(self, device):
+        return Worker(self.factor)
+
+
+@pytest.fixture(scope="module")
+def two_actors():
+    pool = ActorPool(ResourceSettings(actors=2))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def pool(two_actors):
+    two_actors.load(Job())
+    return two_actors
+
+
+def test_two_actors_share_each_gpu(caplog):
+    pool = ActorPool(ResourceSettings(actors=4, gpus_per_actor=0.5))
+    places = pool.placement
+    pool.close()
+    assert Counter(tuple(place["gpu_ids"]) for place in places) == {(0,): 2, (1,): 2}
+    assert [record.message for record in caplog.records].count(
+        "resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU"
+    ) == 1  # fmt: skip
+
+
+def test_results_come_in_the_order_of_the_calls(pool):
+    results = list(pool.map("late_first", range(5)))
+    assert [value for value, _ in results] == [0, 10, 20, 30, 40]
+    assert len({process for _, process in results}) == 2
+
+
+def test_a_new_job_takes_the_place_of_the_old(pool):
+    pool.load(Job(factor=7))
+    assert [value for value, _ in pool.map("late_first", [1, 2])] == [7, 14]
+
+
+def test_a_lost_actor_costs_only_its_block(pool, tmp_path, caplog):
+    assert list(pool.map("die_once", [(number, tmp_path / "died") for number in range(4)])) == [0, 10, 20, 30]
+    assert "die_once block 2 of 4: its actor died and is replaced, the block is sent again" in caplog.text
+    assert [value for value, _ in pool.map("late_first", range(4))] == [0, 10, 20, 30]
+
+
+def test_a_block_that_kills_every_actor_ends_the_round(pool):
+    with pytest.raises(FedPGPError, match=f"die block 1 of 1: its actor died {ATTEMPTS} times"):
+        list(pool.map("die", [0]))
+
+
+def test_an_error_keeps_its_client(pool):
+    with pytest.raises(ClientError) as caught:
+        list(pool.map("fail", [5]))
+    assert (caught.value.client, caught.value.round, str(caught.value)) == (
+        5,
+        3,
+        "client 5, round 3, local training: loss is nan",
+    )
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"actors": 9}, "need 9 CPU.*has 4 CPU.*short of CPU, 4 fit"),
+        ({"actors": 4, "gpus_per_actor": 0.6}, "short of GPU, 2 fit"),
+        ({"actors": 3, "gpus_per_actor": 0.6}, "do not pack"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_at_once(resources, message):
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match=message):
+        ActorPool(ResourceSettings(**resources))
+    assert time.monotonic() - start < 5
+
+
+def test_an_actor_that_is_not_ready_in_time_is_an_error(pool):
+    @ray.remote(num_cpus=2)  # the other two are taken by `two_actors`
+    class Occupant:
+        def ready(self):
+            return True
+
+    occupant = Occupant.remote()
+    ray.get(occupant.ready.remote())
+    try:
+        with pytest.raises(ResourceError, match="2 of 2 actors not ready within 1 s"):
+            ActorPool(ResourceSettings(actors=2, ready_timeout=1))
+    finally:
+        ray.kill(occupant)
+
+
+def count_to(number, *, emit, stop):
+    for step in range(number):
+        emit(step)
+    return number
+
+
+def misbehave(*, emit, stop):
+    raise ClientError("evaluation", 1, 2, "no")
+
+
+def die(*, emit, stop):
+    os._exit(1)
+
+
+def wait_for_stop(marker: Path, *, emit, stop):
+    emit("started")
+    marker.write_text(str(stop.wait(20)))
+    return "stopped"
+
+
+def test_the_driver_passes_events_on_and_returns_the_result():
+    seen = []
+    assert drive(count_to, 5, emit=seen.append) == 5
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_an_error_in_the_driver_arrives_as_it_was():
+    with pytest.raises(ClientError, match="client 2, round 1, evaluation: no"):
+        drive(misbehave, emit=print)
+
+
+def test_a_driver_that_dies_is_an_error_with_advice():
+    with pytest.raises(FedPGPError, match=r"driver actor died.*--resume"):
+        drive(die, emit=print)
+
+
+def test_ctrl_c_asks_the_driver_to_stop(tmp_path):
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    assert drive(wait_for_stop, tmp_path / "marker", emit=interrupt) == "stopped"
+    assert (tmp_path / "marker").read_text() == "True"

@@ -1,0 +1,179 @@
+"""Whole rounds on one weight, with numbers worked out by hand, for each way of sharing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from fedpgp.clip.features import FeatureKey, write_shard
+from fedpgp.config import FederationSettings
+from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.errors import ClientError
+from fedpgp.federation.serial import SerialBackend
+from fedpgp.federation.server import Server
+from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.methods.base import Phase
+
+IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three clients
+
+
+class Sum:
+    """Predicts whether the image is above a + b; loss = mean (a + b - x)^2 / 2, its gradient a + b - mean(x)."""
+
+    needs = "pooled"
+    transfers = True
+
+    def __init__(self, shared):
+        self.shared_keys = frozenset(shared)
+        self.phases = (Phase(frozenset({"a", "b"})),)
+
+    def init(self, frozen, generator):
+        return {"a": torch.zeros(1), "b": torch.zeros(1)}
+
+    def loss(self, params, received, frozen, batch):
+        squared = (params["a"] + params["b"] - batch.features[..., 0]).square() / 2
+        return (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
+
+    def classifier(self, params, frozen):
+        cut = (params["a"] + params["b"]).unsqueeze(1)
+        return lambda features: torch.cat([cut - features, features - cut], dim=-1)
+
+
+class NoText:
+    """A stand-in for the frozen text tower."""
+
+    num_classes = 2
+
+    def to(self, device, dtype):
+        return self
+
+    def on(self, classes):
+        return self
+
+
+@pytest.fixture
+def server(tmp_path):
+    backends = []
+
+    def make(shared, images=IMAGES, **changes):
+        rows = [np.array(part) for part in np.split(np.arange(6), np.cumsum([len(own) for own in images])[:-1])]
+        values = np.array([x for own in images for x in own], dtype=np.float32)
+        key = FeatureKey(manifest="m", weights="w", transform="t")
+        write_shard(tmp_path / "features.arrow", key, np.arange(6), values.reshape(6, 1, 1))
+        labels = (values > 0).astype(np.int64)
+        pool = Pool(
+            split="test", class_set="all", rows=np.arange(6), labels=labels, domains=np.zeros(6, dtype=np.int32),
+            members=tuple(rows),
+        )  # fmt: skip
+        data = FederatedData(
+            client_names=("x", "y", "z"), class_names=("low", "high"), domains=("only",), class_sets={"all": (0, 1)},
+            train_set="all", train_rows=tuple(rows), train_labels=tuple(labels[own] for own in rows), pools=(pool,),
+            manifest_digest="m",
+        )  # fmt: skip
+        settings = {"rounds": 2, "local_epochs": 1, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, **changes}
+        where = Features(tmp_path / "features.arrow", key)
+        job = FederationJob(Sum(shared), NoText(), data, where, where, FederationSettings(**settings), seed=1)
+        backend = SerialBackend(threads=1)
+        backends.append(backend)
+        backend.load(job)
+        return Server(job, backend)
+
+    yield make
+    for backend in backends:
+        backend.close()
+
+
+def test_all_shared(server):
+    """Client steps of -0.5 gradient: a, b = 1, 2.5, -2 (means 2, 5, -4). Weights 2, 1, 3: (2 + 2.5 - 6) / 6 = -0.25."""
+    result = next(server("ab").run(server("ab").initial_state()))
+    assert result.state.shared["a"].item() == result.state.shared["b"].item() == -0.25
+    assert result.state.personal == {}
+    # The cut is at -0.5: every image is on its side of it.
+    assert result.row.metrics["test/local"] == 100
+    assert result.row.bytes_up == result.row.bytes_down == 3 * 2 * 4
+    # Mean losses: (1 + 9) / 4 = 2.5, 12.5, 8.
+    assert result.row.metrics["train/loss"] == pytest.approx((2.5 + 12.5 + 8) / 3)
+
+
+def test_part_shared_over_two_rounds(server):
+    """Round 1: a, b = 1, 2.5, -2; a is averaged to -0.25, b stays.
+
+    Round 2: a + b = 0.75, 2.25, -2.25; gradients -1.25, -2.75, 1.75; a = 0.375, 1.125, -1.125,
+    averaged (0.75 + 1.125 - 3.375) / 6 = -0.25; b = 1.625, 3.875, -2.875.
+    """
+    first, second = server("a").run(server("a").initial_state())
+    assert first.state.shared["a"].item() == -0.25
+    assert first.state.personal["b"].flatten().tolist() == [1.0, 2.5, -2.0]
+    assert second.state.shared["a"].item() == pytest.approx(-0.25)
+    assert second.state.personal["b"].flatten().tolist() == pytest.approx([1.625, 3.875, -2.875])
+    # Cuts after round 2: 1.375, 3.625, -3.125. Of its own images x has 1 right of 2, y 1 of 1, z 3 of 3;
+    # of all six x has 5 right, y 4, z 6.
+    rows = second.clients.filter(pc.field("split") == "test")
+    local, everything = (rows.filter(pc.field("metric") == metric) for metric in ("local", "all"))
+    assert local["correct"].to_pylist() == [1, 1, 3]
+    assert everything["correct"].to_pylist() == [5, 4, 6]
+    assert second.row.metrics["test/local"] == pytest.approx((50 + 100 + 100) / 3)
+
+
+def test_nothing_shared(server):
+    (result,) = server("", rounds=1).run(server("", rounds=1).initial_state())
+    assert result.state.shared == {}
+    assert result.state.personal["a"].flatten().tolist() == [1.0, 2.5, -2.0]
+    assert result.row.bytes_up == 0
+
+
+def test_those_who_do_not_take_part_keep_their_parameters(server):
+    federation = server("a", participation=0.4, rounds=1)
+    (result,) = federation.run(federation.initial_state())
+    (who,) = result.clients.filter(pc.field("split") == "train")["client"].to_pylist()
+    alone = [1.0, 2.5, -2.0][who]
+    assert result.state.shared["a"].item() == alone
+    assert [b for client, b in enumerate(result.state.personal["b"].flatten().tolist()) if client != who] == [0.0, 0.0]
+    assert result.row.participants == 1
+    assert result.row.bytes_up == 4
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_blocks_change_nothing(server, block_size):
+    whole, cut = (list(server("a", block_size=size).run(server("a").initial_state())) for size in (10, block_size))
+    for left, right in zip(whole, cut, strict=True):
+        assert torch.equal(left.state.shared["a"], right.state.shared["a"])
+        assert torch.equal(left.state.personal["b"], right.state.personal["b"])
+        assert left.clients.equals(right.clients)
+
+
+def test_evaluation_every_other_round_and_last(server):
+    federation = server("a", rounds=5, eval_every=2)
+    measured = [
+        result.row.round for result in federation.run(federation.initial_state()) if "evaluate" in result.row.seconds
+    ]
+    assert measured == [2, 4, 5]
+
+
+def test_before_aggregation_is_measured_apart(server):
+    """Cuts 2, 5, -4 before averaging; a tie is read as low: right for 1 of x's images, none of y's, all of z's."""
+    federation = server("ab", rounds=1, evaluate_before_aggregation=True)
+    (result,) = federation.run(federation.initial_state())
+    rows = result.clients.filter(pc.field("metric") == "local_before_aggregation")
+    assert rows["correct"].to_pylist() == [1, 0, 3]
+    assert rows["total"].to_pylist() == [2, 1, 3]
+    assert result.row.metrics["test/local_before_aggregation"] == pytest.approx(50)
+    assert result.row.metrics["test/local"] == 100
+
+
+def test_a_method_without_phases_is_evaluated_once(server):
+    federation = server("ab")
+    federation.job.method.phases = ()
+    federation.rounds = 0
+    (result,) = federation.run(federation.initial_state())
+    assert result.row.round == 0
+    assert result.row.metrics["test/all"] == 100  # the cut is at 0
+    assert "train/loss" not in result.row.metrics
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round(server):
+    federation = server("a", images=[[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]], block_size=1)
+    with pytest.raises(ClientError, match="client 1, round 1, local training: loss is inf"):
+        next(federation.run(federation.initial_state()))

@@ -1,0 +1,73 @@
+"""The house keeps its floors: who may import whom, and which file alone imports a heavy library."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "fedpgp"
+
+FOUNDATION = {"errors", "seeding", "files"}
+CONFIG = FOUNDATION | {"config"}
+DATA = CONFIG | {"data"}
+CLIP = DATA | {"clip"}
+METHODS = CONFIG | {"tree", "clip", "methods"}
+RECORDS = {"records", "evaluation"}
+FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
+STORE = FOUNDATION | RECORDS | {"federation", "store"}
+
+MAY_IMPORT = {
+    "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
+    "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
+    "federation": FEDERATION, "store": STORE, "tracking": STORE, "report": STORE,
+    "experiment": FEDERATION | STORE,
+}  # fmt: skip
+
+ONLY_IN = {"ray": {"federation/actors.py"}, "mlflow": {"tracking.py"}, "typer": {"cli.py"}}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path):
+    """Full names of everything a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (item.name for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{item.name}" for item in node.names)
+
+
+def room(name):
+    """`fedpgp.clip.text` is in the room `clip`."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "fedpgp" and len(parts) > 1 and (parts[1] in MAY_IMPORT) else None
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path):
+    place = path.relative_to(PACKAGE).as_posix()
+    own = place.removesuffix(".py").split("/")[0]
+    rooms = {room(name) for name in imported(path)} - {None, own}
+    if own in MAY_IMPORT:
+        assert rooms <= MAY_IMPORT[own]
+    libraries = {name.split(".")[0] for name in imported(path)} & ONLY_IN.keys()
+    assert {library for library in libraries if place not in ONLY_IN[library]} == set()
+    if "rich" in {name.split(".")[0] for name in imported(path)}:
+        assert own in ("report", "cli")
+
+
+def test_every_file_says_why_it_exists():
+    assert [path for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def test_importing_the_package_is_light():
+    import subprocess
+    import sys
+
+    code = "import sys, fedpgp.cli; print({'torch', 'ray', 'mlflow', 'open_clip', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
