@@ -24,10 +24,11 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Which images, with which names, cut how."""
 
-    name: Literal["shapes", "folder", "domain_folder", "parquet"] = "shapes"
-    """shapes (drawn on the fly) | folder (class/...) | domain_folder (domain/class/...) | parquet (Hugging Face style)"""
+    name: Literal["icons", "shapes", "folder", "domain_folder", "parquet"] = "shapes"
+    """icons (in the package) | shapes (drawn on the fly) | folder (class/...) | domain_folder (domain/class/...) |
+    parquet (Hugging Face style)"""
     root: Path | None = None
-    """folder of the data set; not needed for `shapes`"""
+    """folder of the data set; not needed for `icons` and `shapes`"""
     class_names: tuple[str, ...] | None = None
     """ordered names, tied to label ids 0, 1, ...; null: from the source (folders: sorted)"""
     template: str = "a photo of a {}."
@@ -45,7 +46,7 @@ class DataSettings(Settings):
     def _consistent(self) -> DataSettings:
         if self.train_fraction + self.val_fraction >= 1:
             raise ValueError("train_fraction + val_fraction must stay below 1, or no test image is left")
-        if self.name != "shapes" and self.root is None:
+        if self.name not in ("icons", "shapes") and self.root is None:
             raise ValueError(f"root is required for data {self.name!r}; give data.root=FOLDER")
         if self.template.count("{}") != 1:
             raise ValueError("template needs exactly one {} for the class name")
@@ -80,9 +81,10 @@ class BackboneSettings(Settings):
     """The frozen model."""
 
     name: str = "tiny"
-    """open_clip model name, `hf-hub:OWNER/MODEL`, or `tiny` (a few layers, for tests)"""
+    """open_clip model name, `hf-hub:OWNER/MODEL`, `icon-clip` (in the package), or `tiny` (a few layers, for tests)"""
     weights: str | None = "random"
-    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for a hub id"""
+    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for a hub id and
+    for `icon-clip`"""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """activation that the weights were trained with; required for a checkpoint file"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -92,9 +94,9 @@ class BackboneSettings(Settings):
 
 
 class MethodSettings(BaseModel):
-    """A method's name; all other keys are checked by the method itself."""
+    """The method: its name, and the keys that it knows."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str = "fedpgp"
     """see `fedpgp methods`"""
@@ -276,6 +278,25 @@ def dump(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
+    """The experiment as YAML with every key and its comment, as the shipped examples are.
+
+    Args:
+        method: the settings class of its method, for the comments of its keys.
+    """
+    lines: list[str] = []
+    for name, field in Experiment.model_fields.items():
+        value = getattr(experiment, name)
+        if not isinstance(value, BaseModel):
+            lines.append(_commented(name, value, field.description, indent=0))
+            continue
+        lines += ["", f"# {type(value).__doc__ or name}", f"{name}:"]
+        fields = {**type(value).model_fields, **(method.model_fields if name == "method" else {})}
+        tree = value.model_dump(mode="json")
+        lines += [_commented(key, tree[key], fields[key].description, indent=2) for key in fields if key in tree]
+    return "\n".join(lines) + "\n"
+
+
 def digest(experiment: Experiment, **identities: str) -> str:
     """Twelve hex digits over all that can change a number, and nothing else.
 
@@ -308,6 +329,11 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             node = node[key]
         node[keys[-1]] = value
     return tree
+
+
+def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
+    text = f"{key}: " + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True).strip()[1:-1]
+    return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

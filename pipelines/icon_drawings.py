@@ -66,12 +66,12 @@ FAMILIES: Mapping[str, Family] = {
         True,
     ),
     "tabler": Family(
-        "Tabler Icons", (_iconify("tabler", "1.2.41", "MIT"),), "Copyright (c) 2020-2025 Paweł Kuna", True
+        "Tabler Icons", (_iconify("tabler", "1.2.41", "MIT"),), "Copyright (c) 2020-2026 Paweł Kuna", True
     ),
     "lucide": Family(
         "Lucide",
         (_iconify("lucide", "1.2.137", "ISC"),),
-        "Copyright (c) Lucide Contributors; parts from Feather, Copyright (c) 2013-present Cole Bemis (MIT)",
+        "Copyright (c) 2026 Lucide Icons and Contributors; parts from Feather, Copyright (c) 2013-present Cole Bemis (MIT)",
         True,
     ),
     "bootstrap": Family(
@@ -100,7 +100,7 @@ FAMILIES: Mapping[str, Family] = {
         "Material Design Icons", (_iconify("mdi", "1.2.3", "Apache-2.0"),), "Copyright Pictogrammers", False
     ),
     "phosphor": Family(
-        "Phosphor Icons", (_iconify("ph", "1.2.2", "MIT"),), "Copyright (c) 2020-2024 Phosphor Icons", False
+        "Phosphor Icons", (_iconify("ph", "1.2.2", "MIT"),), "Copyright (c) 2023 Phosphor Icons", False
     ),
     "remix": Family("Remix Icon 2.5", (_iconify("ri", "1.1.0", "Apache-2.0"),), "Copyright Remix Design", False),
     "mingcute": Family(

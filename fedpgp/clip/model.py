@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedpgp.clip import icon_clip
 from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
 from fedpgp.errors import BackboneError
@@ -102,7 +103,7 @@ def load(settings: BackboneSettings) -> Backbone:
         name=name,
         model=model,
         image=_image_spec(name, model, {**preprocess, **source.preprocess}),
-        tokenize=_tokenizer(config["text_cfg"]),
+        tokenize=_tokenizer(name, config["text_cfg"]),
         logit_scale=float(model.logit_scale.exp()),
         activation=source.activation,
         fingerprint=_fingerprint(model, source.activation),
@@ -115,12 +116,15 @@ def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     if name == "tiny":
         return deepcopy(TINY), {}
+    if name == icon_clip.NAME:
+        shipped = icon_clip.read_config()
+        return shipped["model_cfg"], shipped["preprocess_cfg"]
     if name.startswith(HUB):
         described = json.loads(_from_hub(name, HUB_CONFIG).read_text(encoding="utf-8"))
         return described["model_cfg"], described.get("preprocess_cfg", {})
     config = open_clip.get_model_config(name)
     if config is None:
-        near = difflib.get_close_matches(name, ["tiny", *open_clip.list_models()])
+        near = difflib.get_close_matches(name, ["tiny", icon_clip.NAME, *open_clip.list_models()])
         hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
         raise BackboneError(f"backbone.name: open_clip has no model {name!r}; {hint}")
     return config, {}
@@ -128,6 +132,8 @@ def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_text_tower(name: str, config: Mapping[str, Any]) -> None:
     text = config["text_cfg"]
+    if name == icon_clip.NAME:
+        text = {**text, "vocab_size": TEXT_TOWER["vocab_size"]}  # CLIP's tokens, reduced to those it was trained with
     odd = [f"{key}={text[key]}" for key, plain in TEXT_TOWER.items() if text.get(key, plain) != plain]
     if "multimodal_cfg" in config:
         odd.append("multimodal_cfg (CoCa)")
@@ -151,13 +157,14 @@ class _Source:
 
 def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:
     activation, weights = settings.activation or configured, settings.weights
-    hub = name.startswith(HUB)
-    if activation != configured and (hub or configured == "quick_gelu"):
+    complete = name.startswith(HUB) or name == icon_clip.NAME
+    if activation != configured and (complete or configured == "quick_gelu"):
         raise _disagreement(name, name, configured)
-    if hub:
+    if complete:
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} brings its own; give null (given: {weights!r})")
-        return _Source(activation, checkpoints.read(_from_hub(name)))
+        path = icon_clip.WEIGHTS if name == icon_clip.NAME else _from_hub(name)
+        return _Source(activation, checkpoints.read(path))
     if weights == "random":
         return _Source(activation)
     if weights is not None and (Path(weights).is_file() or weights.endswith(CHECKPOINT_SUFFIXES)):
@@ -265,7 +272,9 @@ def _image_spec(name: str, model: Any, options: Mapping[str, Any]) -> ImageSpec:
     )
 
 
-def _tokenizer(text: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:
+def _tokenizer(name: str, text: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:
+    if name == icon_clip.NAME:
+        return icon_clip.ReducedTokenizer.shipped()
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer: Callable[[Sequence[str]], Tensor] = SimpleTokenizer(

@@ -139,12 +139,10 @@ class ActorPool:
                     try:
                         results[index] = self._result(reference, actor)
                     except RayActorError as error:
-                        what = f"{method} block {index + 1} of {len(calls)}"
+                        what = f"{method} block {index + 1} of {len(calls)}: its actor died"
                         if attempts[index] == ATTEMPTS:
-                            raise FedPGPError(
-                                f"{what}: its actor died {ATTEMPTS} times; {_first_line(error)}"
-                            ) from None
-                        log.warning("%s: its actor died and is replaced, the block is sent again", what)
+                            raise FedPGPError(f"{what} {ATTEMPTS} times; {_first_line(error)}") from None
+                        log.warning("%s and is replaced, the block is sent again", what)
                         waiting.appendleft(index)
                 while following in results:
                     yield results.pop(following)

@@ -1,4 +1,4 @@
-"""Weighted averaging of what clients share (FedAvg, McMahan et al., 2017): sums in the actor, the mean at the server."""
+"""Weighted averaging of what clients share (FedAvg, McMahan et al., 2017): sums in the actor, then the mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor does: train or evaluate a block of clients in one call. Stateless between calls, holds frozen things."""
+"""What an actor does: train or evaluate a block of clients in one call. Holds frozen things, no state."""
 
 from __future__ import annotations
 

@@ -1,0 +1,213 @@
+"""The command line: what it prints, and how it refuses what it cannot use (exit code 2, one line, nothing written)."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from fedpgp.cli import main
+
+SMALL = [
+    "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",
+    "federation.local_epochs=1", "resources.backend=serial",
+]  # fmt: skip
+
+
+@pytest.fixture
+def fedpgp(monkeypatch, capsys):
+    """Run the command in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+            sys.exit(0)
+        captured = capsys.readouterr()
+        return exited.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+def photos(root, classes=("cat", "dog", "emu", "fox"), each=4):
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(each):
+            Image.new("RGB", (8, 8), (60 * label, 40 * number, 99)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_run_then_report(fedpgp, store):
+    code, out, err = fedpgp("run", "shapes", *SMALL, f"storage.root={store}")
+    assert code == 0
+    run = Path(out.rsplit("run: ", 1)[1].strip())
+    assert (run / "summary.json").is_file()
+    for word in ("Local", "Base", "Novel", "HM", "mean of last 5", "max", "sent up", "client 1"):
+        assert word in out
+    assert "frozen features" in err
+    assert "rounds 2/2" in err
+    code, table, _ = fedpgp("report", run)
+    assert code == 0
+    assert table == out.rsplit("run: ", 1)[0]
+
+
+def test_mlflow_has_the_numbers_of_the_rows(fedpgp, store):
+    from mlflow.tracking import MlflowClient
+
+    _, out, _ = fedpgp("run", "shapes", *SMALL, f"storage.root={store}", "seed=7")
+    run = Path(out.rsplit("run: ", 1)[1].strip())
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    (mirrored,) = client.search_runs(["1"], f"attributes.run_name = '{run.name}'")
+    assert mirrored.info.status == "FINISHED"
+    assert mirrored.data.params["method.rank"] == "1"
+    for line in (run / "rounds.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row["metrics"].items():
+            (metric,) = [m for m in client.get_metric_history(mirrored.info.run_id, name) if m.step == row["round"]]
+            assert metric.value == value
+
+
+def test_features_then_run_opens_the_cache(fedpgp, store):
+    code, out, _ = fedpgp("features", "shapes", *SMALL, f"storage.root={store}", "protocol.shots=2")
+    assert code == 0
+    assert Path(out.removeprefix("features: ").strip()).is_file()
+    _, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={store}", "protocol.shots=2", "tracking.mlflow=false")
+    assert "frozen features" not in err
+
+
+def test_methods(fedpgp):
+    code, out, _ = fedpgp("methods")
+    assert code == 0
+    for word in ("zero_shot", "coop", "promptfl", "fedpgp", "ICML 2024", "U, V"):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["features"], ["methods"], ["report"]])
+def test_help(fedpgp, command):
+    code, out, _ = fedpgp(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_the_thin_script_is_the_same_command():
+    script = Path(__file__).parents[1] / "pipelines" / "run.py"
+    done = subprocess.run([sys.executable, script, "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "nothing: no such file, and no shipped experiment" in done.stderr
+
+
+def refused(fedpgp, root, *arguments):
+    """The one line on stderr; nothing may have been written."""
+    code, out, err = fedpgp("run", "shapes", *SMALL, f"storage.root={root}", *arguments)
+    lines = [line for line in err.splitlines() if not line.startswith(("preparing", "frozen features 0/"))]
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert "Traceback" not in err
+    assert not list(root.glob("runs/*"))
+    assert not [path for path in root.rglob("*") if path.suffix in (".arrow", ".tmp")]
+    return lines[0]
+
+
+def test_refuses_a_missing_folder(fedpgp, tmp_path):
+    line = refused(fedpgp, tmp_path / "store", "data.name=folder", f"data.root={tmp_path / 'none'}")
+    assert "none" in line
+
+
+def test_refuses_an_empty_class(fedpgp, tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "gnu").mkdir()
+    assert "gnu" in refused(fedpgp, tmp_path / "store", "data.name=folder", f"data.root={root}")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "truncated"])
+def test_refuses_an_unreadable_image(fedpgp, tmp_path, content):
+    root = photos(tmp_path / "photos")
+    victim = root / "cat" / "1.png"
+    victim.write_bytes(victim.read_bytes()[:40] if content == "truncated" else content)
+    line = refused(fedpgp, tmp_path / "store", "data.name=folder", f"data.root={root}", "protocol.shots=4")
+    assert "cat/1.png" in line
+
+
+def test_refuses_a_label_out_of_range(fedpgp, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    images = [{"bytes": data.getvalue(), "path": None}] * 6
+    (tmp_path / "hf").mkdir()
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 2, 0, 1, 7]}), tmp_path / "hf" / "train.parquet")
+    line = refused(
+        fedpgp, tmp_path / "store", "data.name=parquet", f"data.root={tmp_path / 'hf'}", "data.class_names=[a, b, c]"
+    )
+    assert "label 7" in line or "7" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["partition.clients=16"], "16 clients"),
+        (["method.name=fedpg"], "unknown method 'fedpg'; did you mean fedpgp"),
+        (["method.rnk=3"], "method fedpgp: rnk: unknown key; did you mean rank"),
+        (["federation.round=3"], "federation.round: unknown key; did you mean rounds"),
+        (["backbone.name=ViT-B-61"], "no model 'ViT-B-61'; did you mean ViT-B-16"),
+        (["backbone.name=ViT-B-16-SigLIP", "backbone.weights=webli"], "cannot be prompted"),
+        (["backbone.weights=/none/model.pt", "backbone.activation=gelu"], "/none/model.pt"),
+    ],
+)
+def test_refuses_settings(fedpgp, tmp_path, arguments, message):
+    assert message in refused(fedpgp, tmp_path / "store", *arguments)
+
+
+def test_refuses_a_checkpoint_of_another_model(fedpgp, tmp_path):
+    from safetensors.torch import save_file
+    import torch
+
+    save_file({"visual.proj": torch.zeros(3, 3)}, tmp_path / "wrong.safetensors")
+    weights = [f"backbone.weights={tmp_path / 'wrong.safetensors'}", "backbone.activation=gelu"]
+    line = refused(fedpgp, tmp_path / "store", *weights)
+    assert "wrong.safetensors" in line
+
+
+def test_refuses_a_cache_of_another_model(fedpgp, tmp_path):
+    root = tmp_path / "store"
+    fedpgp("features", "shapes", *SMALL, f"storage.root={root}")
+    (cache,) = (root / "features").glob("*.arrow")
+    other = fedpgp("features", "shapes", *SMALL, f"storage.root={tmp_path / 'b'}", "backbone.activation=quick_gelu")
+    assert other[0] == 0
+    (foreign,) = (tmp_path / "b" / "features").glob("*.arrow")
+    cache.write_bytes(foreign.read_bytes())
+    code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={root}")
+    assert code == 2
+    assert "features of something else (weights is" in err
+    assert not list(root.glob("runs/*"))
+
+
+def test_refuses_a_report_of_no_run(fedpgp, tmp_path):
+    code, _, err = fedpgp("report", tmp_path)
+    assert code == 2
+    assert "not the folder of a run" in err
+
+
+def test_a_failure_of_ours_is_exit_code_1(fedpgp, store):
+    code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={store}", "federation.lr=1.0e+30")
+    assert code == 1
+    assert "local training: loss is nan; lower the learning rate" in err
+
+
+def test_yaml_and_python_agree_on_a_small_experiment(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump({"name": "my", "federation": {"rounds": 2}}))
+    from fedpgp import config
+
+    assert config.load(str(file)) == config.parse({"name": "my", "federation": {"rounds": 2}})

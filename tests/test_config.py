@@ -1,0 +1,115 @@
+"""Settings: what is refused and how it is told, overrides, the digest, and examples that cannot go stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpgp import config, experiment
+from fedpgp.config import Experiment
+from fedpgp.errors import ConfigError
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"federation": {"round": 5}}, "federation.round: unknown key; did you mean rounds"),
+        ({"fedration": {}}, "fedration: unknown key; did you mean federation"),
+        ({"federation": {"rounds": 0}}, r"federation.rounds: .*greater than or equal to 1 \(given: 0\)"),
+        ({"federation": {"lr": "fast"}}, r"federation.lr: .*valid number.*\(given: 'fast'\)"),
+        ({"federation": {"lr": float("nan")}}, "federation.lr: "),
+        ({"data": {"name": "imagenet"}}, r"data.name: .*'shapes'.*\(given: 'imagenet'\)"),
+        ({"data": {"name": "folder"}}, "root is required"),
+        ({"data": {"template": "a photo"}}, "exactly one {}"),
+        ({"data": {"train_fraction": 0.9, "val_fraction": 0.2}}, "must stay below 1"),
+        ({"resources": {"gpus_per_actor": 1.5}}, "must be a whole number"),
+        ({"partition": {"clients": None}}, "partition.clients is the number of clients"),
+        ({"name": "a/b"}, "name: "),
+        ({"seed": -1}, "seed: "),
+    ],
+)
+def test_what_cannot_be_used_is_named(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse(tree)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        config.parse({"seed": -1, "federation": {"rounds": 0, "x": 1}}, source="my.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("my.yaml: ") for line in lines)
+
+
+def write(folder, text):
+    path = folder / "experiment.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_have_the_types_of_yaml(tmp_path):
+    file = write(tmp_path, "federation: {rounds: 3}\n")
+    given = ["federation.lr=0.5", "method.name=coop", "method.n_ctx=4", "data.class_names=[a, b]", "tracking.uri="]
+    loaded = config.load(file, given)
+    assert (loaded.federation.rounds, loaded.federation.lr) == (3, 0.5)
+    assert (loaded.method.name, loaded.method.settings) == ("coop", {"n_ctx": 4})
+    assert loaded.data.class_names == ("a", "b")
+    assert loaded.tracking.uri is None
+
+
+@pytest.mark.parametrize("override", ["federation.rounds", "=3", "a..b=3", "federation.rounds=[", "federation=3"])
+def test_overrides_that_cannot_be_used(tmp_path, override):
+    with pytest.raises(ConfigError):
+        config.load(write(tmp_path, "seed: 1\n"), [override])
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [\n", "!!python/object/apply:os.system [echo]\n", ""])
+def test_files_that_are_not_an_experiment(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"experiment\.yaml"):
+        config.load(write(tmp_path, text))
+
+
+def test_a_missing_file_names_the_shipped_ones():
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file, and no shipped experiment.*shapes"):
+        config.load("nothing.yaml")
+
+
+def test_dump_reads_back_to_the_same():
+    tree = {"data": {"name": "folder", "root": "/photos", "class_names": ["é", "b"]}, "method": {"name": "fedpgp"}}
+    written = config.parse(tree)
+    assert config.parse(config.yaml.safe_load(config.dump(written))) == written
+
+
+def test_the_digest_covers_what_can_change_a_number():
+    base = config.digest(Experiment())
+    same = [
+        {"name": "other"},
+        {"resources": {"actors": 7}},
+        {"storage": {"root": "/elsewhere"}},
+        {"tracking": {"mlflow": False}},
+        {"backbone": {"class_chunk": 5}},
+    ]
+    different = [
+        {"seed": 2},
+        {"federation": {"lr": 0.5}},
+        {"method": {"name": "fedpgp", "rank": 2}},
+        {"data": {"template": "{}"}},
+    ]
+    assert {config.digest(config.parse(tree)) for tree in same} == {base}
+    assert len({config.digest(config.parse(tree)) for tree in different} | {base}) == 5
+    assert config.digest(Experiment(), manifest="a") != config.digest(Experiment(), manifest="b")
+
+
+def test_paths_do_not_count_but_what_they_lead_to():
+    here, there = (config.parse({"data": {"name": "folder", "root": root}}) for root in ("/a", "/b"))
+    assert config.digest(here, manifest="m") == config.digest(there, manifest="m")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_shipped_experiments_show_every_key_with_its_comment(path):
+    complete, method = experiment.settle(config.load(path.stem))
+    text = "".join(path.read_text().partition("name: ")[1:])
+    assert text == config.annotated(complete, type(method.settings))
