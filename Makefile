@@ -7,7 +7,7 @@ SETUP := $(VENV)/.installed
 .PHONY: demo test test-all check clean
 
 demo: $(SETUP)
-	$(BIN)/fedpgp run demo
+	$(BIN)/fedpgp run shapes
 
 test: $(SETUP)
 	$(BIN)/python -m pytest -m "not slow"

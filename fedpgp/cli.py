@@ -30,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
 )
+track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of the runs.")
+app.add_typer(track, name="track")
 out = Console()
 err = Console(stderr=True)
 
@@ -121,6 +123,23 @@ def report(
     from fedpgp.report.tables import comparison, show
 
     out.print(show(runs[0]) if len(runs) == 1 else comparison(runs))
+
+
+@track.command()
+def sync(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, or one run.")],
+    uri: Annotated[str | None, typer.Option(help="Tracking URI, in place of the one that each run names.")] = None,
+) -> None:
+    """Bring MLflow up to date with the rows on disk. What is there already is not sent again."""
+    import yaml
+
+    from fedpgp import tracking
+    from fedpgp.store import RunStore
+
+    for store in RunStore.find(runs):
+        wanted = uri or yaml.safe_load(store.config_yaml)["tracking"]["uri"] or tracking.default_uri(store.root)
+        tracking.sync(store.path, wanted)
+        out.print(f"synced: {store.path}", highlight=False, soft_wrap=True)
 
 
 def _load(config: str, overrides: list[str] | None) -> Experiment:

@@ -21,18 +21,31 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+TEMPLATES = {
+    "oxford_pets": "a photo of a {}, a type of pet.",
+    "flowers102": "a photo of a {}, a type of flower.",
+    "dtd": "{} texture.",
+    "food101": "a photo of {}, a type of food.",
+}
+"""CoOp's hand-written prompts, where they differ from "a photo of a {}."."""
+
+
 class DataSettings(Settings):
     """Which images, with which names, cut how."""
 
-    name: Literal["icons", "shapes", "folder", "domain_folder", "parquet"] = "shapes"
-    """icons (in the package) | shapes (drawn on the fly) | folder (class/...) | domain_folder (domain/class/...) |
-    parquet (Hugging Face style)"""
+    name: Literal[
+        "icons", "shapes", "folder", "domain_folder", "parquet",
+        "oxford_pets", "flowers102", "dtd", "caltech101", "food101",
+        "cifar10", "cifar100", "office_caltech10", "domainnet", "domainnet10",
+    ] = "shapes"  # fmt: skip
+    """shapes, icons (no files needed) | folder (class/...) | domain_folder (domain/class/...) | parquet (Hugging Face
+    style) | a data set by name, as it is downloaded: see `fedpgp data check NAME --root FOLDER`"""
     root: Path | None = None
     """folder of the data set; not needed for `icons` and `shapes`"""
     class_names: tuple[str, ...] | None = None
     """ordered names, tied to label ids 0, 1, ...; null: from the source (folders: sorted)"""
-    template: str = "a photo of a {}."
-    """hand-written prompt of zero-shot CLIP and of FedPGP's anchor; {} is the class name"""
+    template: str | None = None
+    """hand-written prompt of zero-shot CLIP and of FedPGP's anchor; {} is the class name; null: the data set's own"""
     train_fraction: float = Field(0.5, gt=0, lt=1)
     """share of a class's images for training, where the source has no split of its own"""
     val_fraction: float = Field(0.2, ge=0, lt=1)
@@ -48,33 +61,66 @@ class DataSettings(Settings):
             raise ValueError("train_fraction + val_fraction must stay below 1, or no test image is left")
         if self.name not in ("icons", "shapes") and self.root is None:
             raise ValueError(f"root is required for data {self.name!r}; give data.root=FOLDER")
-        if self.template.count("{}") != 1:
+        if self.prompt.count("{}") != 1:
             raise ValueError("template needs exactly one {} for the class name")
         return self
+
+    @property
+    def prompt(self) -> str:
+        """The template, or CoOp's for this data set."""
+        return self.template or TEMPLATES.get(self.name, "a photo of a {}.")
 
 
 class PartitionSettings(Settings):
     """Who holds which images."""
 
-    scheme: Literal["pathological", "iid", "domain", "dirichlet"] = "pathological"
-    """pathological (disjoint classes) | iid | domain (one client per domain) | dirichlet"""
+    scheme: Literal["pathological", "authors_2023", "iid", "domain", "dirichlet"] = "pathological"
+    """pathological (disjoint classes) | authors_2023 (disjoint classes, given out as by the authors' code, whatever the
+    seed) | iid | domain (each client belongs to a domain) | dirichlet"""
     clients: int | None = Field(10, ge=1)
     """number of clients; null with `domain`, where the data decide"""
+    classes_per_client: int | None = Field(None, ge=1)
+    """pathological: classes of each client, which several clients may then share; null: disjoint, all given out"""
+    clients_per_domain: int = Field(1, ge=1)
+    """domain: clients among whom the images of a domain are divided"""
+    label_skew: bool = False
+    """domain: true: a domain's clients differ in classes by Dirichlet(beta); false: the domain is divided evenly"""
     beta: float = Field(0.3, gt=0)
-    """dirichlet: concentration; small is skewed"""
+    """dirichlet, and domain with label_skew: concentration; small is skewed"""
     min_per_client: int = Field(2, ge=1)
-    """dirichlet: least number of training images of a client"""
+    """dirichlet, and domain with label_skew: least number of training images of a client"""
+    authors: bool = False
+    """dirichlet: true: drawn as by the authors' code, who fill no client beyond an equal share and round down"""
+
+    @model_validator(mode="after")
+    def _used(self) -> PartitionSettings:
+        owner = {"classes_per_client": "pathological", "clients_per_domain": "domain", "label_skew": "domain"}
+        for key, scheme in {**owner, "authors": "dirichlet"}.items():
+            if self.scheme != scheme and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for scheme {scheme}; with scheme {self.scheme} it would do nothing")
+        if self.label_skew and self.clients_per_domain == 1:
+            raise ValueError("label_skew needs clients_per_domain=2 or more: it is between the clients of a domain")
+        return self
 
 
 class ProtocolSettings(Settings):
     """What is trained on and what is tested."""
 
-    name: Literal["base_to_novel", "all_classes"] = "base_to_novel"
-    """base_to_novel (train on the first half of the labels, test on both) | all_classes"""
+    name: Literal["base_to_novel", "all_classes", "leave_one_domain_out"] = "base_to_novel"
+    """base_to_novel (train on the first half of the labels, test on both) | all_classes | leave_one_domain_out (train
+    on all domains but one, test on that one too)"""
+    held_out: str | None = None
+    """leave_one_domain_out: the domain that nobody trains on; `all`: each in turn, as the folds of a sweep"""
     shots: int | None = Field(16, ge=1)
     """training images per client and class; null: all. Nested: the 4-shot set contains the 2-shot set"""
     val_shots: int = Field(4, ge=1)
     """validation images per class and domain taken from train, where the data have no validation split"""
+
+    @model_validator(mode="after")
+    def _held_out_given(self) -> ProtocolSettings:
+        if (self.held_out is None) == (self.name == "leave_one_domain_out"):
+            raise ValueError("held_out is a domain, or all, with name=leave_one_domain_out, and null otherwise")
+        return self
 
 
 class BackboneSettings(Settings):
@@ -132,6 +178,12 @@ class FederationSettings(Settings):
     """clients trained as one batch; the unit of work of an actor"""
     eval_every: int = Field(1, ge=1)
     """rounds between evaluations; the last round is always evaluated"""
+    chunk_size: int | None = Field(None, ge=1)
+    """clients of a block that are trained at once, to bound memory; null: the whole block"""
+    policy: Literal["fail", "exclude", "clip"] = "fail"
+    """a client with a loss that is not finite or too long an update: fail the run | exclude | clip the update"""
+    max_update_norm: float | None = Field(None, gt=0)
+    """longest update of the shared parameters (Euclidean norm); null: any"""
     evaluate_before_aggregation: bool = False
     """true: also test each participant right after local training (`local_before_aggregation`)"""
 
@@ -205,6 +257,11 @@ class Experiment(Settings):
     def _clients_given(self) -> Experiment:
         if (self.partition.clients is None) != (self.partition.scheme == "domain"):
             raise ValueError("partition.clients is the number of clients, or null with partition.scheme=domain")
+        if self.protocol.name == "leave_one_domain_out" and self.partition.scheme != "domain":
+            raise ValueError(
+                "protocol.name=leave_one_domain_out needs partition.scheme=domain partition.clients=null "
+                "(several clients of a domain: partition.clients_per_domain)"
+            )
         if self.partition.scheme == "domain" and self.data.name == "folder":
             raise ValueError("partition.scheme=domain needs data with domains, for example data.name=domain_folder")
         return self
@@ -305,6 +362,7 @@ def digest(experiment: Experiment, **identities: str) -> str:
     """
     tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
     tree["data"].pop("root")
+    tree["data"]["template"] = experiment.data.prompt
     tree["backbone"].pop("class_chunk")
     if "weights" in identities:
         tree["backbone"].pop("weights")

@@ -37,7 +37,7 @@ def round_metrics(clients: pa.Table) -> dict[str, float]:
         for name in METRICS
         if name in values
     }
-    losses = clients.filter((pc.field("split") == "train") & pc.field("domain").is_null())["loss"]
+    losses = clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss")))["loss"]
     if (loss := pc.mean(losses).as_py()) is not None:
         metrics["train/loss"] = loss
     return metrics

@@ -17,6 +17,7 @@ CLIENT_SCHEMA = pa.schema(
         ("correct", pa.int64()),  # null for train rows
         ("total", pa.int64()),  # images
         ("loss", pa.float64()),  # mean loss of the local steps; null for val and test rows
+        ("event", pa.string()),  # what went wrong in training and what was done; null: nothing
     ]
 )
 """One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
@@ -37,7 +38,7 @@ class RoundRow:
     bytes_down: int
     """bytes of shared parameters sent to the participants"""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """wall-clock seconds by stage: train, aggregate, evaluate, commit (that of the round before)"""
+    """wall-clock seconds by stage: train, aggregate, evaluate"""
     timestamp_ms: int = 0
     """milliseconds since the epoch at the commit; the mirror uses it, so that a row sent twice stays one row"""
 

@@ -91,6 +91,19 @@ class RunStore:
         return cls(path.absolute())
 
     @classmethod
+    def find(cls, path: Path) -> list[RunStore]:
+        """The run in this folder, or all runs below this storage root or its `runs`, by name.
+
+        Raises:
+            RunError: there is none.
+        """
+        folders = [path] if (path / "identity.json").is_file() else []
+        folders += [found.parent for pattern in ("*", "runs/*") for found in path.glob(f"{pattern}/identity.json")]
+        if not folders:
+            raise RunError(f"{path}: no run here (no identity.json); give a run's folder or a storage root")
+        return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
+
+    @classmethod
     def find_resumable(cls, root: Path, name: str, digest: str) -> RunStore | None:
         """The newest run of this name and digest, if there is one."""
         runs = root / "runs"

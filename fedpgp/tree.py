@@ -31,6 +31,13 @@ def rows(tree: ParamTree, index: torch.Tensor) -> ParamTree:
     return {key: value[index] for key, value in tree.items()}
 
 
+def choose(mask: torch.Tensor, chosen: ParamTree, other: ParamTree) -> ParamTree:
+    """Row by row of stacked entries: `chosen` where `mask` (K,) is true, else `other`."""
+    return {
+        key: torch.where(mask.view(-1, *[1] * (value.dim() - 1)), value, other[key]) for key, value in chosen.items()
+    }
+
+
 def num_bytes(tree: ParamTree) -> int:
     """Bytes of all entries."""
     return sum(value.numel() * value.element_size() for value in tree.values())

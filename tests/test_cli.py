@@ -78,6 +78,21 @@ def test_mlflow_has_the_numbers_of_the_rows(fedpgp, store):
             assert metric.value == value
 
 
+def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    root = tmp_path / "store"
+    _, out, _ = fedpgp("run", "shapes", *SMALL, f"storage.root={root}", "tracking.mlflow=false")
+    assert not (root / "mlflow.db").exists()
+    for _ in range(2):
+        code, said, _ = fedpgp("track", "sync", root)
+        assert (code, said.count("synced: ")) == (0, 1)
+    (mirrored,) = MlflowClient(f"sqlite:///{root}/mlflow.db").search_runs(["1"])
+    assert mirrored.info.run_name == Path(out.rsplit("run: ", 1)[1].strip()).name
+    code, _, err = fedpgp("track", "sync", tmp_path / "nowhere")
+    assert (code, "no run here" in err) == (2, True)
+
+
 def test_features_then_run_opens_the_cache(fedpgp, store):
     code, out, _ = fedpgp("features", "shapes", *SMALL, f"storage.root={store}", "protocol.shots=2")
     assert code == 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
-from fedpgp.errors import ClientError
 from fedpgp.methods.base import Batch, Method, Phase
 from fedpgp.tree import ParamTree, select
 
@@ -32,7 +31,8 @@ class Update:
     """What local training gives."""
 
     params: ParamTree  # (K, ...)
-    loss: Tensor  # (K,) mean over the client's steps
+    loss: Tensor  # (K,) mean over the client's steps; of one that failed, the loss that is not finite
+    finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def local_update(
     """Train the clients of a block, all at once.
 
     A client that has run out of batches is frozen whole (no gradient, momentum or weight decay) while others go on;
-    so a client in a block ends as it would alone. Optimizers start fresh.
+    so a client in a block ends as it would alone; one whose loss is not finite rests from there on. Optimizers start
+    fresh.
 
     Args:
         params: stacked parameters (K, ...), the received shared part included; not changed.
@@ -81,15 +82,22 @@ def local_update(
         data: the clients' images.
         orders: for each phase of the method, each client's batches.
         optimizer: settings of SGD.
-
-    Raises:
-        ClientError: a loss is not finite; `client` is the place in the block, `round` 0.
     """
     params = {key: value.clone() for key, value in params.items()}
-    losses = torch.zeros(len(data.starts), device=data.labels.device)
+    loss = torch.zeros(len(data.starts), device=data.labels.device)
+    finite = torch.ones_like(loss, dtype=torch.bool)
     for phase, order in zip(method.phases, orders, strict=True):
-        losses = _run_phase(method, frozen, params, received, data, order, phase, optimizer)
-    return Update(params, losses)
+        loss = _run_phase(method, frozen, params, received, data, order, phase, optimizer, finite)
+    return Update(params, loss, finite)
+
+
+def concatenate(updates: Sequence[Update]) -> Update:
+    """The updates of a block that was trained in several chunks of clients."""
+    return Update(
+        {key: torch.cat([update.params[key] for update in updates]) for key in updates[0].params},
+        torch.cat([update.loss for update in updates]),
+        torch.cat([update.finite for update in updates]),
+    )
 
 
 def _run_phase(
@@ -101,8 +109,9 @@ def _run_phase(
     orders: Sequence[Order],
     phase: Phase,
     optimizer: Optimizer,
+    finite: Tensor,
 ) -> Tensor:
-    """Train `phase.keys` of `params` in place; the mean loss (K,)."""
+    """Train `phase.keys` of `params` in place, and mark in `finite` who fails; the loss (K,)."""
     learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
     momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
     steps = torch.tensor([len(order) for order in orders], device=data.labels.device)
@@ -110,11 +119,14 @@ def _run_phase(
     for step in range(int(steps.max())):
         batch = _batch(data, orders, step)
         loss, _ = method.loss(params, received, frozen, batch)
-        active = steps > step
-        _check_finite(loss, active)
+        active = (steps > step) & finite
+        total += torch.where(active, loss.detach(), 0.0)
+        finite &= ~active | torch.isfinite(loss)
+        active &= finite
+        if not active.any():
+            continue
         gradients = torch.autograd.grad(loss[active].sum(), list(learned.values()))
         with torch.no_grad():
-            total += torch.where(active, loss, 0.0)
             for (key, value), gradient in zip(learned.items(), gradients, strict=True):
                 lr = phase.lr.get(key, optimizer.lr)
                 _sgd(value, gradient, momentum[key], active, lr, optimizer)
@@ -146,9 +158,3 @@ def _batch(data: LocalData, orders: Sequence[Order], step: int) -> Batch:
     device = data.labels.device
     chosen = torch.from_numpy(index).to(device)
     return Batch(data.features[chosen], data.labels[chosen], torch.from_numpy(mask).to(device))
-
-
-def _check_finite(loss: Tensor, active: Tensor) -> None:
-    bad = (~torch.isfinite(loss) & active).nonzero().flatten().tolist()
-    if bad:
-        raise ClientError("local training", 0, bad[0], f"loss is {loss[bad[0]].item()}; lower the learning rate")

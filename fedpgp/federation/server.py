@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from fedpgp.federation.worker import Arrays, Counts, EvaluateCall, FederationJob
 from fedpgp.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.seeding import torch_generator
 from fedpgp.tree import ParamTree, num_bytes, rows, select, stack, without
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,18 +132,20 @@ class _Stopwatch:
 
 def _aggregate(state: State, results: Sequence[TrainResult]) -> State:
     """The next state: shared parameters averaged over those who trained, personal ones written back."""
-    total = float(sum(result.num_examples.sum() for result in results))
+    total = sum(result.weight for result in results)
     sums = [{key: torch.from_numpy(value) for key, value in result.shared_sum.items()} for result in results]
     personal = {key: value.clone() for key, value in state.personal.items()}
     for result in results:
         for key, value in result.personal.items():
             personal[key][torch.from_numpy(result.clients)] = torch.from_numpy(value)
-    return State(state.round + 1, average(sums, total, like=state.shared), personal)
+    if not total:
+        log.warning("round %d: no client was admitted, the shared parameters stay as they are", state.round + 1)
+    return State(state.round + 1, average(sums, total, like=state.shared) if total else state.shared, personal)
 
 
 def _train_rows(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
     return [
-        _table(number, result.clients, "train", "train", None, None, result.num_examples, result.loss)
+        _table(number, result.clients, "train", "train", None, None, result.num_examples, result.loss, result.events)
         for result in results
     ]
 
@@ -149,9 +154,9 @@ def _count_rows(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.
     """Rows over all domains, then per domain if there are several."""
     correct, total = counts.correct, counts.total
     head = (number, counts.clients, counts.split, counts.metric)
-    tables = [_table(*head, None, correct.sum(1), total.sum(1), None)]
+    tables = [_table(*head, None, correct.sum(1), total.sum(1))]
     if len(domains) > 1:
-        tables += [_table(*head, name, correct[:, d], total[:, d], None) for d, name in enumerate(domains)]
+        tables += [_table(*head, name, correct[:, d], total[:, d]) for d, name in enumerate(domains)]
     return tables
 
 
@@ -163,12 +168,13 @@ def _table(
     domain: str | None,
     correct: np.ndarray | None,
     total: np.ndarray,
-    loss: np.ndarray | None,
+    loss: np.ndarray | None = None,
+    events: Sequence[str | None] | None = None,
 ) -> pa.Table:
     size = len(clients)
     columns = [
         np.full(size, number), clients, [split] * size, [metric] * size, [domain] * size,
-        [None] * size if correct is None else correct, total, [None] * size if loss is None else loss,
+        [None] * size if correct is None else correct, total, [None] * size if loss is None else loss, events or [None] * size,
     ]  # fmt: skip
     arrays = [pa.array(column, type=kind) for column, kind in zip(columns, CLIENT_SCHEMA.types, strict=True)]
     return pa.table(arrays, schema=CLIENT_SCHEMA)

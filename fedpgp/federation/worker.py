@@ -16,11 +16,12 @@ from fedpgp.clip.frozen import ClassSet, FrozenText
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ClientError
+from fedpgp.federation.admission import Refusal, admit
 from fedpgp.federation.aggregate import weighted_sum
-from fedpgp.federation.client import LocalData, Optimizer, Order, batches, local_update
+from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update
 from fedpgp.methods.base import Classifier, Method
 from fedpgp.seeding import numpy_generator
-from fedpgp.tree import ParamTree, select, stack, without
+from fedpgp.tree import ParamTree, choose, rows, stack, without
 
 LOGITS_PER_CHUNK = 1 << 24  # 64 MB of float32: bounds the memory of an evaluation
 
@@ -74,7 +75,9 @@ class TrainResult:
     shared_sum: Arrays  # float64, weighted by num_examples
     personal: Arrays  # (K, ...)
     num_examples: np.ndarray  # (K,)
+    weight: float  # num_examples of those who are in the sum
     loss: np.ndarray  # (K,)
+    events: tuple[str | None, ...]  # (K,) what went wrong and what was done
     before_aggregation: list[Counts] = field(default_factory=list)
 
 
@@ -106,35 +109,48 @@ class FederationWorker:
         self._class_sets: dict[str, ClassSet] = {}
 
     def train(self, call: TrainCall) -> TrainResult:
-        """Local training of a block, as one batch.
+        """Local training of a block, in chunks of clients.
 
         Raises:
-            ClientError: a client's loss is not finite.
+            ClientError: a client went wrong, and the policy is to fail.
         """
-        job, count = self.job, len(call.clients)
+        federation = self.job.federation
         received = self._tree(call.shared)
-        params = {**stack(received, count), **self._tree(call.personal)}
-        num_examples = np.array([len(job.data.train_rows[client]) for client in call.clients])
+        personal = self._tree(call.personal)
+        num_examples = np.array([len(self.job.data.train_rows[client]) for client in call.clients])
+        size = federation.chunk_size or len(call.clients)
+        places = [np.arange(start, min(start + size, len(num_examples))) for start in range(0, len(num_examples), size)]
+        update = concatenate([self._update(call, received, personal, num_examples, chunk) for chunk in places])
         try:
-            update = local_update(
-                job.method,
-                self._frozen(job.data.train_set),
-                params,
-                received,
-                self._local_data(call.clients, num_examples),
-                [self._orders(phase, call) for phase in range(len(job.method.phases))],
-                Optimizer(job.federation.lr, job.federation.momentum, job.federation.weight_decay),
-            )
-        except ClientError as error:
-            raise ClientError(error.stage, call.round, int(call.clients[error.client]), error.what) from None
-        trained = update.params
+            admission = admit(update, received, federation)
+        except Refusal as refusal:
+            client = int(call.clients[refusal.place])
+            raise ClientError("local training", call.round, client, f"{refusal.what}; lower the learning rate") from None
+        weights = torch.from_numpy(num_examples).to(self.device)[admission.admitted]
         return TrainResult(
             clients=call.clients,
-            shared_sum=_arrays(weighted_sum(select(trained, received), torch.from_numpy(num_examples))),
-            personal=_arrays(without(trained, received)),
+            shared_sum=_arrays(weighted_sum(rows(admission.shared, admission.admitted), weights)),
+            personal=_arrays(choose(admission.admitted, without(update.params, received), personal)),
             num_examples=num_examples,
+            weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
-            before_aggregation=self._before_aggregation(trained, call.clients),
+            events=admission.events,
+            before_aggregation=self._before_aggregation(update.params, call.clients),
+        )
+
+    def _update(
+        self, call: TrainCall, received: ParamTree, personal: ParamTree, num_examples: np.ndarray, chunk: np.ndarray
+    ) -> Update:
+        """Local training of the clients at these places of the block, as one batch."""
+        federation, clients = self.job.federation, call.clients[chunk]
+        return local_update(
+            self.job.method,
+            self._frozen(self.job.data.train_set),
+            {**stack(received, len(chunk)), **rows(personal, torch.from_numpy(chunk))},
+            received,
+            self._local_data(clients, num_examples[chunk]),
+            [self._orders(phase, call.round, clients) for phase in range(len(self.job.method.phases))],
+            Optimizer(federation.lr, federation.momentum, federation.weight_decay),
         )
 
     def evaluate(self, call: EvaluateCall) -> list[Counts]:
@@ -196,7 +212,7 @@ class FederationWorker:
         total = [np.bincount(pool.domains[chosen], minlength=domains) for chosen in members]
         return Counts(pool.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64))
 
-    def _orders(self, phase: int, call: TrainCall) -> list[Order]:
+    def _orders(self, phase: int, round: int, clients: np.ndarray) -> list[Order]:
         job, federation = self.job, self.job.federation
         return [
             batches(
@@ -205,9 +221,9 @@ class FederationWorker:
                 batch_size=federation.batch_size,
                 epochs=federation.local_epochs,
                 drop_last=federation.drop_last,
-                generator=numpy_generator(job.seed, "batches", phase, call.round, int(client)),
+                generator=numpy_generator(job.seed, "batches", phase, round, int(client)),
             )
-            for client in call.clients
+            for client in clients
         ]
 
     def _local_data(self, clients: np.ndarray, num_examples: np.ndarray) -> LocalData:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedpgp.errors import ClientError
 from fedpgp.federation.client import LocalData, Optimizer, batches, local_update
 from fedpgp.methods.base import Phase
 
@@ -112,10 +111,13 @@ def test_parameters_that_are_given_stay_as_they_are():
     assert all(torch.equal(params[key], before[key]) for key in before)
 
 
-def test_a_loss_that_is_not_finite_names_the_client():
-    with pytest.raises(ClientError, match="loss is inf") as caught:
-        one_weight([[1.0], [1e30]], [1.0, 1.0], [[np.array([0])]] * 2, Optimizer(0.1, 0.0, 0.0))
-    assert caught.value.client == 1
+def test_a_client_whose_loss_is_not_finite_rests_and_is_marked():
+    orders, settings = [[np.array([0])] * 2] * 2, Optimizer(0.1, 0.0, 0.0)
+    update = one_weight([[1.0], [1e30]], [0.0, 0.0], orders, settings)
+    assert update.finite.tolist() == [True, False]
+    assert update.params["w"][1].item() == 0.0
+    alone = one_weight([[1.0]], [0.0], orders[:1], settings)
+    assert torch.equal(update.params["w"][0], alone.params["w"][0])
 
 
 def order(count, **changes):

@@ -176,3 +176,57 @@ def test_a_loss_that_is_not_finite_names_client_and_round(server):
     federation = server("a", images=[[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]], block_size=1)
     with pytest.raises(ClientError, match="client 1, round 1, local training: loss is inf"):
         next(federation.run(federation.initial_state()))
+
+
+def one_bad(server, **changes):
+    """Client y's only image is out of range; the others are as ever."""
+    federation = server("a", images=[[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]], rounds=1, **changes)
+    (result,) = federation.run(federation.initial_state())
+    train = result.clients.filter(pc.field("split") == "train")
+    return result, dict(zip(train["client"].to_pylist(), train["event"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_a_bad_client_can_be_excluded(server, block_size):
+    """a = (2 * 1 + 3 * -2) / 5 = -0.8 without y, which keeps its b."""
+    result, events = one_bad(server, policy="exclude", block_size=block_size)
+    assert result.state.shared["a"].item() == pytest.approx(-0.8)
+    assert result.state.personal["b"].flatten().tolist() == [1.0, 0.0, -2.0]
+    assert events == {0: None, 1: "excluded: loss is inf", 2: None}
+    assert result.row.metrics["train/loss"] == pytest.approx((2.5 + 8) / 2)
+
+
+def test_a_long_update_can_be_excluded(server):
+    """Updates 1, 2.5, -2 against a norm of 2.25: y is left out as above."""
+    federation = server("a", rounds=1, policy="exclude", max_update_norm=2.25)
+    (result,) = federation.run(federation.initial_state())
+    assert result.state.shared["a"].item() == pytest.approx(-0.8)
+
+
+def test_a_long_update_can_be_clipped(server):
+    """Updates 1, 2.5, -2 clipped to 1.5: (2 * 1 + 1.5 - 3 * 1.5) / 6 = -1/6; personal parts stay as trained."""
+    federation = server("a", rounds=1, policy="clip", max_update_norm=1.5)
+    (result,) = federation.run(federation.initial_state())
+    assert result.state.shared["a"].item() == pytest.approx(-1 / 6)
+    assert result.state.personal["b"].flatten().tolist() == [1.0, 2.5, -2.0]
+    events = result.clients.filter(pc.field("split") == "train")["event"].to_pylist()
+    assert events[1] == "clipped: update norm 2.5 above max_update_norm 1.5"
+
+
+def test_a_long_update_fails_the_run_by_default(server):
+    federation = server("a", max_update_norm=2.25)
+    with pytest.raises(ClientError, match=r"client 1, round 1, local training: update norm 2\.5 above"):
+        next(federation.run(federation.initial_state()))
+
+
+def test_if_everyone_is_excluded_the_shared_parameters_stay(server):
+    federation = server("a", rounds=1, policy="exclude", max_update_norm=0.1)
+    (result,) = federation.run(federation.initial_state())
+    assert result.state.shared["a"].item() == 0.0
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_chunks_of_a_block_change_nothing(server, chunk_size):
+    whole, cut = (list(server("a", chunk_size=size).run(server("a").initial_state())) for size in (None, chunk_size))
+    assert torch.equal(whole[-1].state.shared["a"], cut[-1].state.shared["a"])
+    assert whole[-1].clients.equals(cut[-1].clients)

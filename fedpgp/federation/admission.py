@@ -1,0 +1,83 @@
+"""What becomes of a client whose training went wrong: decided in the actor, before its update meets any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpgp.config import FederationSettings
+from fedpgp.federation.client import Update
+from fedpgp.tree import ParamTree, select, without
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who takes part in the average, and with what."""
+
+    shared: ParamTree  # (K, ...) clipped where that is the policy
+    admitted: Tensor  # (K,) bool
+    events: tuple[str | None, ...]  # (K,) what was done to a client, in words
+
+
+@dataclass(frozen=True)
+class Refusal(Exception):
+    """`federation.policy` is `fail` and a client went wrong."""
+
+    place: int
+    """in the block"""
+    what: str
+
+
+def admit(update: Update, received: ParamTree, federation: FederationSettings) -> Admission:
+    """Judge the clients of a block.
+
+    A client goes wrong if a loss or a parameter of it is not finite, or if its update of the shared parameters is
+    longer than `max_update_norm` (Euclidean norm over all shared keys together). With policy `exclude` it is left
+    out of the average and keeps the personal parameters that it had; with `clip` a long update is shortened to the
+    norm (one that is not finite cannot be, and is left out).
+
+    Raises:
+        Refusal: policy `fail`, and a client went wrong.
+    """
+    shared = select(update.params, received)
+    deltas = {key: value - received[key] for key, value in shared.items()}
+    finite = update.finite & _all_finite(shared) & _all_finite(without(update.params, received))
+    norm = _norm(deltas) if deltas else torch.zeros_like(update.loss)
+    limit = federation.max_update_norm
+    long = finite & (norm > limit) if limit is not None else torch.zeros_like(finite)
+    events: list[str | None] = [None] * len(finite)
+    for place in (~finite).nonzero().flatten().tolist():
+        loss = update.loss[place].item()
+        events[place] = f"loss is {loss}" if not update.finite[place] else "a parameter is not finite"
+    for place in long.nonzero().flatten().tolist():
+        events[place] = f"update norm {norm[place].item():.4g} above max_update_norm {limit:g}"
+    if federation.policy == "fail":
+        for place, event in enumerate(events):
+            if event:
+                raise Refusal(place, event)
+    if federation.policy == "clip" and limit is not None:
+        scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
+        shared = {key: _clipped(received[key], delta, long, scale) for key, delta in deltas.items()}
+        long = torch.zeros_like(long)
+    admitted = finite & ~long
+    words = [f"{'clipped' if admitted[place] else 'excluded'}: {event}" for place, event in enumerate(events)]
+    return Admission(shared, admitted, tuple(word if event else None for word, event in zip(words, events, strict=True)))
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _clipped(received: Tensor, delta: Tensor, long: Tensor, scale: Tensor) -> Tensor:
+    return received + torch.where(_rows(long, delta), delta * _rows(scale, delta), delta)
+
+
+def _all_finite(tree: ParamTree) -> Tensor | bool:
+    flags = [torch.isfinite(value).flatten(1).all(1) for value in tree.values()]
+    return torch.stack(flags).all(0) if flags else True
+
+
+def _norm(tree: ParamTree) -> Tensor:
+    return torch.stack([value.double().flatten(1).square().sum(1) for value in tree.values()]).sum(0).sqrt()
