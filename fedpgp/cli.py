@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpgp import __version__
-from fedpgp.errors import FedPGPError
+from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
-    from fedpgp.config import Experiment
-    from fedpgp.records import Progress
+    from fedpgp.config import Experiment, ResourceSettings
     from fedpgp.report.live import Live
-    from fedpgp.tracking import Mirror
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,21 +44,33 @@ OverridesArgument = Annotated[
     ),
 ]
 
+DriverArgument = Annotated[str, typer.Argument(metavar="DRIVER", help="As printed by `fedpgp run --detach`.")]
+AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS.")]
+
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's input, 1 a failure of ours."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
+    except Interrupted as error:
+        err.print(escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
     except FedPGPError as error:
         for line in str(error).splitlines():
             err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        err.print("stopped; go on with --resume")
+        err.print("stopped")
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)
@@ -77,31 +88,72 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest run of exactly these settings, if there is one.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave it running on a Ray that outlives this command, and return.")
+    ] = False,
 ) -> None:
     """Run one federated experiment and print its table.
 
-    Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow.
+    Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C abandons the round that is going
+    on and keeps those before it.
     """
-    from fedpgp import experiment
+    from fedpgp import launch
     from fedpgp.report.tables import show
 
     settings = _load(config, overrides)
-    with _live() as live, _mirrored(settings, live) as emit:
-        result = experiment.launch(settings, resume, emit)
-    if isinstance(result, experiment.Stopped):
-        err.print(f"stopped; the run lies in {result.run}; go on with --resume", highlight=False, soft_wrap=True)
-        raise typer.Exit(130)
-    out.print(show(result))
-    out.print(f"run: {result}", highlight=False, soft_wrap=True)
+    if detach:
+        name = launch.detach(settings, resume)
+        out.print(f"driver: {name}\nfollow it with: fedpgp attach {name}", highlight=False, soft_wrap=True)
+        return
+    with _live() as live:
+        folder = launch.run(settings, resume, live.show)
+    out.print(show(folder))
+    out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def attach(driver: DriverArgument, address: AddressOption = None) -> None:
+    """Follow a detached run until it ends, and print its table. Ctrl-C leaves the run alone."""
+    from fedpgp import launch
+    from fedpgp.report.tables import show
+
+    with _live() as live:
+        folder = launch.attach(driver, _cluster(address), live.show)
+    out.print(show(folder))
+    out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def stop(driver: DriverArgument, address: AddressOption = None) -> None:
+    """End a detached run: its round is abandoned, those before are kept, `--resume` goes on."""
+    from fedpgp import launch
+
+    launch.stop(driver, _cluster(address))
+    out.print(f"stopping: {driver}", highlight=False)
+
+
+@app.command()
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="STORAGE_ROOT", help="Where the runs lie.")] = Path("fedpgp-store"),
+    address: AddressOption = None,
+) -> None:
+    """List the runs under a storage root and how they ended, and the drivers on a cluster."""
+    from fedpgp import launch
+    from fedpgp.report.tables import drivers, overview
+
+    cluster = _cluster(address)
+    if address or os.environ.get("RAY_ADDRESS"):
+        out.print(drivers(launch.drivers(cluster)))
+    out.print(overview(root))
 
 
 @app.command()
 def features(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Extract the frozen image features that an experiment needs, and nothing more."""
-    from fedpgp import experiment
+    from fedpgp import launch
 
     with _live() as live:
-        paths = experiment.launch_features(_load(config, overrides), live.show)
+        paths = launch.extract(_load(config, overrides), live.show)
     for path in paths:
         out.print(f"features: {path}", highlight=False, soft_wrap=True)
 
@@ -151,31 +203,17 @@ def _load(config: str, overrides: list[str] | None) -> Experiment:
     return settings
 
 
+def _cluster(address: str | None) -> ResourceSettings:
+    from fedpgp.config import ResourceSettings
+
+    if address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return ResourceSettings(address=address)
+
+
 @contextmanager
 def _live() -> Iterator[Live]:
     from fedpgp.report.live import Live
 
     with Live(err) as live:
         yield live
-
-
-@contextmanager
-def _mirrored(settings: Experiment, live: Live) -> Iterator[Callable[[Progress], None]]:
-    """Shows progress, and keeps MLflow up to date once there is a run."""
-    from fedpgp import tracking
-
-    mirror: Mirror | None = None
-
-    def emit(progress: Progress) -> None:
-        nonlocal mirror
-        live.show(progress)
-        if progress.run and settings.tracking.mlflow:
-            uri = settings.tracking.uri or tracking.default_uri(settings.storage.root)
-            mirror = mirror or tracking.Mirror(Path(progress.run), uri)
-            mirror.poke()
-
-    try:
-        yield emit
-    finally:
-        if mirror is not None:
-            mirror.close()

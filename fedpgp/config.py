@@ -205,6 +205,8 @@ class ResourceSettings(Settings):
     """address of a running Ray; null: RAY_ADDRESS if set, else a local one"""
     ready_timeout: float = Field(120.0, gt=0)
     """seconds until all actors must have answered"""
+    block_timeout: float | None = Field(None, gt=0)
+    """seconds after which a block is given up and sent to another actor; null: never"""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> ResourceSettings:

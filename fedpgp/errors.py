@@ -39,6 +39,12 @@ class ResourceError(UserError):
     """The plan does not fit the cluster."""
 
 
+class Interrupted(FedPGPError):
+    """The run was asked to stop. What was committed stays; exit code as after Ctrl-C."""
+
+    exit_code = 130
+
+
 class ClientError(FedPGPError):
     """A client failed. Says which client, in which round and stage.
 

@@ -24,7 +24,8 @@ from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
-from fedpgp.errors import FedPGPError
+from fedpgp.data.summary import partition_table
+from fedpgp.errors import FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
 from fedpgp.federation import checkpoint
 from fedpgp.federation.backend import Backend
@@ -53,13 +54,6 @@ class Plan:
     data: FederatedData
     backbone: Backbone
     digest: str
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A run that was asked to end before its last round."""
-
-    run: Path
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
@@ -103,101 +97,59 @@ def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Feature
     return train, test
 
 
-def run(experiment: Experiment, resume: bool, *, emit: Emit, stop: threading.Event) -> Path | Stopped:
-    """Run an experiment in this process, with client actors if its backend is ray.
+def run(experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event) -> Path:
+    """Run an experiment from this process, with client actors if its backend is ray (which must be connected).
 
     Args:
         resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is.
         emit: told of progress.
-        stop: set from outside to end after the current round.
+        stop: set from outside to abandon the round that is going on; those before it are kept.
 
     Returns:
         The folder of the finished run.
 
     Raises:
         UserError: something given cannot be used; nothing was begun.
+        Interrupted: `stop` was set.
         FedPGPError: the run failed; its rows are kept and `resume` goes on from them.
     """
-    with _warnings(emit):
-        emit(Progress("prepare", note="reading data and backbone"))
-        ready = plan(experiment)
-        earlier = _earlier(ready) if resume else None
-        if earlier is not None and earlier.status["state"] == "finished":
-            emit(Progress("finished", note="was finished already", run=str(earlier.path)))
-            return earlier.path
-        backend = make_backend(experiment.resources)
-        try:
-            job = _job(ready, *extract(ready, backend, emit))
-            backend.load(job)
-            store = earlier or _create(ready)
-            finished = _guarded(store, lambda: _rounds(ready, Server(job, backend), store, emit, stop))
-        finally:
-            backend.close()
-        if not finished:
-            return Stopped(store.path)
-        emit(Progress("finished", run=str(store.path)))
-        return store.path
-
-
-def launch(experiment: Experiment, resume: bool, emit: Emit) -> Path | Stopped:
-    """Run an experiment where its settings say: in a driver actor on Ray, or here. See `run`."""
-    with _ray(experiment.resources) as drive:
-        return drive(run, experiment, resume, emit=emit)  # type: ignore[no-any-return]
-
-
-def launch_features(experiment: Experiment, emit: Emit) -> list[Path]:
-    """Extract the features that an experiment needs, and nothing more; their files."""
-    with _ray(experiment.resources) as drive:
-        return drive(_only_features, experiment, emit=emit)  # type: ignore[no-any-return]
-
-
-def _only_features(experiment: Experiment, *, emit: Emit, stop: threading.Event) -> list[Path]:
+    emit(Progress("prepare", note="reading data and backbone"))
     ready = plan(experiment)
-    backend = make_backend(experiment.resources)
+    earlier = _earlier(ready) if resume else None
+    if earlier is not None and earlier.status["state"] == "finished":
+        emit(Progress("finished", note="was finished already", run=str(earlier.path)))
+        return earlier.path
+    backend = make_backend(experiment.resources, stop)
+    try:
+        job = _job(ready, *extract(ready, backend, emit))
+        backend.load(job)
+        store = earlier or _create(ready)
+        with _ending(store):
+            _rounds(ready, Server(job, backend), store, emit)
+    finally:
+        backend.close()
+    emit(Progress("finished", run=str(store.path)))
+    return store.path
+
+
+def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> list[Path]:
+    """Extract the features that an experiment needs, and nothing more; their files."""
+    emit(Progress("prepare", note="reading data and backbone"))
+    ready = plan(experiment)
+    backend = make_backend(experiment.resources, stop)
     try:
         return sorted({cache.path for cache in extract(ready, backend, emit)})
     finally:
         backend.close()
 
 
-def make_backend(resources: ResourceSettings) -> Backend:
+def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     """Workers as the settings say; Ray must be connected for its own."""
     if resources.backend == "serial":
-        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
+        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0, stop=stop)
     from fedpgp.federation.actors import ActorPool
 
-    return ActorPool(resources)
-
-
-@contextmanager
-def _ray(resources: ResourceSettings) -> Iterator[Callable[..., Any]]:
-    """How to run a function that takes `emit` and `stop`: in a driver actor, or here."""
-    if resources.backend == "serial":
-        stop = threading.Event()
-        yield lambda function, *args, emit: function(*args, emit=emit, stop=stop)
-        return
-    from fedpgp.federation.actors import connected, drive
-
-    with connected(resources):
-        yield drive
-
-
-@contextmanager
-def _warnings(emit: Emit) -> Iterator[None]:
-    """Warnings of the package go the way of all progress, so that they reach the person from any process."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            emit(Progress("warning", note=record.getMessage()))
-
-    logger, handler = logging.getLogger("fedpgp"), Handler(logging.WARNING)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+    return ActorPool(resources, stop)
 
 
 def _earlier(plan: Plan) -> RunStore | None:
@@ -210,26 +162,29 @@ def _earlier(plan: Plan) -> RunStore | None:
 
 def _create(plan: Plan) -> RunStore:
     experiment = plan.experiment
-    return RunStore.create(
+    store = RunStore.create(
         experiment.storage.root, experiment.name, plan.digest, config.dump(experiment), _identity(plan)
     )
+    store.save_partition(partition_table(plan.manifest, plan.data))
+    return store
 
 
-def _guarded(store: RunStore, work: Callable[[], bool]) -> bool:
-    """Do the work as the run's only writer; the run's status tells how it ended."""
+@contextmanager
+def _ending(store: RunStore) -> Iterator[None]:
+    """Be the run's only writer; its status tells how it ended."""
     with store.lock():
         try:
-            return work()
-        except KeyboardInterrupt:
-            store.stop("interrupted")
-            raise
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            store.stop("asked to stop")
+            raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
         except BaseException as error:
             store.fail(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
             raise
 
 
-def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit, stop: threading.Event) -> bool:
-    """Run and commit what is left; whether all rounds are done."""
+def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
+    """Run and commit what is left."""
     good = store.last_good(plan.digest)
     state = good[0] if good else server.initial_state()
     emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
@@ -237,15 +192,11 @@ def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit, stop: threa
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest)
         store.commit(result.row, result.clients, reference)
         emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
-        if stop.is_set() and result.row.round < server.rounds:
-            store.stop("asked to stop")
-            return False
     store.finish(summarize(store.identity, store.rounds()))
-    return True
 
 
 def _shown(row: RoundRow) -> str:
-    wanted = ("test/local", "test/base", "test/novel", "test/all", "test/hm")
+    wanted = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/held_out")
     return "  ".join(f"{name.removeprefix('test/')} {row.metrics[name]:.1f}" for name in wanted if name in row.metrics)
 
 
@@ -284,7 +235,7 @@ def _job(plan: Plan, train: Features, test: Features) -> FederationJob:
         text=freeze(
             plan.backbone,
             plan.data.class_names,
-            experiment.data.template,
+            experiment.data.prompt,
             plan.method.phrases,
             experiment.backbone.class_chunk,
         ),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 
 from fedpgp.errors import FedPGPError, RunError
 from fedpgp.federation import checkpoint
@@ -32,7 +33,7 @@ KEPT_CHECKPOINTS = 2
 class RunStore:
     """One run on disk, `ROOT/runs/NAME-DIGEST`; a second run of the same digest gets `.2`, and so on.
 
-    * `config.yaml`, `identity.json`, `status.json`
+    * `config.yaml`, `identity.json`, `status.json`, `partition.csv` (images by client, split, class and domain)
     * `rounds/000001.arrow`: one immutable object per round with the clients' rows, the round's row and the reference
       to its checkpoint. A round exists once this file does.
     * `checkpoints/000001.safetensors`: of the last two rounds
@@ -131,9 +132,37 @@ class RunStore:
         return self._read_json("status.json")
 
     @property
+    def state(self) -> str:
+        """As in `status`, but `interrupted` for a run that says `running` and has no writer: it was killed."""
+        state = str(self.status["state"])
+        lock = self.path / ".lock"
+        if state != "running" or not lock.exists():
+            return state
+        try:
+            with locked(lock, wait=False):
+                return "interrupted"
+        except BlockingIOError:
+            return state
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """What was given to `finish`, with `run` and `status`; None before."""
         return self._read_json("summary.json") if (self.path / "summary.json").exists() else None
+
+    @property
+    def partition(self) -> pa.Table:
+        """What was given to `save_partition`."""
+        path = self.path / "partition.csv"
+        try:
+            return pyarrow.csv.read_csv(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(f"{path}: cannot be read ({error})") from None
+
+    def save_partition(self, table: pa.Table) -> None:
+        """Write who holds what, as CSV: `data.summary.partition_table`."""
+        content = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(table, content)
+        write_durably(self.path / "partition.csv", bytes(content.getvalue()))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

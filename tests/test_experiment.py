@@ -14,8 +14,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from fedpgp import config, experiment
-from fedpgp.errors import ConfigError
+from fedpgp import config, experiment, launch
+from fedpgp.errors import ConfigError, Interrupted
 from fedpgp.store import RunStore
 
 BASE = {
@@ -43,7 +43,7 @@ def settings(root, **changes):
 
 
 def run(wanted, resume=False, emit=lambda progress: None, stop=None):
-    return experiment.run(wanted, resume, emit=emit, stop=stop or threading.Event())
+    return experiment.run(wanted, resume, emit, stop or threading.Event())
 
 
 def numbers(path):
@@ -93,7 +93,7 @@ def test_counts_are_exact(reference):
 @pytest.mark.parametrize("actors", [1, 3])
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
-    assert numbers(experiment.launch(wanted, False, lambda progress: None)) == numbers(reference)
+    assert numbers(launch.run(wanted, False, lambda progress: None)) == numbers(reference)
 
 
 def test_a_second_run_opens_the_cache(root, reference, monkeypatch):
@@ -105,14 +105,21 @@ def test_a_second_run_opens_the_cache(root, reference, monkeypatch):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(root, reference):
-    wanted, stop = settings(root, federation__eval_every=1), threading.Event()
-    stop.set()
-    stopped = run(wanted, stop=stop)
-    assert isinstance(stopped, experiment.Stopped)
-    assert RunStore.open(stopped.run).status["state"] == "stopped"
-    assert len(RunStore.open(stopped.run).rounds()) == 1
+    """Asked to stop after its first round, it abandons the second."""
+    stop = threading.Event()
+
+    def after_first(progress):
+        if progress.stage == "rounds" and progress.done == 1:
+            stop.set()
+
+    wanted = settings(root)
+    with pytest.raises(Interrupted, match=r"stopped; the run lies in .*; go on with --resume") as interrupted:
+        run(wanted, emit=after_first, stop=stop)
+    (stopped,) = (store for store in RunStore.find(root) if store.state == "stopped")
+    assert str(stopped.path) in str(interrupted.value)
+    assert len(stopped.rounds()) == 1
     resumed = run(wanted, resume=True)
-    assert resumed == stopped.run
+    assert resumed == stopped.path
     assert numbers(resumed) == numbers(reference)
 
 

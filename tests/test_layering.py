@@ -22,10 +22,10 @@ MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "tracking": STORE, "report": STORE,
-    "experiment": FEDERATION | STORE,
+    "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
 }  # fmt: skip
 
-ONLY_IN = {"ray": {"federation/actors.py"}, "mlflow": {"tracking.py"}, "typer": {"cli.py"}}
+ONLY_IN = {"ray": {"federation/actors.py", "federation/driver.py"}, "mlflow": {"tracking.py"}, "typer": {"cli.py"}}
 
 
 def modules():

@@ -62,8 +62,9 @@ def admit(update: Update, received: ParamTree, federation: FederationSettings) -
         shared = {key: _clipped(received[key], delta, long, scale) for key, delta in deltas.items()}
         long = torch.zeros_like(long)
     admitted = finite & ~long
-    words = [f"{'clipped' if admitted[place] else 'excluded'}: {event}" for place, event in enumerate(events)]
-    return Admission(shared, admitted, tuple(word if event else None for word, event in zip(words, events, strict=True)))
+    done = ["clipped" if in_sum else "excluded" for in_sum in admitted.tolist()]
+    told = (f"{what}: {event}" if event else None for what, event in zip(done, events, strict=True))
+    return Admission(shared, admitted, tuple(told))
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:

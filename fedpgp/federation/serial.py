@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from fedpgp.errors import Interrupted
 from fedpgp.federation.backend import Job
 
 
@@ -16,9 +18,11 @@ class SerialBackend:
     Args:
         threads: torch threads while it is open; equal threads give equal bits.
         gpu: whether to use a GPU, if there is one.
+        stop: set from outside to abandon what is going on.
     """
 
-    def __init__(self, threads: int, gpu: bool = False) -> None:
+    def __init__(self, threads: int, gpu: bool = False, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
@@ -29,8 +33,15 @@ class SerialBackend:
         self._worker = job.build(self._device)
 
     def map(self, method: str, calls: Sequence[Any]) -> Iterator[Any]:
-        """One after another, lazily."""
-        return map(getattr(self._worker, method), calls)
+        """One after another, lazily.
+
+        Raises:
+            Interrupted: `stop` was set.
+        """
+        for call in calls:
+            if self._stop.is_set():
+                raise Interrupted("asked to stop")
+            yield getattr(self._worker, method)(call)
 
     def close(self) -> None:
         """Give the threads back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fedpgp.errors import ClientError
 from fedpgp.federation.admission import Refusal, admit
 from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update
-from fedpgp.methods.base import Classifier, Method
+from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.seeding import numpy_generator
 from fedpgp.tree import ParamTree, choose, rows, stack, without
 
@@ -125,7 +125,9 @@ class FederationWorker:
             admission = admit(update, received, federation)
         except Refusal as refusal:
             client = int(call.clients[refusal.place])
-            raise ClientError("local training", call.round, client, f"{refusal.what}; lower the learning rate") from None
+            raise ClientError(
+                "local training", call.round, client, f"{refusal.what}; lower the learning rate"
+            ) from None
         weights = torch.from_numpy(num_examples).to(self.device)[admission.admitted]
         return TrainResult(
             clients=call.clients,
@@ -160,7 +162,10 @@ class FederationWorker:
         """
         models = len(call.clients) if call.personal else 1
         params = {**stack(self._tree(call.shared), models), **self._tree(call.personal)}
-        return self._counts(params, call.clients, self.job.data.pools, whole=True)
+        return [
+            *self._counts(params, call.clients, self.job.data.pools, whole=True),
+            *self._global_counts(params, call),
+        ]
 
     def _before_aggregation(self, params: ParamTree, clients: np.ndarray) -> list[Counts]:
         if not self.job.federation.evaluate_before_aggregation:
@@ -186,8 +191,25 @@ class FederationWorker:
                 counts.append(self._tally(pool, local, clients, right, [pool.members[client] for client in clients]))
             if whole:
                 everything = slice(None)
-                counts.append(self._tally(pool, pool.class_set, clients, right, [everything] * len(clients)))
+                counts.append(self._tally(pool, pool.metric, clients, right, [everything] * len(clients)))
         return counts
+
+    @torch.no_grad()
+    def _global_counts(self, params: ParamTree, call: EvaluateCall) -> list[Counts]:
+        """The model that the server has, without any client's own part, on the held-out domain: for all clients the same.
+
+        Nothing if the method has no such model: all of it is personal, or its shared part is no model.
+        """
+        pools = [pool for pool in self.job.data.pools if pool.held_out]
+        if not pools or not call.shared:
+            return []
+        params = {key: value[:1] for key, value in params.items()}
+        if call.personal:
+            if not isinstance(self.job.method, HasGlobalModel):
+                return []
+            params = self.job.method.global_model(params)
+        counts = self._counts(params, call.clients, pools, whole=True)
+        return [replace(part, metric=f"{part.metric}_global") for part in counts]
 
     def _right(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
         """Whether each model is right on each image (models, n)."""

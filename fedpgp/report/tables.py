@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
+from fedpgp.records import Progress
 from fedpgp.store import RunStore
 
 TITLES = {
@@ -21,6 +22,8 @@ TITLES = {
     "novel": "Novel",
     "hm": "HM",
     "all": "All",
+    "held_out": "Held-out domain",
+    "held_out_global": "Held-out, global model",
     "local_before_aggregation": "Local before aggregation",
 }
 READINGS = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
@@ -123,4 +126,31 @@ def _clients(store: RunStore) -> Table | str:
         table.add_row(client, row["split"], *values)
     if rows.num_rows > MAX_CLIENT_ROWS:
         table.caption = f"the first {MAX_CLIENT_ROWS} of {rows.num_rows} rows"
+    return table
+
+
+def overview(root: Path) -> Table:
+    """All runs under a storage root, by name.
+
+    Raises:
+        RunError: there is none.
+    """
+    table = Table(title=f"Runs under {escape(str(root))}")
+    for heading in ("run", "method", "data", "state", "rounds"):
+        table.add_column(heading, overflow="fold")
+    for store in RunStore.find(root):
+        rounds, identity = store.rounds(), store.identity
+        done = str(rounds[-1].round if rounds else 0)
+        table.add_row(store.path.name, identity.get("method"), identity.get("data"), store.state, done)
+    return table
+
+
+def drivers(told: Mapping[str, Progress | None]) -> Table:
+    """The drivers on a cluster, and the last that each has told."""
+    table = Table(title="Drivers on the cluster")
+    for heading in ("driver", "stage", "done", "run"):
+        table.add_column(heading, overflow="fold")
+    for name, last in told.items():
+        last = last or Progress("starting")
+        table.add_row(name, last.stage, f"{last.done}/{last.total}", last.run or "-")
     return table

@@ -1,20 +1,21 @@
-"""The Ray backend: placement, order, lost actors, errors; and the driver actor."""
+"""The Ray backend: placement, order, lost and late actors, errors."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import ray
 
 from fedpgp.config import ResourceSettings
-from fedpgp.errors import ClientError, FedPGPError, ResourceError
-from fedpgp.federation.actors import ATTEMPTS, ActorPool, drive
+from fedpgp.errors import ClientError, FedPGPError, Interrupted, ResourceError
+from fedpgp.federation.actors import ATTEMPTS, ActorPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -38,6 +39,16 @@ class Worker:
 
     def die(self, call):
         os._exit(1)
+
+    def hang_once(self, call):
+        number, marker = call
+        if number == 1 and not marker.exists():
+            marker.touch()
+            time.sleep(60)
+        return number * self.factor
+
+    def sleep(self, call):
+        time.sleep(60)
 
     def fail(self, call):
         raise ClientError("local training", 3, call, "loss is nan")
@@ -87,13 +98,35 @@ def test_a_new_job_takes_the_place_of_the_old(pool):
 
 def test_a_lost_actor_costs_only_its_block(pool, tmp_path, caplog):
     assert list(pool.map("die_once", [(number, tmp_path / "died") for number in range(4)])) == [0, 10, 20, 30]
-    assert "die_once block 2 of 4: its actor died and is replaced, the block is sent again" in caplog.text
+    assert re.search(r"die_once block 2 of 4 on node \w+ at [\d.]+: .*; sent again to another actor", caplog.text)
     assert [value for value, _ in pool.map("late_first", range(4))] == [0, 10, 20, 30]
 
 
 def test_a_block_that_kills_every_actor_ends_the_round(pool):
-    with pytest.raises(FedPGPError, match=f"die block 1 of 1: its actor died {ATTEMPTS} times"):
+    with pytest.raises(FedPGPError, match=f"die block 1 of 1 on node .* {ATTEMPTS} attempts, no more"):
         list(pool.map("die", [0]))
+
+
+def test_a_late_block_is_sent_to_another_actor(tmp_path, caplog):
+    pool = ActorPool(ResourceSettings(actors=2, block_timeout=2))
+    pool.load(Job())
+    start = time.monotonic()
+    assert list(pool.map("hang_once", [(number, tmp_path / "hung") for number in range(3)])) == [0, 10, 20]
+    pool.close()
+    assert time.monotonic() - start < 30
+    assert "no answer within 2 s; sent again to another actor" in caplog.text
+
+
+def test_a_request_to_stop_abandons_what_is_going_on():
+    stop = threading.Event()
+    pool = ActorPool(ResourceSettings(actors=1), stop)
+    pool.load(Job())
+    threading.Timer(0.5, stop.set).start()
+    start = time.monotonic()
+    with pytest.raises(Interrupted):
+        list(pool.map("sleep", [0, 1]))
+    assert time.monotonic() - start < 5
+    pool.close()
 
 
 def test_an_error_keeps_its_client(pool):
@@ -134,47 +167,3 @@ def test_an_actor_that_is_not_ready_in_time_is_an_error(pool):
             ActorPool(ResourceSettings(actors=2, ready_timeout=1))
     finally:
         ray.kill(occupant)
-
-
-def count_to(number, *, emit, stop):
-    for step in range(number):
-        emit(step)
-    return number
-
-
-def misbehave(*, emit, stop):
-    raise ClientError("evaluation", 1, 2, "no")
-
-
-def die(*, emit, stop):
-    os._exit(1)
-
-
-def wait_for_stop(marker: Path, *, emit, stop):
-    emit("started")
-    marker.write_text(str(stop.wait(20)))
-    return "stopped"
-
-
-def test_the_driver_passes_events_on_and_returns_the_result():
-    seen = []
-    assert drive(count_to, 5, emit=seen.append) == 5
-    assert seen == [0, 1, 2, 3, 4]
-
-
-def test_an_error_in_the_driver_arrives_as_it_was():
-    with pytest.raises(ClientError, match="client 2, round 1, evaluation: no"):
-        drive(misbehave, emit=print)
-
-
-def test_a_driver_that_dies_is_an_error_with_advice():
-    with pytest.raises(FedPGPError, match=r"driver actor died.*--resume"):
-        drive(die, emit=print)
-
-
-def test_ctrl_c_asks_the_driver_to_stop(tmp_path):
-    def interrupt(event):
-        raise KeyboardInterrupt
-
-    assert drive(wait_for_stop, tmp_path / "marker", emit=interrupt) == "stopped"
-    assert (tmp_path / "marker").read_text() == "True"

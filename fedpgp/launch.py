@@ -1,0 +1,140 @@
+"""How work is started, followed and stopped: here or in a driver actor on Ray, mirrored to MLflow by whoever runs it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedpgp import experiment as experiments
+from fedpgp import tracking
+from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.errors import Interrupted, ResourceError
+from fedpgp.records import Progress
+
+Emit = Callable[[Progress], None]
+
+
+def run(experiment: Experiment, resume: bool, emit: Emit) -> Path:
+    """Run an experiment where its settings say, and wait for it; its folder. See `experiment.run`."""
+    result: Path = _do(run_mirrored, experiment, resume, emit=emit)
+    return result
+
+
+def extract(experiment: Experiment, emit: Emit) -> list[Path]:
+    """Extract the features that an experiment needs, and nothing more; their files."""
+    result: list[Path] = _do(_extract, experiment, emit=emit)
+    return result
+
+
+def detach(experiment: Experiment, resume: bool) -> str:
+    """Start an experiment on a cluster that outlives this command, and leave it there; the name of its driver.
+
+    Raises:
+        ResourceError: the cluster would end with this command.
+    """
+    from fedpgp.federation import driver
+
+    if experiment.resources.backend == "serial" or driver.lasting_address(experiment.resources) is None:
+        raise ResourceError(
+            "--detach needs a Ray that outlives this command: start one with `ray start --head` and give "
+            "resources.address=auto (or set RAY_ADDRESS)"
+        )
+    with driver.connected(experiment.resources):
+        name = _driver_name(experiment)
+        driver.start(run_mirrored, experiment, resume, name=name, detached=True)
+        return name
+
+
+def attach(name: str, resources: ResourceSettings, emit: Emit) -> Path:
+    """Follow a driver until its run ends, and leave it alone on Ctrl-C; the run's folder."""
+    from fedpgp.federation import driver
+
+    with driver.connected(resources):
+        result: Path = driver.follow(driver.find(name), emit)
+        return result
+
+
+def stop(name: str, resources: ResourceSettings) -> None:
+    """Ask a driver to abandon its round and end; what was committed stays, `--resume` goes on."""
+    from fedpgp.federation import driver
+
+    with driver.connected(resources):
+        driver.stop(name)
+
+
+def drivers(resources: ResourceSettings) -> dict[str, Progress | None]:
+    """The drivers on a cluster, and the last that each has told."""
+    from fedpgp.federation import driver
+
+    with driver.connected(resources):
+        return driver.last_events()
+
+
+def run_mirrored(
+    experiment: Experiment, resume: bool, *, restarted: bool = False, emit: Emit, stop: threading.Event
+) -> Path:
+    """`experiment.run` in this process, with MLflow following its rows and warnings going the way of progress.
+
+    A driver whose process died comes back with `restarted`, and then goes on from its checkpoint.
+    """
+    mirror: tracking.Mirror | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal mirror
+        emit(progress)
+        if progress.run and experiment.tracking.mlflow:
+            uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
+            mirror = mirror or tracking.Mirror(Path(progress.run), uri)
+            mirror.poke()
+
+    with _warnings(emit):
+        try:
+            return experiments.run(experiment, resume or restarted, tell, stop)
+        finally:
+            if mirror is not None:
+                mirror.close()
+
+
+def _extract(experiment: Experiment, *, restarted: bool = False, emit: Emit, stop: threading.Event) -> list[Path]:
+    with _warnings(emit):
+        return experiments.extract_only(experiment, emit, stop)
+
+
+def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, emit: Emit) -> Any:
+    """Run a function that takes `emit` and `stop` where the settings say."""
+    if experiment.resources.backend == "serial":
+        try:
+            return function(experiment, *args, emit=emit, stop=threading.Event())
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; nothing is lost, go on with --resume") from None
+    from fedpgp.federation import driver
+
+    with driver.connected(experiment.resources):
+        return driver.drive(function, experiment, *args, name=_driver_name(experiment), emit=emit)
+
+
+def _driver_name(experiment: Experiment) -> str:
+    return f"{experiment.name}-{uuid.uuid4().hex[:6]}"
+
+
+@contextmanager
+def _warnings(emit: Emit) -> Iterator[None]:
+    """Warnings of the package go the way of all progress, so that they reach the person from any process."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            emit(Progress("warning", note=record.getMessage()))
+
+    logger, handler = logging.getLogger("fedpgp"), Handler(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
