@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from fedpgp.records import RoundRow
 
-METRICS = ("local", "base", "novel", "hm", "all", "local_before_aggregation")
+METRICS = ("local", "base", "novel", "hm", "all", "held_out", "held_out_global", "local_before_aggregation")
 """What a split is measured by, in the order of the tables; `hm` derives from local, base and novel."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """What two runs must have in common to be the same experiment on the same things."""
@@ -90,6 +90,11 @@ def summarize(identity: Mapping[str, Any], rounds: Sequence[RoundRow]) -> dict[s
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": {stage: fmean(row.seconds[stage] for row in rounds if stage in row.seconds) for stage in stages},
     }
+
+
+def selection_score(metrics: Mapping[str, float]) -> float | None:
+    """What the best round is chosen by, on validation images alone: HM, else Local, else All; None: not measured."""
+    return next((metrics[name] for name in ("val/hm", "val/local", "val/all") if name in metrics), None)
 
 
 def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fedpgp.errors import FedPGPError, RunError
+from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
@@ -36,7 +37,7 @@ class RunStore:
     * `config.yaml`, `identity.json`, `status.json`, `partition.csv` (images by client, split, class and domain)
     * `rounds/000001.arrow`: one immutable object per round with the clients' rows, the round's row and the reference
       to its checkpoint. A round exists once this file does.
-    * `checkpoints/000001.safetensors`: of the last two rounds
+    * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
     * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished
     """
 
@@ -44,6 +45,7 @@ class RunStore:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
+        self._references: dict[int, tuple[float | None, dict[str, Any]]] | None = None
 
     @classmethod
     def create(cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any]) -> RunStore:
@@ -183,7 +185,7 @@ class RunStore:
             yield
 
     def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
-        """Make a round part of the run, durably; checkpoints older than the last two are removed.
+        """Make a round part of the run, durably; checkpoints but those of the last two and the best are removed.
 
         Args:
             clients: the round's rows, in `records.CLIENT_SCHEMA`.
@@ -194,6 +196,7 @@ class RunStore:
             raise FedPGPError(f"{path}: round {row.round} is committed already")
         metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
         write_durably(path, _arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata)))
+        self._known()[row.round] = (selection_score(row.metrics), dict(reference))
         self._prune()
 
     def rounds(self, after: int = -1) -> list[RoundRow]:
@@ -224,9 +227,26 @@ class RunStore:
             except RunError as error:
                 log.warning("round %d is dropped and will be run again: %s", int(path.stem), error)
                 path.unlink()
+        self._references = None
         sync_folder(self._rounds)
         self._prune()
         return found
+
+    @property
+    def best(self) -> int | None:
+        """The round with the best validation score (`evaluation.selection_score`), the first of equals; None: no score."""
+        scores = {number: score for number, (score, _) in self._known().items() if score is not None}
+        return max(scores, key=lambda number: (scores[number], -number), default=None)
+
+    def state_at(self, number: int) -> State:
+        """The state after a round whose checkpoint is kept: one of the last two, or `best`.
+
+        Raises:
+            RunError: it is not kept, or cannot be read.
+        """
+        if number not in self._known():
+            raise RunError(f"{self.path}: has no round {number}")
+        return checkpoint.load(self.checkpoints, self._known()[number][1], self.identity["config_digest"])
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the rounds and the clients' rows as one file each, and the summary; the run is finished."""
@@ -248,8 +268,20 @@ class RunStore:
         self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": _now_ms()})
 
     def _prune(self) -> None:
-        references = [_metadata(path, "checkpoint") for path in self._round_paths()[-KEPT_CHECKPOINTS:]]
-        checkpoint.prune(self.checkpoints, {reference["file"] for reference in references})
+        """Keep the checkpoints of the last rounds and of the best one."""
+        references = self._known()
+        newest = sorted(references)[-KEPT_CHECKPOINTS:]
+        kept = [references[number][1] for number in {*newest, *([self.best] if self.best else [])}]
+        checkpoint.prune(self.checkpoints, set().union(*map(checkpoint.files_of, kept)))
+
+    def _known(self) -> dict[int, tuple[float | None, dict[str, Any]]]:
+        """Validation score and checkpoint reference of every round; read once, then kept up with."""
+        if self._references is None:
+            self._references = {}
+            for path in self._round_paths():
+                score = selection_score(_metadata(path, "round")["metrics"])
+                self._references[int(path.stem)] = (score, _metadata(path, "checkpoint"))
+        return self._references
 
     def _round_path(self, number: int) -> Path:
         return self._rounds / f"{number:06d}.arrow"

@@ -190,3 +190,17 @@ def test_how_a_run_ended(store):
     assert (store.status["state"], store.status["reason"]) == ("failed", "client 3, round 2, train: loss is nan")
     store.stop("SIGTERM")
     assert (store.status["state"], store.status["reason"]) == ("stopped", "SIGTERM")
+
+
+def test_the_best_checkpoint_by_validation_is_kept(store):
+    scores = {1: 10.0, 2: 70.0, 3: 50.0, 4: 70.0, 5: 60.0, 6: 5.0}
+    for number, score in scores.items():
+        state = State(number, {"ctx": torch.full((2,), float(number))}, {})
+        reference = checkpoint.save(store.checkpoints, state, DIGEST)
+        row = RoundRow(number, {"val/local": score, "test/local": 100.0 - score}, 1, 0, 0)
+        store.commit(row, CLIENT_SCHEMA.empty_table(), reference)
+    assert store.best == 2
+    assert names(store.checkpoints) == [f"00000{number}.safetensors" for number in (2, 5, 6)]
+    assert RunStore.open(store.path).state_at(2).shared["ctx"].tolist() == [2.0, 2.0]
+    with pytest.raises(RunError, match=r"000003\.safetensors: checkpoint cannot be read"):
+        store.state_at(3)

@@ -55,7 +55,7 @@ def commit(store, number, **metrics):
         for client in (0, 1)
     ]
     row = RoundRow(number, metrics or {"test/local": 7.5 * number}, 2, 100, 200, {"train": 0.5}, 1_000_000 + number)
-    store.commit(row, pa.Table.from_pylist(clients, CLIENT_SCHEMA), {"file": "none"})
+    store.commit(row, pa.Table.from_pylist(clients, CLIENT_SCHEMA), {"files": []})
 
 
 def history(client, run_id, name="test/local"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.seeding import numpy_generator
 from fedpgp.tree import ParamTree, choose, rows, stack, without
 
-LOGITS_PER_CHUNK = 1 << 24  # 64 MB of float32: bounds the memory of an evaluation
+VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
 
 Arrays = dict[str, np.ndarray]
 """A parameter tree on the way to or from an actor."""
@@ -214,7 +215,7 @@ class FederationWorker:
     def _right(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
         """Whether each model is right on each image (models, n)."""
         num_classes = self._frozen(pool.class_set).num_classes
-        size = max(1, LOGITS_PER_CHUNK // (models * num_classes))
+        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
         parts = []
         for start in range(0, len(pool.rows), size):
             rows = slice(start, start + size)

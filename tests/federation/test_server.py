@@ -103,9 +103,11 @@ def test_part_shared_over_two_rounds(server):
     Round 2: a + b = 0.75, 2.25, -2.25; gradients -1.25, -2.75, 1.75; a = 0.375, 1.125, -1.125,
     averaged (0.75 + 1.125 - 3.375) / 6 = -0.25; b = 1.625, 3.875, -2.875.
     """
-    first, second = server("a").run(server("a").initial_state())
+    rounds = server("a").run(server("a").initial_state())
+    first = next(rounds)
     assert first.state.shared["a"].item() == -0.25
     assert first.state.personal["b"].flatten().tolist() == [1.0, 2.5, -2.0]
+    second = next(rounds)
     assert second.state.shared["a"].item() == pytest.approx(-0.25)
     assert second.state.personal["b"].flatten().tolist() == pytest.approx([1.625, 3.875, -2.875])
     # Cuts after round 2: 1.375, 3.625, -3.125. Of its own images x has 1 right of 2, y 1 of 1, z 3 of 3;

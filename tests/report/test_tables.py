@@ -44,7 +44,7 @@ def make(root, name, rounds=2, **identity):
         table = clients(number)
         seconds = {"train": 0.5 * number} | ({"evaluate": 3.0} if number == 2 else {})
         row = RoundRow(number, round_metrics(table), 2, 1_500_000, 3_000_000, seconds, 1)
-        store.commit(row, table, {"file": "none"})
+        store.commit(row, table, {"files": []})
     return store
 
 
@@ -122,7 +122,7 @@ def test_many_clients_are_cut_and_counted(tmp_path):
     many = pa.concat_tables(
         [table.set_column(1, CLIENT_SCHEMA.field(1), pa.array([k] * 6, pa.int32())) for k in range(60)]
     )
-    store.commit(RoundRow(1, round_metrics(many), 60, 0, 0), many, {"file": "none"})
+    store.commit(RoundRow(1, round_metrics(many), 60, 0, 0), many, {"files": []})
     assert "the first 100 of 120 rows" in rendered(tables.show(store.path))
 
 
