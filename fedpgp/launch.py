@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedpgp import config, tracking
 from fedpgp import experiment as experiments
-from fedpgp import tracking
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import Interrupted, ResourceError
 from fedpgp.records import Progress
@@ -21,13 +21,13 @@ Emit = Callable[[Progress], None]
 
 def run(experiment: Experiment, resume: bool, emit: Emit) -> Path:
     """Run an experiment where its settings say, and wait for it; its folder. See `experiment.run`."""
-    result: Path = _do(run_mirrored, experiment, resume, emit=emit)
+    result: Path = _do(run_mirrored, config.absolute(experiment), resume, emit=emit)
     return result
 
 
 def extract(experiment: Experiment, emit: Emit) -> list[Path]:
     """Extract the features that an experiment needs, and nothing more; their files."""
-    result: list[Path] = _do(_extract, experiment, emit=emit)
+    result: list[Path] = _do(_extract, config.absolute(experiment), emit=emit)
     return result
 
 
@@ -46,7 +46,7 @@ def detach(experiment: Experiment, resume: bool) -> str:
         )
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
-        driver.start(run_mirrored, experiment, resume, name=name, detached=True)
+        driver.start(run_mirrored, config.absolute(experiment), resume, name=name, detached=True)
         return name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 
 import pytest
 
@@ -12,6 +13,8 @@ os.environ["HOME"] = tempfile.mkdtemp(prefix="fedpgp-test-home-")
 for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
     os.environ.pop(variable, None)
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+os.environ["RAY_TMPDIR"] = os.environ["HOME"]  # where sessions keep their logs and sockets
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 

@@ -83,6 +83,17 @@ def test_dump_reads_back_to_the_same():
     assert config.parse(config.yaml.safe_load(config.dump(written))) == written
 
 
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt").touch()
+    tree = {"data": {"name": "folder", "root": "photos"}, "backbone": {"name": "tiny", "weights": "model.pt"}}
+    moved = config.absolute(config.parse({**tree, "storage": {"root": "store"}}))
+    assert moved.data.root == tmp_path / "photos"
+    assert moved.backbone.weights == str(tmp_path / "model.pt")
+    assert moved.storage.root == tmp_path / "store"
+    assert config.absolute(config.parse({"backbone": {"weights": "random"}})).backbone.weights == "random"
+
+
 def test_the_digest_covers_what_can_change_a_number():
     base = config.digest(Experiment())
     same = [

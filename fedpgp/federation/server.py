@@ -138,7 +138,7 @@ class _Stopwatch:
 def _aggregate(state: State, results: Sequence[TrainResult]) -> State:
     """The next state: shared parameters averaged over those who trained, personal ones written back in place."""
     total = sum(result.weight for result in results)
-    sums = [{key: torch.from_numpy(value) for key, value in result.shared_sum.items()} for result in results]
+    sums = [{key: torch.tensor(value) for key, value in result.shared_sum.items()} for result in results]
     for result in results:
         for key, value in result.personal.items():
             state.personal[key].numpy()[_places(result.clients)] = value

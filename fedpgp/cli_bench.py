@@ -1,0 +1,58 @@
+"""`fedpgp bench ...`: measurements anyone can repeat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from fedpgp.bench.outcome import Outcome
+
+app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; each prints a table.")
+out = Console()
+err = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command()
+def overhead(
+    clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "10,100,1000,10000",
+    actors: Annotated[int, typer.Option(help="Client actors.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds per round of clients that do nothing."""
+    from fedpgp.bench import overhead as bench
+
+    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+
+
+@app.command()
+def faults(
+    kills: Annotated[int, typer.Option(help="How often something is killed.", min=1)] = 20, as_json: JsonOption = False
+) -> None:
+    """Random kills of actors, driver and whole run: nothing lost, nothing doubled, the same bits."""
+    from fedpgp.bench import faults as bench
+
+    _show(bench.measure(kills, _progress), as_json)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: give whole numbers with commas between") from None
+
+
+def _progress(what: str) -> None:
+    err.print(what, highlight=False)
+
+
+def _show(outcome: Outcome, as_json: bool) -> None:
+    from fedpgp.report.tables import measurement
+
+    out.print(measurement(outcome.bench, outcome.headings, outcome.rows, outcome.notes))
+    if as_json:
+        typer.echo(outcome.as_json())
