@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__
+from fedpgp import __version__, cli_bench, cli_data
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of the runs.")
 app.add_typer(track, name="track")
+app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_data.app, name="data")
 out = Console()
 err = Console(stderr=True)
 
@@ -98,6 +100,7 @@ def run(
     on and keeps those before it.
     """
     from fedpgp import launch
+    from fedpgp.report.figures import partition_of_run
     from fedpgp.report.tables import show
 
     settings = _load(config, overrides)
@@ -107,6 +110,7 @@ def run(
         return
     with _live() as live:
         folder = launch.run(settings, resume, live.show)
+    partition_of_run(folder)
     out.print(show(folder))
     out.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
@@ -160,11 +164,12 @@ def features(config: ConfigArgument, overrides: OverridesArgument = None) -> Non
 
 @app.command()
 def methods() -> None:
-    """List the methods: paper, what is shared, what stays with the client, settings."""
+    """List the methods: paper, what is shared, what stays with the client, numbers of parameters, settings."""
     from fedpgp.methods import METHODS
+    from fedpgp.methods.size import REFERENCE, parameter_counts
     from fedpgp.report.tables import method_table
 
-    out.print(method_table(METHODS.values()))
+    out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
 
 
 @app.command()

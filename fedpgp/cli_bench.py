@@ -30,6 +30,18 @@ def overhead(
 
 
 @app.command()
+def scale(
+    clients: Annotated[str, typer.Option(help="Numbers of clients, smallest first.")] = "100,1000,10000",
+    actors: Annotated[int, typer.Option(help="Client actors.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Time per participant and growth of memory, from hundreds to thousands of FedPGP clients."""
+    from fedpgp.bench import scale as bench
+
+    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+
+
+@app.command()
 def faults(
     kills: Annotated[int, typer.Option(help="How often something is killed.", min=1)] = 20, as_json: JsonOption = False
 ) -> None:

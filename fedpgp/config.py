@@ -184,6 +184,8 @@ class FederationSettings(Settings):
     """a client with a loss that is not finite or too long an update: fail the run | exclude | clip the update"""
     max_update_norm: float | None = Field(None, gt=0)
     """longest update of the shared parameters (Euclidean norm); null: any"""
+    finetune_epochs: int = Field(0, ge=0)
+    """local epochs on a copy of each client's model before it is tested, which is then thrown away; 0: none"""
     evaluate_before_aggregation: bool = False
     """true: also test each participant right after local training (`local_before_aggregation`)"""
 
@@ -275,7 +277,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
     """
-    return parse(_override(read_yaml(config), overrides), source=config)
+    return parse(override(read_yaml(config), overrides), source=config)
 
 
 def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
@@ -332,6 +334,21 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "tune_configs"
 
 
+def absolute(experiment: Experiment) -> Experiment:
+    """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
+    data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
+    weights = backbone.weights
+    if weights is not None and Path(weights).is_file():
+        weights = str(Path(weights).absolute())
+    return experiment.model_copy(
+        update={
+            "data": data.model_copy(update={"root": data.root and data.root.absolute()}),
+            "backbone": backbone.model_copy(update={"weights": weights}),
+            "storage": storage.model_copy(update={"root": storage.root.absolute()}),
+        }
+    )
+
+
 def dump(experiment: Experiment) -> str:
     """The experiment as YAML that `load` reads back to the same."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -372,7 +389,12 @@ def digest(experiment: Experiment, **identities: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A nested mapping with `a.b=value` put in place.
+
+    Raises:
+        ConfigError: something that is not of this form.
+    """
     for item in overrides:
         path, separator, text = item.partition("=")
         keys = path.split(".")

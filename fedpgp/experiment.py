@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedpgp import config, methods
 from fedpgp.clip import features, model
 from fedpgp.clip.features import Chunk, FeatureKey, cache_path
-from fedpgp.clip.frozen import freeze
-from fedpgp.clip.model import Backbone
+from fedpgp.clip.frozen import FrozenText, freeze, names_only
+from fedpgp.clip.images import check_patches
+from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.config import Experiment, MethodSettings, ResourceSettings
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.data.summary import partition_table
-from fedpgp.errors import FedPGPError, Interrupted
+from fedpgp.errors import BackboneError, FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
 from fedpgp.federation import checkpoint
 from fedpgp.federation.backend import Backend
@@ -33,13 +35,17 @@ from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import Features, FederationJob
-from fedpgp.methods.base import Method
+from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.records import Progress, RoundRow
+from fedpgp.seeding import torch_generator
 from fedpgp.store import RunStore
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[Progress], None]
+
+NO_WEIGHTS = "none"
+"""In place of a fingerprint, where nothing is frozen."""
 
 LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pyarrow")
 
@@ -52,8 +58,16 @@ class Plan:
     method: Method
     manifest: Manifest
     data: FederatedData
-    backbone: Backbone
+    backbone: Backbone | None
+    """None: the method brings a network of its own"""
+    image: ImageSpec
+    text: FrozenText
     digest: str
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the frozen weights."""
+        return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
@@ -76,9 +90,15 @@ def plan(experiment: Experiment) -> Plan:
     experiment, method = settle(experiment)
     manifest = manifests.build(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
-    backbone = model.load(experiment.backbone)
-    digest = config.digest(experiment, manifest=manifest.digest, weights=backbone.fingerprint)
-    return Plan(experiment, method, manifest, data, backbone, digest)
+    if isinstance(method, BringsNetwork):
+        backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
+    else:
+        backbone = model.load(experiment.backbone)
+        image, text = backbone.image, _frozen(experiment, method, backbone, data)
+    method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
+    weights = backbone.fingerprint if backbone else NO_WEIGHTS
+    digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
+    return Plan(experiment, method, manifest, data, backbone, image, text, digest)
 
 
 def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Features]:
@@ -121,7 +141,7 @@ def run(experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event)
         return earlier.path
     backend = make_backend(experiment.resources, stop)
     try:
-        job = _job(ready, *extract(ready, backend, emit))
+        job = make_job(ready, *extract(ready, backend, emit))
         backend.load(job)
         store = earlier or _create(ready)
         with _ending(store):
@@ -185,11 +205,10 @@ def _ending(store: RunStore) -> Iterator[None]:
 
 def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
     """Run and commit what is left."""
-    good = store.last_good(plan.digest)
-    state = good[0] if good else server.initial_state()
+    state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
     emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
     for result in server.run(state):
-        reference = checkpoint.save(store.checkpoints, result.state, plan.digest)
+        reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
         store.commit(result.row, result.clients, reference)
         emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
     store.finish(summarize(store.identity, store.rounds()))
@@ -204,8 +223,8 @@ def _cache(plan: Plan, views: int) -> Features:
     experiment = plan.experiment
     key = FeatureKey(
         manifest=plan.manifest.digest,
-        weights=plan.backbone.fingerprint,
-        transform=plan.backbone.image.digest,
+        weights=plan.weights,
+        transform=plan.image.digest,
         views=views,
         seed=0 if views == 1 else experiment.seed,
         dtype=experiment.backbone.dtype,
@@ -218,8 +237,8 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit:
     """Extract what is missing of `rows`, on the workers."""
 
     def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
-        visual: Any = plan.backbone.model.visual
-        backend.load(ExtractionJob(visual, plan.backbone.image, plan.experiment.data, plan.manifest, cache.key))
+        visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
+        backend.load(ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key))
         return backend.map("encode_chunk", chunks)
 
     def progress(done: int, total: int) -> None:
@@ -228,17 +247,28 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit:
     features.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
 
 
-def _job(plan: Plan, train: Features, test: Features) -> FederationJob:
+def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
+    """The frozen side as the method needs it."""
+    try:
+        if method.needs == "patches":
+            check_patches(backbone.model.visual)  # type: ignore[arg-type]
+        return freeze(
+            backbone,
+            data.class_names,
+            experiment.data.prompt,
+            method.phrases,
+            experiment.backbone.class_chunk,
+            visual="image" in method.towers,
+        )
+    except BackboneError as error:
+        raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
+
+
+def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
     experiment = plan.experiment
     return FederationJob(
         method=plan.method,
-        text=freeze(
-            plan.backbone,
-            plan.data.class_names,
-            experiment.data.prompt,
-            plan.method.phrases,
-            experiment.backbone.class_chunk,
-        ),
+        text=plan.text,
         data=plan.data,
         train_features=train,
         test_features=test,
@@ -252,13 +282,13 @@ def _identity(plan: Plan) -> dict[str, Any]:
     return {
         "method": plan.experiment.method.name,
         "data": plan.experiment.data.name,
-        "backbone": plan.backbone.name,
+        "backbone": plan.backbone.name if plan.backbone else None,
         "seed": plan.experiment.seed,
         "client_names": list(plan.data.client_names),
         "class_names": list(plan.data.class_names),
         "num_examples": [len(rows) for rows in plan.data.train_rows],
         "manifest_digest": plan.manifest.digest,
         "partition_digest": plan.data.digest,
-        "weights_fingerprint": plan.backbone.fingerprint,
+        "weights_fingerprint": plan.weights,
         "versions": {name: importlib.metadata.version(name) for name in ("fedpgp", *LIBRARIES)},
     }

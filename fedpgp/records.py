@@ -12,7 +12,7 @@ CLIENT_SCHEMA = pa.schema(
         ("round", pa.int32()),
         ("client", pa.int32()),
         ("split", pa.string()),  # train | val | test
-        ("metric", pa.string()),  # train | local | base | novel | local_before_aggregation
+        ("metric", pa.string()),  # train | a name of `evaluation.METRICS`
         ("domain", pa.string()),  # null: all domains together
         ("correct", pa.int64()),  # null for train rows
         ("total", pa.int64()),  # images
@@ -48,7 +48,7 @@ class Progress:
     """How far a long stretch of work has come; what a person sees while waiting."""
 
     stage: str
-    """prepare | extract | rounds | finished | warning"""
+    """prepare | read | extract | rounds | finished | warning"""
     done: int = 0
     total: int = 0
     note: str = ""

@@ -152,11 +152,13 @@ class RunStore:
         return self._read_json("summary.json") if (self.path / "summary.json").exists() else None
 
     @property
-    def partition(self) -> pa.Table:
-        """What was given to `save_partition`."""
+    def partition(self) -> pa.Table | None:
+        """What was given to `save_partition`; None before."""
         path = self.path / "partition.csv"
         try:
             return pyarrow.csv.read_csv(path)
+        except FileNotFoundError:
+            return None
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(f"{path}: cannot be read ({error})") from None
 

@@ -172,6 +172,10 @@ class _Writer:
 
     def _end(self, status: Mapping[str, Any]) -> None:
         self._client.log_text(self.run_id, self._config, "config.yaml")
+        if (partition := self._store.partition) is not None:
+            sink = pa.BufferOutputStream()
+            pa.csv.write_csv(partition, sink)
+            self._client.log_text(self.run_id, sink.getvalue().to_pybytes().decode(), "partition.csv")
         if (last := last_evaluated(self._store.rounds())) is not None:
             sink = pa.BufferOutputStream()
             pa.csv.write_csv(per_client_table(self._store.clients(), last), sink)

@@ -26,6 +26,11 @@ def stack(tree: ParamTree, count: int) -> ParamTree:
     return {key: value.unsqueeze(0).repeat(count, *[1] * value.dim()) for key, value in tree.items()}
 
 
+def repeated(tree: ParamTree, count: int) -> ParamTree:
+    """As `stack`, but all copies are one and the same memory, which must only be read."""
+    return {key: value.expand(count, *value.shape) for key, value in tree.items()}
+
+
 def rows(tree: ParamTree, index: torch.Tensor) -> ParamTree:
     """The rows `index` of every stacked entry, copied."""
     return {key: value[index] for key, value in tree.items()}

@@ -20,15 +20,7 @@ import torch
 import typer
 from PIL import Image
 
-CLASSES = (
-    "airplane, alarm clock, balloon, basket, bed, bell, bicycle, book, briefcase, bus, cake, camera, car, cloud, "
-    "coffee cup, compass, cookie, dice, drop, egg, eye, feather, fire, fish, flag, fork and knife, gas pump, gift, "
-    "glasses, globe, hammer, headphones, heart, hospital, hourglass, house, key, keyboard, laptop, leaf, light bulb, "
-    "lightning, lock, magnet, medal, megaphone, microphone, moon, music note, paintbrush, palette, paperclip, paw, "
-    "pill, pizza, plug, printer, puzzle, rainbow, robot, rocket, scissors, ship, shirt, shopping cart, skull, "
-    "snowflake, star, sun, thermometer, train, trash can, tree, trophy, truck, umbrella, video camera, watch, "
-    "wine glass, wrench"
-).split(", ")
+CLASSES = tuple(icons.read_table()["classes"])
 SPLITS = {"train": 4, "val": 2, "test": 2}
 """families per class; a class that a family lacks has one test family fewer, never fewer than one"""
 DRAWINGS = 3
@@ -79,7 +71,9 @@ def pictures(
         for label, name in enumerate(CLASSES)
         for domain, family in enumerate(families)
     }
-    present = np.array([[len(rows[label, domain]) > 0 for domain in range(len(families))] for label in range(len(CLASSES))])
+    present = np.array(
+        [[len(rows[label, domain]) > 0 for domain in range(len(families))] for label in range(len(CLASSES))]
+    )
     splits = assign(present, np.random.default_rng(seed))
     for label in range(len(CLASSES)):
         for domain in range(len(families)):

@@ -71,7 +71,7 @@ FAMILIES: Mapping[str, Family] = {
     "lucide": Family(
         "Lucide",
         (_iconify("lucide", "1.2.137", "ISC"),),
-        "Copyright (c) 2026 Lucide Icons and Contributors; parts from Feather, Copyright (c) 2013-present Cole Bemis (MIT)",
+        "Copyright (c) 2026 Lucide Icons and Contributors; parts (MIT) Copyright (c) 2013-present Cole Bemis",
         True,
     ),
     "bootstrap": Family(
@@ -99,9 +99,7 @@ FAMILIES: Mapping[str, Family] = {
     "material": Family(
         "Material Design Icons", (_iconify("mdi", "1.2.3", "Apache-2.0"),), "Copyright Pictogrammers", False
     ),
-    "phosphor": Family(
-        "Phosphor Icons", (_iconify("ph", "1.2.2", "MIT"),), "Copyright (c) 2023 Phosphor Icons", False
-    ),
+    "phosphor": Family("Phosphor Icons", (_iconify("ph", "1.2.2", "MIT"),), "Copyright (c) 2023 Phosphor Icons", False),
     "remix": Family("Remix Icon 2.5", (_iconify("ri", "1.1.0", "Apache-2.0"),), "Copyright Remix Design", False),
     "mingcute": Family(
         "MingCute Icon", (_iconify("mingcute", "1.2.8", "Apache-2.0"),), "Copyright MingCute Design", False
@@ -167,11 +165,12 @@ class Drawings:
 
 def concepts() -> dict[str, list[str]]:
     """Concept -> what families call it, in alphabetical order."""
-    table = _table()["concepts"]
+    table = read_table()["concepts"]
     return {name: [str(word) for word in table[name]] for name in sorted(table)}
 
 
-def _table() -> dict[str, Any]:
+def read_table() -> dict[str, Any]:
+    """The hand-made table: concepts, homonyms, classes of the data set."""
     table: dict[str, Any] = yaml.safe_load((HERE / "icon_concepts.yaml").read_text(encoding="utf-8"))
     return table
 
@@ -184,7 +183,7 @@ def load(families: Sequence[str], cache: Path, say: Callable[[str], None]) -> Dr
     colours = np.cumsum([0, *(len(part["colour"]) for part in parts)])
     stems = np.concatenate([part["stem"] for part in parts])
     full = [f"{family}:{name}" for family, part in zip(families, parts, strict=True) for name in part["name"]]
-    homonyms = set(_table()["homonyms"])
+    homonyms = set(read_table()["homonyms"])
     return Drawings(
         family=np.concatenate([np.full(len(p["name"]), f) for f, p in zip(families, parts, strict=True)]),
         name=np.concatenate([part["name"] for part in parts]),

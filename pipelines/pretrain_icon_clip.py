@@ -33,8 +33,14 @@ MODEL: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 160, "head_width": 32, "layers": 5},
     "text_cfg": {"context_length": 32, "vocab_size": 0, "width": 128, "heads": 4, "layers": 3},
 }
-MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
-"""Set large, they keep glibc from giving memory back at every step, which makes small models several times slower"""
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+    "OMP_WAIT_POLICY": "passive",
+}
+"""Read when a process starts. Without the first three glibc gives memory back at every step, which makes small models
+several times slower; without the last, threads that wait for each other burn the cores of a busy machine."""
 PIXELS = MODEL["vision_cfg"]["image_size"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SCALE = 25.0
@@ -168,16 +174,21 @@ class Corpus:
             torch.tensor(weights, dtype=torch.float32), n, replacement=True, generator=self.torch_rng
         )
 
-    def caption(self, name: int, style: int | None) -> str:
-        """A caption for a picture: neutral, or one that names the style; now and then behind many other words."""
+    def captions(self, names: np.ndarray, styles: Sequence[int | None]) -> list[str]:
+        """A caption per picture: neutral, or one that names the style; in some batches behind many other words."""
+        filled = self.rng.random() < 0.3
+        texts = [self._caption(name, style) for name, style in zip(names, styles, strict=True)]
+        if not filled:
+            return texts
+        return [" ".join([*self.rng.choice(FILLER, self.rng.integers(0, 15)), text]) for text in texts]
+
+    def _caption(self, name: int, style: int | None) -> str:
         if style is None:
             text = NEUTRAL[self.rng.integers(len(NEUTRAL))].replace("{}", self.names[name])
         else:
             words = STYLE_WORDS[icons.STYLES[style]]
             text = STYLED[self.rng.integers(len(STYLED))].replace("{}", self.names[name])
             text = text.replace("{style}", words[self.rng.integers(len(words))])
-        if self.rng.random() < 0.3:
-            text = " ".join([*self.rng.choice(FILLER, self.rng.integers(1, 15)), text])
         return text
 
 
@@ -257,9 +268,17 @@ def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """`model.encode_text`, normalised, without computing the padding behind the longest text."""
     length = int(tokens.argmax(1).max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    x = x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x.float())[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection
     return F.normalize(x, dim=-1)
+
+
+def encode_image(model: CLIP, pictures: Tensor) -> Tensor:
+    """`model.encode_image`, normalised; in mixed precision while training."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+        features = model.visual(pictures)
+    return F.normalize(features.float(), dim=-1)
 
 
 class Codes(nn.Module):
@@ -307,7 +326,13 @@ def optimise(
             total = 0.0
 
 
-STAGES = ("teacher", "text", "joint", "vit", "final")
+STAGES = {
+    "teacher": ("teacher", "codes"),
+    "text": ("text",),
+    "vit": ("visual",),
+    "joint": ("visual", "text"),
+}
+"""The stages in order, and what each trains."""
 SPREAD = (0.45, 0.2, 0.2, 0.05, 0.05, 0.05)
 """shares of the styles where all are seen"""
 
@@ -322,9 +347,11 @@ class Pretraining:
         folder: Path,
         steps: dict[str, int],
         log: Callable[[str], None],
-        check: Callable[[nn.Module, CLIP], str],
+        check: Callable[[CLIP], str],
+        seed: int,
     ) -> None:
         self.corpus, self.folder, self.steps, self.log, self.check = corpus, folder, steps, log, check
+        self.seed = seed
         self.tokenizer = ReducedTokenizer(bpe_ids, MODEL["text_cfg"]["context_length"])
         self.teacher = Teacher()
         self.codes = Codes(corpus.names)
@@ -332,26 +359,29 @@ class Pretraining:
         self.text = nn.ModuleList([self.clip.token_embedding, self.clip.transformer, self.clip.ln_final])
         self.text.register_parameter("positions", self.clip.positional_embedding)
         self.text.register_parameter("projection", self.clip.text_projection)
-        self.modules = {"teacher": self.teacher, "codes": self.codes, "clip": self.clip}
+        self.parts = {"teacher": self.teacher, "codes": self.codes, "text": self.text, "visual": self.clip.visual}
 
-    def run(self, until: str) -> None:
-        """The stages up to this one, but for those that are done."""
-        for number, stage in enumerate(STAGES[: STAGES.index(until) + 1]):
+    def run(self, stages: Sequence[str]) -> None:
+        """These stages, but for those that are done, each from the files of all before it."""
+        for number, (stage, trained) in enumerate(STAGES.items()):
             path = self.folder / f"{number}-{stage}.pt"
             if path.is_file():
                 for name, state in torch.load(path, weights_only=True).items():
-                    self.modules[name].load_state_dict(state)
+                    self.parts[name].load_state_dict(state)
                 continue
-            torch.manual_seed(number)
-            self.corpus.rng = np.random.default_rng([number, 1])
-            self.corpus.torch_rng = torch.Generator().manual_seed(number)
+            if stage not in stages:
+                continue
+            torch.manual_seed(self.seed * 100 + number)
+            self.corpus.rng = np.random.default_rng([self.seed, number])
+            self.corpus.torch_rng = torch.Generator().manual_seed(self.seed * 100 + number)
             self.log(f"stage {stage}, {self.steps[stage]} steps")
-            for module in self.modules.values():
-                module.train()
+            self.clip.train()
+            for name, part in self.parts.items():
+                part.train(name in trained)
             getattr(self, f"_{stage}")(self.steps[stage])
-            for module in self.modules.values():
-                module.eval()
-            torch.save({name: module.state_dict() for name, module in self.modules.items()}, path)
+            for part in (self.clip, *self.parts.values()):
+                part.eval()
+            torch.save({name: self.parts[name].state_dict() for name in trained}, path)
 
     def _teacher(self, steps: int) -> None:
         """Image tower against the codes of all names: full softmax."""
@@ -372,83 +402,70 @@ class Pretraining:
         def loss(step: int) -> Tensor:
             names = self.corpus.pick_names(192)
             styles = self.corpus.styles(192, (5, 1, 1, 1, 1, 1)).tolist()
-            texts = [self.corpus.caption(name, style or None) for name, style in zip(names, styles, strict=True)]
+            texts = self.corpus.captions(names, [style or None for style in styles])
             features = encode_text(self.clip, self.tokenizer(texts))
             target = torch.from_numpy(names)
             return F.cross_entropy(SCALE * features @ codes.T, target) + (1 - (features * codes[target]).sum(1)).mean()
 
         optimise("text", steps, [(self.text, 1.5e-3)], loss, self.log)
 
-    def _joint(self, steps: int) -> None:
-        """Both towers with the contrastive loss; context words begin to name how a picture is drawn."""
-        groups: list[tuple[nn.Module, float]] = [(self.teacher, 7e-4), (self.text, 7e-4)]
-        optimise("joint", steps, groups, self._contrastive(self.teacher), self.log, lambda: self._checked(self.teacher))
-
-    def _contrastive(self, tower: nn.Module) -> Callable[[int], Tensor]:
+    def _contrastive(self, step: int) -> Tensor:
+        """One batch's loss: pictures against their captions, and concepts against all concepts in one wording."""
         corpus = self.corpus
-        concepts = torch.arange(corpus.num_concepts)
-
-        def loss(step: int) -> Tensor:
-            if corpus.rng.random() < 0.6:  # the same name in several styles: the caption must match both
-                names = np.repeat(corpus.pick_names(64, 0.6), 4)
-                styles = corpus.styles(256, (0.2, 0.25, 0.25, 0.1, 0.1, 0.1))
-                spoken: list[int | None] = list(styles.tolist())
-            else:
-                names = corpus.pick_names(256)
-                share = corpus.styled_neutral
-                styles = corpus.styles(256, (0.85 - share, share / 2, share / 2, 0.05, 0.05, 0.05))
-                spoken = [None] * len(names)
-            pictures = corpus.pictures(corpus.pick_drawings(names), styles)
-            texts = [corpus.caption(name, style) for name, style in zip(names, spoken, strict=True)]
-            images = F.normalize(tower(pictures), dim=-1)
-            words = encode_text(self.clip, self.tokenizer(texts))
-            key = torch.from_numpy(names) * 100 + torch.tensor([-1 if style is None else style for style in spoken])
-            same = (key[:, None] == key).float()
-            target = same / same.sum(1, keepdim=True)
-            logits = SCALE * images @ words.T
-            both = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-            # Against the captions of all concepts in one wording, so that names keep being told apart.
-            wording = corpus.rng.integers(len(STYLED)) if spoken[0] is not None else corpus.rng.integers(len(NEUTRAL))
-            if spoken[0] is None:
-                chosen = torch.from_numpy(names) < corpus.num_concepts
-                template = NEUTRAL[wording]
-            else:
-                style = int(styles[corpus.rng.integers(len(styles))])
-                chosen = (torch.from_numpy(names) < corpus.num_concepts) & (styles == style)
-                template = STYLED[wording].replace("{style}", STYLE_WORDS[icons.STYLES[style]][0])
-            everything = [template.replace("{}", corpus.names[index]) for index in concepts.tolist()]
-            table = encode_text(self.clip, self.tokenizer(everything))
-            picked = F.cross_entropy(SCALE * images[chosen] @ table.T, torch.from_numpy(names)[chosen])
-            return both + 0.5 * picked
-
-        return loss
+        told = corpus.rng.random() < 0.6  # the same name in several styles: the caption must match both
+        if told:
+            names = np.repeat(corpus.pick_names(64, 0.6), 4)
+            styles = corpus.styles(256, (0.2, 0.25, 0.25, 0.1, 0.1, 0.1))
+        else:
+            names = corpus.pick_names(256)
+            share = corpus.styled_neutral
+            styles = corpus.styles(256, (0.85 - share, share / 2, share / 2, 0.05, 0.05, 0.05))
+        spoken = [style if told else None for style in styles.tolist()]
+        pictures = corpus.pictures(corpus.pick_drawings(names), styles)
+        texts = corpus.captions(names, spoken)
+        labels = torch.from_numpy(names)
+        images = encode_image(self.clip, pictures)
+        words = encode_text(self.clip, self.tokenizer(texts))
+        key = labels * len(icons.STYLES) + (styles if told else 0)
+        same = (key[:, None] == key).float()
+        target = same / same.sum(1, keepdim=True)
+        logits = SCALE * images @ words.T
+        both = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        chosen = labels < corpus.num_concepts
+        wordings = NEUTRAL
+        if told:
+            style = int(styles[corpus.rng.integers(len(styles))])
+            chosen = chosen & (styles == style)
+            wordings = tuple(text.replace("{style}", STYLE_WORDS[icons.STYLES[style]][0]) for text in STYLED)
+        wording = wordings[corpus.rng.integers(len(wordings))]
+        everything = [wording.replace("{}", name) for name in corpus.names[: corpus.num_concepts]]
+        table = encode_text(self.clip, self.tokenizer(everything))
+        return both + 0.5 * F.cross_entropy(SCALE * images[chosen] @ table.T, labels[chosen])
 
     def _vit(self, steps: int) -> None:
         """Vision transformer towards the teacher's features."""
-        self.teacher.eval()
 
         def loss(step: int) -> Tensor:
             names = self.corpus.pick_names(256, 0.6)
             pictures = self.corpus.pictures(self.corpus.pick_drawings(names), self.corpus.styles(256, SPREAD))
             with torch.no_grad():
                 wanted = F.normalize(self.teacher(pictures), dim=-1)
-            features = F.normalize(self.clip.visual(pictures), dim=-1)
+            features = encode_image(self.clip, pictures)
             apart = F.cross_entropy(SCALE * features @ wanted.T, torch.arange(256))
             return 4 * (1 - (features * wanted).sum(1)).mean() + 0.5 * apart
 
-        optimise("vit", steps, [(self.clip.visual, 1e-3)], loss, self.log, lambda: self._checked(self.clip.visual))
+        optimise("vit", steps, [(self.clip.visual, 1e-3)], loss, self.log, self._checked)
 
-    def _final(self, steps: int) -> None:
-        """Vision transformer and text tower together, with the contrastive loss."""
-        groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 4e-4), (self.text, 2e-4)]
-        check = lambda: self._checked(self.clip.visual)  # noqa: E731
-        optimise("final", steps, groups, self._contrastive(self.clip.visual), self.log, check)
+    def _joint(self, steps: int) -> None:
+        """Both towers with the contrastive loss; context words begin to name how a picture is drawn."""
+        groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 5e-4), (self.text, 5e-4)]
+        optimise("joint", steps, groups, self._contrastive, self.log, self._checked)
 
-    def _checked(self, tower: nn.Module) -> str:
-        self.teacher.eval(), self.clip.eval()
+    def _checked(self) -> str:
+        self.clip.eval()
         with torch.no_grad():
-            note = self.check(tower, self.clip)
-        tower.train(), self.clip.train()
+            note = self.check(self.clip)
+        self.clip.train()
         return note
 
 
@@ -468,7 +485,18 @@ def export(clip: CLIP, bpe_ids: list[int], folder: Path) -> None:
     (folder / "vocabulary.json").write_text(json.dumps(bpe_ids, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[nn.Module, CLIP], str]:
+BEGIN, END = "<!-- log: written by pipelines/pretrain_icon_clip.py -->", "<!-- end of log -->"
+
+
+def keep_log(log: Path, card: Path) -> None:
+    """The log, without times of day, in the model card."""
+    lines = [line[10:] for line in log.read_text(encoding="utf-8").splitlines()]
+    text = card.read_text(encoding="utf-8")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    card.write_text("\n".join([head + BEGIN, "", "```", *lines, "```", "", END]) + tail, encoding="utf-8")
+
+
+def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[CLIP], str]:
     """Zero-shot accuracy on a split of the data set, by domain; pictures that no stage trains on."""
     import io
 
@@ -477,7 +505,7 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
 
     files = sorted(data.glob(f"{split}-*.parquet"))
     if not files:
-        return lambda tower, clip: ""
+        return lambda clip: ""
     table = pq.read_table(files[0])
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     names, domains = features["label"]["names"], features["domain"]["names"]
@@ -489,8 +517,8 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
         tokenizer([t.format(name) for name in names]) for t in ("an icon of a {}.", "a flip icon of a {}.")
     )
 
-    def check(tower: nn.Module, clip: CLIP) -> str:
-        images = tower(batch)
+    def check(clip: CLIP) -> str:
+        images = encode_image(clip, batch)
         right, right_styled = (
             (images @ encode_text(clip, tokens).T).argmax(1).eq(labels).float() * 100 for tokens in (neutral, styled)
         )
@@ -503,13 +531,14 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
 def main(
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("fedpgp/assets/icon-clip"),
     data: Annotated[Path, typer.Option(help="The data set, for the figures in the log.")] = Path("fedpgp/assets/icons"),
+    card: Annotated[Path, typer.Option(help="The model card, for the log.")] = Path("fedpgp/assets/MODEL_CARD.md"),
     cache: Annotated[Path, typer.Option(help="Fetched packages and rasterised drawings.")] = icons.CACHE,
     work: Annotated[Path, typer.Option(help="Finished stages; delete it to start over.")] = Path("icon-clip-stages"),
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
     styled_neutral: Annotated[float, typer.Option(help="Share of styled pictures with neutral captions.")] = 0.2,
-    steps: Annotated[str, typer.Option(help="Steps per stage.")] = "3500,1500,2000,4000,1500",
-    until: Annotated[str, typer.Option(help="Last stage to run.")] = "final",
+    steps: Annotated[str, typer.Option(help="Steps per stage.")] = "2800,1000,2500,2000",
+    stages: Annotated[str, typer.Option(help="Stages to run, if they are not done.")] = ",".join(STAGES),
 ) -> None:
     """Pretrain and export the model."""
     torch.set_num_threads(threads)
@@ -525,19 +554,21 @@ def main(
     corpus = make_corpus(cache, seed, styled_neutral, log)
     bpe_ids = make_vocabulary(corpus)
     log(
-        f"{len(corpus.drawings)} drawings, {len(corpus.names)} names, {corpus.num_concepts} concepts, {len(bpe_ids)} tokens"
+        f"{len(corpus.drawings)} drawings, {len(corpus.names)} names, {corpus.num_concepts} concepts, "
+        f"{len(bpe_ids)} tokens"
     )
     counts = dict(zip(STAGES, (int(part) for part in steps.split(",")), strict=True))
     check = zero_shot(data, "val", ReducedTokenizer(bpe_ids, MODEL["text_cfg"]["context_length"]))
-    pretraining = Pretraining(corpus, bpe_ids, work, counts, log, check)
+    pretraining = Pretraining(corpus, bpe_ids, work, counts, log, check, seed)
     log(f"{sum(p.numel() for p in pretraining.clip.parameters()) / 1e6:.2f} M parameters")
-    pretraining.run(until)
-    if until == STAGES[-1]:
+    pretraining.run(stages.split(","))
+    if "joint" in stages:
         export(pretraining.clip, bpe_ids, out)
-        log(f"written to {out}")
+        keep_log(work / "log.txt", card)
+        typer.echo(f"written to {out}; the log is in {card}; next: python pipelines/icon_figures.py")
 
 
 if __name__ == "__main__":
-    if not all(name in os.environ for name in MALLOC):  # read by glibc when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **dict.fromkeys(MALLOC, "1000000000")})
+    if not ENVIRONMENT.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**ENVIRONMENT, **os.environ})
     typer.run(main)

@@ -19,7 +19,7 @@ from fedpgp.data.protocol import FederatedData
 from fedpgp.federation import checkpoint, driver
 from fedpgp.federation.actors import ActorPool
 from fedpgp.federation.server import RoundResult, Server
-from fedpgp.federation.worker import FederationJob, TrainCall, TrainResult
+from fedpgp.federation.worker import Arrays, FederationJob, TrainCall, TrainResult
 from fedpgp.methods.base import Phase
 from fedpgp.store import RunStore
 from fedpgp.tracking import default_uri, sync
@@ -44,13 +44,13 @@ class IdleMethod:
 class IdleWorker:
     """Gives every client back as it came."""
 
-    def train(self, call: TrainCall) -> TrainResult:
+    def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
         """Personal parts travel both ways, and the weighted sum is one."""
         count = len(call.clients)
         ones = np.ones(count)
         return TrainResult(
             clients=call.clients,
-            shared_sum={key: value.astype(np.float64) * count for key, value in call.shared.items()},
+            shared_sum={key: value.astype(np.float64) * count for key, value in shared.items()},
             personal=call.personal,
             num_examples=ones.astype(np.int64),
             weight=float(count),

@@ -1,4 +1,4 @@
-"""What a method may look at: the frozen text tower bound to a class set, its constants computed once."""
+"""What a method may look at: the frozen towers, the text side bound to a class set, its constants computed once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fedpgp.clip.layout import Position, Slot, arrange, check_lengths, prompt_slots
 from fedpgp.clip.text import PromptEncoder
 from fedpgp.clip.tower import TextTower
+from fedpgp.clip.vision import VisualTower
 from fedpgp.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,19 +36,24 @@ class Vocabulary:
 class FrozenText:
     """The frozen text side of an experiment, small enough to send to every actor.
 
-    The tower keeps the embeddings of the tokens that occur in `vocabulary` only.
+    The tower keeps the embeddings of the tokens that occur in `vocabulary` only. The image tower comes along for
+    methods that run it themselves.
     """
 
-    tower: TextTower
+    tower: TextTower | None
+    """None: the method brings a network of its own"""
     vocabulary: Vocabulary
     class_names: tuple[str, ...]
     template: str
     logit_scale: float
     class_chunk: int | None = None
+    visual: VisualTower | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FrozenText:
         """The same on another device or in another precision."""
-        return replace(self, tower=self.tower.to(device, dtype))
+        visual = None if self.visual is None else self.visual.to(device, dtype)
+        tower = None if self.tower is None else self.tower.to(device, dtype)
+        return replace(self, tower=tower, visual=visual)
 
     def on(self, classes: Sequence[int]) -> ClassSet:
         """The frozen side bound to the classes with these labels, in this order."""
@@ -60,6 +66,7 @@ def freeze(
     template: str,
     phrases: Sequence[str] = (),
     class_chunk: int | None = None,
+    visual: bool = False,
 ) -> FrozenText:
     """Take from a backbone what training needs: its text tower, pruned to the tokens that can occur.
 
@@ -67,9 +74,11 @@ def freeze(
         class_names: in label order; underscores become spaces, as in CoOp.
         template: hand-written prompt with one {} for the name.
         phrases: further texts that the method needs, for example the words of an initial context.
+        visual: take the image tower too.
 
     Raises:
         DataError: a text does not fit the tower's context.
+        BackboneError: the image tower is wanted, and cannot be prompted.
     """
     names = [readable(name) for name in class_names]
     texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(template.format(n) for n in names), *phrases])
@@ -86,7 +95,14 @@ def freeze(
         template=template,
         logit_scale=backbone.logit_scale,
         class_chunk=class_chunk,
+        visual=VisualTower.from_open_clip(backbone.model.visual, backbone.image) if visual else None,  # type: ignore[arg-type]
     )
+
+
+def names_only(class_names: Sequence[str], template: str) -> FrozenText:
+    """The frozen side of a method that brings a network of its own: nothing but the classes."""
+    names = tuple(readable(name) for name in class_names)
+    return FrozenText(None, Vocabulary({}, (0, 0)), names, template, logit_scale=1.0)
 
 
 def readable(name: str) -> str:
@@ -109,12 +125,12 @@ def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
 
 
 class ClassSet:
-    """The frozen text side for C classes. Encoders and constants are made at first use and kept."""
+    """The frozen side for C classes. Encoders and constants are made at first use and kept."""
 
     def __init__(self, frozen: FrozenText, names: tuple[str, ...]) -> None:
         self.names = names
         self._frozen = frozen
-        self._encoders: dict[tuple[int, Position, bool], PromptEncoder] = {}
+        self._encoders: dict[tuple[int, Position, bool, tuple[int, ...]], PromptEncoder] = {}
         self._constants: dict[str, Tensor] = {}
 
     @property
@@ -130,24 +146,55 @@ class ClassSet:
     @property
     def width(self) -> int:
         """D, the width of a context token."""
-        return self._frozen.tower.width
+        return self._tower.width
 
-    def encode(self, ctx: Tensor, position: Position = "end") -> Tensor:
-        """Text features (P, C, E), not normalised, of contexts (P, L, D) or class-specific ones (P, C, L, D)."""
+    @property
+    def joint_width(self) -> int:
+        """E, the width of the space that images and texts share."""
+        return len(self._tower.projection.weight)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the text tower."""
+        return len(self._tower.blocks)
+
+    @property
+    def _tower(self) -> TextTower:
+        if self._frozen.tower is None:
+            raise TypeError("the text tower is there for methods without a network of their own only")
+        return self._frozen.tower
+
+    @property
+    def visual(self) -> VisualTower:
+        """The image tower, for methods that asked for it."""
+        if self._frozen.visual is None:
+            raise TypeError("the image tower is there for methods with `towers` text and image only")
+        return self._frozen.visual
+
+    def encode(
+        self, ctx: Tensor, position: Position = "end", deep: Tensor | None = None, before_name: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Text features (P, C, E), not normalised, of contexts (P, L, D) or class-specific ones (P, C, L, D).
+
+        Args:
+            position: place of the class name.
+            deep: contexts of the layers after the first (P, J - 1, ..., L, D), see `PromptEncoder.encode`.
+            before_name: fixed tokens in front of each name.
+        """
         n_ctx, specific = ctx.shape[-2], ctx.dim() == 4
-        key = (n_ctx, position, specific)
+        key = (n_ctx, position, specific, before_name)
         if key not in self._encoders:
             vocabulary = self._frozen.vocabulary
             prompts = prompt_slots(
-                names=[vocabulary[name] for name in self.names],
-                bodies=[vocabulary[f"{name}."] for name in self.names],
+                names=[(*before_name, *vocabulary[name]) for name in self.names],
+                bodies=[(*before_name, *vocabulary[f"{name}."]) for name in self.names],
                 bounds=vocabulary.bounds,
                 n_ctx=n_ctx,
                 position=position,
                 class_specific=specific,
             )
             self._encoders[key] = self._encoder(prompts)
-        return self._encoders[key].encode(ctx)
+        return self._encoders[key].encode(ctx, deep)
 
     def template(self) -> Tensor:
         """Text features (C, E) of the hand-written prompt of each class: zero-shot CLIP. Constant."""
@@ -159,20 +206,24 @@ class ClassSet:
         vocabulary = self._frozen.vocabulary
         return self._constant(f"X{n_ctx}", lambda name: (*vocabulary["X"] * n_ctx, *vocabulary[f"{name}."]))
 
+    def token_ids(self, phrase: str) -> tuple[int, ...]:
+        """The tokens of a phrase that the method asked for."""
+        return self._frozen.vocabulary[phrase]
+
     def word_vectors(self, phrase: str) -> Tensor:
         """Token embeddings (L, D) of a phrase that the method asked for."""
-        return self._frozen.tower.tokens[torch.tensor(self._frozen.vocabulary[phrase])].float()
+        return self._tower.tokens[torch.tensor(self.token_ids(phrase))].float()
 
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
             start, end = self._frozen.vocabulary.bounds
             encoder = self._encoder([[start, *tokens_of(name), end] for name in self.names])
-            nothing = self._frozen.tower.tokens.new_empty(1, 0, self.width)
+            nothing = self._tower.tokens.new_empty(1, 0, self.width)
             with torch.no_grad():
                 self._constants[key] = encoder.encode(nothing)[0]
         return self._constants[key]
 
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
-        tower = self._frozen.tower
+        tower = self._tower
         check_lengths(prompts, self.names, limit=len(tower.positions))
         return PromptEncoder(tower, arrange(prompts, self._frozen.class_chunk))

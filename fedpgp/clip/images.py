@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpgp.clip.features import Array, FeatureKey, write_shard
 from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.tower import merge_heads, split_heads
 from fedpgp.errors import BackboneError
 from fedpgp.seeding import derive_seed
 
@@ -32,7 +34,7 @@ class Encoder:
             BackboneError: patch features are wanted of a tower without patch tokens in the joint space.
         """
         if key.variant == "patches":
-            _check_patches(visual)
+            check_patches(visual)
         self._visual, self._spec, self._reader, self._key = visual, spec, reader, key
         self._crop = _evaluation_crop(spec)
 
@@ -69,7 +71,7 @@ class Encoder:
         device = next(self._visual.parameters()).device
         inputs = normalise(pixels.to(device), self._spec)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._key.dtype == "bfloat16"):
-            encoded = _patches(self._visual, inputs) if self._key.variant == "patches" else self._visual(inputs)
+            encoded = patch_tokens(self._visual, inputs) if self._key.variant == "patches" else self._visual(inputs)
         features: Tensor = encoded.float().cpu()
         return features
 
@@ -106,8 +108,35 @@ def _random_view(image: Image, size: int, seed: int) -> Any:
         return RandomHorizontalFlip()(crop(image))
 
 
-def _patches(visual: Any, images: Tensor) -> Tensor:
-    """All tokens of the last block in the joint space, (n, 1 + M, E), class token first."""
+def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
+    """All tokens in the joint space, (n, 1 + M, E), of normalised images; first the one that is the pooled feature.
+
+    Of a ViT: class token and patches behind the last block. Of a ResNet: what attention pooling makes of the mean and
+    of each place of the last feature map, as in FedOTP's code.
+    """
+    from open_clip.transformer import VisionTransformer
+
+    return _vit_tokens(visual, images) if isinstance(visual, VisionTransformer) else _resnet_tokens(visual, images)
+
+
+def check_patches(visual: nn.Module) -> None:
+    """Refuse an image tower without patch tokens in the joint space.
+
+    Raises:
+        BackboneError: it is neither a plain ViT nor a ResNet with attention pooling.
+    """
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, ModifiedResNet) or (isinstance(visual, VisionTransformer) and visual.attn_pool is None):
+        return
+    raise BackboneError(
+        "patch features need a plain ViT or a ResNet of open_clip, such as ViT-B-16-quickgelu or RN50-quickgelu, "
+        f"not an image tower of type {type(visual).__name__}"
+    )
+
+
+def _vit_tokens(visual: Any, images: Tensor) -> Tensor:
     last = visual.forward_intermediates(
         images,
         indices=1,
@@ -121,8 +150,11 @@ def _patches(visual: Any, images: Tensor) -> Tensor:
     return projected
 
 
-def _check_patches(visual: nn.Module) -> None:
-    from open_clip.transformer import VisionTransformer
-
-    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-        raise BackboneError("patch features need a plain ViT of open_clip, such as ViT-B-16-quickgelu")
+def _resnet_tokens(visual: Any, images: Tensor) -> Tensor:
+    pool = visual.attnpool
+    (last,) = visual.forward_intermediates(images, indices=1, intermediates_only=True)["image_intermediates"]
+    places = last.flatten(2).mT
+    x = torch.cat([places.mean(1, keepdim=True), places], dim=1) + pool.positional_embedding
+    q, k, v = (split_heads(layer(x), pool.num_heads) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
+    projected: Tensor = pool.c_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+    return projected

@@ -7,12 +7,14 @@ values serve every class; the last layer runs at the end-of-text tokens only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fedpgp.clip.layout import Layout
-from fedpgp.clip.tower import Block, TextTower
+from fedpgp.clip.tower import TextTower, merge_heads, split_heads
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -35,37 +37,43 @@ class PromptEncoder:
         self.prefix_positions = tower.positions[:length]
         self.causal = torch.full((length, length), float("-inf"), device=device, dtype=tower.tokens.dtype).triu(1)
 
-    def encode(self, ctx: Tensor) -> Tensor:
+    def encode(self, ctx: Tensor, deep: Tensor | None = None) -> Tensor:
         """Text features, not normalised.
 
         Args:
             ctx: learned contexts (P, L, D), or class-specific (P, C, L, D). P is any stack of prompts: clients,
                 prompts per client, images, global and personal ones.
+            deep: what stands in the places of the context before layers 1, 2, ... (P, J - 1, ..., L, D), instead of
+                what the layer before made of it; None: nothing is replaced.
 
         Returns:
             Features (P, C, E) in float32.
         """
-        ctx = ctx.flatten(1, -2).to(self.tower.tokens.dtype)
-        memory = self._prefix(ctx)
+        dtype = self.tower.tokens.dtype
+        ctx = ctx.flatten(1, -2).to(dtype)
+        layers = [ctx] if deep is None else [ctx, *deep.flatten(2, -2).to(dtype).unbind(1)]
+        memory = self._prefix(layers)
         if len(self.chunks) == 1:
-            return self.chunks[0].encode(ctx, memory).float()
-        parts = [checkpoint(chunk.encode, ctx, memory, use_reentrant=False) for chunk in self.chunks]
+            return self.chunks[0].encode(layers, memory).float()
+        parts = [checkpoint(chunk.encode, layers, memory, use_reentrant=False) for chunk in self.chunks]
         return torch.cat(parts, dim=1).float()
 
-    def _prefix(self, ctx: Tensor) -> list[KeysValues]:
-        """Keys and values (P, H, L', d) of the shared prefix, per layer."""
+    def _prefix(self, layers: Sequence[Tensor]) -> list[KeysValues]:
+        """Keys and values (P, H, L', d) of the shared prefix, per layer, from the tokens (P, L, D) learned for each."""
         tower = self.tower
-        x = _embed(tower, ctx, self.prefix_slots) + self.prefix_positions
+        x = _embed(tower, layers[0], self.prefix_slots) + self.prefix_positions
         memory = []
-        for block in tower.blocks[:-1]:
+        for depth, block in enumerate(tower.blocks[:-1]):
+            x = _renew(x, layers, depth, self.prefix_slots)
             projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
-            q, k, v = (_heads(part, tower.heads) for part in projected.chunk(3, -1))
+            q, k, v = (split_heads(part, tower.heads) for part in projected.chunk(3, -1))
             memory.append((k, v))
             weights = torch.softmax(_scaled(q) @ k.mT + self.causal, dim=-1)
-            x = _finish(tower, block, x, _merge(weights @ v))
+            x = block.finish(x, merge_heads(weights @ v), tower.eps, tower.activation)
         last = tower.blocks[-1]  # of the last layer, only what the suffixes look at
+        x = _renew(x, layers, len(tower.blocks) - 1, self.prefix_slots)
         keys_values = last.qkv.rows(tower.width).linear(last.norm_1.norm(x, tower.eps))
-        k, v = (_heads(part, tower.heads) for part in keys_values.chunk(2, -1))
+        k, v = (split_heads(part, tower.heads) for part in keys_values.chunk(2, -1))
         return [*memory, (k, v)]
 
 
@@ -87,33 +95,35 @@ class _Chunk:
         behind = torch.arange(longest, device=device) >= layout.lengths.to(device)[:, None]
         self.behind_end = torch.zeros(behind.shape, device=device, dtype=dtype).masked_fill_(behind, float("-inf"))
 
-    def encode(self, ctx: Tensor, memory: list[KeysValues]) -> Tensor:
-        """Features (P, C, E) from the contexts (P, L, D) and the prefix's keys and values."""
+    def encode(self, layers: Sequence[Tensor], memory: list[KeysValues]) -> Tensor:
+        """Features (P, C, E) from the tokens (P, L, D) learned per layer and the prefix's keys and values."""
         tower = self.tower
         # Without context tokens in the suffix all prompts start alike: the first axis stays 1 until they differ.
-        x = _embed(tower, ctx, self.slots) + self.positions
-        for block, prefix in zip(tower.blocks[:-1], memory[:-1], strict=True):
+        x = _embed(tower, layers[0], self.slots) + self.positions
+        for depth, (block, prefix) in enumerate(zip(tower.blocks[:-1], memory[:-1], strict=True)):
+            x = _renew(x, layers, depth, self.slots)
             projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
             q, k, v = (self._padded(part) for part in projected.chunk(3, -1))
             mixed = self._attend(q, k, v, prefix, self.causal)
             if self.pack is not None:
                 mixed = mixed.index_select(1, self.pack)
-            x = _finish(tower, block, x, mixed)
+            x = block.finish(x, mixed, tower.eps, tower.activation)
 
         last, width = tower.blocks[-1], tower.width
+        x = _renew(x, layers, len(tower.blocks) - 1, self.slots)
         normed = last.norm_1.norm(x, tower.eps)
         k, v = (self._padded(part) for part in last.qkv.rows(width).linear(normed).chunk(2, -1))
         q = last.qkv.rows(0, width).linear(normed.index_select(1, self.ends))
-        q = _heads(q, tower.heads).unflatten(2, (-1, 1))
+        q = split_heads(q, tower.heads).unflatten(2, (-1, 1))
         mixed = self._attend(q, k, v, memory[-1], self.behind_end[:, None])
-        x = _finish(tower, last, x.index_select(1, self.ends), mixed)
+        x = last.finish(x.index_select(1, self.ends), mixed, tower.eps, tower.activation)
         return tower.projection.linear(tower.norm.norm(x, tower.eps))
 
     def _padded(self, x: Tensor) -> Tensor:
         """(P, T, D) packed to (P, H, C, S, d) padded."""
         if self.pad is not None:
             x = x.index_select(1, self.pad)
-        padded: Tensor = _heads(x, self.tower.heads).unflatten(2, self.shape)
+        padded: Tensor = split_heads(x, self.tower.heads).unflatten(2, self.shape)
         return padded
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: KeysValues, mask: Tensor) -> Tensor:
@@ -127,34 +137,26 @@ class _Chunk:
         weights = torch.softmax(torch.cat([to_prefix, to_own], dim=-1), dim=-1)
         on_prefix, on_own = weights.split([to_prefix.shape[-1], to_own.shape[-1]], dim=-1)
         mixed = on_prefix.flatten(2, 3) @ prefix_v + (on_own @ v).flatten(2, 3)
-        return _merge(mixed)
+        return merge_heads(mixed)
 
 
 def _embed(tower: TextTower, ctx: Tensor, slots: Tensor) -> Tensor:
     """Embeddings (P, N, D) of the slots; (1, N, D) where none of them is learned."""
-    fixed = tower.tokens[slots.clamp(min=0)].unsqueeze(0)
+    return _fill(tower.tokens[slots.clamp(min=0)].unsqueeze(0), ctx, slots)
+
+
+def _renew(x: Tensor, layers: Sequence[Tensor], depth: int, slots: Tensor) -> Tensor:
+    """The input of layer `depth`, with the tokens that are learned for it, if any, in their slots."""
+    return _fill(x, layers[depth], slots) if 0 < depth < len(layers) else x
+
+
+def _fill(x: Tensor, ctx: Tensor, slots: Tensor) -> Tensor:
+    """The tokens x, (P or 1, N, D), with the learned ones in their slots."""
     learned = slots < 0
     if not bool(learned.any()):
-        return fixed
+        return x
     chosen = ctx.index_select(1, (-1 - slots).clamp(min=0))
-    return torch.where(learned[:, None], chosen, fixed)
-
-
-def _finish(tower: TextTower, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-    """Both residual additions of a block, given the attention's mixture of values."""
-    x = x + block.out.linear(mixed)
-    return x + block.mlp_out.linear(tower.activate(block.mlp_in.linear(block.norm_2.norm(x, tower.eps))))
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(P, N, D) to (P, H, N, d)."""
-    split: Tensor = x.unflatten(-1, (heads, -1))
-    return split.transpose(1, 2)
-
-
-def _merge(x: Tensor) -> Tensor:
-    """(P, H, N, d) to (P, N, D)."""
-    return x.transpose(1, 2).flatten(-2)
+    return torch.where(learned[:, None], chosen, x)
 
 
 def _scaled(q: Tensor) -> Tensor:

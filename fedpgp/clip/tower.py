@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 QUICK_GELU = 1.702  # quick_gelu(x) = x * sigmoid(1.702 x)
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+"""Nonlinearity of a folded tower: silu where the model has QuickGELU."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Block:
     mlp_in: Affine
     mlp_out: Affine
 
+    def finish(self, x: Tensor, mixed: Tensor, eps: float, activation: Activation) -> Tensor:
+        """Both residual additions, given the attention's mixture of values."""
+        x = x + self.out.linear(mixed)
+        return x + self.mlp_out.linear(activate(self.mlp_in.linear(self.norm_2.norm(x, eps)), activation))
+
 
 @dataclass(frozen=True)
 class TextTower:
@@ -61,22 +69,16 @@ class TextTower:
     projection: Affine  # (E, D)
     heads: int
     eps: float
-    activation: Literal["silu", "gelu", "gelu_tanh"]
+    activation: Activation
 
     @property
     def width(self) -> int:
         """D, the width of a token."""
         return self.positions.shape[1]
 
-    def activate(self, x: Tensor) -> Tensor:
-        """The nonlinearity of the MLP."""
-        if self.activation == "silu":
-            return F.silu(x)
-        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-
     def to(self, device: torch.device | str, dtype: torch.dtype) -> TextTower:
         """The same tower elsewhere or in another precision."""
-        moved: TextTower = _map(self, lambda tensor: tensor.to(device, dtype))
+        moved: TextTower = map_tensors(self, lambda tensor: tensor.to(device, dtype))
         return moved
 
     def pruned(self, token_ids: Iterable[int]) -> TextTower:
@@ -87,31 +89,60 @@ class TextTower:
     def from_open_clip(cls, model: nn.Module) -> TextTower:
         """Read the tower of an open_clip `CLIP` (text transformer at the top level) or `CustomTextCLIP` (`.text`)."""
         text: Any = model.text if hasattr(model, "text") else model
-        first = text.transformer.resblocks[0]
-        name = type(first.mlp.gelu).__name__
-        quick = name == "QuickGELU"
-        tanh = getattr(first.mlp.gelu, "approximate", "none") == "tanh"
         projection = text.text_projection
         if projection is None:
             affine = Affine(torch.eye(text.ln_final.weight.shape[0]), None)
         elif isinstance(projection, nn.Linear):
-            affine = _affine(projection)
+            affine = read_affine(projection)
         else:
             affine = Affine(projection.detach().t().contiguous(), None)
         tower = cls(
             tokens=text.token_embedding.weight.detach(),
             positions=text.positional_embedding.detach(),
-            blocks=tuple(_block(block, QUICK_GELU if quick else 1.0) for block in text.transformer.resblocks),
-            norm=_affine(text.ln_final),
+            blocks=read_blocks(text.transformer),
+            norm=read_affine(text.ln_final),
             projection=affine,
-            heads=first.attn.num_heads,
+            heads=text.transformer.resblocks[0].attn.num_heads,
             eps=text.ln_final.eps,
-            activation="silu" if quick else "gelu_tanh" if tanh else "gelu",
+            activation=read_activation(text.transformer),
         )
         return tower.to("cpu", torch.float32)
 
 
-def _affine(module: nn.Module) -> Affine:
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The nonlinearity of an MLP."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(P, N, D) to (P, H, N, d)."""
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(P, H, N, d) to (P, N, D)."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def read_activation(transformer: Any) -> Activation:
+    """The nonlinearity of an open_clip transformer, once its factors are folded into the weights."""
+    gelu = transformer.resblocks[0].mlp.gelu
+    if type(gelu).__name__ == "QuickGELU":
+        return "silu"
+    return "gelu_tanh" if getattr(gelu, "approximate", "none") == "tanh" else "gelu"
+
+
+def read_blocks(transformer: Any) -> tuple[Block, ...]:
+    """The blocks of an open_clip transformer, factors folded."""
+    factor = QUICK_GELU if read_activation(transformer) == "silu" else 1.0
+    return tuple(_block(block, factor) for block in transformer.resblocks)
+
+
+def read_affine(module: nn.Module) -> Affine:
+    """A linear layer's or a layer norm's weight and bias."""
     weight, bias = module.weight, module.bias
     return Affine(weight.detach(), None if bias is None else bias.detach())  # type: ignore[operator]
 
@@ -125,20 +156,21 @@ def _block(block: Any, factor: float) -> Block:
     scale_1, scale_2 = (getattr(layer, "gamma", torch.ones(())).detach() for layer in (block.ls_1, block.ls_2))
     width = block.ln_1.weight.shape[0]
     return Block(
-        norm_1=_affine(block.ln_1),
+        norm_1=read_affine(block.ln_1),
         qkv=Affine(block.attn.in_proj_weight.detach(), block.attn.in_proj_bias.detach()),
-        out=_scaled(_affine(block.attn.out_proj), scale_1.expand(width), scale_1),
-        norm_2=_affine(block.ln_2),
-        mlp_in=_scaled(_affine(block.mlp.c_fc), factor, factor),
-        mlp_out=_scaled(_affine(block.mlp.c_proj), scale_2.expand(width) / factor, scale_2),
+        out=_scaled(read_affine(block.attn.out_proj), scale_1.expand(width), scale_1),
+        norm_2=read_affine(block.ln_2),
+        mlp_in=_scaled(read_affine(block.mlp.c_fc), factor, factor),
+        mlp_out=_scaled(read_affine(block.mlp.c_proj), scale_2.expand(width) / factor, scale_2),
     )
 
 
-def _map(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass of tensors with `function` applied to each of them; all else as it was."""
     if isinstance(node, Tensor):
         return function(node)
     if isinstance(node, tuple):
-        return tuple(_map(item, function) for item in node)
-    if isinstance(node, TextTower | Block | Affine):
-        return replace(node, **{item.name: _map(getattr(node, item.name), function) for item in fields(node)})
+        return tuple(map_tensors(item, function) for item in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        return replace(node, **{item.name: map_tensors(getattr(node, item.name), function) for item in fields(node)})
     return node

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from fedpgp.config import PartitionSettings
+from fedpgp.data import authors
 from fedpgp.data.grouping import shuffled_order
 from fedpgp.errors import DataError
 from fedpgp.seeding import numpy_generator
@@ -35,7 +36,8 @@ def assign(
     """Divide the images of every split among the clients, all splits in the same way as `train`.
 
     Returns:
-        per split, one ascending array of positions per client; arrays are disjoint.
+        per split, one ascending array of positions per client; arrays are disjoint. With scheme `domain`, which
+        expects domains 0, 1, ..., `clients_per_domain` clients in a row belong to a domain.
 
     Raises:
         DataError: the scheme cannot give every client something to train on.
@@ -43,28 +45,128 @@ def assign(
     generator = numpy_generator(seed, "partition", settings.scheme)
     match settings.scheme:
         case "pathological":
-            owners = _pathological(splits, num_clients, generator)
+            owners = _pathological(splits, num_clients, settings.classes_per_client, generator)
+        case "authors_2023":
+            owners = _authors_2023(splits, num_clients)
         case "iid":
             owners = _iid(splits, num_clients, generator)
         case "domain":
-            owners = {split: images.domains for split, images in splits.items()}
+            owners = _domain(settings, splits, generator)
+        case "dirichlet" if settings.authors:
+            owners = _authors_dirichlet(settings, splits, num_clients, seed)
         case "dirichlet":
             owners = _dirichlet(splits, num_clients, settings.beta, settings.min_per_client, generator)
     return {split: _positions(owner, num_clients) for split, owner in owners.items()}
 
 
-def _pathological(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.Generator) -> Owners:
-    """Disjoint classes; their numbers differ by one at most. A class without training images belongs to nobody."""
+def _pathological(
+    splits: Mapping[str, Labelled], num_clients: int, per_client: int | None, generator: np.random.Generator
+) -> Owners:
+    """Disjoint classes, their numbers differ by one at most; or `per_client` classes each, shared evenly.
+
+    A class without training images belongs to nobody.
+    """
     classes = generator.permutation(np.unique(splits["train"].labels))
+    if per_client is not None:
+        return _share(splits, _deal(classes, num_clients, per_client, generator), generator)
     if len(classes) < num_clients:
         raise DataError(
             f"partition: {num_clients} clients with disjoint classes, but only {len(classes)} classes to train on; "
-            f"give partition.clients={len(classes)} or fewer, or another partition.scheme"
+            f"give partition.clients={len(classes)} or fewer, partition.classes_per_client, or another partition.scheme"
         )
+    return _by_class(splits, np.array_split(classes, num_clients))
+
+
+def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
+    blocks = authors.class_blocks(_num_classes(splits), num_clients)
+    idle = [str(client) for client, own in enumerate(blocks) if not own]
+    if idle:
+        raise DataError(
+            f"partition: the authors' assignment of {_num_classes(splits)} classes leaves client {', '.join(idle)} "
+            "without any; give a smaller partition.clients, or partition.scheme=pathological"
+        )
+    return _by_class(splits, blocks)
+
+
+def _by_class(splits: Mapping[str, Labelled], classes: Sequence[Sequence[int] | np.ndarray]) -> Owners:
+    """Each client has all images of its own classes."""
     owner_of_class = np.full(_num_classes(splits), NOBODY)
-    for client, own in enumerate(np.array_split(classes, num_clients)):
+    for client, own in enumerate(classes):
         owner_of_class[own] = client
     return {split: owner_of_class[images.labels] for split, images in splits.items()}
+
+
+def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.random.Generator) -> np.ndarray:
+    """Distinct classes for each client, every class for as many clients as any other, give or take one. [K, k]"""
+    if per_client > len(classes):
+        raise DataError(
+            f"partition.classes_per_client: {per_client}, but there are only {len(classes)} classes to train on"
+        )
+    dealt = classes
+    while len(dealt) < num_clients * per_client:
+        begun = dealt[len(dealt) - len(dealt) % per_client :]  # of the client whose classes are not complete
+        fresh = generator.permutation(classes)
+        has = np.isin(fresh, begun)
+        dealt = np.concatenate([dealt, fresh[~has], fresh[has]])
+    return dealt[: num_clients * per_client].reshape(num_clients, per_client)
+
+
+def _share(splits: Mapping[str, Labelled], classes_Kk: np.ndarray, generator: np.random.Generator) -> Owners:
+    """The images of a class dealt out evenly among those who have it; nobody has the class: nobody's images."""
+    owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
+    for label in np.unique(classes_Kk):
+        clients = np.flatnonzero((classes_Kk == label).any(axis=1))
+        for split, images in splits.items():
+            own = generator.permutation(np.flatnonzero(images.labels == label))
+            owners[split][own] = clients[np.arange(len(own)) % len(clients)]
+    return owners
+
+
+def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generator: np.random.Generator) -> Owners:
+    """The clients of domain d are d k, d k + 1, ...; k = `clients_per_domain` of them divide its images."""
+    each = settings.clients_per_domain
+    owners = {split: images.domains.astype(np.int64) * each for split, images in splits.items()}
+    if each == 1:
+        return owners
+    for domain in np.unique(splits["train"].domains):
+        inside = {split: np.flatnonzero(images.domains == domain) for split, images in splits.items()}
+        part = {
+            split: Labelled(labels=splits[split].labels[rows], domains=splits[split].domains[rows])
+            for split, rows in inside.items()
+        }
+        if settings.label_skew:
+            within = _dirichlet(part, each, settings.beta, settings.min_per_client, generator)
+        else:
+            within = _iid(part, each, generator)
+        for split, rows in inside.items():
+            owners[split][rows] += within[split]
+    return owners
+
+
+def _authors_dirichlet(
+    settings: PartitionSettings, splits: Mapping[str, Labelled], num_clients: int, seed: int
+) -> Owners:
+    """Train and test as the authors draw them. They have no validation images; ours follow the training shares."""
+    names = ["train", "test"]
+    labels = [splits[name].labels for name in names]
+    parts = authors.dirichlet(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
+    if parts is None:
+        raise _too_little(settings.beta, num_clients, settings.min_per_client, len(labels[0]))
+    owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
+    for name, clients in zip(names, parts, strict=True):
+        for client, own in enumerate(clients):
+            owners[name][own] = client
+    for name in splits.keys() - names:
+        owners[name] = _like(owners["train"], splits["train"].labels, splits[name].labels, num_clients, seed)
+    return owners
+
+
+def _like(owner: np.ndarray, labels: np.ndarray, others: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
+    """Owners of other images, so that every class is shared as it is in `owner`."""
+    num_classes = 1 + max(labels.max(initial=-1), others.max(initial=-1))
+    held_CK = np.bincount(labels * num_clients + owner, minlength=num_classes * num_clients).reshape(-1, num_clients)
+    shares_CK = held_CK / np.maximum(held_CK.sum(axis=1, keepdims=True), 1)
+    return _cut(shares_CK, others, numpy_generator(seed, "partition", "validation"))
 
 
 def _iid(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.Generator) -> Owners:
@@ -91,18 +193,27 @@ def _dirichlet(
         if _counts(shares_CK, totals["train"]).sum(axis=0).min() >= least:
             break
     else:
-        raise DataError(
-            f"partition: in {ATTEMPTS} draws of Dirichlet({beta}), one of the {num_clients} clients always had fewer "
-            f"than {least} of the {totals['train'].sum()} training images; give a larger partition.beta, "
-            "a smaller partition.clients or a smaller partition.min_per_client"
-        )
-    owners = {}
-    for split, images in splits.items():
-        clients = np.tile(np.arange(num_clients), num_classes)
-        owner = np.empty(len(images.labels), np.int64)
-        owner[shuffled_order(images.labels, generator)] = np.repeat(clients, _counts(shares_CK, totals[split]).ravel())
-        owners[split] = owner
-    return owners
+        raise _too_little(beta, num_clients, least, totals["train"].sum())
+    return {split: _cut(shares_CK, images.labels, generator) for split, images in splits.items()}
+
+
+def _too_little(beta: float, num_clients: int, least: int, total: int) -> DataError:
+    return DataError(
+        f"partition: in {ATTEMPTS} draws of Dirichlet({beta}), one of the {num_clients} clients always had fewer "
+        f"than {least} of the {total} training images; give a larger partition.beta, "
+        "a smaller partition.clients or a smaller partition.min_per_client"
+    )
+
+
+def _cut(shares_CK: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The owner of each image, so that every class is divided by its shares. [n]"""
+    num_classes, num_clients = shares_CK.shape
+    counts_CK = _counts(shares_CK, np.bincount(labels, minlength=num_classes))
+    owner = np.empty(len(labels), np.int64)
+    owner[shuffled_order(labels, generator)] = np.repeat(
+        np.tile(np.arange(num_clients), num_classes), counts_CK.ravel()
+    )
+    return owner
 
 
 def _counts(shares_CK: np.ndarray, totals_C: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,9 @@ from fedpgp.data.manifest import Manifest
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.errors import DataError
 from fedpgp.seeding import numpy_generator
+
+SPLITS = ("train", "val", "test")
+EVERY_DOMAIN = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,14 @@ class Pool(Labelled):
     rows: np.ndarray
     """manifest rows, ascending. int64 [n]"""
     members: tuple[np.ndarray, ...] | None = None
-    """per client, the positions in this pool that are its Local images; None: nobody's (novel classes)"""
+    """per client, the positions in this pool that are its Local images; None: novel classes, held-out domain"""
+    held_out: bool = False
+    """whether these are the images of the domain that nobody trains on"""
+
+    @property
+    def metric(self) -> str:
+        """What accuracy on the whole pool is called."""
+        return "held_out" if self.held_out else self.class_set
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class FederatedData:
             self.train_set,
             self.manifest_digest,
         ]
-        pools = [(pool.split, pool.class_set, pool.members is not None) for pool in self.pools]
+        pools = [(pool.split, pool.metric, pool.members is not None) for pool in self.pools]
         digest = hashlib.sha256(json.dumps([names, pools, [len(array) for array in arrays]]).encode())
         for array in arrays:
             digest.update(array.astype("<i8").tobytes())
@@ -99,29 +110,44 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     Shots are drawn per client and class; fewer shots are a part of more. Local images of a client are those of
     val and test that the partition gives it: its classes, its domain, or its share.
 
+    What to select by, all of it on validation images, which nobody trains on:
+
+    * base_to_novel: `val/local`, `val/base`, `val/novel` and their harmonic mean `val/hm`; choosing by `val/novel` or
+      `val/hm` uses labels of novel classes.
+    * all_classes: `val/local` and `val/all`.
+    * leave_one_domain_out: the same two, on the training domains alone. Of the held-out domain there is one pool, all
+      its images whatever their split, and it counts as test: `test/held_out`.
+
     Raises:
-        DataError: too few classes, or clients with nothing to train on (all of them named).
+        DataError: too few classes, a held-out domain that does not exist, or clients with nothing to train on (all of
+            them named).
     """
     class_sets = _class_sets(len(manifest.class_names), protocol)
     train_set = "base" if "base" in class_sets else "all"
-    client_names = _client_names(manifest, partition)
-    splits = _splits(manifest, protocol.val_shots, seed)
+    held_out = _held_out(manifest, protocol)
+    domains = [number for number in range(len(manifest.domains)) if number != held_out]
+    client_names = _client_names(manifest, domains, partition)
+    splits = np.where(manifest.domain_ids == held_out, "held", _splits(manifest, protocol.val_shots, seed))
     pools = {
-        (split, name): _pool(manifest, splits, split, name, classes)
-        for split in ("train", "val", "test")
+        (split, name): _pool(manifest, splits == split, split, name, classes)
+        for split in SPLITS
         for name, classes in class_sets.items()
     }
-    local = assign(
-        partition, {split: pools[split, train_set] for split in ("train", "val", "test")}, len(client_names), seed
-    )
+    slots = np.searchsorted(domains, np.arange(len(manifest.domains)))
+    divided = {split: pools[split, train_set] for split in SPLITS}
+    divided_by = {split: Labelled(labels=pool.labels, domains=slots[pool.domains]) for split, pool in divided.items()}
+    local = assign(partition, divided_by, len(client_names), seed)
     train = pools["train", train_set]
     chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
-    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
-    if idle:
-        raise DataError(
-            f"partition: no training image for {', '.join(idle)} ({len(train.rows)} images in {train_set} classes); "
-            "give a smaller partition.clients or another partition.scheme"
-        )
+    _refuse_idle(client_names, chosen, train)
+    tested = [
+        replace(pool, members=local[split]) if name == train_set else pool
+        for (split, name), pool in pools.items()
+        if split != "train"
+    ]
+    if held_out is not None:
+        held = _pool(manifest, splits == "held", "test", train_set, class_sets[train_set])
+        tested.append(replace(held, held_out=True))
     return FederatedData(
         client_names=client_names,
         class_names=manifest.class_names,
@@ -130,18 +156,50 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
         train_set=train_set,
         train_rows=tuple(train.rows[own] for own in chosen),
         train_labels=tuple(train.labels[own] for own in chosen),
-        pools=tuple(
-            replace(pool, members=local[split]) if name == train_set else pool
-            for (split, name), pool in pools.items()
-            if split != "train" and len(pool.rows)
-        ),
+        pools=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
     )
 
 
+def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolSettings, ...]:
+    """The experiments that a protocol stands for: with `held_out: all` one for each domain of the data, else one."""
+    if protocol.held_out != EVERY_DOMAIN:
+        return (protocol,)
+    return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
+
+
+def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: Pool) -> None:
+    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
+    if idle:
+        more = f" and {len(idle) - 20} more" if len(idle) > 20 else ""
+        raise DataError(
+            f"partition: no training image for {', '.join(idle[:20])}{more} ({len(train.rows)} images in "
+            f"{train.class_set} classes); give a smaller partition.clients or another partition.scheme"
+        )
+
+
+def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
+    """The number of the held-out domain."""
+    if protocol.held_out is None:
+        return None
+    known = ", ".join(manifest.domains)
+    if len(manifest.domains) < 2:
+        raise DataError("protocol: leave_one_domain_out needs data with 2 domains or more; these have 1")
+    if protocol.held_out == EVERY_DOMAIN:
+        raise DataError(
+            f"protocol.held_out: all stands for {len(manifest.domains)} experiments, one for each domain; a single run "
+            f"holds out one of {known} (all of them: as the folds of a sweep)"
+        )
+    if protocol.held_out not in manifest.domains:
+        near = difflib.get_close_matches(protocol.held_out, manifest.domains, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DataError(f"protocol.held_out: no domain {protocol.held_out!r} in the data; {hint}(known: {known})")
+    return manifest.domains.index(protocol.held_out)
+
+
 def _class_sets(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
     labels = tuple(range(num_classes))
-    if protocol.name == "all_classes":
+    if protocol.name != "base_to_novel":
         return {"all": labels}
     if num_classes < 2:
         raise DataError(
@@ -151,11 +209,15 @@ def _class_sets(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple
     return {"base": labels[:half], "novel": labels[half:]}
 
 
-def _client_names(manifest: Manifest, partition: PartitionSettings) -> tuple[str, ...]:
+def _client_names(manifest: Manifest, domains: Sequence[int], partition: PartitionSettings) -> tuple[str, ...]:
+    """Clients are numbered, or named after those `domains` that are trained on."""
     if partition.scheme == "domain":
-        if len(manifest.domains) < 2:
+        if len(manifest.domains) < 2 and partition.clients_per_domain == 1:
             raise DataError("partition: the data have one domain only; give another partition.scheme than domain")
-        return manifest.domains
+        names = [manifest.domains[domain] for domain in domains]
+        if partition.clients_per_domain == 1:
+            return tuple(names)
+        return tuple(f"{name} {number}" for name in names for number in range(partition.clients_per_domain))
     if partition.clients is None:
         raise DataError(f"partition.clients: give the number of clients with partition.scheme={partition.scheme}")
     return tuple(f"client {client}" for client in range(partition.clients))
@@ -174,10 +236,11 @@ def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
     return splits
 
 
-def _pool(manifest: Manifest, splits: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> Pool:
+def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> Pool:
+    """The images of a class set among those chosen [n] of the manifest."""
     number = np.full(len(manifest.class_names), -1)
     number[list(classes)] = np.arange(len(classes))
-    rows = np.flatnonzero((splits == split) & (number[manifest.labels] >= 0))
+    rows = np.flatnonzero(chosen & (number[manifest.labels] >= 0))
     labels = number[manifest.labels[rows]]
     return Pool(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
 

@@ -18,13 +18,15 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import FedPGPError, Interrupted, ResourceError
-from fedpgp.federation.backend import Job
+from fedpgp.federation.backend import Common, Job, invoke
 from fedpgp.federation.packing import shortfall
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """How often a block is sent out, or an actor started in a row, before the run fails."""
+INLINE_BYTES = 100 * 1024
+"""Larger arguments Ray puts into the object store, one copy for each call."""
 POLL_SECONDS = 0.5
 """How soon a request to stop or a late block is noticed."""
 
@@ -50,9 +52,9 @@ class _Client:
         self._worker = job.build(self._device)
         return self.ready()
 
-    def call(self, method: str, call: Any) -> Any:
+    def call(self, method: str, call: Any, common: Common | None) -> Any:
         """One block."""
-        return getattr(self._worker, method)(call)
+        return invoke(self._worker, method, call, common)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +115,11 @@ class ActorPool:
         self._idle, self._starting = [], {handle.load.remote(self._job): handle for handle in handles}
         self._await_all()
 
-    def map(self, method: str, calls: Sequence[Any]) -> Iterator[Any]:
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """The results of the calls, in their order, each as soon as those before it are there.
+
+        What is common goes to the object store once, from where the actors of a node read it in place, unless it is so
+        small that Ray would send it along anyway.
 
         Raises:
             FedPGPError: a call raised it, or its actors died or were late too often (names block, clients and node).
@@ -124,12 +129,13 @@ class ActorPool:
         running: dict[Any, _Running] = {}
         results: dict[int, Any] = {}
         following = 0
+        everywhere = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
         try:
             while following < len(calls):
                 while waiting and self._idle:
                     index, actor = waiting.popleft(), self._idle.pop()
                     attempts[index] += 1
-                    reference = actor.handle.call.remote(method, calls[index])
+                    reference = actor.handle.call.remote(method, calls[index], everywhere)
                     running[reference] = _Running(index, actor, time.monotonic())
                 for reference, lost in self._next(running):
                     work = running.pop(reference)
@@ -240,6 +246,10 @@ def _preflight(resources: ResourceSettings) -> None:
     short = shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes)
     if short:
         raise ResourceError(short)
+
+
+def _num_bytes(common: Common | None) -> int:
+    return sum(value.nbytes for value in common.values()) if common else 0
 
 
 def _block(index: int, calls: Sequence[Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
+import numpy as np
 import torch
 
 from fedpgp.tree import ParamTree
@@ -19,9 +21,18 @@ def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
     return {key: torch.tensordot(weights.double(), value.double(), dims=1) for key, value in shared.items()}
 
 
+def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
+    """Add a block's weighted sum to the `total` of those before it, in place: one tree, however many blocks."""
+    for key, value in part.items():
+        if key in total:
+            total[key].numpy()[...] += value
+        else:
+            total[key] = torch.tensor(value)
+
+
 def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTree:
     """Blocks' weighted sums to the weighted mean, in the dtype of `like`.
 
     Only those who trained count: `total` is the sum of their weights.
     """
-    return {key: (torch.stack([part[key] for part in sums]).sum(0) / total).to(like[key].dtype) for key in like}
+    return {key: (reduce(torch.add, [part[key] for part in sums]) / total).to(like[key].dtype) for key in like}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,18 @@ class Optimizer:
     lr: float
     momentum: float
     weight_decay: float
+    key_lr: Mapping[str, float] = field(default_factory=dict)
+    """keys with a learning rate of their own"""
+
+    def within(self, phase: Phase, round: int) -> Optimizer:
+        """What holds in a phase of a round (counted from 1): the phase's own settings before these."""
+        decay = phase.decay ** (round - 1)
+        return Optimizer(
+            lr=decay * self.lr,
+            momentum=self.momentum if phase.momentum is None else phase.momentum,
+            weight_decay=self.weight_decay if phase.weight_decay is None else phase.weight_decay,
+            key_lr={key: decay * lr for key, lr in phase.lr.items()},
+        )
 
 
 def batches(
@@ -69,6 +81,7 @@ def local_update(
     data: LocalData,
     orders: Sequence[Sequence[Order]],
     optimizer: Optimizer,
+    round: int = 1,
 ) -> Update:
     """Train the clients of a block, all at once.
 
@@ -81,18 +94,22 @@ def local_update(
         received: what the server sent, without the client axis.
         data: the clients' images.
         orders: for each phase of the method, each client's batches.
-        optimizer: settings of SGD.
+        optimizer: settings of SGD, where a phase has none of its own.
+        round: counted from 1, for learning rates that decay.
     """
     params = {key: value.clone() for key, value in params.items()}
     loss = torch.zeros(len(data.starts), device=data.labels.device)
     finite = torch.ones_like(loss, dtype=torch.bool)
     for phase, order in zip(method.phases, orders, strict=True):
-        loss = _run_phase(method, frozen, params, received, data, order, phase, optimizer, finite)
+        within = optimizer.within(phase, round)
+        loss = _run_phase(method, frozen, params, received, data, order, phase.keys, within, finite)
     return Update(params, loss, finite)
 
 
 def concatenate(updates: Sequence[Update]) -> Update:
     """The updates of a block that was trained in several chunks of clients."""
+    if len(updates) == 1:
+        return updates[0]
     return Update(
         {key: torch.cat([update.params[key] for update in updates]) for key in updates[0].params},
         torch.cat([update.loss for update in updates]),
@@ -107,12 +124,12 @@ def _run_phase(
     received: ParamTree,
     data: LocalData,
     orders: Sequence[Order],
-    phase: Phase,
+    keys: frozenset[str],
     optimizer: Optimizer,
     finite: Tensor,
 ) -> Tensor:
-    """Train `phase.keys` of `params` in place, and mark in `finite` who fails; the loss (K,)."""
-    learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
+    """Train `keys` of `params` in place, and mark in `finite` who fails; the loss (K,)."""
+    learned = {key: value.requires_grad_() for key, value in select(params, keys).items()}
     momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
     steps = torch.tensor([len(order) for order in orders], device=data.labels.device)
     total = torch.zeros(len(orders), device=data.labels.device)
@@ -128,7 +145,7 @@ def _run_phase(
         gradients = torch.autograd.grad(loss[active].sum(), list(learned.values()))
         with torch.no_grad():
             for (key, value), gradient in zip(learned.items(), gradients, strict=True):
-                lr = phase.lr.get(key, optimizer.lr)
+                lr = optimizer.key_lr.get(key, optimizer.lr)
                 _sgd(value, gradient, momentum[key], active, lr, optimizer)
     for value in learned.values():
         value.requires_grad_(False)

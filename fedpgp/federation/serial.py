@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedpgp.errors import Interrupted
-from fedpgp.federation.backend import Job
+from fedpgp.federation.backend import Common, Job, invoke
 
 
 class SerialBackend:
@@ -32,7 +32,7 @@ class SerialBackend:
         """Build the worker here."""
         self._worker = job.build(self._device)
 
-    def map(self, method: str, calls: Sequence[Any]) -> Iterator[Any]:
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """One after another, lazily.
 
         Raises:
@@ -41,7 +41,7 @@ class SerialBackend:
         for call in calls:
             if self._stop.is_set():
                 raise Interrupted("asked to stop")
-            yield getattr(self._worker, method)(call)
+            yield invoke(self._worker, method, call, common)
 
     def close(self) -> None:
         """Give the threads back."""

@@ -6,18 +6,18 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from fedpgp.evaluation import round_metrics
-from fedpgp.federation.aggregate import average
+from fedpgp.federation.aggregate import add, average
 from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
 from fedpgp.federation.cohort import blocks, cohort
 from fedpgp.federation.worker import Arrays, Counts, EvaluateCall, FederationJob, TrainCall, TrainResult
+from fedpgp.methods.base import LimitsBlocks
 from fedpgp.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.seeding import torch_generator
 from fedpgp.tree import ParamTree, num_bytes, select, stack, without
@@ -46,6 +46,9 @@ class Server:
         self.job = job
         self.backend = backend
         self.rounds = job.federation.rounds if job.method.phases else 0
+        self._block_size = job.federation.block_size
+        if isinstance(job.method, LimitsBlocks):
+            self._block_size = min(self._block_size, job.method.max_block)
 
     def initial_state(self) -> State:
         """Round 0: all clients start from the same parameters, a function of the seed alone."""
@@ -72,9 +75,9 @@ class Server:
             self.job.seed, number, self.job.data.num_clients, federation.participation, federation.everyone_first
         )
         with watch.stage("train"):
-            results = self._train(state, number, who)
+            results, total = self._train(state, number, who)
         with watch.stage("aggregate"):
-            state = _aggregate(state, results)
+            state = _aggregate(state, results, total)
         counts = [part for result in results for part in result.before_aggregation]
         if number % federation.eval_every == 0 or number == self.rounds:
             with watch.stage("evaluate"):
@@ -104,21 +107,24 @@ class Server:
         )
         return RoundResult(state, row, clients, changed)
 
-    def _train(self, state: State, number: int, who: np.ndarray) -> list[TrainResult]:
-        shared = _arrays(state.shared)
-        calls = [
-            TrainCall(number, block, shared, _rows_of(state.personal, block))
-            for block in blocks(who, self.job.federation.block_size)
-        ]
-        return list(self.backend.map("train", calls))
+    def _train(self, state: State, number: int, who: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
+        """What comes back of the blocks, and apart from it the sum of what they share, added up as they come."""
+        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in blocks(who, self._block_size)]
+        results: list[TrainResult] = []
+        total: ParamTree = {}
+        for result in self.backend.map("train", calls, _arrays(state.shared)):
+            add(total, result.shared_sum)
+            results.append(replace(result, shared_sum={}))
+        return results, total
 
     def _evaluate(self, state: State) -> list[Counts]:
         everyone = np.arange(self.job.data.num_clients)
-        shared = _arrays(state.shared)
-        # Without personal parameters there is one model for all, hence one call.
-        parts = blocks(everyone, self.job.federation.block_size) if state.personal else [everyone]
-        calls = [EvaluateCall(block, shared, _rows_of(state.personal, block)) for block in parts]
-        return [counts for result in self.backend.map("evaluate", calls) for counts in result]
+        # Without personal parameters there is one model for all, hence one call; unless each tunes it for itself.
+        several = state.personal or self.job.federation.finetune_epochs
+        parts = blocks(everyone, self._block_size) if several else [everyone]
+        calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block)) for block in parts]
+        results = self.backend.map("evaluate", calls, _arrays(state.shared))
+        return [counts for result in results for counts in result]
 
     def _rows(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
         return [table for part in counts for table in _count_rows(number, part, self.job.data.domains)]
@@ -135,16 +141,16 @@ class _Stopwatch:
         self.seconds[name] = time.perf_counter() - start
 
 
-def _aggregate(state: State, results: Sequence[TrainResult]) -> State:
+def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) -> State:
     """The next state: shared parameters averaged over those who trained, personal ones written back in place."""
     total = sum(result.weight for result in results)
-    sums = [{key: torch.tensor(value) for key, value in result.shared_sum.items()} for result in results]
     for result in results:
         for key, value in result.personal.items():
             state.personal[key].numpy()[_places(result.clients)] = value
     if not total:
         log.warning("round %d: no client was admitted, the shared parameters stay as they are", state.round + 1)
-    return State(state.round + 1, average(sums, total, like=state.shared) if total else state.shared, state.personal)
+    shared = average([summed], total, like=state.shared) if total else state.shared
+    return State(state.round + 1, shared, state.personal)
 
 
 def _train_rows(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:

@@ -22,7 +22,7 @@ from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.seeding import numpy_generator
-from fedpgp.tree import ParamTree, choose, rows, stack, without
+from fedpgp.tree import ParamTree, choose, repeated, rows, without
 
 VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
 
@@ -44,7 +44,6 @@ class TrainCall:
 
     round: int
     clients: np.ndarray  # (K,)
-    shared: Arrays
     personal: Arrays  # (K, ...)
 
 
@@ -52,8 +51,8 @@ class TrainCall:
 class EvaluateCall:
     """Test these clients' models."""
 
+    round: int
     clients: np.ndarray  # (K,)
-    shared: Arrays
     personal: Arrays  # (K, ...)
 
 
@@ -109,19 +108,20 @@ class FederationWorker:
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
 
-    def train(self, call: TrainCall) -> TrainResult:
+    def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
         """Local training of a block, in chunks of clients.
+
+        Args:
+            shared: parameters that the server sends to everyone; only read.
 
         Raises:
             ClientError: a client went wrong, and the policy is to fail.
         """
         federation = self.job.federation
-        received = self._tree(call.shared)
+        received = self._tree(shared)
         personal = self._tree(call.personal)
-        num_examples = np.array([len(self.job.data.train_rows[client]) for client in call.clients])
-        size = federation.chunk_size or len(call.clients)
-        places = [np.arange(start, min(start + size, len(num_examples))) for start in range(0, len(num_examples), size)]
-        update = concatenate([self._update(call, received, personal, num_examples, chunk) for chunk in places])
+        num_examples = self._num_examples(call.clients)
+        update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
         try:
             admission = admit(update, received, federation)
         except Refusal as refusal:
@@ -142,30 +142,43 @@ class FederationWorker:
         )
 
     def _update(
-        self, call: TrainCall, received: ParamTree, personal: ParamTree, num_examples: np.ndarray, chunk: np.ndarray
+        self, purpose: str, round: int, clients: np.ndarray, received: ParamTree, personal: ParamTree, epochs: int
     ) -> Update:
-        """Local training of the clients at these places of the block, as one batch."""
-        federation, clients = self.job.federation, call.clients[chunk]
-        return local_update(
-            self.job.method,
-            self._frozen(self.job.data.train_set),
-            {**stack(received, len(chunk)), **rows(personal, torch.from_numpy(chunk))},
-            received,
-            self._local_data(clients, num_examples[chunk]),
-            [self._orders(phase, call.round, clients) for phase in range(len(self.job.method.phases))],
-            Optimizer(federation.lr, federation.momentum, federation.weight_decay),
-        )
+        """Local training of these clients, in chunks that are each one batch."""
+        size = self.job.federation.chunk_size or len(clients)
+        parts = []
+        for places in (slice(start, start + size) for start in range(0, len(clients), size)):
+            chunk = clients[places]
+            parts.append(
+                local_update(
+                    self.job.method,
+                    self._frozen(self.job.data.train_set),
+                    {**repeated(received, len(chunk)), **{key: value[places] for key, value in personal.items()}},
+                    received,
+                    self._local_data(chunk),
+                    [self._orders(purpose, phase, round, chunk, epochs) for phase in range(len(self.job.method.phases))],
+                    self._optimizer,
+                    round,
+                )
+            )
+        return concatenate(parts)
 
-    def evaluate(self, call: EvaluateCall) -> list[Counts]:
+    def evaluate(self, call: EvaluateCall, shared: Arrays) -> list[Counts]:
         """Right answers of each client's model on every pool that its method can classify.
 
-        Without personal parameters all clients have one model, which is run once.
+        Without personal parameters all clients have one model, which is run once; with `finetune_epochs` each has its
+        own, trained for so long from where it stands.
         """
-        models = len(call.clients) if call.personal else 1
-        params = {**stack(self._tree(call.shared), models), **self._tree(call.personal)}
+        received, personal = self._tree(shared), self._tree(call.personal)
+        epochs = self.job.federation.finetune_epochs
+        models = len(call.clients) if personal else 1
+        params = {**repeated(received, models), **personal}
+        tested = params
+        if epochs:
+            tested = self._update("finetune", call.round, call.clients, received, personal, epochs).params
         return [
-            *self._counts(params, call.clients, self.job.data.pools, whole=True),
-            *self._global_counts(params, call),
+            *self._counts(tested, call.clients, self.job.data.pools, whole=True),
+            *self._global_counts(params, call, bool(shared)),
         ]
 
     def _before_aggregation(self, params: ParamTree, clients: np.ndarray) -> list[Counts]:
@@ -196,13 +209,13 @@ class FederationWorker:
         return counts
 
     @torch.no_grad()
-    def _global_counts(self, params: ParamTree, call: EvaluateCall) -> list[Counts]:
-        """The model that the server has, without any client's own part, on the held-out domain: for all clients the same.
+    def _global_counts(self, params: ParamTree, call: EvaluateCall, shares: bool) -> list[Counts]:
+        """The model that the server has, without any client's own part, on the held-out domain: the same for all.
 
         Nothing if the method has no such model: all of it is personal, or its shared part is no model.
         """
         pools = [pool for pool in self.job.data.pools if pool.held_out]
-        if not pools or not call.shared:
+        if not pools or not shares:
             return []
         params = {key: value[:1] for key, value in params.items()}
         if call.personal:
@@ -235,30 +248,39 @@ class FederationWorker:
         total = [np.bincount(pool.domains[chosen], minlength=domains) for chosen in members]
         return Counts(pool.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64))
 
-    def _orders(self, phase: int, round: int, clients: np.ndarray) -> list[Order]:
-        job, federation = self.job, self.job.federation
+    def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
+        job = self.job
         return [
             batches(
                 count=len(job.data.train_rows[client]),
                 views=job.train_features.key.views,
-                batch_size=federation.batch_size,
-                epochs=federation.local_epochs,
-                drop_last=federation.drop_last,
-                generator=numpy_generator(job.seed, "batches", phase, round, int(client)),
+                batch_size=job.federation.batch_size,
+                epochs=job.method.phases[phase].epochs or epochs,
+                drop_last=job.federation.drop_last,
+                generator=numpy_generator(job.seed, purpose, phase, round, int(client)),
             )
             for client in clients
         ]
 
-    def _local_data(self, clients: np.ndarray, num_examples: np.ndarray) -> LocalData:
+    @property
+    def _optimizer(self) -> Optimizer:
+        federation = self.job.federation
+        return Optimizer(federation.lr, federation.momentum, federation.weight_decay)
+
+    def _num_examples(self, clients: np.ndarray) -> np.ndarray:
+        return np.array([len(self.job.data.train_rows[client]) for client in clients])
+
+    def _local_data(self, clients: np.ndarray) -> LocalData:
         """The clients' images, all views of an image one after another."""
         views = self.job.train_features.key.views
         rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
         labels = np.concatenate([self.job.data.train_labels[client] for client in clients])
         features = np.stack([self._train_cache.gather(rows, view) for view in range(views)], axis=1)
+        counts = self._num_examples(clients)
         return LocalData(
             features=torch.from_numpy(features.reshape(len(rows) * views, *features.shape[2:])).to(self.device),
             labels=torch.from_numpy(np.repeat(labels, views)).to(self.device),
-            starts=(np.cumsum(num_examples) - num_examples) * views,
+            starts=(np.cumsum(counts) - counts) * views,
         )
 
     def _frozen(self, class_set: str) -> ClassSet:

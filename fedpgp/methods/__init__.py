@@ -12,11 +12,19 @@ from fedpgp.config import explain
 from fedpgp.errors import ConfigError
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
+from fedpgp.methods.fedcocoop import FedCoCoOp
+from fedpgp.methods.fedmaple import FedMaPLe
+from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
+from fedpgp.methods.pfedpt import PFedPT
+from fedpgp.methods.prompt_prox import PromptProx
 from fedpgp.methods.promptfl import PromptFL
 from fedpgp.methods.zero_shot import ZeroShot
 
-METHODS: dict[str, type[Any]] = {method.name: method for method in (ZeroShot, CoOp, PromptFL, FedPGP)}
+METHODS: dict[str, type[Any]] = {
+    method.name: method
+    for method in (ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT)
+}
 
 
 def create(name: str, settings: Mapping[str, Any]) -> Method:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.clip.layout import Position
 from fedpgp.config import Settings
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, cosine_logits, cross_entropy
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
 from fedpgp.tree import ParamTree
 
 INIT_STD = 0.02
@@ -57,6 +57,7 @@ class CoOp:
     paper: ClassVar[str] = "Zhou et al., IJCV 2022"
     settings_type: ClassVar[type[Settings]] = CoOpSettings
     needs: ClassVar[Inputs] = "pooled"
+    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset()
     phases: tuple[Phase, ...] = (Phase(frozenset({"ctx"})),)
 

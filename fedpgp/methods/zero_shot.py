@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, cosine_logits
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits
 from fedpgp.tree import ParamTree
 
 
@@ -24,6 +24,7 @@ class ZeroShot:
     paper: ClassVar[str] = "Radford et al., ICML 2021"
     settings_type: ClassVar[type[Settings]] = ZeroShotSettings
     needs: ClassVar[Inputs] = "pooled"
+    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset()
     phases: tuple[Phase, ...] = ()
     phrases: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,32 @@ def show(run_dir: Path) -> Group:
     return Group(comparison([run_dir]), _clients(RunStore.open(run_dir)))
 
 
-def method_table(kinds: Iterable[type[Any]]) -> Table:
-    """The methods: whose they are, which parameters leave a client and which never do, and their settings."""
-    table = Table(title="Methods", show_lines=True)
+def method_table(kinds: Iterable[type[Any]], count: Callable[[Any], tuple[int, int]], backbone: str) -> Table:
+    """The methods: whose they are, which parameters leave a client and which never do, and their settings.
+
+    Args:
+        count: shared and personal parameters of a method on `backbone`.
+    """
+    caption = f"in brackets: numbers of parameters of one client on {backbone}, with these settings"
+    table = Table(title="Methods", caption=caption, show_lines=True)
     for heading in ("method", "shared", "personal", "settings and defaults"):
         table.add_column(heading, overflow="fold")
     for kind in kinds:
         method = kind(kind.settings_type())
+        numbers = count(method)
         learned = {key for phase in method.phases for key in phase.keys}
         settings = method.settings.model_dump(mode="json").items()
         table.add_row(
             f"[bold]{kind.name}[/bold]\n{kind.paper}",
-            ", ".join(sorted(kind.shared_keys)) or "-",
-            ", ".join(sorted(learned - kind.shared_keys)) or "-",
+            _counted(kind.shared_keys, numbers[0]),
+            _counted(learned - kind.shared_keys, numbers[1]),
             escape("\n".join(f"{key}: {json.dumps(value)}" for key, value in settings)) or "-",
         )
     return table
+
+
+def _counted(keys: Set[str], number: int) -> str:
+    return f"{', '.join(sorted(keys))} ({number:,})" if keys else "-"
 
 
 def _summary(store: RunStore) -> dict[str, Any]:
@@ -153,4 +163,14 @@ def drivers(told: Mapping[str, Progress | None]) -> Table:
     for name, last in told.items():
         last = last or Progress("starting")
         table.add_row(name, last.stage, f"{last.done}/{last.total}", last.run or "-")
+    return table
+
+
+def measurement(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> Table:
+    """A measurement of `fedpgp bench`."""
+    table = Table(title=f"bench {title}", caption="\n".join(notes))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+    for row in rows:
+        table.add_row(*row)
     return table

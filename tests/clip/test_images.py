@@ -11,10 +11,11 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 
 from fedpgp.clip.features import FeatureCache, FeatureKey
-from fedpgp.clip.images import Encoder, _patches, normalise
+from fedpgp.clip.images import Encoder, normalise, patch_tokens
 from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings
 from fedpgp.errors import BackboneError, DataError
@@ -103,16 +104,36 @@ def test_patches_are_every_token_after_norm_and_projection(encode, backbone, key
     assert np.allclose(patches[:, 0], encode(range(3), key)[:, 0], atol=1e-5)  # the class token is the pooled feature
 
 
-def test_patches_need_a_vit(key):
-    resnet = open_clip.model.CLIP(
-        16,
-        {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
-        {"width": 64, "heads": 1, "layers": 1},
-    ).visual
-    spec = load(BackboneSettings()).image
-    Encoder(resnet, spec, Reader(), key)
-    with pytest.raises(BackboneError, match="patch features need a plain ViT"):
-        Encoder(resnet, spec, Reader(), replace(key, variant="patches"))
+def resnet_tower():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ModifiedResNet([1, 1, 1, 1], output_dim=24, heads=4, image_size=64, width=8).eval()
+
+
+def test_patches_of_a_resnet_are_all_outputs_of_its_attention_pooling():
+    """As FedOTP's RN50: the mean's token is the pooled feature; each place is checked by asking with it."""
+    visual, images = resnet_tower(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    pool = visual.attnpool
+    with torch.no_grad():
+        tokens = patch_tokens(visual, images)
+        assert tokens.shape == (2, 1 + 4, 24)
+        assert torch.allclose(tokens[:, 0], visual(images), atol=1e-5)
+        (places,) = visual.forward_intermediates(images, indices=1, intermediates_only=True)["image_intermediates"]
+        places = places.flatten(2).permute(2, 0, 1)
+        keys = torch.cat([places.mean(0, keepdim=True), places]) + pool.positional_embedding[:, None]
+        for place in range(5):
+            attended, _ = torch.nn.functional.multi_head_attention_forward(
+                keys[place : place + 1], keys, keys, 256, 4, None,
+                torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]), None, None, False, 0.0,
+                pool.c_proj.weight, pool.c_proj.bias, need_weights=False, use_separate_proj_weight=True,
+                q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
+            )  # fmt: skip
+            assert torch.allclose(tokens[:, place], attended[0], atol=1e-5)
+
+
+def test_patches_need_a_tower_that_has_them(backbone, key):
+    with pytest.raises(BackboneError, match=r"patch features need a plain ViT or a ResNet.*of type Linear"):
+        Encoder(torch.nn.Linear(1, 1), backbone.image, Reader(), replace(key, variant="patches"))
 
 
 def test_views_are_a_function_of_seed_row_and_number(encode, key):
@@ -183,4 +204,4 @@ def test_patches_equal_the_references_visual_tokens(key):
     ).visual.eval()
     visual.load_state_dict(state)
     with torch.inference_mode():
-        assert np.allclose(_patches(visual, pictures).numpy(), expected, atol=1e-5)
+        assert np.allclose(patch_tokens(visual, pictures).numpy(), expected, atol=1e-5)

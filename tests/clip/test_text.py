@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from open_clip.model import CLIP
@@ -71,6 +73,36 @@ def test_equals_encode_text_in_value_and_gradient(model, position, specific):
     weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2))
     (gradient,) = torch.autograd.grad((encoded * weights).sum(), ours)
     (expected,) = torch.autograd.grad((plain * weights).sum(), theirs)
+    assert (gradient - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("position", "depth", "chunk"), [("end", 2, None), ("end", 3, 3), ("middle", 3, None), ("front", 2, 3)]
+)
+def test_tokens_learned_for_deeper_layers(model, position, depth, chunk):
+    """Against the tower run block by block on prompts of 77 tokens, with fixed words before the name."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randn(2, depth, L, D, generator=generator, requires_grad=True)
+    frozen = freeze(backbone(model), NAMES, "a {}.", ["big red"], class_chunk=chunk).on(range(len(NAMES)))
+    words = frozen.token_ids("big red")
+    encoded = frozen.encode(prompts[:, 0], position, deep=prompts[:, 1:], before_name=words)
+    tokenize = SimpleTokenizer(context_length=model.context_length)
+    plain = torch.empty_like(encoded)
+    for client, (row, name) in itertools.product(range(2), enumerate(name.replace("_", " ") for name in NAMES)):
+        before, fill = {"end": L, "middle": L // 2, "front": 0}[position], ["x"] * L
+        tokens = tokenize([" ".join([*fill[:before], f"big red {name}", *fill[before:]]) + "."])
+        length = int(tokenize([f"big red {name}"]).argmax()) - 1
+        places = torch.tensor([1 + i if i < before else 1 + i + length for i in range(L)])
+        x = model.token_embedding(tokens)
+        for layer, block in enumerate(model.transformer.resblocks):
+            if layer < depth:
+                x = x.index_put((torch.zeros(L, dtype=torch.long), places), prompts[client, layer])
+            x = block(x + model.positional_embedding if layer == 0 else x, attn_mask=model.attn_mask)
+        plain[client, row] = model.ln_final(x)[0, int(tokens.argmax())] @ model.text_projection
+    torch.testing.assert_close(encoded, plain, atol=1e-5, rtol=0)
+    weights = torch.randn(plain.shape, generator=generator)
+    (gradient,) = torch.autograd.grad((encoded * weights).sum(), prompts)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), prompts)
     assert (gradient - expected).norm() / expected.norm() < 1e-5
 
 

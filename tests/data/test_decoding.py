@@ -78,3 +78,26 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     decode(saved(Image.new("L", (9, 11))), "x")
     with pytest.raises(DataError, match=r"10 x 10 pixels, more than 99"):
         decode(saved(Image.new("L", (10, 10))), "x")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animation_is_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (3, 2), color) for color in ((0, 255, 0), (255, 0, 0), (0, 0, 255))]
+    options = {} if kind in ("GIF", "TIFF") else {"lossless": True}
+    red, green, blue = pixel(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert (red, green, blue) == (0, 255, 0)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    """A header that promises 60,000 x 60,000 pixels, and no pixels behind it."""
+    header = saved(Image.new("L", (1, 1)))
+    with pytest.raises(DataError, match=r"60000 x 60000 pixels|decompression bomb"):
+        decode(bomb(header), "x")
+
+
+def bomb(png: bytes) -> bytes:
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">II", 60_000, 60_000) + png[24:29]
+    return png[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]

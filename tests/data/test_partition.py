@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -136,3 +138,80 @@ def test_positions_ascend_and_follow_the_seed(scheme: str) -> None:
     for split in splits:
         assert all(np.array_equal(a, b) for a, b in zip(first[split], again[split], strict=True))
         assert all(np.all(np.diff(own) > 0) for own in first[split])
+
+
+@pytest.mark.parametrize(("clients", "each"), [(4, 3), (7, 2), (50, 2), (3, 10), (5, 1)])
+def test_pathological_with_classes_per_client(clients: int, each: int) -> None:
+    splits = balanced(10, 40, 20)
+    settings = PartitionSettings(classes_per_client=each)
+    positions = assign(settings, splits, clients, seed=1)
+    for split in ("train", "test"):
+        counts = class_counts(splits[split], positions[split], 10)
+        assert (counts > 0).sum(axis=1).tolist() == [each] * clients
+        holders = (counts > 0).sum(axis=0)
+        assert holders.max() - holders.min() <= 1
+        for held in counts.T[holders > 0]:
+            assert np.ptp(held[held > 0]) <= 1
+            assert held.sum() == {"train": 40, "test": 20}[split]
+        assert len(np.unique(np.concatenate(positions[split]))) == sum(len(own) for own in positions[split])
+    assert classes_of(splits["train"], positions["train"]) == classes_of(splits["test"], positions["test"])
+
+
+def test_pathological_with_more_classes_per_client_than_there_are() -> None:
+    with pytest.raises(DataError, match=r"classes_per_client: 4, but there are only 3 classes"):
+        assign(PartitionSettings(classes_per_client=4), balanced(3, 4, 1), 2, seed=1)
+
+
+def two_domains() -> dict[str, Labelled]:
+    """6 classes x 2 domains, 40 training and 20 test images of each."""
+    return {
+        split: labelled(np.tile(np.arange(6), 2 * count), np.repeat(np.arange(2), 6 * count))
+        for split, count in (("train", 40), ("test", 20))
+    }
+
+
+@pytest.mark.parametrize("skew", [False, True])
+def test_several_clients_of_a_domain_divide_it(skew: bool) -> None:
+    splits = two_domains()
+    settings = PartitionSettings(scheme="domain", clients=None, clients_per_domain=3, label_skew=skew, beta=0.5)
+    positions = assign(settings, splits, 6, seed=1)
+    for split in splits:
+        for client, own in enumerate(positions[split]):
+            assert set(splits[split].domains[own]) <= {client // 3}
+        assert disjoint_and_complete(positions[split], len(splits[split].labels))
+    train, test = (class_counts(splits[split], positions[split], 6) for split in ("train", "test"))
+    if skew:
+        assert np.ptp(train[:3], axis=0).max() > 10
+        assert np.all(np.abs(train / 2 - test) <= 1)
+        assert not np.array_equal(train[:3], train[3:])
+    else:
+        assert np.all(np.abs(train - 40 / 3) <= 1)
+
+
+def test_label_skew_leaves_nobody_with_too_little() -> None:
+    settings = PartitionSettings(
+        scheme="domain", clients=None, clients_per_domain=3, label_skew=True, beta=0.2, min_per_client=20
+    )
+    for seed in range(10):
+        assert min(len(own) for own in assign(settings, two_domains(), 6, seed)["train"]) >= 20
+
+
+def test_settings_that_would_do_nothing_are_refused() -> None:
+    for wrong, message in [
+        ({"scheme": "iid", "classes_per_client": 2}, "classes_per_client is for scheme pathological; with scheme iid"),
+        ({"clients_per_domain": 2}, "clients_per_domain is for scheme domain"),
+        ({"authors": True}, "authors is for scheme dirichlet"),
+        ({"scheme": "domain", "label_skew": True}, "label_skew needs clients_per_domain=2 or more"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PartitionSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_fifty_thousand_images_over_ten_thousand_clients() -> None:
+    """Seconds at most; a loop over images would take longer."""
+    splits = balanced(10, 5000, 1000)
+    for settings in (PartitionSettings(scheme="iid"), PartitionSettings(classes_per_client=2)):
+        start = time.perf_counter()
+        positions = assign(settings, splits, 10_000, seed=1)
+        assert time.perf_counter() - start < 5
+        assert {len(own) for own in positions["train"]} <= {4, 5, 6}

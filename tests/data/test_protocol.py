@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fedpgp.config import PartitionSettings, ProtocolSettings
+from fedpgp.config import PartitionSettings, ProtocolSettings, parse
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.data.sources.base import ROW_SCHEMA
-from fedpgp.errors import DataError
+from fedpgp.data.summary import manifest_table, partition_table
+from fedpgp.errors import ConfigError, DataError
 
 BASE_TO_NOVEL = ProtocolSettings()
 ALL_CLASSES = ProtocolSettings(name="all_classes")
@@ -189,3 +190,88 @@ def test_digest_covers_the_members_of_a_pool() -> None:
     data = protocol.build(made(classes=4), clients(2), BASE_TO_NOVEL, seed=1)
     swapped = [replace(pool, members=pool.members and pool.members[::-1]) for pool in data.pools]
     assert replace(data, pools=tuple(swapped)).digest != data.digest == replace(data).digest
+
+
+DOMAINS = PartitionSettings(scheme="domain", clients=None)
+
+
+def left_out(domain: str, **settings: object) -> ProtocolSettings:
+    return ProtocolSettings(name="leave_one_domain_out", held_out=domain, **settings)  # type: ignore[arg-type]
+
+
+def test_nobody_sees_the_held_out_domain() -> None:
+    manifest = made(classes=4, domains=3, val=0)
+    data = protocol.build(manifest, DOMAINS, left_out("domain 1", val_shots=2, shots=None), seed=1)
+    assert data.client_names == ("domain 0", "domain 2")
+    assert data.domains == manifest.domains
+    assert [set(manifest.domain_ids[rows]) for rows in data.train_rows] == [{0}, {2}]
+    assert [(pool.split, pool.metric, len(pool.rows)) for pool in data.pools] == [
+        ("val", "all", 4 * 2 * 2),
+        ("test", "all", 4 * 2 * 3),
+        ("test", "held_out", 4 * 9),
+    ]
+    for pool in data.pools[:2]:
+        assert set(pool.domains) == {0, 2}
+        assert pool.members is not None
+        assert [set(pool.domains[own]) for own in pool.members] == [{0}, {2}]
+    held = data.pools[2]
+    assert held.members is None
+    assert np.array_equal(held.rows, np.flatnonzero(manifest.domain_ids == 1))
+    assert np.array_equal(held.labels, manifest.labels[held.rows])
+    assert len(np.intersect1d(data.training_rows, data.evaluation_rows)) == 0
+
+
+def test_several_clients_per_remaining_domain() -> None:
+    partition = PartitionSettings(scheme="domain", clients=None, clients_per_domain=2)
+    data = protocol.build(made(classes=3, domains=3), partition, left_out("domain 0"), seed=1)
+    assert data.client_names == ("domain 1 0", "domain 1 1", "domain 2 0", "domain 2 1")
+    assert [len(rows) for rows in data.train_rows] == [9] * 4
+
+
+def test_images_and_labels_stay_together_under_label_skew() -> None:
+    manifest = made(classes=5, domains=3, train=40)
+    partition = PartitionSettings(scheme="domain", clients=None, clients_per_domain=3, label_skew=True)
+    data = protocol.build(manifest, partition, left_out("domain 2", shots=None), seed=1)
+    for client, (rows, labels) in enumerate(zip(data.train_rows, data.train_labels, strict=True)):
+        assert np.array_equal(manifest.labels[rows], labels)
+        assert set(manifest.domain_ids[rows]) == {client // 3}
+
+
+def test_held_out_domains_that_cannot_be() -> None:
+    manifest = made(classes=3, domains=3)
+    with pytest.raises(
+        DataError, match=r"no domain 'domian 1' in the data; did you mean domain 1\? \(known: domain 0,"
+    ):
+        protocol.build(manifest, DOMAINS, left_out("domian 1"), seed=1)
+    with pytest.raises(
+        DataError, match=r"held_out: all stands for 3 experiments.* one of domain 0, domain 1, domain 2"
+    ):
+        protocol.build(manifest, DOMAINS, left_out("all"), seed=1)
+    with pytest.raises(DataError, match=r"needs data with 2 domains or more"):
+        protocol.build(made(classes=3), DOMAINS, left_out("default"), seed=1)
+    for settings in ({"name": "leave_one_domain_out"}, {"held_out": "domain 0"}):
+        with pytest.raises(ValueError, match="held_out is a domain, or all, with name=leave_one_domain_out"):
+            ProtocolSettings(**settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"leave_one_domain_out needs partition.scheme=domain partition.clients=null"):
+        parse({"protocol": {"name": "leave_one_domain_out", "held_out": "x"}})
+
+
+def test_all_domains_are_folds() -> None:
+    folds = protocol.folds(left_out("all", shots=2), ("a", "b"))
+    assert folds == (left_out("a", shots=2), left_out("b", shots=2))
+    assert protocol.folds(left_out("a"), ("a", "b")) == (left_out("a"),)
+    assert protocol.folds(BASE_TO_NOVEL, ("a", "b")) == (BASE_TO_NOVEL,)
+
+
+def test_partition_table_counts_every_image_once() -> None:
+    manifest = made(classes=4, domains=2, train=6, val=2, test=3)
+    data = protocol.build(manifest, clients(2), ProtocolSettings(shots=4), seed=1)
+    rows = partition_table(manifest, data).to_pylist()
+    assert sum(row["images"] for row in rows if row["split"] == "train") == len(data.training_rows) == 2 * 4
+    assert sum(row["images"] for row in rows if row["split"] == "test") == 2 * 2 * 3
+    owners = {row["class"]: row["client"] for row in rows}
+    assert len(owners) == 2
+    assert all(owners[row["class"]] == row["client"] for row in rows)
+    counts = manifest_table(manifest).to_pylist()
+    assert len(counts) == 4 * 2 * 3
+    assert {(row["split"], row["images"]) for row in counts} == {("train", 6), ("val", 2), ("test", 3)}

@@ -246,6 +246,15 @@ def test_parquet_that_shrank_or_lost_an_image(parquet_file: Tree) -> None:
         list(open_source(parquet(root)).read(table.slice(1)))
 
 
+def test_a_loop_of_folders_ends(parquet_file: Tree, image_tree: Tree) -> None:
+    root = parquet_file("a.parquet", ["cat", "dog"])
+    (root / "again").symlink_to(root)
+    assert len(manifest.build(parquet(root))) == 2
+    root = image_tree("cat/0.png")
+    (root / "cat" / "again").symlink_to(root)
+    assert len(manifest.build(folder(root))) == 1
+
+
 def test_shapes_are_balanced_and_named_by_composition() -> None:
     built = manifest.build(DataSettings())
     assert len(built) == 30 * 3 * 40

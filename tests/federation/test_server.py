@@ -232,3 +232,15 @@ def test_chunks_of_a_block_change_nothing(server, chunk_size):
     whole, cut = (list(server("a", chunk_size=size).run(server("a").initial_state())) for size in (None, chunk_size))
     assert torch.equal(whole[-1].state.shared["a"], cut[-1].state.shared["a"])
     assert whole[-1].clients.equals(cut[-1].clients)
+
+
+def test_finetuning_before_evaluation_leaves_the_state_as_it_was(server):
+    """After one round a = b = -0.25; an epoch from there moves a + b by -(-0.5 - mean) to means 2, 5, -4.
+
+    The cuts 2, 5, -4 of `test_before_aggregation_is_measured_apart` come out again: 1, 0 and 3 images are right.
+    """
+    federation = server("ab", rounds=1, finetune_epochs=1)
+    (result,) = federation.run(federation.initial_state())
+    assert result.state.shared["a"].item() == -0.25
+    local = result.clients.filter(pc.field("metric") == "local")
+    assert local["correct"].to_pylist() == [1, 0, 3]

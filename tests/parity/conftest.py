@@ -66,8 +66,10 @@ def backbone(golden: Callable[[str], Arrays], settings: dict[str, Any]) -> Backb
 def class_set(backbone: Backbone) -> Callable[..., ClassSet]:
     """The frozen text side for some class names."""
 
-    def bind(names: Sequence[str], phrases: Sequence[str] = ("X",), class_chunk: int | None = None) -> ClassSet:
+    def bind(
+        names: Sequence[str], phrases: Sequence[str] = ("X",), class_chunk: int | None = None, visual: bool = False
+    ) -> ClassSet:
         names = [str(name) for name in names]
-        return freeze(backbone, names, TEMPLATE, phrases, class_chunk).on(range(len(names)))
+        return freeze(backbone, names, TEMPLATE, phrases, class_chunk, visual).on(range(len(names)))
 
     return bind

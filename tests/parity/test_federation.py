@@ -12,8 +12,10 @@ from fedpgp.federation.aggregate import average, weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, local_update
 from fedpgp.tree import stack
 
-FEDPGP = {"ctx": "sigma", "U": "U", "V": "V"}
-PROMPTFL = {"ctx": "ctx"}
+FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}
+PROMPTFL = {"ctx": ("ctx", ...)}
+FEDOTP = {"ctx": ("ctx", 0), "local": ("ctx", slice(1, None))}
+"""Where our parameters are among theirs: the array's name, and the part of it."""
 
 
 @pytest.mark.parametrize("case", ["all", "permuted", "partial"])
@@ -49,9 +51,7 @@ def stored_order(arrays, counts):
 
 
 def golden_tree(arrays, prefix, names):
-    squeeze = "sigma" in names.values()
-    tree = {key: torch.from_numpy(arrays[f"{prefix}{theirs}"]) for key, theirs in names.items()}
-    return {key: value[0] if squeeze else value for key, value in tree.items()}
+    return {key: torch.from_numpy(arrays[f"{prefix}{theirs}"][part]) for key, (theirs, part) in names.items()}
 
 
 def run(arrays, method, frozen, names):
@@ -81,6 +81,7 @@ def run(arrays, method, frozen, names):
         ("traj_fedpgp_partial", "fedpgp", FEDPGP),
         ("traj_fedpgp_sgd_reset", "fedpgp", FEDPGP),
         ("traj_promptfl_fedavg", "promptfl", PROMPTFL),
+        ("traj_fedotp", "fedotp", FEDOTP),
     ],
 )
 def test_trajectory(golden, class_set, settings, trajectory, name, names):
@@ -92,8 +93,7 @@ def test_trajectory(golden, class_set, settings, trajectory, name, names):
             same_logits(update.loss[place], arrays[f"{prefix}/losses"].mean())
             for key, value in golden_tree(arrays, f"{prefix}/trained/", names).items():
                 same_params(update.params[key][place], value.numpy())
-        stored = arrays[f"round{number}/global"]
-        same_params(shared["ctx"], stored[0] if name == "fedpgp" else stored)
+        same_params(shared["ctx"], arrays[f"round{number}/global"][names["ctx"][1]])
         clients = len(arrays["data_counts"])
         classifier = method.classifier({**stack(shared, clients), **personal}, frozen)
         for client in range(clients):
@@ -108,13 +108,57 @@ def test_momentum_does_not_travel_between_clients(golden, class_set, settings):
     frozen, method = class_set(arrays["classnames"]), create("fedpgp", arrays, settings)
     last = int(arrays["rounds"]) - 1
     ours = {number: shared["ctx"].clone() for number, _, _, shared, _ in run(arrays, method, frozen, FEDPGP)}[last]
-    assert np.abs(ours.numpy() - arrays[f"round{last}/global"][0]).max() > 1e-2
-    same_params(ours, golden("traj_fedpgp_sgd_reset")[f"round{last}/global"][0])
+    assert np.abs(ours.numpy() - arrays[f"round{last}/global"]).max() > 1e-2
+    same_params(ours, golden("traj_fedpgp_sgd_reset")[f"round{last}/global"])
 
 
 def create(name, arrays, settings):
     if name == "promptfl":
         return methods.create(name, {})
-    rank = arrays["init/U"].shape[-1]
-    given = {"rank": rank, "mu": settings["mu"], "tau": settings["temp"], "anchor": "placeholder"}
-    return methods.create(name, given)
+    if name == "fedotp":
+        return methods.create(name, {**settings["ot"], "num_prompts": len(arrays["init/ctx"]), "stop": "batch"})
+    sets, n_ctx, rank = arrays["init/U"].shape
+    given = {"mu": settings["mu"], "tau": settings["temp"], "anchor": "placeholder"}
+    return methods.create(name, given | {"num_prompts": sets, "n_ctx": n_ctx, "rank": rank})
+
+
+def test_the_proximal_term_has_a_gradient(golden, class_set):
+    """A departure on purpose: the authors' term is detached, so their FedProx trains as FedAvg does.
+
+    In the first round their second loss differs from FedAvg's by prox / 2 ||c1 - c0||^2, from which prox is read.
+    Ours equals both losses, and the gradient moves its second step by -lr prox (c1 - c0).
+    """
+    plain, arrays = golden("traj_promptfl_fedavg"), golden("traj_promptfl_fedprox")
+    frozen, init = class_set(arrays["classnames"]), {"ctx": torch.from_numpy(arrays["init/ctx"])}
+    block = np.sort(arrays["round0/participants"])
+    data, counts = client_data(arrays, block)
+    sgd = Optimizer(float(arrays["lr"]), 0.0, 0.0)
+
+    def train(name, given, steps):
+        orders = [[np.arange(n)] * steps for n in counts]
+        return local_update(methods.create(name, given), frozen, stack(init, len(block)), init, data, [orders], sgd)
+
+    moved = train("promptfl", {}, 1).params["ctx"] - init["ctx"]
+    stored = [[which[f"round0/client{client}/losses"][:2] for client in block] for which in (plain, arrays)]
+    excess = torch.from_numpy(np.array(stored[1])[:, 1] - np.array(stored[0])[:, 1])
+    prox = float((2 * excess / moved.double().square().sum((1, 2))).mean())
+    assert prox > 0.1
+    ours = train("prompt_prox", {"prox": prox}, 2)
+    same_logits(ours.loss, np.array(stored[1]).mean(1))
+    detached = train("promptfl", {}, 2).params["ctx"]
+    for place, client in enumerate(block):
+        same_params(detached[place], arrays[f"round0/client{client}/trained/ctx"])
+    expected = -sgd.lr * prox * moved
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(ours.params["ctx"] - detached, expected, atol=5e-7, rtol=1e-2)
+
+
+def test_prox_0_is_promptfl_bit_for_bit(golden, class_set):
+    arrays = golden("traj_promptfl_fedprox")
+    frozen = class_set(arrays["classnames"])
+    runs = [
+        [shared["ctx"] for _, _, _, shared, _ in run(arrays, methods.create(name, given), frozen, PROMPTFL)]
+        for name, given in (("promptfl", {}), ("prompt_prox", {"prox": 0}))
+    ]
+    assert all(torch.equal(left, right) for left, right in zip(*runs, strict=True))
+    same_params(runs[0][-1], arrays[f"round{len(runs[0]) - 1}/global"])

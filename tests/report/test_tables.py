@@ -111,8 +111,8 @@ def test_methods_say_what_is_shared_and_what_is_not():
         def __init__(self, settings):
             self.settings = settings
 
-    lines = rendered(tables.method_table([Method]))
-    assert "mine ctx u, v rank: 8" in lines
+    lines = rendered(tables.method_table([Method], lambda method: (1024, method.settings.rank), "ViT-B/16"))
+    assert "mine ctx (1,024) u, v (8) rank: 8" in lines
     assert "Someone, 2030 words: null" in lines
 
 

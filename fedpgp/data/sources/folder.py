@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-from PIL import Image
 
-from fedpgp.config import DataSettings
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, existing_root, inside
-from fedpgp.data.sources.decoding import decode
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, inside
+from fedpgp.data.sources.files import ImageFiles
 from fedpgp.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -26,18 +23,15 @@ class Group:
     split: str | None
 
 
-class FolderSource:
+class FolderSource(ImageFiles):
     """root/class/image, or root/split/class/image if all folders of the root are called like splits."""
 
     layout = "class/image or train|val|test/class/image (for domain/class/image give data.name=domain_folder)"
 
-    def __init__(self, settings: DataSettings) -> None:
-        self.root = existing_root(settings)
-
     def scan(self) -> Scan:
         """List the images; class names are the sorted folder names. All empty class folders are named at once."""
         try:
-            groups = {group: self._folders(group.folder) for group in self._groups()}
+            groups = {group: self._class_folders(group.folder) for group in self._groups()}
             self._refuse("no class folder", [group.folder or "." for group, found in groups.items() if not found])
             class_names = tuple(sorted({name for found in groups.values() for name in found}))
             domains = tuple(dict.fromkeys(group.domain for group in groups))
@@ -57,21 +51,14 @@ class FolderSource:
         self._refuse("no image in the class folder", empty)
         return Scan(class_names, domains, pa.concat_tables(tables))
 
-    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """Decode the files of `rows`, in order."""
-        for file in rows["file"].to_pylist():
-            path = inside(self.root, file)
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{self.root / file}: cannot be read ({error.strerror})") from error
-            yield decode(data, str(self.root / file))
-
     def _groups(self) -> list[Group]:
         tops = self._folders("")
         if tops and all(top in SPLIT_NAMES for top in tops):
             return [Group(top, SINGLE_DOMAIN, SPLIT_NAMES[top]) for top in tops]
         return [Group("", SINGLE_DOMAIN, None)]
+
+    def _class_folders(self, folder: str) -> list[str]:
+        return self._folders(folder)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """What is in `folder`, sorted, without hidden entries; links must stay inside the root."""

@@ -1,0 +1,141 @@
+"""The commands `fedpgp data ...`: check what was downloaded, prepare it, show who gets what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from fedpgp.config import Experiment
+    from fedpgp.data.manifest import Manifest
+
+app = typer.Typer(no_args_is_help=True, help="Data sets: check, prepare, show.")
+out = Console()
+err = Console(stderr=True)
+
+RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the data set (data.root).")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="An experiment, or a data set by its name.")],
+    overrides: OverridesArgument = None,
+    root: RootOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not open the images.")] = False,
+) -> None:
+    """Say what was found: counts, unreadable images, images both in train and in test, names that do not fit.
+
+    Exits with 2 if the data cannot be used as they are.
+    """
+    from fedpgp.data import check as checks
+    from fedpgp.data import manifest
+    from fedpgp.data.summary import manifest_table
+    from fedpgp.errors import DataError
+    from fedpgp.records import Progress
+    from fedpgp.report.data import lines, split_counts
+    from fedpgp.report.live import Live
+
+    settings = _settings(target, overrides or [], root)
+    built = manifest.build(settings.data)
+    _describe(built)
+    counts = manifest_table(built)
+    for by in ("class", "domain"):
+        out.print(split_counts(counts, by))
+    _say(lines("classes without images", checks.empty_classes(built)))
+    problems = []
+    if not quick:
+        with Live(err) as live:
+            findings = checks.read_all(
+                built, settings.data, lambda done, total: live.show(Progress("read", done, total))
+            )
+        _say(lines("unreadable images", findings.unreadable))
+        _say(lines("in train and in test", [f"{ours} = {theirs}" for ours, theirs in findings.leaks]))
+        _say([f"repeated within a split: {findings.repeated or 'none'}"])
+        problems += [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
+        problems += _names_fit(settings)
+    if problems:
+        raise DataError("; ".join(problems))
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set by its name.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder to put it in.")],
+) -> None:
+    """Download a data set if it is not there, unpack and verify it; without a network, say how to do it by hand."""
+    from fedpgp.data.prepare import prepare as make_ready
+
+    _describe(make_ready(name, root, lambda line: _say([line])))
+    _say([f"ready: data.name={name} data.root={root}"])
+
+
+@app.command()
+def show(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment.")],
+    overrides: OverridesArgument = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the figures go; default: storage.root/figures/NAME.")
+    ] = None,
+    clients: Annotated[int, typer.Option("--clients", min=0, help="Most contact sheets.")] = 20,
+) -> None:
+    """Draw what each client trains on (a contact sheet) and how the classes are divided (a heat map)."""
+    from fedpgp import survey
+
+    settings = _settings(config, overrides or [], None)
+    target = folder or settings.storage.root / "figures" / settings.name
+    _say([f"figure: {path}" for path in survey.show(settings, target, clients)])
+
+
+def _settings(target: str, overrides: list[str], root: Path | None) -> Experiment:
+    """The experiment, or the default one on a data set that is given by its name."""
+    from fedpgp import config
+    from fedpgp.data.sources import SOURCES
+
+    given = [*overrides, *([f"data.root={root}"] if root is not None else [])]
+    shipped = (config.shipped_configs() / "experiments" / f"{target}.yaml").is_file()
+    if target in SOURCES and not shipped and not Path(target).is_file():
+        return config.parse(config.override({"data": {"name": target}}, given), source=target)
+    return config.load(target, given)
+
+
+def _names_fit(settings: Experiment) -> list[str]:
+    """What is wrong between names and labels, if the backbone can tell."""
+    from fedpgp import alignment
+    from fedpgp.report.live import Live
+
+    if not alignment.can_judge(settings):
+        _say(["zero-shot check: not done, the weights are random; give backbone.name=... backbone.weights=..."])
+        return []
+    with Live(err) as live:
+        found = alignment.zero_shot(settings, live.show)
+    _say([f"zero-shot accuracy on {found.images} training images: {found.given:.1f} %, best naming {found.best:.1f} %"])
+    if found.exchanged:
+        _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])
+        return ["names and labels do not belong together: see data.class_names and the order of the classes"]
+    if found.by_chance:
+        return [
+            f"zero-shot accuracy is that of guessing among {found.classes} classes: images, labels and names do not "
+            "belong together, or the backbone does not know such images"
+        ]
+    return []
+
+
+def _describe(manifest: Manifest) -> None:
+    splits = ", ".join(sorted(set(manifest.splits.tolist())))
+    _say(
+        [
+            f"{manifest.name}: {len(manifest)} images, {len(manifest.class_names)} classes, "
+            f"{len(manifest.domains)} domains, splits {splits}",
+            f"manifest digest: {manifest.digest}",
+        ]
+    )
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        out.print(escape(line), highlight=False, soft_wrap=True)

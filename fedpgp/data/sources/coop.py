@@ -1,0 +1,317 @@
+"""The few-shot data sets of CoOp: its split files where there are any, else splits made as CoOp makes them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import random
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from fedpgp.config import DataSettings
+from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan
+from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
+from fedpgp.data.sources.folder import SUFFIXES
+from fedpgp.data.sources.origins import own_folder
+from fedpgp.errors import DataError
+from fedpgp.files import write_durably
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL = 0.5, 0.2
+"""Shares of a class where the data set has no split of its own; the rest is for testing."""
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+VAL_OF_TRAIN = 0.2
+"""Share of the official training images that becomes validation, where there is no official validation split."""
+
+
+class Item(NamedTuple):
+    """One image, as in a line of a split file: relative to the image folder, with its label from 0."""
+
+    image: str
+    label: int
+    class_name: str
+
+
+Split = Mapping[str, Sequence[Item]]
+
+
+class CoOpSource(ImageFiles):
+    """A data set with `split_zhou_TITLE.json` or, failing that, its official annotations.
+
+    A split that had to be made is kept beside the images, in the format of CoOp, as `split_seedN_TITLE.json`, and
+    read from there the next time; `data.split_seed` is N. Nothing is written into a read-only folder.
+    """
+
+    title: ClassVar[str]
+    images: ClassVar[str]
+    """folder of the images"""
+
+    def __init__(self, settings: DataSettings) -> None:
+        super().__init__(settings)
+        self.root = own_folder(self.root, settings.name, self.images)
+        self.seed = settings.split_seed
+
+    def scan(self) -> Scan:
+        """The images of the split, which all must be there, with the split's labels and names."""
+        path = self._split_file()
+        if path.exists():
+            split = read_split(path)
+        else:
+            split = self.make_split(random.Random(self.seed))
+            _save(path, split)
+        items = [item for name in SPLITS for item in split[name]]
+        names = class_names(items, str(path))
+        table = listed(
+            self.root,
+            [f"{self.images}/{item.image}" for item in items],
+            [item.label for item in items],
+            [0] * len(items),
+            [name for name in SPLITS for _ in split[name]],
+            path.name,
+        )
+        return Scan(names, (SINGLE_DOMAIN,), table)
+
+    def make_split(self, generator: random.Random) -> Split:
+        """The split from the official annotations."""
+        raise NotImplementedError
+
+    def _split_file(self) -> Path:
+        ours = f"split_zhou_{self.title}.json"
+        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != ours]
+        if others:
+            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {ours}")
+        path = self.root / ours
+        return path if path.exists() else self.root / f"split_seed{self.seed}_{self.title}.json"
+
+
+class OxfordPets(CoOpSource):
+    """annotations/trainval.txt and test.txt; ids from 1; a fifth of trainval becomes validation."""
+
+    title, images = "OxfordPets", "images"
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Breeds are the file names without their number, in lower case."""
+        train, val = hold_back(self._annotated("trainval.txt"), generator)
+        return {"train": train, "val": val, "test": self._annotated("test.txt")}
+
+    def _annotated(self, file: str) -> list[Item]:
+        path = self.root / "annotations" / file
+        items = []
+        for line in read_lines(path):
+            try:
+                image, label, _, _ = line.split(" ")
+                items.append(Item(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()))
+            except ValueError:
+                raise DataError(
+                    f"{path}: {line!r} is not IMAGE CLASS SPECIES BREED; fetch the annotations again"
+                ) from None
+        return items
+
+
+class Flowers102(CoOpSource):
+    """imagelabels.mat (ids from 1, one per image number) and cat_to_name.json (id -> name)."""
+
+    title, images = "OxfordFlowers", "jpg"
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Classes in the order of their first image, as CoOp shuffles them."""
+        names = _read_json(self.root / "cat_to_name.json")
+        by_class: dict[int, list[str]] = {}
+        for number, label in enumerate(self._labels(), start=1):
+            by_class.setdefault(label, []).append(f"image_{number:05d}.jpg")
+        unnamed = [str(label) for label in by_class if not isinstance(names.get(str(label)), str)]
+        if unnamed:
+            raise DataError(f"{self.root / 'cat_to_name.json'}: no name for class {shown(unnamed)}; fetch it again")
+        return cut([(label - 1, names[str(label)], files) for label, files in by_class.items()], generator)
+
+    def _labels(self) -> list[int]:
+        from scipy.io import loadmat
+
+        path = self.root / "imagelabels.mat"
+        try:
+            content = io.BytesIO(path.read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); see `fedpgp data prepare flowers102`"
+            ) from error
+        try:
+            labels = loadmat(content, variable_names=["labels"])["labels"].ravel().tolist()
+        except Exception as error:  # scipy's reader raises anything
+            raise DataError(f"{path}: not a MATLAB file with `labels` ({error}); fetch it again") from error
+        wrong = [str(label) for label in labels if label != int(label) or label < 1]
+        if wrong:
+            raise DataError(f"{path}: class ids count from 1; found {shown(wrong)}; fetch it again")
+        return [int(label) for label in labels]
+
+
+class DescribableTextures(CoOpSource):
+    """The official split labels/train1.txt, val1.txt, test1.txt; without these, images/CLASS cut as CoOp does."""
+
+    title, images = "DescribableTextures", "images"
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Classes are the folders, sorted."""
+        if not (self.root / "labels").is_dir():
+            return cut(_class_folders(self.root / self.images), generator)
+        files = {name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS}
+        labels = _labels_of_folders(file for split in files.values() for file in split)
+        return {name: [_item(file, labels) for file in split] for name, split in files.items()}
+
+
+class Food101(CoOpSource):
+    """The official meta/train.txt and test.txt (or .json), a fifth of train for validation; else cut as CoOp does."""
+
+    title, images = "Food101", "images"
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Classes are the folders, sorted."""
+        if not (self.root / "meta").is_dir():
+            return cut(_class_folders(self.root / self.images), generator)
+        train, test = self._meta("train"), self._meta("test")
+        labels = _labels_of_folders([*train, *test])
+        kept, val = hold_back([_item(file, labels) for file in train], generator)
+        return {"train": kept, "val": val, "test": [_item(file, labels) for file in test]}
+
+    def _meta(self, name: str) -> list[str]:
+        path = self.root / "meta" / f"{name}.txt"
+        if path.exists():
+            lines: list[str] = read_lines(path)
+        else:
+            lines = [str(line) for files in _read_json(path.with_suffix(".json")).values() for line in files]
+        return [f"{line}.jpg" for line in lines]
+
+
+class Caltech101(CoOpSource):
+    """101_ObjectCategories/CLASS without the two folders that CoOp leaves out; four classes are renamed as there."""
+
+    title, images = "Caltech101", "101_ObjectCategories"
+    left_out: ClassVar = ("BACKGROUND_Google", "Faces_easy")
+    renamed: ClassVar = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Labels follow the sorted folder names."""
+        folders = _class_folders(self.root / self.images, self.left_out)
+        return cut([(label, self.renamed.get(name, name), files) for label, name, files in folders], generator)
+
+
+def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random) -> Split:
+    """CoOp's cut of each class (label, name, images): half for training, a fifth for validation, the rest for testing.
+
+    Raises:
+        DataError: classes with too few images for all three, all of them named.
+    """
+    split: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    small = []
+    for label, name, files in classes:
+        generator.shuffle(files)
+        train, val = round(len(files) * TRAIN), round(len(files) * VAL)
+        if not (train and val and len(files) - train - val > 0):
+            small.append(f"{name} ({len(files)})")
+        parts = files[:train], files[train : train + val], files[train + val :]
+        for part, chosen in zip(SPLITS, parts, strict=True):
+            split[part] += [Item(file, label, name) for file in chosen]
+    if small:
+        raise DataError(f"too few images to be cut into train, val and test: {shown(small)}; fetch all images")
+    return split
+
+
+def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Item], list[Item]]:
+    """CoOp's cut of official training images: what is left for training, and a fifth of each class for validation."""
+    by_class: dict[int, list[Item]] = {}
+    for item in items:
+        by_class.setdefault(item.label, []).append(item)
+    train, val = [], []
+    for own in by_class.values():
+        count = round(len(own) * VAL_OF_TRAIN)
+        generator.shuffle(own)
+        val += own[:count]
+        train += own[count:]
+    return train, val
+
+
+def read_split(path: Path) -> Split:
+    """A split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
+
+    Raises:
+        DataError: not such a file.
+    """
+    tree = _read_json(path)
+    try:
+        return {
+            name: [Item(str(image), int(label), str(class_name)) for image, label, class_name in tree[name]]
+            for name in SPLITS
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected train, val and test as lists of [image, label, class name] "
+            f"({type(error).__name__}: {error}); fetch it again"
+        ) from None
+
+
+def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
+    """The names in label order.
+
+    Raises:
+        DataError: a label with two names, or labels that are not 0, 1, 2, ...
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        if names.setdefault(item.label, item.class_name) != item.class_name:
+            raise DataError(
+                f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; correct it"
+            )
+    gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
+    if gaps or not names:
+        raise DataError(
+            f"{source}: labels must be 0, 1, 2, ... without gaps; wrong or missing: {shown([str(g) for g in gaps])}; "
+            "correct the list, or fetch all of it"
+        )
+    return tuple(names[label] for label in range(len(names)))
+
+
+def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, str, list[str]]]:
+    """(label, name, images) of each folder, sorted by name."""
+    names = [name for name in names_in(root, "class folders") if name not in left_out and (root / name).is_dir()]
+    found = []
+    for label, name in enumerate(names):
+        images = [file for file in names_in(root / name, "images") if file.lower().endswith(SUFFIXES)]
+        found.append((label, name, [f"{name}/{image}" for image in images]))
+    if not found:
+        raise DataError(f"{root}: no class folder; unpack the images there")
+    return found
+
+
+def _labels_of_folders(files: Iterable[str]) -> dict[str, int]:
+    return {name: label for label, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
+
+
+def _item(file: str, labels: Mapping[str, int]) -> Item:
+    name = file.partition("/")[0]
+    return Item(file, labels[name], name)
+
+
+def _save(path: Path, split: Split) -> None:
+    """Keep a split beside the images, unless their folder is read-only; root is not stopped by that, so we look."""
+    if not path.parent.stat().st_mode & WRITABLE:
+        return
+    try:
+        write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
+    except OSError as error:
+        log.info("%s: the split is not kept (%s); it is made anew each time", path, error.strerror)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; see `fedpgp data prepare`") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: expected a mapping; fetch it again")
+    return tree

@@ -1,0 +1,183 @@
+"""Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedpgp.config import DataSettings
+from fedpgp.data.sources import pickles
+from fedpgp.data.sources.base import Scan
+from fedpgp.data.sources.files import listed, read_lines, shown
+from fedpgp.data.sources.folder import FolderSource, Group
+from fedpgp.data.sources.origins import own_folder
+from fedpgp.errors import DataError
+
+OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
+OFFICE_CLASSES = (
+    "back_pack", "bike", "calculator", "headphones", "keyboard",
+    "laptop_computer", "monitor", "mouse", "mug", "projector",
+)  # fmt: skip
+DOMAINNET_DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+DOMAINNET10_CLASSES = (
+    "bird", "feather", "headphones", "ice_cream", "teapot", "tiger", "whale", "windmill", "wine_glass", "zebra",
+)  # fmt: skip
+
+
+class Listed(NamedTuple):
+    """One line of a list: a file relative to the root, its class, domain and split, its label if it has one."""
+
+    file: str
+    class_name: str
+    domain: int
+    split: str
+    label: int | None = None
+
+
+class DomainsSource(FolderSource):
+    """root/DOMAIN/CLASS/image for known domains; lists of train and test beside the domains are followed."""
+
+    domains: ClassVar[tuple[str, ...]]
+    class_names: ClassVar[tuple[str, ...] | None] = None
+    """in label order; None: all found"""
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """folder -> class"""
+    only_these: ClassVar[bool] = False
+    """folders of other classes are no error"""
+
+    def __init__(self, settings: DataSettings) -> None:
+        super().__init__(settings)
+        self.name = settings.name
+        self.root = own_folder(self.root, settings.name, *self.domains)
+        self.layout = "DOMAIN/CLASS/image"
+
+    def scan(self) -> Scan:
+        """The images of the lists or, without lists, of all class folders (without a split)."""
+        for suffix, read in (("pkl", self._read_pickle), ("txt", self._read_text)):
+            if suffix == "pkl" and self.class_names is None:
+                continue  # FedBN's lists are of ten classes
+            paths = {(domain, split): self._list(domain, split, suffix) for domain, split in self._parts()}
+            missing = [f"{domain}_{split}.{suffix}" for (domain, split), path in paths.items() if path is None]
+            if 0 < len(missing) < len(paths):
+                raise DataError(
+                    f"{self.root}: the list {', '.join(missing)} is missing; fetch all lists, or remove all"
+                )
+            if not missing:
+                lines = [line for (domain, split), path in paths.items() for line in read(path, domain, split)]  # type: ignore[arg-type]
+                return self._from_lists(lines, f"{self.root}/*.{suffix}")
+        return self._from_folders(super().scan())
+
+    def _parts(self) -> list[tuple[str, str]]:
+        return [(domain, split) for domain in self.domains for split in ("train", "test")]
+
+    def _list(self, domain: str, split: str, suffix: str) -> Path | None:
+        paths = (self.root / folder / f"{domain}_{split}.{suffix}" for folder in ("", "splits"))
+        return next((path for path in paths if path.is_file()), None)
+
+    def _read_text(self, path: Path, domain: str, split: str) -> list[Listed]:
+        """DomainNet's own: `clipart/zebra/clipart_344_000001.jpg 344`."""
+        lines, number = [], self.domains.index(domain)
+        for line in read_lines(path):
+            file, _, label = line.rpartition(" ")
+            parts = file.split("/")
+            if len(parts) != 3 or parts[0] != domain or not label.isdecimal():
+                raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is the list of other data")
+            if self.class_names is None or parts[1] in self.class_names:
+                lines.append(Listed(file, parts[1], number, split, int(label)))
+        return lines
+
+    def _read_pickle(self, path: Path, domain: str, split: str) -> list[Listed]:
+        """FedBN's: (paths, names of the classes); paths end in DOMAIN/CLASS/IMAGE."""
+        try:
+            files, names = pickles.read(path)
+            files, names = [str(file) for file in files], [str(name) for name in names]
+        except (TypeError, ValueError):
+            raise DataError(f"{path}: not a pair of paths and class names; fetch it again") from None
+        if len(files) != len(names):
+            raise DataError(f"{path}: {len(files)} paths but {len(names)} class names; fetch it again")
+        return [self._listed(path, file, name, domain, split) for file, name in zip(files, names, strict=True)]
+
+    def _listed(self, path: Path, file: str, name: str, domain: str, split: str) -> Listed:
+        parts = file.replace("\\", "/").split("/")[-3:]
+        if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != self._class(name):
+            raise DataError(
+                f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not belong together"
+            )
+        if self._class(name) not in (self.class_names or ()):
+            raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is the list of other data")
+        folders = (alias for alias, known in self.also_called.items() if known == self._class(name))
+        folder = next((f for f in (parts[1], *folders) if (self.root / domain / f).is_dir()), parts[1])
+        file = f"{domain}/{folder}/{parts[2]}"
+        return Listed(file, self._class(name), self.domains.index(domain), split)
+
+    def _from_lists(self, lines: list[Listed], source: str) -> Scan:
+        names = self.class_names or _names_by_label(lines, source)
+        number = {name: label for label, name in enumerate(names)}
+        files, class_names, domains, splits, _ = zip(*lines, strict=True) if lines else ((), (), (), (), ())
+        table = listed(self.root, files, [number[name] for name in class_names], domains, splits, source)
+        absent = sorted(set(number) - set(class_names))
+        if absent:
+            raise DataError(f"{source}: no image of {shown(absent)}; fetch the lists again")
+        return Scan(names, self.domains, table)
+
+    def _from_folders(self, scan: Scan) -> Scan:
+        """The same rows with this data set's labels."""
+        if self.class_names is None:
+            return scan
+        found = [self._class(folder) for folder in scan.class_names]
+        unknown = [folder for folder, name in zip(scan.class_names, found, strict=True) if name not in self.class_names]
+        if unknown:
+            raise DataError(f"{self.root}: {shown(unknown)} is no class of {self.name}; move it away")
+        absent = sorted(set(self.class_names) - set(found))
+        if absent:
+            raise DataError(f"{self.root}: no folder of the class {shown(absent)}; unpack all of {self.name}")
+        relabel = np.array([self.class_names.index(name) for name in found])
+        labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
+        return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))
+
+    def _groups(self) -> list[Group]:
+        return [Group(domain, domain, None) for domain in self.domains]
+
+    def _class_folders(self, folder: str) -> list[str]:
+        folders = self._folders(folder)
+        if self.only_these and self.class_names:
+            return [name for name in folders if self._class(name) in self.class_names]
+        return folders
+
+    def _class(self, folder: str) -> str:
+        return self.also_called.get(folder, folder)
+
+
+class OfficeCaltech10(DomainsSource):
+    """Four domains, ten classes in FedBN's order, also under the folder names of the original release."""
+
+    domains, class_names = OFFICE_DOMAINS, OFFICE_CLASSES
+    also_called: ClassVar = {"backpack": "back_pack", "laptop": "laptop_computer", "headphone": "headphones"}
+
+
+class DomainNet(DomainsSource):
+    """Six domains, all 345 classes; with the official lists their labels, without them the sorted folder names."""
+
+    domains = DOMAINNET_DOMAINS
+
+
+class DomainNet10(DomainsSource):
+    """The ten classes of FedBN and of the paper, from its own download or from all of DomainNet."""
+
+    domains, class_names, only_these = DOMAINNET_DOMAINS, DOMAINNET10_CLASSES, True
+
+
+def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:
+    pairs = pa.table({"label": [line.label for line in lines], "name": [line.class_name for line in lines]})
+    pairs = pairs.group_by(["label", "name"]).aggregate([]).sort_by([("label", "ascending")])
+    labels, names = pairs["label"].to_pylist(), pairs["name"].to_pylist()
+    if labels != list(range(len(labels))) or pc.count_distinct(pairs["name"]).as_py() != len(names):
+        raise DataError(
+            f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch the lists again"
+        )
+    return tuple(names)

@@ -1,0 +1,157 @@
+"""Images that are files under a root: how they are listed from names given elsewhere, and read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from fedpgp.config import DataSettings
+from fedpgp.data.sources.base import ROW_SCHEMA, existing_root, inside
+from fedpgp.data.sources.decoding import decode
+from fedpgp.errors import DataError
+
+SHOWN = 10
+"""Most names in one message."""
+
+
+class ImageFiles:
+    """The reader of images that are files under `root`."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.root = existing_root(settings)
+
+    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
+        """Decode the files of `rows`, in order."""
+        for file in rows["file"].to_pylist():
+            path = inside(self.root, file)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{self.root / file}: cannot be read ({error.strerror})") from error
+            yield decode(data, str(self.root / file))
+
+
+def listed(
+    root: Path,
+    files: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    domains: Sequence[int] | np.ndarray,
+    splits: Sequence[str | None],
+    source: str,
+) -> pa.Table:
+    """The rows of files that a list names, relative to `root`; every one of them must be there, and only once.
+
+    Args:
+        source: the list, for messages.
+
+    Raises:
+        DataError: names that lead out of the root, occur twice or have no file.
+    """
+    escaping = [file for file in files if _escapes(file)]
+    _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
+    twice = [file for file, count in Counter(files).items() if count > 1] if len(set(files)) < len(files) else []
+    _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
+    sizes = _sizes(root, files)
+    missing = [file for file, size in zip(files, sizes, strict=True) if size is None]
+    _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
+    columns = [
+        pa.array(files, pa.string()),
+        pa.nulls(len(files), pa.int64()),
+        pa.array(labels, pa.int32()),
+        pa.array(domains, pa.int32()),
+        pa.array(splits, pa.string()),
+        pa.array(sizes, pa.int64()),
+    ]
+    return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def names_in(folder: Path, what: str) -> list[str]:
+    """Sorted names of what a folder holds, without hidden entries.
+
+    Raises:
+        DataError: it cannot be listed, or a name is not UTF-8.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: {what} cannot be listed ({error.strerror})") from error
+    wrong = [name for name in names if not _is_utf8(name)]
+    if wrong:
+        raise DataError(f"{folder}: a file name is not UTF-8 ({wrong[0]!r}); rename it")
+    return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list, stripped; without empty ones and # comments.
+
+    Raises:
+        DataError: no such file, or not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; save it as UTF-8") from None
+    stripped = (line.strip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _refuse(source: str, what: str, files: Sequence[str], advice: str) -> None:
+    if files:
+        raise DataError(f"{source}: {len(files)} images {what}: {shown(files)}; {advice}")
+
+
+def _escapes(file: str) -> bool:
+    path = PurePosixPath(file)
+    return path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file
+
+
+def _sizes(root: Path, files: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, None where there is none; each folder is listed once."""
+    folders: dict[str, dict[str, int]] = {}
+    sizes = []
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _sizes_in(root, folder)
+        sizes.append(folders[folder].get(name))
+    return sizes
+
+
+def _sizes_in(root: Path, folder: str) -> dict[str, int]:
+    sizes = {}
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    inside(root, os.path.join(folder, entry.name))
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
+    if folder:
+        inside(root, folder)
+    return sizes
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""CoCoOp (Zhou et al., CVPR 2022), federated: a context that a small network adapts to each image."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpgp.clip.chunking import in_chunks
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.config import Settings
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy, draw_linear
+from fedpgp.methods.coop import ContextSettings
+from fedpgp.tree import ParamTree
+
+REDUCTION = 16
+"""Width of the joint space over width of the meta-net's hidden layer."""
+
+PROMPTS_PER_CHUNK = 1024
+"""Most class prompts whose activations are kept at once."""
+
+
+class FedCoCoOpSettings(ContextSettings):
+    """Settings of CoCoOp."""
+
+
+class FedCoCoOp:
+    """p(y = c | x) = softmax_c(s cos(f(x), g([v_1(x) .. v_L(x), name_c]))), v_l(x) = v_l + h(x), by cross-entropy.
+
+    Legend: v_l are the tokens of `ctx` (L, D); h is the meta-net `meta_2 relu(meta_1 f(x))` on the normalised image
+    feature f(x), E -> E // 16 -> D. Everything is shared and averaged (the paper's CoCoOp is not federated).
+    Every image has C prompts of its own: B C of them per client and step, against C of PromptFL. What they have in
+    common (start, context) is encoded once per image, and images go through the text tower in chunks.
+
+    Departs from the paper in the optimizer only, which is the federation's.
+    """
+
+    name: ClassVar[str] = "fedcocoop"
+    paper: ClassVar[str] = "Zhou et al., CVPR 2022"
+    settings_type: ClassVar[type[Settings]] = FedCoCoOpSettings
+    needs: ClassVar[Inputs] = "pooled"
+    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    shared_keys: ClassVar[frozenset[str]] = frozenset(
+        {"ctx", "meta_1.weight", "meta_1.bias", "meta_2.weight", "meta_2.bias"}
+    )
+    phases: tuple[Phase, ...] = (Phase(shared_keys),)
+    transfers = True
+
+    def __init__(self, settings: FedCoCoOpSettings) -> None:
+        self.settings = settings
+        self.phrases = settings.phrases
+
+    def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """The context, from words or N(0, 0.02), and a meta-net as torch starts linear layers."""
+        hidden = max(1, frozen.joint_width // REDUCTION)
+        return {
+            "ctx": self.settings.draw(frozen, generator),
+            **draw_linear("meta_1", frozen.joint_width, hidden, generator),
+            **draw_linear("meta_2", hidden, frozen.width, generator),
+        }
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy (K,)."""
+        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
+
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """Scaled cosines with the text features of each client's prompts for each image."""
+        chunk = max(1, PROMPTS_PER_CHUNK // frozen.num_classes)
+
+        def cosines(ctx: Tensor, unit: Tensor) -> Tensor:
+            text = frozen.encode(ctx, self.settings.position)
+            return (F.normalize(text, dim=-1) @ unit.unsqueeze(-1)).squeeze(-1)
+
+        def logits(features: Tensor) -> Tensor:
+            unit = F.normalize(features, dim=-1)
+            bias = meta_net(params, unit)  # (K, B, D)
+            ctx = params["ctx"].unsqueeze(1) + bias.unsqueeze(2)  # (K, B, L, D)
+            unit = unit.expand(len(bias), -1, -1)
+            flat = in_chunks(cosines, chunk, ctx.flatten(0, 1), unit.flatten(0, 1))
+            per_image: Tensor = flat.unflatten(0, bias.shape[:2])
+            return frozen.logit_scale * per_image
+
+        return logits
+
+
+def meta_net(params: ParamTree, unit: Tensor) -> Tensor:
+    """h(x) (K, B, D) of normalised image features (K or 1, B, E)."""
+    hidden = torch.relu(unit @ params["meta_1.weight"].mT + params["meta_1.bias"].unsqueeze(1))
+    return hidden @ params["meta_2.weight"].mT + params["meta_2.bias"].unsqueeze(1)

@@ -1,0 +1,112 @@
+"""MaPLe (Khattak et al., CVPR 2023), federated: deep prompts in both towers, the image's made from the text's."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.config import Settings
+from fedpgp.errors import ConfigError
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Inputs,
+    Metrics,
+    Phase,
+    Tower,
+    cosine_logits,
+    cross_entropy,
+    draw_linear,
+)
+from fedpgp.methods.coop import INIT_STD
+from fedpgp.tree import ParamTree
+
+
+class FedMaPLeSettings(Settings):
+    """Settings of MaPLe."""
+
+    n_ctx: int = Field(2, ge=1)
+    """L, number of learned tokens in each tower and layer"""
+    depth: int = Field(9, ge=1)
+    """J, number of layers with prompts of their own; 1: prompts at the input only"""
+    ctx_init: str | None = "a photo of a"
+    """words of which the first `n_ctx` tokens start the context and the others stay as they are; null: N(0, 0.02)"""
+
+
+class FedMaPLe:
+    """Text prompts P_j, image prompts F_j(P_j) for the layers j = 0 .. J - 1, trained by cross-entropy.
+
+    Legend: P_j is `ctx[j]` (L, D); the coupling F_j is linear, `coupling.weight[j]` (W, D) and `coupling.bias[j]`
+    (W,), W the width of the image tower's tokens. P_0 stands before the name, F_0(P_0) behind the patches; before each
+    later layer j < J they replace what the layer before made of them, and behind depth J they pass through as any
+    token does. With words, the tokens after the first L stay in the prompt as they are ("of a NAME." for L = 2).
+    Everything is shared and averaged (the paper's MaPLe is not federated).
+
+    The image tower runs in every step, on cached pixels, so this costs far more than methods on frozen features.
+    Departs from the authors' code: one precision throughout (theirs mixes fp16 and fp32); the F_j of the deeper
+    layers are drawn apart (theirs start as copies of one); J above the number of layers is refused, not ignored; words
+    that `n_ctx` does not fit are refused (theirs go over to random ones).
+    """
+
+    name: ClassVar[str] = "fedmaple"
+    paper: ClassVar[str] = "Khattak et al., CVPR 2023"
+    settings_type: ClassVar[type[Settings]] = FedMaPLeSettings
+    needs: ClassVar[Inputs] = "pixels"
+    towers: ClassVar[frozenset[Tower]] = frozenset({"text", "image"})
+    shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx", "coupling.weight", "coupling.bias"})
+    phases: tuple[Phase, ...] = (Phase(shared_keys),)
+    transfers = True
+
+    def __init__(self, settings: FedMaPLeSettings) -> None:
+        self.settings = settings
+        self.phrases = (settings.ctx_init,) if settings.ctx_init else ()
+
+    def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """Prompts, the first from words or all N(0, 0.02), and couplings as torch starts linear layers.
+
+        Raises:
+            ConfigError: more layers than a tower has, or more tokens than the words.
+        """
+        n_ctx, depth, words = self.settings.n_ctx, self.settings.depth, self.settings.ctx_init
+        layers = min(frozen.layers, len(frozen.visual.blocks))
+        if depth > layers:
+            raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
+        ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)
+        if words:
+            vectors = frozen.word_vectors(words)
+            if n_ctx > len(vectors):
+                raise ConfigError(
+                    f"method fedmaple: n_ctx: {n_ctx} is more than the {len(vectors)} tokens of ctx_init {words!r}; "
+                    "give method.ctx_init=null for a random context"
+                )
+            ctx[0] = vectors[:n_ctx]
+        couplings = [draw_linear("coupling", frozen.width, frozen.visual.width, generator) for _ in range(depth)]
+        return {"ctx": ctx, **{key: torch.stack([one[key] for one in couplings]) for key in couplings[0]}}
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy (K,)."""
+        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
+
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """Scaled cosines of the prompted image features with the prompted text features."""
+        ctx, words = params["ctx"], self.settings.ctx_init
+        fixed = frozen.token_ids(words)[self.settings.n_ctx :] if words else ()
+        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=fixed)
+        prompts = couple(params)
+
+        def logits(pixels: Tensor) -> Tensor:
+            shape = (len(prompts), pixels.shape[1])
+            own = prompts.unsqueeze(1).expand(*shape, -1, -1, -1)
+            images = frozen.visual.encode(pixels.expand(*shape, -1, -1, -1).flatten(0, 1), own.flatten(0, 1))
+            return cosine_logits(images.unflatten(0, shape), text, frozen.logit_scale)
+
+        return logits
+
+
+def couple(params: ParamTree) -> Tensor:
+    """The image prompts F_j(P_j) (K, J, L, W)."""
+    return params["ctx"] @ params["coupling.weight"].mT + params["coupling.bias"].unsqueeze(2)

@@ -1,0 +1,199 @@
+"""pFedPT (Li et al., 2024): a frame of learned pixels stays with the client, the network behind it is averaged."""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.images import normalise
+from fedpgp.clip.model import ImageSpec
+from fedpgp.config import Settings
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower
+from fedpgp.tree import ParamTree
+
+BASE = "base."
+FRAME = ("up", "down", "left", "right")
+IMAGES_PER_PASS = 256
+
+
+class PFedPTSettings(Settings):
+    """Settings of pFedPT. The base network trains with the federation's `local_epochs` and SGD settings."""
+
+    model: str = "resnet18"
+    """base network: any model of timm by name, started at random"""
+    image_size: int = Field(32, ge=1)
+    """height and width in pixels of the images that it sees"""
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    """of each channel, for normalisation; CIFAR-10's (CIFAR-100: 0.5071, 0.4865, 0.4409)"""
+    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    """of each channel, for normalisation; CIFAR-10's (CIFAR-100: 0.2673, 0.2564, 0.2762)"""
+    use_prompt: bool = True
+    """false: FedAvg of the base network; the settings below mean nothing then"""
+    pad_size: int = Field(2, ge=1)
+    """width of the frame in pixels"""
+    prompt_epochs: int = Field(5, ge=1)
+    """epochs of a round in which the frame learns, before those of the base network"""
+    prompt_lr: float = Field(1.0, gt=0)
+    """learning rate of the frame in the first round"""
+    prompt_decay: float = Field(1.0, gt=0, le=1)
+    """factor on that rate from one round to the next; 1: constant"""
+    prompt_momentum: float = Field(0.5, ge=0, lt=1)
+    """momentum of the frame's SGD, which has no weight decay; 0: none"""
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        import timm
+
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models())
+            hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+            raise ValueError(f"timm has no such model; {hint}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> PFedPTSettings:
+        if self.use_prompt and 2 * self.pad_size > self.image_size:
+            raise ValueError(f"pad_size {self.pad_size} is more than half of image_size {self.image_size}")
+        size = self.image_size
+        try:
+            with torch.no_grad():
+                _network(self.model, size, num_classes=2).eval()(torch.zeros(1, 3, size, size))
+        except Exception as error:  # whatever a network makes of it
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"model {self.model} does not take images of {size} x {size} ({reason})") from None
+        return self
+
+
+class PFedPT:
+    """min over theta and delta_1 .. delta_K of sum_i n_i / n L_ce(f(x + delta_i; theta)).
+
+    Legend: delta_i is the frame `up`, `down` (3, P, S), `left`, `right` (3, S - 2 P, P) around S x S pixels, added to
+    the normalised image, zero in the middle; it starts from N(0, 1), the same for all, and never leaves client i.
+    theta is all of the network f: its weights, and the running mean and variance of its batch normalisation, which
+    are shared and averaged by numbers of images as the weights are. No gradient moves those two: every training pass
+    renews them, in both phases. (Batches are normalised by their own statistics; one of a single image, which has
+    none, by the running ones.)
+
+    A round at a client is two phases: the frame learns while theta rests, then theta learns while the frame rests.
+    `use_prompt: false` has no frame and no first phase: FedAvg. Novel classes have no output, hence no Novel.
+
+    Departs from the authors' code: optimizers are fresh in each round (theirs carry the frame's momentum over); the
+    running statistics are averaged (theirs stay with the client, and the average is run with them); the frame's rate
+    decays by rounds (theirs by batches, and not at all by default).
+    """
+
+    name: ClassVar[str] = "pfedpt"
+    paper: ClassVar[str] = "Li et al., TMLR 2024"
+    settings_type: ClassVar[type[Settings]] = PFedPTSettings
+    needs: ClassVar[Inputs] = "pixels"
+    towers: ClassVar[frozenset[Tower]] = frozenset()
+    max_block: ClassVar[int] = 1
+    phrases: tuple[str, ...] = ()
+    transfers = False
+
+    def __init__(self, settings: PFedPTSettings) -> None:
+        self.settings = settings
+        self.image = ImageSpec(settings.image_size, settings.mean, settings.std, "bicubic", "shortest")
+        network = _network(settings.model, settings.image_size, num_classes=2)
+        self.shared_keys = frozenset(BASE + key for key in _state(network))
+        theta = Phase(frozenset(BASE + key for key, _ in network.named_parameters()))
+        delta = Phase(
+            frozenset(FRAME),
+            lr=dict.fromkeys(FRAME, settings.prompt_lr),
+            decay=settings.prompt_decay,
+            epochs=settings.prompt_epochs,
+            momentum=settings.prompt_momentum,
+            weight_decay=0.0,
+        )
+        self.phases = (delta, theta) if settings.use_prompt else (theta,)
+
+    def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """timm's own random start of the network, from a seed that the generator draws, and the frame."""
+        size, pad = self.settings.image_size, self.settings.pad_size
+        seed = int(torch.randint(2**62, (), generator=generator))
+        network = _build(self.settings.model, size, frozen.num_classes, seed)
+        theta = {BASE + key: value.detach().clone() for key, value in _state(network).items()}
+        if not self.settings.use_prompt:
+            return theta
+        sides = {"up": (pad, size), "down": (pad, size), "left": (size - 2 * pad, pad), "right": (size - 2 * pad, pad)}
+        return theta | {key: torch.randn(3, *sides[key], generator=generator) for key in FRAME}
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy (K,), client by client; renews their running statistics in place."""
+        losses = []
+        for client, mask in enumerate(batch.mask):
+            pixels, labels = batch.features[client, mask], batch.labels[client, mask]
+            logits = self._logits(params, client, pixels, frozen.num_classes, training=len(pixels) > 1)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1))
+        return torch.stack(losses), {}
+
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """The network with each client's frame in front, and with its running statistics."""
+        clients = range(len(next(iter(params.values()))))
+
+        def own_logits(client: int, pixels: Tensor) -> Tensor:
+            parts = pixels.split(IMAGES_PER_PASS)
+            return torch.cat([self._logits(params, client, part, frozen.num_classes) for part in parts])
+
+        def logits(features: Tensor) -> Tensor:
+            images = features.expand(len(clients), *features.shape[1:])
+            return torch.stack([own_logits(client, images[client]) for client in clients])
+
+        return logits
+
+    def global_model(self, params: ParamTree) -> ParamTree:
+        """The network without a frame."""
+        return {key: torch.zeros_like(value) if key in FRAME else value for key, value in params.items()}
+
+    def _logits(
+        self, params: ParamTree, client: int, pixels: Tensor, num_classes: int, training: bool = False
+    ) -> Tensor:
+        """f(x + delta_i; theta) (B, C) of images as they are cached (B, 3, S, S)."""
+        own = {key: value[client] for key, value in params.items()}
+        images = normalise(pixels, self.image)
+        if self.settings.use_prompt:
+            images = images + frame(own)
+        network = _network(self.settings.model, self.settings.image_size, num_classes, pixels.device).train(training)
+        theta = {key.removeprefix(BASE): value for key, value in own.items() if key.startswith(BASE)}
+        logits: Tensor = functional_call(network, theta, (images,))
+        return logits
+
+
+def frame(own: ParamTree) -> Tensor:
+    """delta_i (3, S, S), zero in the middle."""
+    left, right = own["left"], own["right"]
+    inner = left.new_zeros(*left.shape[:2], own["up"].shape[2] - left.shape[2] - right.shape[2])
+    return torch.cat([own["up"], torch.cat([left, inner, right], dim=2), own["down"]], dim=1)
+
+
+def _state(network: nn.Module) -> ParamTree:
+    """Weights and running statistics; counters and constants of the network are no part of it."""
+    kept = network.state_dict().keys()
+    buffers = {key: value for key, value in network.named_buffers() if key in kept and value.is_floating_point()}
+    return {**dict(network.named_parameters()), **buffers}
+
+
+@lru_cache(maxsize=4)
+def _network(model: str, image_size: int, num_classes: int, device: torch.device | None = None) -> nn.Module:
+    """The network as a function: its own weights are never used."""
+    return _build(model, image_size, num_classes, seed=0).to(device)
+
+
+def _build(model: str, image_size: int, num_classes: int, seed: int) -> nn.Module:
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(model)
+    sized = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
+        torch.default_generator.manual_seed(seed)
+        network: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes, **sized)
+    return network

@@ -1,0 +1,45 @@
+"""PromptFL with FedProx (Li et al., 2020): a pull of each client's context towards the one it received."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.config import Settings
+from fedpgp.methods.base import Batch, Metrics
+from fedpgp.methods.coop import CoOpSettings
+from fedpgp.methods.promptfl import PromptFL
+from fedpgp.tree import ParamTree
+
+
+class PromptProxSettings(CoOpSettings):
+    """Settings of Prompt+Prox."""
+
+    prox: float = Field(0.5, ge=0)
+    """weight of the proximal term; 0: PromptFL, bit for bit"""
+
+
+class PromptProx(PromptFL):
+    """min L_ce(ctx) + prox / 2 ||ctx - ctx_received||^2 (FedProx, equation 2).
+
+    Departs from the prompt baselines' published code, whose proximal term is computed from detached weights: it
+    changes the loss that is printed but has no gradient, so that their "FedProx" trains as FedAvg does. This one
+    has its gradient, prox (ctx - ctx_received).
+    """
+
+    name: ClassVar[str] = "prompt_prox"
+    paper: ClassVar[str] = "Guo et al., IEEE TMC 2023; Li et al., MLSys 2020"
+    settings_type: ClassVar[type[Settings]] = PromptProxSettings
+
+    def __init__(self, settings: PromptProxSettings) -> None:
+        super().__init__(settings)
+        self.prox = settings.prox
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """L_ce + prox / 2 ||ctx - ctx_received||^2 (K,), and both terms."""
+        ce, _ = super().loss(params, received, frozen, batch)
+        proximal = self.prox / 2 * (params["ctx"] - received["ctx"]).square().flatten(1).sum(1)
+        return ce + proximal, {"ce": ce, "prox": proximal}

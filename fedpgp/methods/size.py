@@ -1,0 +1,53 @@
+"""How large a method is: its numbers of parameters on a backbone of the papers' size."""
+
+from __future__ import annotations
+
+import torch
+
+from fedpgp.clip.frozen import ClassSet, FrozenText, Vocabulary
+from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.tower import Affine, Block, TextTower
+from fedpgp.clip.vision import VisualTower
+from fedpgp.methods.base import Method
+from fedpgp.tree import num_values, select, without
+
+REFERENCE = "ViT-B/16"
+LAYERS, TEXT_WIDTH, IMAGE_WIDTH, JOINT_WIDTH, CONTEXT, PATCHES = 12, 512, 768, 512, 77, 196
+
+
+def parameter_counts(method: Method) -> tuple[int, int]:
+    """Shared and personal parameters of one client, on `REFERENCE`."""
+    tree = method.init(_reference(method.phrases), torch.Generator().manual_seed(0))
+    return num_values(select(tree, method.shared_keys)), num_values(without(tree, method.shared_keys))
+
+
+def _reference(phrases: tuple[str, ...]) -> ClassSet:
+    """A frozen side of the right shape, without weights; each word of a phrase is one token."""
+    words = sorted({word for phrase in phrases for word in phrase.split()})
+    vocabulary = {phrase: tuple(words.index(word) for word in phrase.split()) for phrase in phrases}
+    nothing = Affine(torch.empty(0), None)
+    blocks = (Block(*[nothing] * 6),) * LAYERS
+    tower = TextTower(
+        tokens=torch.zeros(len(words), TEXT_WIDTH),
+        positions=torch.zeros(CONTEXT, TEXT_WIDTH),
+        blocks=blocks,
+        norm=nothing,
+        projection=Affine(torch.zeros(JOINT_WIDTH, TEXT_WIDTH), None),
+        heads=8,
+        eps=1e-5,
+        activation="silu",
+    )
+    visual = VisualTower(
+        patch=torch.empty(0),
+        class_token=torch.empty(0),
+        positions=torch.zeros(1 + PATCHES, IMAGE_WIDTH),
+        norm_before=None,
+        blocks=blocks,
+        norm=nothing,
+        projection=nothing,
+        heads=12,
+        eps=1e-5,
+        activation="silu",
+        image=ImageSpec(224, (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest"),
+    )
+    return FrozenText(tower, Vocabulary(vocabulary, (0, 0)), ("class",), "{}", 100.0, visual=visual).on([0])

@@ -1,0 +1,72 @@
+"""Reading every image once: all that is wrong is listed, not the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedpgp.config import DataSettings
+from fedpgp.data import check, manifest
+
+Tree = Callable[..., Path]
+
+
+@pytest.fixture
+def root(image_tree: Tree, png: Callable[..., bytes]) -> Path:
+    """Two classes with four training and two test images each, all different."""
+    files = [f"{split}/{c}/{n}.png" for c in "ab" for split, count in (("train", 4), ("test", 2)) for n in range(count)]
+    root = image_tree(*files)
+    for number, file in enumerate(files):
+        (root / file).write_bytes(png((number, 1, 2)))
+    return root
+
+
+def findings(root: Path) -> check.Findings:
+    settings = DataSettings(name="folder", root=root)
+    seen: list[tuple[int, int]] = []
+    found = check.read_all(manifest.build(settings), settings, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 512])
+def test_all_unreadable_images_are_listed(root: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "CHUNK", chunk)
+    whole = (root / "train/a/1.png").read_bytes()
+    (root / "train/a/0.png").write_bytes(b"")
+    (root / "train/a/1.png").write_bytes(whole[: len(whole) // 2])
+    (root / "test/b/1.png").write_bytes(b"<html>")
+    messages = findings(root).unreadable
+    assert [message.split(": ")[0].removeprefix(f"{root}/") for message in messages] == [
+        "test/b/1.png",
+        "train/a/0.png",
+        "train/a/1.png",
+    ]
+    assert "0 bytes" in messages[1]
+
+
+def test_equal_pixels_in_train_and_test_are_found(root: Path) -> None:
+    assert findings(root) == check.Findings([], [], 0)
+    (root / "test/b/0.png").write_bytes((root / "train/a/2.png").read_bytes())
+    (root / "train/b/3.png").write_bytes((root / "train/b/2.png").read_bytes())
+    found = findings(root)
+    assert found.leaks == [("train/a/2.png", "test/b/0.png")]
+    assert found.repeated == 1
+
+
+def test_the_file_format_does_not_hide_a_repetition(root: Path) -> None:
+    from PIL import Image
+
+    Image.open(root / "train/a/2.png").save(root / "test/b/0.png", "BMP")
+    assert findings(root).leaks == [("train/a/2.png", "test/b/0.png")]
+
+
+def test_classes_without_images_are_listed(root: Path) -> None:
+    settings = DataSettings(name="folder", root=root)
+    assert check.empty_classes(manifest.build(settings)) == []
+    for number in range(2):
+        (root / f"test/b/{number}.png").unlink()
+    (root / "test/b").rmdir()
+    assert check.empty_classes(manifest.build(settings)) == ["b: no test image"]

@@ -1,0 +1,60 @@
+"""Downloads: what is there is left alone, what cannot come is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+from fedpgp.data import prepare as module
+from fedpgp.data.prepare import prepare
+from fedpgp.errors import DataError
+
+Tree = Callable[..., Path]
+IMAGES = [f"101_ObjectCategories/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(10)]
+
+
+def never(root: Path) -> None:
+    raise AssertionError("downloaded again")
+
+
+def test_what_is_usable_is_left_alone(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", never)  # type: ignore[arg-type]
+    assert len(prepare("caltech101", image_tree(*IMAGES), lambda line: None)) == 20
+
+
+def test_a_download_is_verified(image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(root: Path) -> None:
+        image_tree(*IMAGES).rename(root / "caltech101")
+
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", download)  # type: ignore[arg-type]
+    said: list[str] = []
+    assert len(prepare("caltech101", tmp_path / "new", said.append)) == 20
+    assert said == [f"downloading caltech101 to {tmp_path / 'new'}"]
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", lambda root: None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="caltech101 needs the folder 101_ObjectCategories here"):
+        prepare("caltech101", tmp_path / "empty", said.append)
+
+
+def test_without_a_network_the_steps_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(root: Path) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setitem(module.DOWNLOADERS, "cifar10", offline)  # type: ignore[arg-type]
+    with pytest.raises(DataError) as caught:
+        prepare("cifar10", tmp_path, lambda line: None)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "cifar10: could not be downloaded (<urlopen error no route>); by hand:"
+    assert lines[1].startswith("  https://www.cs.toronto.edu") and str(tmp_path) in lines[1]  # noqa: PT018
+    assert lines[-1] == f"then: fedpgp data check cifar10 --root {tmp_path}"
+
+
+def test_data_sets_that_nobody_offers(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"office_caltech10: has no download of its own; by hand:\n  office_caltech_10.zip"
+    ):
+        prepare("office_caltech10", tmp_path, lambda line: None)
+    with pytest.raises(DataError, match=r"shapes: nothing to prepare; known data sets: oxford_pets, flowers102"):
+        prepare("shapes", tmp_path, lambda line: None)

@@ -1,0 +1,94 @@
+"""What every method promises, whatever it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from three_clients import COUNTS, apart, batch, gradients, learned, train
+
+from fedpgp import methods
+from fedpgp.methods import METHODS
+
+CASES = {
+    "coop": ("coop", {"n_ctx": 3}),
+    "coop, class-specific": ("coop", {"n_ctx": 3, "class_specific": True}),
+    "promptfl, middle": ("promptfl", {"n_ctx": 3, "position": "middle"}),
+    "prompt_prox": ("prompt_prox", {"n_ctx": 3, "prox": 2}),
+    "fedcocoop": ("fedcocoop", {"n_ctx": 3}),
+    "fedcocoop, words in front": ("fedcocoop", {"ctx_init": "a photo of a", "position": "front"}),
+    "fedmaple": ("fedmaple", {"depth": 2}),
+    "fedmaple, shallow": ("fedmaple", {"depth": 1, "ctx_init": None}),
+    "fedotp": ("fedotp", {"n_ctx": 3}),
+    "fedotp, as the authors": ("fedotp", {"n_ctx": 3, "stop": "batch"}),
+    "fedotp, balanced": ("fedotp", {"n_ctx": 3, "transport": "sinkhorn", "num_prompts": 3}),
+    "fedpgp": ("fedpgp", {"n_ctx": 3, "rank": 2}),
+    "fedpgp, no positive": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "no_positive"}),
+    "fedpgp, no negative": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "no_negative"}),
+    "fedpgp, no contrast": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "none"}),
+    "fedpgp, full rank": ("fedpgp", {"n_ctx": 3, "adaptation": "full_rank", "position": "front"}),
+    "fedpgp, two sets": ("fedpgp", {"n_ctx": 3, "rank": 2, "num_prompts": 2, "personal_lr": 0.01}),
+}
+
+
+@pytest.fixture(params=CASES)
+def method(request):
+    name, settings = CASES[request.param]
+    return methods.create(name, settings)
+
+
+def test_a_block_of_clients_equals_each_alone(method, bind, features, labels):
+    """With 6, 4 and 9 images: some run out of batches, and the last batches are padded."""
+    frozen, images = bind(method), features[method.needs]
+    block = train(method, frozen, images, labels)
+    for client in range(len(COUNTS)):
+        alone = train(method, frozen, images, labels, [client])
+        assert alone.loss[0].isfinite()
+        torch.testing.assert_close(block.loss[client], alone.loss[0], atol=1e-5, rtol=0)
+        for key, value in alone.params.items():
+            torch.testing.assert_close(block.params[key][client], value[0], atol=1e-5, rtol=0)
+
+
+def test_every_parameter_learns(method, bind, features, labels):
+    """All in some phase, all with a gradient, and a client's loss depends on its own parameters only."""
+    frozen = bind(method)
+    params, received = apart(method, frozen)
+    assert {key for phase in method.phases for key in phase.keys} == params.keys() >= method.shared_keys
+    own = learned(params)
+    loss, _ = method.loss(own, received, frozen, batch(features[method.needs], labels))
+    assert loss.shape == (len(COUNTS),)
+    for gradient in gradients(loss[1], own).values():
+        assert gradient[1].abs().max() > 0
+        assert not gradient[[0, 2]].any()
+
+
+def test_each_models_own_logits_on_the_same_images(method, bind, features):
+    """Features with a client axis of 1 are for all clients; other classes than those of training will do."""
+    frozen = bind(method) if not method.transfers else bind(method, ["teapot", "old_shoe"])
+    params, _ = apart(method, bind(method))
+    images = features[method.needs][None, :5]
+    together = method.classifier(params, frozen)(images)
+    assert together.shape[:2] == (3, 5)
+    for client in range(3):
+        own = {key: value[client : client + 1] for key, value in params.items()}
+        torch.testing.assert_close(method.classifier(own, frozen)(images)[0], together[client], atol=1e-4, rtol=0)
+
+
+def test_bfloat16_stays_near(method, bind, features, labels):
+    params, received = apart(method, bind(method))
+    images = batch(features[method.needs], labels)
+    exact, rough = (
+        method.loss(params, received, bind(method, dtype=dtype), images)[0] for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(exact, rough, atol=0.05, rtol=0.05)
+
+
+def test_the_start_is_a_function_of_the_generator(method, bind):
+    frozen = bind(method)
+    first, again, other = (method.init(frozen, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first) or method.phrases
+
+
+def test_all_methods_are_here():
+    assert {name for name, _ in CASES.values()} | {"zero_shot", "pfedpt", "fedlora"} >= METHODS.keys()

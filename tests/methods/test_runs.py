@@ -1,0 +1,95 @@
+"""Each method through a whole experiment, and refusals of what cannot be before any image is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from fedpgp import config, experiment
+from fedpgp.clip import model
+from fedpgp.errors import BackboneError, ConfigError
+from fedpgp.store import RunStore
+
+RUNS = {
+    "prompt_prox": {"n_ctx": 2},
+    "fedcocoop": {"n_ctx": 2},
+    "fedmaple": {"depth": 2},
+    "fedotp": {"n_ctx": 2, "max_iter": 5},
+    "fedpgp": {"n_ctx": 2, "rank": 1, "num_prompts": 2},
+}
+
+
+def settings(root, method, dtype="float32", **data):
+    tree = {
+        "data": data,
+        "protocol": {"shots": 1},
+        "partition": {"clients": 3},
+        "method": method,
+        "backbone": {"dtype": dtype},
+        "federation": {"rounds": 1, "batch_size": 4, "block_size": 2, "local_epochs": 1},
+        "resources": {"backend": "serial"},
+        "storage": {"root": str(root)},
+    }
+    return config.parse(tree)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_method_runs(root, name):
+    wanted = settings(root, {"name": name, **RUNS[name]})
+    (row,) = RunStore.open(experiment.run(wanted, False, emit=lambda progress: None, stop=threading.Event())).rounds()
+    assert {"test/local", "test/base", "test/novel", "val/hm"} <= row.metrics.keys()
+    plan = experiment.plan(wanted)
+    params = plan.method.init(plan.text.on(range(2)), torch.Generator())
+    assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
+
+
+@pytest.mark.parametrize("name", ["promptfl", "zero_shot", "fedotp"])
+def test_the_image_tower_goes_only_where_it_is_used(root, name):
+    assert experiment.plan(settings(root, {"name": name})).text.visual is None
+    assert experiment.plan(settings(root, {"name": "fedmaple", "depth": 1})).text.visual is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        ({"name": "fedpgp", "n_ctx": 4}, "method fedpgp: rank: 8 is more than a context of 4 tokens"),
+        ({"name": "fedpgp", "rank": 0}, "method fedpgp: rank: "),
+        ({"name": "fedmaple"}, "method fedmaple: depth: 9 is more than the 2 layers of the backbone"),
+    ],
+)
+def test_settings_that_the_backbone_cannot_follow(tmp_path, method, rule):
+    with pytest.raises(ConfigError, match=rule):
+        experiment.plan(settings(tmp_path, method))
+    assert list(tmp_path.iterdir()) == []
+
+
+def tower_of(vision):
+    clip = CLIP(16, vision, {"width": 64, "heads": 1, "layers": 1})
+    return lambda given: dataclasses.replace(model_load(given), model=clip, name="RN1")
+
+
+model_load = model.load
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+POOLED = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "attentional_pool": True}
+
+
+@pytest.mark.parametrize(("name", "vision"), [("fedmaple", RESNET), ("fedmaple", POOLED), ("fedotp", POOLED)])
+def test_a_tower_that_cannot_is_refused(tmp_path, monkeypatch, name, vision):
+    monkeypatch.setattr(model, "load", tower_of(vision))
+    with pytest.raises(BackboneError, match=f"backbone.name: RN1 does not fit method {name}: .* need a plain ViT"):
+        experiment.plan(settings(tmp_path, {"name": name}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fedotp_takes_a_resnet(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "load", tower_of(RESNET))
+    assert experiment.plan(settings(tmp_path, {"name": "fedotp"})).method.name == "fedotp"

@@ -1,0 +1,25 @@
+"""Numbers of parameters on ViT-B/16, counted by hand from the papers' shapes."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpgp import methods
+from fedpgp.methods.size import parameter_counts
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "personal"),
+    [
+        ("zero_shot", 0, 0),
+        ("coop", 0, 16 * 512),
+        ("promptfl", 16 * 512, 0),
+        ("prompt_prox", 16 * 512, 0),
+        ("fedcocoop", 16 * 512 + 512 * 32 + 32 + 32 * 512 + 512, 0),
+        ("fedmaple", 9 * (2 * 512 + 512 * 768 + 768), 0),
+        ("fedotp", 16 * 512, 16 * 512),
+        ("fedpgp", 16 * 512, 16 * 8 + 8 * 512),
+    ],
+)
+def test_shared_and_personal_parameters(name, shared, personal):
+    assert parameter_counts(methods.create(name, {})) == (shared, personal)

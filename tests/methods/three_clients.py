@@ -1,0 +1,50 @@
+"""Three clients with 6, 4 and 9 images: as one batch, and trained as a block or alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fedpgp.federation.client import LocalData, Optimizer, local_update
+from fedpgp.methods.base import Batch
+from fedpgp.tree import select, stack
+
+NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
+COUNTS = (6, 4, 9)
+
+
+def padded(values):
+    return torch.nn.utils.rnn.pad_sequence(list(values.split(COUNTS)), batch_first=True)
+
+
+def batch(features, labels):
+    """All images of each client in one step."""
+    return Batch(padded(features), padded(labels), padded(torch.ones(len(labels), dtype=torch.bool)))
+
+
+def apart(method, frozen):
+    """Parameters of the three: shared ones equal, personal ones not; and what the server sent."""
+    init = method.init(frozen, torch.Generator().manual_seed(1))
+    params, generator = stack(init, len(COUNTS)), torch.Generator().manual_seed(2)
+    for key in sorted(params.keys() - method.shared_keys):
+        params[key] = params[key] + 0.1 * torch.randn(params[key].shape, generator=generator)
+    return params, select(init, method.shared_keys)
+
+
+def train(method, frozen, features, labels, clients=range(3)):
+    """Two epochs in batches of 4, in stored order."""
+    params, received = apart(method, frozen)
+    counts = np.array([COUNTS[client] for client in clients])
+    chosen = torch.cat([torch.arange(sum(COUNTS)).split(COUNTS)[client] for client in clients])
+    data = LocalData(features[chosen], labels[chosen], np.cumsum(counts) - counts)
+    orders = [[np.arange(start, min(start + 4, n)) for start in range(0, n, 4)] * 2 for n in counts]
+    own = {key: value[list(clients)] for key, value in params.items()}
+    return local_update(method, frozen, own, received, data, [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4))
+
+
+def learned(params):
+    return {key: value.clone().requires_grad_() for key, value in params.items()}
+
+
+def gradients(loss, params):
+    return dict(zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True))

@@ -1,0 +1,112 @@
+"""`fedpgp data ...` as a person calls it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedpgp import alignment, cli_data
+from fedpgp.errors import ConfigError, DataError
+
+
+def call(*arguments: str) -> str:
+    result = CliRunner().invoke(cli_data.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def _to_the_runner(monkeypatch):
+    """Consoles find the standard output of the moment."""
+    monkeypatch.setattr(cli_data.out, "_file", None)
+    monkeypatch.setattr(cli_data.err, "_file", None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, name in enumerate(("ant", "bee")):
+        for image in range(10):
+            path = tmp_path / "data/101_ObjectCategories" / name / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = io.BytesIO()
+            Image.new("RGB", (8, 8), (number, image, 0)).save(data, "PNG")
+            path.write_bytes(data.getvalue())
+    return tmp_path / "data"
+
+
+def test_check_by_name(root: Path) -> None:
+    output = call("check", "caltech101", "--root", str(root))
+    assert "caltech101: 20 images, 2 classes, 1 domains, splits test, train, val" in output
+    assert [word for line in output.splitlines() if "│ ant" in line for word in line.split() if word.isdigit()] == [
+        *("5", "2", "3", "10")
+    ]
+    assert "unreadable images: none" in output
+    assert "zero-shot check: not done, the weights are random" in output
+
+
+def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> None:
+    for image in (3, 7):
+        (root / f"101_ObjectCategories/bee/{image}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="2 images cannot be read"):
+        call("check", "caltech101", "--root", str(root))
+    result = CliRunner().invoke(cli_data.app, ["check", "caltech101", "--root", str(root)])
+    assert "bee/3.png: the image is empty" in result.output
+    assert "bee/7.png: the image is empty" in result.output
+    assert "unreadable" not in call("check", "caltech101", "--root", str(root), "--quick")
+
+
+def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypatch) -> None:
+    found = alignment.Alignment(given=3.0, best=60.0, images=400, classes=2, moved=(("ant", "bee"), ("bee", "ant")))
+    monkeypatch.setattr(alignment, "can_judge", lambda settings: True)
+    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: found)
+    with pytest.raises(DataError, match="names and labels do not belong together"):
+        call("check", "caltech101", "--root", str(root))
+    result = CliRunner().invoke(cli_data.app, ["check", "caltech101", "--root", str(root)])
+    assert "zero-shot accuracy on 400 training images: 3.0 %, best naming 60.0 %" in result.output
+    assert "ant -> bee" in result.output
+    guessed = alignment.Alignment(given=51.0, best=52.0, images=400, classes=2, moved=())
+    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: guessed)
+    with pytest.raises(DataError, match="that of guessing among 2 classes"):
+        call("check", "caltech101", "--root", str(root))
+    fine = alignment.Alignment(given=90.0, best=90.0, images=400, classes=2, moved=())
+    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: fine)
+    assert "90.0 %" in call("check", "caltech101", "--root", str(root))
+
+
+def test_check_takes_an_experiment_and_changes(root: Path) -> None:
+    output = call("check", "shapes", "--quick", "data.name=caltech101", f"data.root={root}")
+    assert "Images by domain" in call("check", "shapes", "--quick")
+    assert "caltech101: 20 images" in output
+    with pytest.raises(ConfigError, match="root is required for data 'caltech101'"):
+        call("check", "caltech101")
+    with pytest.raises(ConfigError, match="no such file, and no shipped experiment"):
+        call("check", "caltech")
+
+
+def test_show_draws_the_partition_and_the_clients(root: Path, tmp_path: Path) -> None:
+    changes = ["data.name=caltech101", f"data.root={root}", "partition.clients=2", "protocol.name=all_classes"]
+    output = call("show", "shapes", *changes, "--out", str(tmp_path / "figures"))
+    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert files == ["client-0000-client-0.png", "client-0001-client-1.png", "partition.png"]
+    assert output.count("figure: ") == 3
+    call("show", "shapes", *changes, "--out", str(tmp_path / "few"), "--clients", "0")
+    assert [path.name for path in (tmp_path / "few").iterdir()] == ["partition.png"]
+
+
+def test_prepare_says_that_it_is_ready(root: Path) -> None:
+    assert f"ready: data.name=caltech101 data.root={root}" in call("prepare", "caltech101", "--root", str(root))
+
+
+def test_zero_shot_check_runs_the_backbone(tmp_path: Path) -> None:
+    """Random weights know nothing, but go the whole way."""
+    from fedpgp import config
+
+    settings = config.parse({"data": {"name": "shapes"}, "storage": {"root": str(tmp_path)}})
+    found = alignment.zero_shot(settings, lambda progress: None)
+    assert found.images == 30 * 8 // 2
+    assert not found.exchanged
+    assert not alignment.can_judge(settings)

@@ -1,0 +1,62 @@
+"""Protocols through the whole of a run: what is measured, and what it leaves."""
+
+from __future__ import annotations
+
+import threading
+
+import pyarrow.csv
+import pytest
+
+from fedpgp import config, experiment
+from fedpgp.errors import DataError
+from fedpgp.report.figures import partition_of_run
+from fedpgp.store import RunStore
+
+TREE = {
+    "data": {"name": "shapes"},
+    "protocol": {"name": "leave_one_domain_out", "held_out": "dotted", "shots": 1},
+    "partition": {"scheme": "domain", "clients": None},
+    "method": {"name": "fedpgp", "n_ctx": 2, "rank": 2},
+    "federation": {"rounds": 1, "local_epochs": 1},
+    "resources": {"backend": "serial"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+def run(root, **changes):
+    tree = {**TREE, "storage": {"root": str(root)}, **changes}
+    return experiment.run(config.parse(tree), False, lambda progress: None, threading.Event())
+
+
+def test_leave_one_domain_out_ends_in_rows_and_a_partition(root):
+    folder = run(root)
+    store = RunStore.open(folder)
+    metrics = store.rounds()[-1].metrics
+    held_out = {"test/held_out", "test/held_out_global"}
+    assert set(metrics) == {"train/loss", "val/local", "val/all", "test/local", "test/all"} | held_out
+    rows = [row for row in store.clients().to_pylist() if row["metric"] == "held_out"]
+    assert {(row["client"], row["total"]) for row in rows if row["domain"] is None} == {(0, 1200), (1, 1200)}
+    assert {row["domain"] for row in rows if row["total"] and row["domain"]} == {"dotted"}
+    assert store.identity["client_names"] == ["filled", "outline"]
+    table = pyarrow.csv.read_csv(folder / "partition.csv")
+    assert sum(row["images"] for row in table.to_pylist() if row["split"] == "train") == 2 * 30
+    assert "dotted" not in table["domain"].to_pylist()
+    assert partition_of_run(folder).read_bytes()[1:4] == b"PNG"
+
+
+def test_methods_are_compared_on_the_same_partition(root):
+    digests = set()
+    for name in ("fedpgp", "promptfl", "zero_shot"):
+        tree = {**TREE, "method": {"name": name}, "storage": {"root": str(root)}}
+        digests.add(experiment.plan(config.parse(tree)).data.digest)
+    assert len(digests) == 1
+
+
+def test_all_held_out_domains_are_no_single_run(root):
+    everything = {**TREE["protocol"], "held_out": "all"}
+    with pytest.raises(DataError, match=r"held_out: all stands for 3 experiments"):
+        run(root, protocol=everything)
