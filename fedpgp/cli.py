@@ -116,6 +116,31 @@ def run(
 
 
 @app.command()
+def demo(overrides: OverridesArgument = None) -> None:
+    """Compare zero-shot, CoOp, PromptFL and FedPGP on the world that comes with the package: a table and a figure.
+
+    `seeds=[1]` takes one seed. What has been run already is not run again.
+    """
+    from fedpgp import config, launch, lineup, tracking
+    from fedpgp.report.tables import standings
+    from fedpgp.report.tradeoff import local_against_novel
+
+    variants = lineup.load(config.shipped_configs() / "demo.yaml", overrides or [])
+    titled = {f"{label}, seed {seed}": one for label, seeds in variants.items() for seed, one in seeds.items()}
+    with _live() as live:
+        folders = dict(zip(titled, launch.run_all(titled, live.show), strict=True))
+    rows = lineup.standings(
+        {label: [folders[f"{label}, seed {seed}"] for seed in seeds] for label, seeds in variants.items()}
+    )
+    root = next(iter(titled.values())).storage.root.absolute()
+    figure = root / "demo.png"
+    local_against_novel(rows, figure)
+    out.print(standings(rows))
+    out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
+    out.print(f"MLflow: {_beside('mlflow')} ui --backend-store-uri {tracking.default_uri(root)}", soft_wrap=True)
+
+
+@app.command()
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C leaves the run alone."""
     from fedpgp import launch
@@ -197,6 +222,15 @@ def sync(
         wanted = uri or yaml.safe_load(store.config_yaml)["tracking"]["uri"] or tracking.default_uri(store.root)
         tracking.sync(store.path, wanted)
         out.print(f"synced: {store.path}", highlight=False, soft_wrap=True)
+
+
+def _beside(command: str) -> str:
+    """A command of the environment that this one runs in, as it can be typed."""
+    path = Path(sys.executable).with_name(command)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def _load(config: str, overrides: list[str] | None) -> Experiment:

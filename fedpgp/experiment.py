@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,8 +38,6 @@ from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.records import Progress, RoundRow
 from fedpgp.seeding import torch_generator
 from fedpgp.store import RunStore
-
-log = logging.getLogger(__name__)
 
 Emit = Callable[[Progress], None]
 
@@ -117,13 +114,16 @@ def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Feature
     return train, test
 
 
-def run(experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event) -> Path:
+def run(
+    experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event, backend: Backend | None = None
+) -> Path:
     """Run an experiment from this process, with client actors if its backend is ray (which must be connected).
 
     Args:
         resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is.
         emit: told of progress.
         stop: set from outside to abandon the round that is going on; those before it are kept.
+        backend: workers to borrow; None: its own, as the settings say.
 
     Returns:
         The folder of the finished run.
@@ -135,19 +135,23 @@ def run(experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event)
     """
     emit(Progress("prepare", note="reading data and backbone"))
     ready = plan(experiment)
-    earlier = _earlier(ready) if resume else None
+    root = experiment.storage.root.absolute()
+    earlier = RunStore.find_resumable(root, experiment.name, ready.digest) if resume else None
     if earlier is not None and earlier.status["state"] == "finished":
         emit(Progress("finished", note="was finished already", run=str(earlier.path)))
         return earlier.path
-    backend = make_backend(experiment.resources, stop)
+    if resume and earlier is None:
+        emit(Progress("note", note="no earlier run of exactly these settings, data and weights: starting a new one"))
+    workers = backend or make_backend(experiment.resources, stop)
     try:
-        job = make_job(ready, *extract(ready, backend, emit))
-        backend.load(job)
+        job = make_job(ready, *extract(ready, workers, emit))
+        workers.load(job)
         store = earlier or _create(ready)
         with _ending(store):
-            _rounds(ready, Server(job, backend), store, emit)
+            _rounds(ready, Server(job, workers), store, emit)
     finally:
-        backend.close()
+        if backend is None:
+            workers.close()
     emit(Progress("finished", run=str(store.path)))
     return store.path
 
@@ -170,14 +174,6 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     from fedpgp.federation.actors import ActorPool
 
     return ActorPool(resources, stop)
-
-
-def _earlier(plan: Plan) -> RunStore | None:
-    """The newest run of these settings."""
-    store = RunStore.find_resumable(plan.experiment.storage.root.absolute(), plan.experiment.name, plan.digest)
-    if store is None:
-        log.warning("no earlier run of exactly these settings, data and weights: starting a new one")
-    return store
 
 
 def _create(plan: Plan) -> RunStore:
@@ -265,6 +261,7 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
 
 
 def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
+    """What the workers need, given where the features lie."""
     experiment = plan.experiment
     return FederationJob(
         method=plan.method,

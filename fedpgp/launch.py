@@ -1,12 +1,13 @@
-"""How work is started, followed and stopped: here or in a driver actor on Ray, mirrored to MLflow by whoever runs it."""
+"""How work is started, followed and stopped: here or in a driver actor on Ray, mirrored to MLflow."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedpgp import config, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import Interrupted, ResourceError
+from fedpgp.federation.backend import Backend
 from fedpgp.records import Progress
 
 Emit = Callable[[Progress], None]
@@ -75,8 +77,25 @@ def drivers(resources: ResourceSettings) -> dict[str, Progress | None]:
         return driver.last_events()
 
 
+def run_all(variants: Mapping[str, Experiment], emit: Emit) -> list[Path]:
+    """Run several experiments one after another on the same workers; finished ones are not run again. Their folders.
+
+    Args:
+        variants: by title; they share the resources and the tracking of the first.
+    """
+    titled = {title: config.absolute(experiment) for title, experiment in variants.items()}
+    result: list[Path] = _do(_run_all, next(iter(titled.values())), titled, emit=emit)
+    return result
+
+
 def run_mirrored(
-    experiment: Experiment, resume: bool, *, restarted: bool = False, emit: Emit, stop: threading.Event
+    experiment: Experiment,
+    resume: bool,
+    *,
+    restarted: bool = False,
+    emit: Emit,
+    stop: threading.Event,
+    backend: Backend | None = None,
 ) -> Path:
     """`experiment.run` in this process, with MLflow following its rows and warnings going the way of progress.
 
@@ -94,10 +113,38 @@ def run_mirrored(
 
     with _warnings(emit):
         try:
-            return experiments.run(experiment, resume or restarted, tell, stop)
+            return experiments.run(experiment, resume or restarted, tell, stop, backend)
         finally:
             if mirror is not None:
                 mirror.close()
+
+
+def _run_all(
+    first: Experiment,
+    variants: Mapping[str, Experiment],
+    *,
+    restarted: bool = False,
+    emit: Emit,
+    stop: threading.Event,
+) -> list[Path]:
+    backend = experiments.make_backend(first.resources, stop)
+    try:
+        return [
+            run_mirrored(experiment, True, emit=_titled(title, emit), stop=stop, backend=backend)
+            for title, experiment in variants.items()
+        ]
+    finally:
+        backend.close()
+
+
+def _titled(title: str, emit: Emit) -> Emit:
+    """Progress of one of several runs; that it is new goes without saying."""
+
+    def tell(progress: Progress) -> None:
+        if progress.stage != "note":
+            emit(replace(progress, title=title))
+
+    return tell
 
 
 def _extract(experiment: Experiment, *, restarted: bool = False, emit: Emit, stop: threading.Event) -> list[Path]:

@@ -48,9 +48,11 @@ class Progress:
     """How far a long stretch of work has come; what a person sees while waiting."""
 
     stage: str
-    """prepare | read | extract | rounds | finished | warning"""
+    """prepare | read | extract | rounds | finished | note | warning"""
     done: int = 0
     total: int = 0
     note: str = ""
     run: str | None = None
     """folder of the run, once it exists"""
+    title: str = ""
+    """which of several runs this is about"""

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -37,7 +38,7 @@ class Live:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[tuple[str, str], TaskID] = {}
         self._last_line = 0.0
 
     def __enter__(self) -> Live:
@@ -52,27 +53,29 @@ class Live:
     def show(self, progress: records.Progress) -> None:
         """One event."""
         if progress.stage == "warning":
-            self._console.print(f"[yellow]warning[/]: {progress.note}", highlight=False)
+            self._console.print(f"[yellow]warning[/]: {escape(progress.note)}", highlight=False)
+        elif progress.stage == "note":
+            self._console.print(escape(progress.note), highlight=False)
         elif progress.stage == "finished":
-            self._close("rounds")
+            self._close("rounds", progress.title)
         elif self._console.is_terminal:
             self._bar(progress)
         else:
             self._line(progress)
 
     def _bar(self, progress: records.Progress) -> None:
-        if progress.stage not in self._tasks:
-            self._close("prepare")
-            title = TITLES[progress.stage]
-            self._tasks[progress.stage] = self._bars.add_task(title, total=progress.total or None, note="")
+        key = (progress.stage, progress.title)
+        if key not in self._tasks:
+            self._close("prepare", progress.title)
+            self._tasks[key] = self._bars.add_task(_title(progress), total=progress.total or None, note="")
         self._bars.update(
-            self._tasks[progress.stage], completed=progress.done, total=progress.total or None, note=progress.note
+            self._tasks[key], completed=progress.done, total=progress.total or None, note=escape(progress.note)
         )
 
-    def _close(self, stage: str) -> None:
+    def _close(self, stage: str, title: str) -> None:
         """Stop the spinner of a stage that has no end of its own."""
-        if stage in self._tasks:
-            task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
+        if (stage, title) in self._tasks:
+            task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage, title])]
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
     def _line(self, progress: records.Progress) -> None:
@@ -81,4 +84,8 @@ class Live:
             return
         self._last_line = time.monotonic()
         count = f" {progress.done}/{progress.total}" if progress.total else ""
-        self._console.print(f"{TITLES[progress.stage]}{count}  {progress.note}".rstrip(), highlight=False)
+        self._console.print(escape(f"{_title(progress)}{count}  {progress.note}".rstrip()), highlight=False)
+
+
+def _title(progress: records.Progress) -> str:
+    return f"{progress.title}: {TITLES[progress.stage]}" if progress.title else TITLES[progress.stage]

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
+from fedpgp.lineup import Standing
 from fedpgp.records import Progress
 from fedpgp.store import RunStore
 
@@ -173,4 +174,23 @@ def measurement(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
         table.add_column(heading, justify="left" if heading == headings[0] else "right")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def standings(rows: Sequence[Standing]) -> Table:
+    """Variants by label, mean and standard deviation over seeds, the best of each column marked."""
+    seeds = {row.seeds for row in rows}
+    table = Table(title="Test accuracy in percent, mean over clients; * best")
+    table.caption = f"mean ± standard deviation over {max(seeds)} seeds" if max(seeds) > 1 else "one seed"
+    table.add_column("method")
+    best = {metric: max(round(row.means[metric], 1) for row in rows) for metric in rows[0].means}
+    for metric in best:
+        table.add_column(TITLES[metric], justify="right")
+    for row in rows:
+        cells = []
+        for metric, mean in row.means.items():
+            spread = row.spreads[metric]
+            cell = f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+            cells.append(f"[bold green]{cell} *[/]" if round(mean, 1) == best[metric] else f"{cell}  ")
+        table.add_row(row.label, *cells)
     return table

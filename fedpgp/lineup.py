@@ -1,0 +1,75 @@
+"""Several variants of one experiment, told apart by a label: what `fedpgp demo` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from fedpgp import config
+from fedpgp.config import Experiment
+from fedpgp.errors import ConfigError
+from fedpgp.evaluation import selections
+from fedpgp.store import RunStore
+
+METRICS = ("local", "base", "novel", "hm")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One variant's accuracies over its seeds, in percent: mean and standard deviation (ddof 1; None for one seed)."""
+
+    label: str
+    means: Mapping[str, float]
+    spreads: Mapping[str, float | None]
+    seeds: int
+
+
+def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment]]:
+    """Experiments by label and seed, from a file with `base` (a shipped experiment), `seeds` and `variants`.
+
+    Each variant maps dotted keys to values; overrides apply to all.
+
+    Raises:
+        ConfigError: the file is not such a file, or a variant cannot be used.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        base, seeds, variants = tree["base"], tree["seeds"], tree["variants"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: needs base, seeds and variants ({error})") from None
+    own = [item for item in overrides if not item.startswith("seeds=")]
+    for item in overrides:
+        if item.startswith("seeds="):
+            seeds = yaml.safe_load(item.removeprefix("seeds="))
+    return {label: {seed: _variant(base, changes, seed, own) for seed in seeds} for label, changes in variants.items()}
+
+
+def _variant(base: str, changes: Mapping[str, Any], seed: int, overrides: Sequence[str]) -> Experiment:
+    flow = [f"{key}={yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]}" for key, value in changes.items()]
+    tree = config.read_yaml(base)
+    if "method.name" in changes:  # another method has other settings
+        tree["method"] = {}
+    return config.parse(config.override(tree, [*flow, f"seed={seed}", *overrides]), source=base)
+
+
+def standings(runs: Mapping[str, Sequence[Path]], split: str = "test") -> list[Standing]:
+    """The variants' accuracies after their last rounds, from the rows of their runs (one per seed)."""
+    return [_standing(label, paths, split) for label, paths in runs.items()]
+
+
+def _standing(label: str, paths: Sequence[Path], split: str) -> Standing:
+    last = [
+        {name: values["last"] for name, values in selections(RunStore.open(path).rounds()).items()} for path in paths
+    ]
+    values = {metric: [one[f"{split}/{metric}"] for one in last] for metric in METRICS}
+    return Standing(
+        label=label,
+        means={metric: fmean(numbers) for metric, numbers in values.items()},
+        spreads={metric: stdev(numbers) if len(numbers) > 1 else None for metric, numbers in values.items()},
+        seeds=len(paths),
+    )
