@@ -188,6 +188,8 @@ class FederationSettings(Settings):
     """local epochs on a copy of each client's model before it is tested, which is then thrown away; 0: none"""
     evaluate_before_aggregation: bool = False
     """true: also test each participant right after local training (`local_before_aggregation`)"""
+    evaluate_global: bool = False
+    """true: also test what the server has without any client's own part (`local_global`, `base_global`, ...)"""
 
 
 class ResourceSettings(Settings):

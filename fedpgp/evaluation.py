@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 
 from fedpgp.records import RoundRow
 
-METRICS = ("local", "base", "novel", "hm", "all", "held_out", "held_out_global", "local_before_aggregation")
+METRICS = (
+    "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
+    "held_out_global", "local_before_aggregation",
+)  # fmt: skip
 """What a split is measured by, in the order of the tables; `hm` derives from local, base and novel."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """What two runs must have in common to be the same experiment on the same things."""

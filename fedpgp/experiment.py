@@ -30,7 +30,9 @@ from fedpgp.errors import BackboneError, FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
 from fedpgp.federation import checkpoint
 from fedpgp.federation.backend import Backend
+from fedpgp.federation.checkpoint import State
 from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.memory import GB
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import Features, FederationJob
@@ -202,12 +204,25 @@ def _ending(store: RunStore) -> Iterator[None]:
 def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
     """Run and commit what is left."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
+    emit(Progress("note", note=_described(plan, server, state)))
     emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
         store.commit(result.row, result.clients, reference)
         emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
     store.finish(summarize(store.identity, store.rounds()))
+
+
+def _described(plan: Plan, server: Server, state: State) -> str:
+    """The plan in a line: who trains where, and the memory that it takes."""
+    resources, where = plan.experiment.resources, "this process"
+    if resources.backend == "ray":
+        each = f"{resources.cpus_per_actor:g} CPU, {resources.gpus_per_actor:g} GPU, {resources.threads} threads"
+        where = f"{resources.actors} actors x ({each})"
+    size = server.memory(state)
+    memory = "" if size is None else f", about {size / GB:.1f} GB of memory each"
+    blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
+    return f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"
 
 
 def _shown(row: RoundRow) -> str:

@@ -5,8 +5,6 @@ One command: python pipelines/icon_figures.py
 
 from __future__ import annotations
 
-import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -17,40 +15,35 @@ import typer
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from fedpgp import config, experiment
+from fedpgp import config, launch, lineup
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 
 BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
-RUNS = {
-    "zero-shot": ["method={name: zero_shot}"],
-    "CoOp (local)": ["method={name: coop, ctx_init: an icon of a}", "federation.lr=0.03"],
-    "PromptFL": ["method={name: promptfl, ctx_init: an icon of a}"],
-    "FedPGP": [],
-}
-"""Overrides of the shipped experiment `icons`; its comments say how the settings were found."""
-METRICS = ("local", "base", "novel", "hm")
 
 
-def measured(name: str, overrides: list[str], seeds: int, store: Path) -> dict[str, list[float]]:
-    """The last round's metrics per seed, in percent."""
-    results: dict[str, list[float]] = {}
-    for seed in range(1, seeds + 1):
-        common = [f"seed={seed}", "resources.backend=serial", "tracking.mlflow=false", f"storage.root={store}"]
-        run = experiment.launch(config.load("icons", [*overrides, *common]), True, lambda progress: None)
-        if isinstance(run, experiment.Stopped):
-            raise SystemExit(f"{name}, seed {seed}: stopped")
-        for metric, value in json.loads((run / "summary.json").read_text(encoding="utf-8"))["metrics"].items():
-            results.setdefault(metric, []).append(value["last"])
-    return results
-
-
-def row(name: str, results: dict[str, list[float]], split: str) -> str:
-    """One line of the table: mean and standard deviation over the seeds."""
-    cells = (results[f"{split}/{metric}"] for metric in METRICS)
-    return " | ".join([f"| {name}", *(f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in cells)]) + " |"
+def compared(seeds: int, store: Path) -> dict[str, list[str]]:
+    """Per split, the lines of a table of the variants that `fedpgp demo` compares: mean and standard deviation."""
+    overrides = [
+        f"seeds={list(range(1, seeds + 1))}",
+        "resources.backend=serial",
+        "tracking.mlflow=false",
+        f"storage.root={store}",
+    ]
+    variants = lineup.load(config.shipped_configs() / "demo.yaml", overrides)
+    runs = {}
+    for label, by_seed in variants.items():
+        typer.echo(label)
+        runs[label] = launch.run_all({f"{label} {seed}": one for seed, one in by_seed.items()}, lambda progress: None)
+    tables = {}
+    for split in ("test", "val"):
+        tables[split] = ["| | Local | Base | Novel | HM |", "|---|---|---|---|---|"]
+        for one in lineup.standings(runs, split):
+            cells = [f"{one.means[metric]:.1f} ± {one.spreads[metric]:.1f}" for metric in lineup.METRICS]
+            tables[split].append(" | ".join([f"| {one.label}", *cells]) + " |")
+    return tables
 
 
 def features(settings: Experiment, data: Manifest) -> Tensor:
@@ -130,16 +123,10 @@ def main(
     torch.set_num_threads(1)
     settings = config.load("icons")
     lines = identity(settings)
-    tables: dict[str, list[str]] = {"test": [], "val": []}
     with tempfile.TemporaryDirectory() as store:
-        for name, overrides in RUNS.items():
-            results = measured(name, overrides, seeds, Path(store))
-            for split, table in tables.items():
-                table.append(row(name, results, split))
-            typer.echo(f"test {tables['test'][-1]}")
+        tables = compared(seeds, Path(store))
     for split, title in (("test", "Test drawings"), ("val", "Validation drawings, on which the settings were chosen")):
-        lines += [f"{title}; last round, mean ± std of {seeds} seeds:", "", "| | Local | Base | Novel | HM |"]
-        lines += ["|---|---|---|---|---|", *tables[split], ""]
+        lines += [f"{title}; last round, mean ± std of {seeds} seeds:", "", *tables[split], ""]
     lines += probes(settings)
     text = card.read_text(encoding="utf-8")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedpgp.clip.adapters import Adapters
 from fedpgp.clip.layout import Position, Slot, arrange, check_lengths, prompt_slots
 from fedpgp.clip.text import PromptEncoder
 from fedpgp.clip.tower import TextTower
@@ -131,6 +132,7 @@ class ClassSet:
         self.names = names
         self._frozen = frozen
         self._encoders: dict[tuple[int, Position, bool, tuple[int, ...]], PromptEncoder] = {}
+        self._fixed_encoders: dict[str, PromptEncoder] = {}
         self._constants: dict[str, Tensor] = {}
 
     @property
@@ -201,6 +203,12 @@ class ClassSet:
         template = self._frozen.template
         return self._constant(template, lambda name: self._frozen.vocabulary[template.format(name)])
 
+    def adapted_template(self, adapters: Adapters) -> Tensor:
+        """Text features (P, C, E) of the hand-written prompts in a tower with these adapters."""
+        template, vocabulary = self._frozen.template, self._frozen.vocabulary
+        encoder = self._fixed(template, lambda name: vocabulary[template.format(name)])
+        return encoder.encode(self._nothing(), adapters=adapters)
+
     def placeholder(self, n_ctx: int) -> Tensor:
         """Text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the phrase "X". Constant."""
         vocabulary = self._frozen.vocabulary
@@ -216,12 +224,20 @@ class ClassSet:
 
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
-            start, end = self._frozen.vocabulary.bounds
-            encoder = self._encoder([[start, *tokens_of(name), end] for name in self.names])
-            nothing = self._tower.tokens.new_empty(1, 0, self.width)
             with torch.no_grad():
-                self._constants[key] = encoder.encode(nothing)[0]
+                self._constants[key] = self._fixed(key, tokens_of).encode(self._nothing())[0]
         return self._constants[key]
+
+    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> PromptEncoder:
+        """The encoder of prompts without a context."""
+        if key not in self._fixed_encoders:
+            start, end = self._frozen.vocabulary.bounds
+            self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
+        return self._fixed_encoders[key]
+
+    def _nothing(self) -> Tensor:
+        """A context (1, 0, D) of no tokens."""
+        return self._tower.tokens.new_empty(1, 0, self.width)
 
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
         tower = self._tower

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fedpgp.clip.adapters import Adapters, adapt
 from fedpgp.clip.layout import Layout
-from fedpgp.clip.tower import TextTower, merge_heads, split_heads
+from fedpgp.clip.tower import Block, TextTower, merge_heads, split_heads
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -37,7 +38,7 @@ class PromptEncoder:
         self.prefix_positions = tower.positions[:length]
         self.causal = torch.full((length, length), float("-inf"), device=device, dtype=tower.tokens.dtype).triu(1)
 
-    def encode(self, ctx: Tensor, deep: Tensor | None = None) -> Tensor:
+    def encode(self, ctx: Tensor, deep: Tensor | None = None, adapters: Adapters | None = None) -> Tensor:
         """Text features, not normalised.
 
         Args:
@@ -45,6 +46,8 @@ class PromptEncoder:
                 prompts per client, images, global and personal ones.
             deep: what stands in the places of the context before layers 1, 2, ... (P, J - 1, ..., L, D), instead of
                 what the layer before made of it; None: nothing is replaced.
+            adapters: low-rank parts of the tower's attention, of each of the P prompts; one context (1, L, D) then
+                serves all. None: the tower as it is.
 
         Returns:
             Features (P, C, E) in float32.
@@ -52,26 +55,27 @@ class PromptEncoder:
         dtype = self.tower.tokens.dtype
         ctx = ctx.flatten(1, -2).to(dtype)
         layers = [ctx] if deep is None else [ctx, *deep.flatten(2, -2).to(dtype).unbind(1)]
-        memory = self._prefix(layers)
+        blocks = self.tower.blocks if adapters is None else adapt(self.tower.blocks, adapters)
+        memory = self._prefix(layers, blocks)
         if len(self.chunks) == 1:
-            return self.chunks[0].encode(layers, memory).float()
-        parts = [checkpoint(chunk.encode, layers, memory, use_reentrant=False) for chunk in self.chunks]
+            return self.chunks[0].encode(layers, memory, blocks).float()
+        parts = [checkpoint(chunk.encode, layers, memory, blocks, use_reentrant=False) for chunk in self.chunks]
         return torch.cat(parts, dim=1).float()
 
-    def _prefix(self, layers: Sequence[Tensor]) -> list[KeysValues]:
+    def _prefix(self, layers: Sequence[Tensor], blocks: Sequence[Block]) -> list[KeysValues]:
         """Keys and values (P, H, L', d) of the shared prefix, per layer, from the tokens (P, L, D) learned for each."""
         tower = self.tower
         x = _embed(tower, layers[0], self.prefix_slots) + self.prefix_positions
         memory = []
-        for depth, block in enumerate(tower.blocks[:-1]):
+        for depth, block in enumerate(blocks[:-1]):
             x = _renew(x, layers, depth, self.prefix_slots)
             projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
             q, k, v = (split_heads(part, tower.heads) for part in projected.chunk(3, -1))
             memory.append((k, v))
             weights = torch.softmax(_scaled(q) @ k.mT + self.causal, dim=-1)
             x = block.finish(x, merge_heads(weights @ v), tower.eps, tower.activation)
-        last = tower.blocks[-1]  # of the last layer, only what the suffixes look at
-        x = _renew(x, layers, len(tower.blocks) - 1, self.prefix_slots)
+        last = blocks[-1]  # of the last layer, only what the suffixes look at
+        x = _renew(x, layers, len(blocks) - 1, self.prefix_slots)
         keys_values = last.qkv.rows(tower.width).linear(last.norm_1.norm(x, tower.eps))
         k, v = (split_heads(part, tower.heads) for part in keys_values.chunk(2, -1))
         return [*memory, (k, v)]
@@ -95,12 +99,12 @@ class _Chunk:
         behind = torch.arange(longest, device=device) >= layout.lengths.to(device)[:, None]
         self.behind_end = torch.zeros(behind.shape, device=device, dtype=dtype).masked_fill_(behind, float("-inf"))
 
-    def encode(self, layers: Sequence[Tensor], memory: list[KeysValues]) -> Tensor:
+    def encode(self, layers: Sequence[Tensor], memory: list[KeysValues], blocks: Sequence[Block]) -> Tensor:
         """Features (P, C, E) from the tokens (P, L, D) learned per layer and the prefix's keys and values."""
         tower = self.tower
         # Without context tokens in the suffix all prompts start alike: the first axis stays 1 until they differ.
         x = _embed(tower, layers[0], self.slots) + self.positions
-        for depth, (block, prefix) in enumerate(zip(tower.blocks[:-1], memory[:-1], strict=True)):
+        for depth, (block, prefix) in enumerate(zip(blocks[:-1], memory[:-1], strict=True)):
             x = _renew(x, layers, depth, self.slots)
             projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
             q, k, v = (self._padded(part) for part in projected.chunk(3, -1))
@@ -109,8 +113,8 @@ class _Chunk:
                 mixed = mixed.index_select(1, self.pack)
             x = block.finish(x, mixed, tower.eps, tower.activation)
 
-        last, width = tower.blocks[-1], tower.width
-        x = _renew(x, layers, len(tower.blocks) - 1, self.slots)
+        last, width = blocks[-1], tower.width
+        x = _renew(x, layers, len(blocks) - 1, self.slots)
         normed = last.norm_1.norm(x, tower.eps)
         k, v = (self._padded(part) for part in last.qkv.rows(width).linear(normed).chunk(2, -1))
         q = last.qkv.rows(0, width).linear(normed.index_select(1, self.ends))

@@ -165,6 +165,18 @@ def _block(block: Any, factor: float) -> Block:
     )
 
 
+def tensors_of(node: Any) -> list[Tensor]:
+    """All tensors in a tower, or in a tuple of towers."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(node, note)
+    return found
+
+
 def map_tensors(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """A dataclass of tensors with `function` applied to each of them; all else as it was."""
     if isinstance(node, Tensor):

@@ -134,7 +134,7 @@ def _run_phase(
     steps = torch.tensor([len(order) for order in orders], device=data.labels.device)
     total = torch.zeros(len(orders), device=data.labels.device)
     for step in range(int(steps.max())):
-        batch = _batch(data, orders, step)
+        batch = batch_of(data, orders, step)
         loss, _ = method.loss(params, received, frozen, batch)
         active = (steps > step) & finite
         total += torch.where(active, loss.detach(), 0.0)
@@ -160,7 +160,7 @@ def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: 
     value.sub_(torch.where(rows, lr * momentum, 0.0))
 
 
-def _batch(data: LocalData, orders: Sequence[Order], step: int) -> Batch:
+def batch_of(data: LocalData, orders: Sequence[Order], step: int) -> Batch:
     """The `step`-th batch of each client, padded to the largest; all padding for a client without one."""
     parts = [
         order[step] + start if step < len(order) else None for order, start in zip(orders, data.starts, strict=True)

@@ -46,9 +46,9 @@ class Server:
         self.job = job
         self.backend = backend
         self.rounds = job.federation.rounds if job.method.phases else 0
-        self._block_size = job.federation.block_size
+        self.block_size = job.federation.block_size
         if isinstance(job.method, LimitsBlocks):
-            self._block_size = min(self._block_size, job.method.max_block)
+            self.block_size = min(self.block_size, job.method.max_block)
 
     def initial_state(self) -> State:
         """Round 0: all clients start from the same parameters, a function of the seed alone."""
@@ -57,6 +57,15 @@ class Server:
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
         personal = stack(without(tree, job.method.shared_keys), job.data.num_clients)
         return State(0, select(tree, job.method.shared_keys), personal)
+
+    def memory(self, state: State) -> int | None:
+        """Bytes that an actor needs to train a block, as one of them measures; None: there is nothing to train."""
+        if not self.rounds:
+            return None
+        block = blocks(np.arange(self.job.data.num_clients), self.block_size)[0]
+        calls = [TrainCall(1, block, _rows_of(state.personal, block))]
+        (size,) = self.backend.map("memory", calls, _arrays(state.shared))
+        return int(size)
 
     def run(self, state: State) -> Iterator[RoundResult]:
         """The rounds that are left after `state`. A method that learns nothing has one result, round 0."""
@@ -109,7 +118,7 @@ class Server:
 
     def _train(self, state: State, number: int, who: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
         """What comes back of the blocks, and apart from it the sum of what they share, added up as they come."""
-        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in blocks(who, self._block_size)]
+        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in blocks(who, self.block_size)]
         results: list[TrainResult] = []
         total: ParamTree = {}
         for result in self.backend.map("train", calls, _arrays(state.shared)):
@@ -121,7 +130,7 @@ class Server:
         everyone = np.arange(self.job.data.num_clients)
         # Without personal parameters there is one model for all, hence one call; unless each tunes it for itself.
         several = state.personal or self.job.federation.finetune_epochs
-        parts = blocks(everyone, self._block_size) if several else [everyone]
+        parts = blocks(everyone, self.block_size) if several else [everyone]
         calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block)) for block in parts]
         results = self.backend.map("evaluate", calls, _arrays(state.shared))
         return [counts for result in results for counts in result]

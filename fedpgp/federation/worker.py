@@ -14,12 +14,14 @@ from torch import Tensor
 
 from fedpgp.clip.features import FeatureCache, FeatureKey
 from fedpgp.clip.frozen import ClassSet, FrozenText
+from fedpgp.clip.tower import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ClientError
 from fedpgp.federation.admission import Refusal, admit
 from fedpgp.federation.aggregate import weighted_sum
-from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update
+from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
+from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.seeding import numpy_generator
 from fedpgp.tree import ParamTree, choose, repeated, rows, without
@@ -163,6 +165,30 @@ class FederationWorker:
             )
         return concatenate(parts)
 
+    def memory(self, call: TrainCall, shared: Arrays) -> int:
+        """Bytes that this actor needs to train a block: the frozen side, and a chunk's features and activations.
+
+        Measured on the first step of the call's first client.
+        """
+        first = call.clients[:1]
+        received = self._tree(shared)
+        params = {**repeated(received, 1), **{key: value[:1] for key, value in self._tree(call.personal).items()}}
+        data = self._local_data(first)
+        orders = self._orders("batches", 0, call.round, first, epochs=1)
+        frozen = self._frozen(self.job.data.train_set)
+        storages = [tensor.untyped_storage() for tensor in tensors_of((self._text.tower, self._text.visual))]
+        weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+        def step() -> Tensor:
+            for phase in self.job.method.phases:
+                for key in phase.keys:
+                    params[key].requires_grad_()
+            return self.job.method.loss(params, received, frozen, batch_of(data, orders, 0))[0]
+
+        chunk = min(len(call.clients), self.job.federation.chunk_size or len(call.clients))
+        per_client = kept_for_backward(step, set(weights)) + data.features.nbytes
+        return PROCESS_BYTES + sum(weights.values()) + chunk * per_client
+
     def evaluate(self, call: EvaluateCall, shared: Arrays) -> list[Counts]:
         """Right answers of each client's model on every pool that its method can classify.
 
@@ -210,11 +236,12 @@ class FederationWorker:
 
     @torch.no_grad()
     def _global_counts(self, params: ParamTree, call: EvaluateCall, shares: bool) -> list[Counts]:
-        """The model that the server has, without any client's own part, on the held-out domain: the same for all.
+        """The model that the server has, without any client's own part: the same for all.
 
-        Nothing if the method has no such model: all of it is personal, or its shared part is no model.
+        On a held-out domain always, on the rest if it is asked for. Nothing if the method has no such model: all of it
+        is personal, or its shared part is no model.
         """
-        pools = [pool for pool in self.job.data.pools if pool.held_out]
+        pools = [pool for pool in self.job.data.pools if pool.held_out or self.job.federation.evaluate_global]
         if not pools or not shares:
             return []
         params = {key: value[:1] for key, value in params.items()}

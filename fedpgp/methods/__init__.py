@@ -13,6 +13,7 @@ from fedpgp.errors import ConfigError
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedcocoop import FedCoCoOp
+from fedpgp.methods.fedlora import FedLoRA
 from fedpgp.methods.fedmaple import FedMaPLe
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
@@ -23,7 +24,7 @@ from fedpgp.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Any]] = {
     method.name: method
-    for method in (ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT)
+    for method in (ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA)
 }
 
 

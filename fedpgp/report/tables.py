@@ -24,6 +24,10 @@ TITLES = {
     "hm": "HM",
     "all": "All",
     "held_out": "Held-out domain",
+    "local_global": "Local, global model",
+    "base_global": "Base, global model",
+    "novel_global": "Novel, global model",
+    "all_global": "All, global model",
     "held_out_global": "Held-out, global model",
     "local_before_aggregation": "Local before aggregation",
 }
@@ -67,8 +71,8 @@ def method_table(kinds: Iterable[type[Any]], count: Callable[[Any], tuple[int, i
         settings = method.settings.model_dump(mode="json").items()
         table.add_row(
             f"[bold]{kind.name}[/bold]\n{kind.paper}",
-            _counted(kind.shared_keys, numbers[0]),
-            _counted(learned - kind.shared_keys, numbers[1]),
+            _counted(method.shared_keys, numbers[0]),
+            _counted(learned - method.shared_keys, numbers[1]),
             escape("\n".join(f"{key}: {json.dumps(value)}" for key, value in settings)) or "-",
         )
     return table
