@@ -33,6 +33,7 @@ TITLES = {
 }
 READINGS = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
 MAX_CLIENT_ROWS = 100
+MOST_KEYS = 8
 
 
 def comparison(run_dirs: Sequence[Path]) -> Group:
@@ -79,7 +80,9 @@ def method_table(kinds: Iterable[type[Any]], count: Callable[[Any], tuple[int, i
 
 
 def _counted(keys: Set[str], number: int) -> str:
-    return f"{', '.join(sorted(keys))} ({number:,})" if keys else "-"
+    """The keys and how many numbers they hold; whole networks by their first names."""
+    shown = sorted(keys if len(keys) <= MOST_KEYS else {f"{key.partition('.')[0]}.*" for key in keys})
+    return f"{', '.join(shown)} ({number:,})" if keys else "-"
 
 
 def _summary(store: RunStore) -> dict[str, Any]:
