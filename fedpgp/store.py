@@ -236,7 +236,7 @@ class RunStore:
 
     @property
     def best(self) -> int | None:
-        """The round with the best validation score (`evaluation.selection_score`), the first of equals; None: no score."""
+        """The round with the best `evaluation.selection_score`, the first of equals; None: no score."""
         scores = {number: score for number, (score, _) in self._known().items() if score is not None}
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 

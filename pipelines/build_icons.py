@@ -125,7 +125,7 @@ def write(rows: list[dict[str, Any]], families: list[str], folder: Path) -> None
         )
 
 
-def contact_sheet(rows: list[dict[str, Any]], path: Path, per_class: int = 10) -> None:
+def contact_sheet(rows: list[dict[str, Any]], path: Path, per_class: int = 8) -> None:
     """Every class in one row of each of two columns: training drawings left, test drawings right."""
     cell, gap = 24, 4
     half = math.ceil(len(CLASSES) / 4)
@@ -140,7 +140,7 @@ def contact_sheet(rows: list[dict[str, Any]], path: Path, per_class: int = 10) -
                 picture = Image.open(io.BytesIO(item["image"]["bytes"])).resize((cell, cell), Image.Resampling.BICUBIC)
                 left = column * (width + 3 * gap) + side * (per_class * cell + gap) + place * cell
                 sheet.paste(picture, (left, line * (cell + 1)))
-    sheet.quantize(96).save(path, optimize=True)
+    sheet.quantize(128).save(path, optimize=True)
 
 
 def notice(families: list[str], cache: Path) -> str:

@@ -315,24 +315,28 @@ STYLES = ("plain", "flip", "rotate", "negative", "small", "blur")
 """plain; upside down; a quarter turn clockwise; light on dark; small; blurred"""
 
 
-def looks(styles: Tensor, generator: torch.Generator) -> Look:
-    """Seeded variation of colours, size, place and tilt around the styles (indices into STYLES) [n]."""
+def looks(styles: Tensor, generator: torch.Generator, spread: float = 0.5) -> Look:
+    """Seeded variation of colours, size, place and tilt around the styles (indices into STYLES) [n].
+
+    Args:
+        spread: how much varies; 0.5 as in the data set, 1: twice as much.
+    """
     n = len(styles)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     flip, rotate, negative, small, blur = (styles == STYLES.index(name) for name in STYLES[1:])
-    dark = _shade(uniform(0, 1, 3), uniform(0.05, 0.5))
-    light = 1 - (1 - _shade(uniform(0, 1, 3), uniform(0.8, 1))) * uniform(0.1, 0.6)[:, None]
+    dark = _shade(uniform(0, 1, 3), uniform(0.05, 0.05 + 0.45 * spread))
+    light = 1 - (1 - _shade(uniform(0, 1, 3), uniform(0.8, 1))) * uniform(0.1, 0.1 + 0.5 * spread)[:, None]
     swap = negative[:, None]
-    scale = torch.where(small, uniform(0.4, 0.5), uniform(0.74, 0.98))
-    angle = uniform(-0.2, 0.2) + rotate * (np.pi / 2)
+    scale = torch.where(small, uniform(0.4, 0.5), uniform(0.98 - 0.24 * spread, 0.98))
+    angle = uniform(-0.2 * spread, 0.2 * spread) + rotate * (np.pi / 2)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     upside = torch.where(flip, -1.0, 1.0)
     # Columns: where the picture's x and y axes point in the drawing.
     matrix = torch.stack([cosine, sine * upside, -sine, cosine * upside], 1).view(n, 2, 2)
-    room = torch.where(small, 0.3, 0.1)
+    room = torch.where(small, 0.3, 0.1) * spread
     return Look(
         ink=torch.where(swap, light, dark),
         paper=torch.where(swap, dark, light),

@@ -156,9 +156,9 @@ class Corpus:
             chosen.append(group[self.rng.integers(len(group))])
         return np.array(chosen)
 
-    def pictures(self, rows: np.ndarray, styles: Tensor) -> Tensor:
+    def pictures(self, rows: np.ndarray, styles: Tensor, spread: float) -> Tensor:
         """Normalised pictures [n, 3, PIXELS, PIXELS] of drawings in styles; colours of colour drawings vary, too."""
-        look = icons.looks(styles, self.torch_rng)
+        look = icons.looks(styles, self.torch_rng, spread)
         layers = self.drawings.premultiplied(rows, look.ink)
         colour = torch.from_numpy(self.drawings.is_colour[rows])
         change = torch.rand(len(rows), generator=self.torch_rng)
@@ -333,8 +333,12 @@ STAGES = {
     "joint": ("visual", "text"),
 }
 """The stages in order, and what each trains."""
-SPREAD = (0.45, 0.2, 0.2, 0.05, 0.05, 0.05)
-"""shares of the styles where all are seen"""
+SHARES = (0.45, 0.2, 0.2, 0.05, 0.05, 0.05)
+"""Shares of the styles where all are seen."""
+KEPT = {"plain": 1.0, "flip": 0.6, "rotate": 0.6, "negative": 0.9, "small": 0.9, "blur": 0.9}
+"""How much of a name's code stays the same in a style; the rest goes through a random rotation that belongs to the
+style. A code that did not change with the style, or to which the style were just added, would leave a prompt nothing to
+gain: the style's part would be the same for all classes."""
 
 
 class Pretraining:
@@ -359,6 +363,10 @@ class Pretraining:
         self.text = nn.ModuleList([self.clip.token_embedding, self.clip.transformer, self.clip.ln_final])
         self.text.register_parameter("positions", self.clip.positional_embedding)
         self.text.register_parameter("projection", self.clip.text_projection)
+        generator = torch.Generator().manual_seed(seed)
+        size = (len(KEPT), MODEL["embed_dim"], MODEL["embed_dim"])
+        self.rotations = torch.linalg.qr(torch.randn(size, generator=generator))[0]
+        self.kept = torch.tensor([KEPT[style] for style in icons.STYLES])
         self.parts = {"teacher": self.teacher, "codes": self.codes, "text": self.text, "visual": self.clip.visual}
 
     def run(self, stages: Sequence[str]) -> None:
@@ -388,24 +396,34 @@ class Pretraining:
 
         def loss(step: int) -> Tensor:
             names = self.corpus.pick_names(256)
-            pictures = self.corpus.pictures(self.corpus.pick_drawings(names), self.corpus.styles(256, SPREAD))
+            pictures = self.corpus.pictures(self.corpus.pick_drawings(names), self.corpus.styles(256, SHARES), 1.0)
             features = F.normalize(self.teacher(pictures), dim=-1)
             return F.cross_entropy(SCALE * features @ self.codes().T, torch.from_numpy(names), label_smoothing=0.05)
 
         optimise("teacher", steps, [(self.teacher, 3e-3), (self.codes, 1e-2)], loss, self.log)
 
+    def _in_style(self, codes: Tensor, styles: Tensor) -> Tensor:
+        """Normalised codes or features (n, E) as they are in these styles (n,)."""
+        kept = self.kept[styles][:, None]
+        turned = (codes[:, None] @ self.rotations[styles])[:, 0]
+        return F.normalize(kept * codes + (1 - kept.square()).sqrt() * turned, dim=-1)
+
     def _text(self, steps: int) -> None:
-        """Text tower towards the codes, whatever stands before the name."""
+        """Text tower towards the codes of the names in the style that the caption names, if it does."""
         with torch.no_grad():
             codes = self.codes()
 
         def loss(step: int) -> Tensor:
-            names = self.corpus.pick_names(192)
-            styles = self.corpus.styles(192, (5, 1, 1, 1, 1, 1)).tolist()
-            texts = self.corpus.captions(names, [style or None for style in styles])
+            names = torch.from_numpy(self.corpus.pick_names(192))
+            styles = self.corpus.styles(192, (4, 2, 2, 1, 1, 1))
+            texts = self.corpus.captions(names.numpy(), [style or None for style in styles.tolist()])
             features = encode_text(self.clip, self.tokenizer(texts))
-            target = torch.from_numpy(names)
-            return F.cross_entropy(SCALE * features @ codes.T, target) + (1 - (features * codes[target]).sum(1)).mean()
+            wanted = self._in_style(codes[names], styles)
+            # Against the code of every name, and of every caption in the batch: same names in other styles.
+            plain = styles == 0
+            alike = F.cross_entropy(SCALE * features[plain] @ codes.T, names[plain])
+            apart = F.cross_entropy(SCALE * features @ wanted.T, _first_equal(names * len(KEPT) + styles))
+            return alike + apart + 2 * (1 - (features * wanted).sum(1)).mean()
 
         optimise("text", steps, [(self.text, 1.5e-3)], loss, self.log)
 
@@ -414,14 +432,16 @@ class Pretraining:
         corpus = self.corpus
         told = corpus.rng.random() < 0.6  # the same name in several styles: the caption must match both
         if told:
-            names = np.repeat(corpus.pick_names(64, 0.6), 4)
+            names = np.repeat(corpus.pick_names(64, 0.65), 4)
             styles = corpus.styles(256, (0.2, 0.25, 0.25, 0.1, 0.1, 0.1))
         else:
-            names = corpus.pick_names(256)
+            names = corpus.pick_names(256, 0.65)
             share = corpus.styled_neutral
             styles = corpus.styles(256, (0.85 - share, share / 2, share / 2, 0.05, 0.05, 0.05))
         spoken = [style if told else None for style in styles.tolist()]
-        pictures = corpus.pictures(corpus.pick_drawings(names), styles)
+        pictures = corpus.pictures(corpus.pick_drawings(names), styles, 0.5)
+        with torch.no_grad():
+            wanted = self._in_style(F.normalize(self.teacher(pictures), dim=-1), styles)
         texts = corpus.captions(names, spoken)
         labels = torch.from_numpy(names)
         images = encode_image(self.clip, pictures)
@@ -431,6 +451,9 @@ class Pretraining:
         target = same / same.sum(1, keepdim=True)
         logits = SCALE * images @ words.T
         both = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = both + 3 * (1 - (images * wanted).sum(1)).mean()
+        if step % 2:
+            return loss
         chosen = labels < corpus.num_concepts
         wordings = NEUTRAL
         if told:
@@ -440,14 +463,14 @@ class Pretraining:
         wording = wordings[corpus.rng.integers(len(wordings))]
         everything = [wording.replace("{}", name) for name in corpus.names[: corpus.num_concepts]]
         table = encode_text(self.clip, self.tokenizer(everything))
-        return both + 0.5 * F.cross_entropy(SCALE * images[chosen] @ table.T, labels[chosen])
+        return loss + F.cross_entropy(SCALE * images[chosen] @ table.T, labels[chosen])
 
     def _vit(self, steps: int) -> None:
         """Vision transformer towards the teacher's features."""
 
         def loss(step: int) -> Tensor:
             names = self.corpus.pick_names(256, 0.6)
-            pictures = self.corpus.pictures(self.corpus.pick_drawings(names), self.corpus.styles(256, SPREAD))
+            pictures = self.corpus.pictures(self.corpus.pick_drawings(names), self.corpus.styles(256, SHARES), 1.0)
             with torch.no_grad():
                 wanted = F.normalize(self.teacher(pictures), dim=-1)
             features = encode_image(self.clip, pictures)
@@ -457,8 +480,8 @@ class Pretraining:
         optimise("vit", steps, [(self.clip.visual, 1e-3)], loss, self.log, self._checked)
 
     def _joint(self, steps: int) -> None:
-        """Both towers with the contrastive loss; context words begin to name how a picture is drawn."""
-        groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 5e-4), (self.text, 5e-4)]
+        """Both towers with the contrastive loss; the image tower towards the teacher's features in the style, too."""
+        groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 8e-4), (self.text, 3e-4)]
         optimise("joint", steps, groups, self._contrastive, self.log, self._checked)
 
     def _checked(self) -> str:
@@ -467,6 +490,11 @@ class Pretraining:
             note = self.check(self.clip)
         self.clip.train()
         return note
+
+
+def _first_equal(keys: Tensor) -> Tensor:
+    """For each key, the position of the first equal one."""
+    return (keys[:, None] == keys).int().argmax(1)
 
 
 def export(clip: CLIP, bpe_ids: list[int], folder: Path) -> None:

@@ -27,8 +27,7 @@ def fedpgp(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            main()
-            sys.exit(0)
+            sys.exit(main())
         captured = capsys.readouterr()
         return exited.value.code or 0, captured.out, captured.err
 
@@ -186,8 +185,8 @@ def test_refuses_settings(fedpgp, tmp_path, arguments, message):
 
 
 def test_refuses_a_checkpoint_of_another_model(fedpgp, tmp_path):
-    from safetensors.torch import save_file
     import torch
+    from safetensors.torch import save_file
 
     save_file({"visual.proj": torch.zeros(3, 3)}, tmp_path / "wrong.safetensors")
     weights = [f"backbone.weights={tmp_path / 'wrong.safetensors'}", "backbone.activation=gelu"]

@@ -21,7 +21,8 @@ STORE = FOUNDATION | RECORDS | {"federation", "store"}
 MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
-    "federation": FEDERATION, "store": STORE, "tracking": STORE, "lineup": STORE | {"config"}, "report": STORE | {"lineup"},
+    "federation": FEDERATION, "store": STORE, "tracking": STORE,
+    "lineup": STORE | {"config"}, "report": STORE | {"lineup"},
     "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ def save(
     """
     clients = len(next(iter(state.personal.values()), ()))
     files: list[dict[str, Any]] = list(previous["files"]) if previous else []
-    few = changed is not None and 0 < clients and len(changed) <= DELTA_SHARE * clients
+    few = changed is not None and clients > 0 and len(changed) <= DELTA_SHARE * clients
     tensors = {f"shared/{key}": value for key, value in state.shared.items()}
     if few and changed is not None and 0 < len(files) < LONGEST_CHAIN:
         index = torch.from_numpy(np.asarray(changed, dtype=np.int64))

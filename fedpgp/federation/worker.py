@@ -148,6 +148,7 @@ class FederationWorker:
     ) -> Update:
         """Local training of these clients, in chunks that are each one batch."""
         size = self.job.federation.chunk_size or len(clients)
+        phases = range(len(self.job.method.phases))
         parts = []
         for places in (slice(start, start + size) for start in range(0, len(clients), size)):
             chunk = clients[places]
@@ -158,7 +159,7 @@ class FederationWorker:
                     {**repeated(received, len(chunk)), **{key: value[places] for key, value in personal.items()}},
                     received,
                     self._local_data(chunk),
-                    [self._orders(purpose, phase, round, chunk, epochs) for phase in range(len(self.job.method.phases))],
+                    [self._orders(purpose, phase, round, chunk, epochs) for phase in phases],
                     self._optimizer,
                     round,
                 )

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import ray
 
@@ -50,6 +51,9 @@ class Worker:
     def sleep(self, call):
         time.sleep(60)
 
+    def scaled_sum(self, call, common):
+        return call * self.factor * float(common["x"].sum())
+
     def fail(self, call):
         raise ClientError("local training", 3, call, "loss is nan")
 
@@ -89,6 +93,13 @@ def test_results_come_in_the_order_of_the_calls(pool):
     results = list(pool.map("late_first", range(5)))
     assert [value for value, _ in results] == [0, 10, 20, 30, 40]
     assert len({process for _, process in results}) == 2
+
+
+@pytest.mark.parametrize("size", [2, 50_000])
+def test_what_is_common_reaches_every_call(pool, size):
+    """Small arrays go along with each call, large ones through the object store."""
+    common = {"x": np.full(size, 0.5)}
+    assert list(pool.map("scaled_sum", [1, 2, 3], common)) == [5 * size, 10 * size, 15 * size]
 
 
 def test_a_new_job_takes_the_place_of_the_old(pool):

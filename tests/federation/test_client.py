@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from fedpgp.federation.client import LocalData, Optimizer, batches, local_update
@@ -50,6 +49,13 @@ def test_two_steps_with_momentum_and_decay_by_hand():
     update = one_weight([[3.0]], [1.0], [order], Optimizer(lr=0.5, momentum=0.5, weight_decay=0.25))
     assert update.params["w"].item() == 2.640625
     assert update.loss.item() == (2 + 0.6328125) / 2
+
+
+def test_a_phase_has_its_own_settings_before_the_federations():
+    """In round 3 both rates are a quarter of what they were; what the phase leaves open stays as it is."""
+    phase = Phase(frozenset({"a", "b"}), lr={"a": 2.0}, decay=0.5, momentum=0.0, weight_decay=0.0)
+    assert Optimizer(0.8, 0.9, 0.1).within(phase, 3) == Optimizer(0.2, 0.0, 0.0, {"a": 0.5})
+    assert Optimizer(0.8, 0.9, 0.1).within(Phase(frozenset("a")), 3) == Optimizer(0.8, 0.9, 0.1)
 
 
 def test_a_client_out_of_batches_rests_whole():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import timm
 import torch
@@ -238,6 +239,19 @@ def test_blocks_are_cut_to_one_client(federation, method, features, labels):
     keys = set(method.shared_keys)
     assert sent == [("train", [1, 1, 1], keys), ("evaluate", [1, 1, 1], keys)]
     assert "test/local" in result.row.metrics
+
+
+def test_the_network_without_a_frame_is_tested_if_asked_for(federation, method, features, labels):
+    """One model for all: as right on the whole pool for every client, and nothing else changes."""
+    images = features["pixels"]
+    server, asked = (federation(method, images, labels, COUNTS, evaluate_global=wanted) for wanted in (False, True))
+    plain, both = (next(each.run(each.initial_state())) for each in (server, asked))
+    added = {"test/local_global", "test/all_global"}
+    assert both.row.metrics.keys() - plain.row.metrics.keys() == added
+    assert {key: value for key, value in both.row.metrics.items() if key not in added} == plain.row.metrics
+    rows = both.clients.filter(pc.field("metric") == "all_global")
+    assert len(set(rows["correct"].to_pylist())) == 1
+    assert rows["total"].to_pylist() == [sum(COUNTS)] * 3
 
 
 @pytest.mark.usefixtures("ray_cluster")
