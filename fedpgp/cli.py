@@ -37,7 +37,7 @@ out = Console()
 err = Console(stderr=True)
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file of an experiment, or the name of a shipped one (demo).")
+    str, typer.Argument(metavar="CONFIG", help="YAML file of an experiment, or a shipped one: icons, shapes.")
 ]
 OverridesArgument = Annotated[
     list[str] | None,

@@ -310,9 +310,12 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
 
 def read_yaml(config: str) -> dict[str, Any]:
     """The mapping in a YAML file, or in the shipped experiment of that name."""
-    path = Path(config)
+    path = Path(config).expanduser()
     if path.is_file():
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     else:
         shipped = shipped_configs() / "experiments"
         entry = shipped / f"{config}.yaml"
@@ -321,7 +324,7 @@ def read_yaml(config: str) -> dict[str, Any]:
             raise ConfigError(f"{config}: no such file, and no shipped experiment of that name ({', '.join(names)})")
         text, where = entry.read_text(encoding="utf-8"), config
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)  # a safe one
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -340,13 +343,13 @@ def absolute(experiment: Experiment) -> Experiment:
     """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
     data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
     weights = backbone.weights
-    if weights is not None and Path(weights).is_file():
-        weights = str(Path(weights).absolute())
+    if weights is not None and Path(weights).expanduser().is_file():
+        weights = str(Path(weights).expanduser().absolute())
     return experiment.model_copy(
         update={
-            "data": data.model_copy(update={"root": data.root and data.root.absolute()}),
+            "data": data.model_copy(update={"root": data.root and data.root.expanduser().absolute()}),
             "backbone": backbone.model_copy(update={"weights": weights}),
-            "storage": storage.model_copy(update={"root": storage.root.absolute()}),
+            "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
         }
     )
 
@@ -392,12 +395,12 @@ def digest(experiment: Experiment, **identities: str) -> str:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A nested mapping with `a.b=value` put in place.
+    """A nested mapping with `a.b=value` put in place. Another `method.name` drops the settings of the one before.
 
     Raises:
         ConfigError: something that is not of this form.
     """
-    for item in overrides:
+    for item in sorted(overrides, key=lambda item: not item.startswith("method.name=")):
         path, separator, text = item.partition("=")
         keys = path.split(".")
         if not separator or not all(keys):
@@ -411,8 +414,21 @@ def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             child = node.get(key)
             node[key] = dict(child) if isinstance(child, dict) else {}
             node = node[key]
+        if keys == ["method", "name"] and node.get("name", value) != value:
+            node.clear()
         node[keys[-1]] = value
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} stands twice, near line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
 
 
 def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:

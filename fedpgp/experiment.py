@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.data.summary import partition_table
-from fedpgp.errors import BackboneError, FedPGPError, Interrupted
+from fedpgp.errors import BackboneError, FedPGPError, Interrupted, RunError
 from fedpgp.evaluation import summarize
 from fedpgp.federation import checkpoint
 from fedpgp.federation.backend import Backend
@@ -88,6 +89,7 @@ def plan(experiment: Experiment) -> Plan:
     """
     experiment, method = settle(experiment)
     manifest = manifests.build(experiment.data)
+    manifest.refuse_hollow()
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     if isinstance(method, BringsNetwork):
         backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
@@ -95,6 +97,7 @@ def plan(experiment: Experiment) -> Plan:
         backbone = model.load(experiment.backbone)
         image, text = backbone.image, _frozen(experiment, method, backbone, data)
     method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
+    _check_storage(experiment.storage.root.absolute())
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
     return Plan(experiment, method, manifest, data, backbone, image, text, digest)
@@ -176,6 +179,12 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     from fedpgp.federation.actors import ActorPool
 
     return ActorPool(resources, stop)
+
+
+def _check_storage(root: Path) -> None:
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RunError(f"storage.root: {nearest} is not a folder that can be written to; give storage.root=FOLDER")
 
 
 def _create(plan: Plan) -> RunStore:

@@ -51,10 +51,7 @@ def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment
 
 def _variant(base: str, changes: Mapping[str, Any], seed: int, overrides: Sequence[str]) -> Experiment:
     flow = [f"{key}={yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]}" for key, value in changes.items()]
-    tree = config.read_yaml(base)
-    if "method.name" in changes:  # another method has other settings
-        tree["method"] = {}
-    return config.parse(config.override(tree, [*flow, f"seed={seed}", *overrides]), source=base)
+    return config.parse(config.override(config.read_yaml(base), [*flow, f"seed={seed}", *overrides]), source=base)
 
 
 def standings(runs: Mapping[str, Sequence[Path]], split: str = "test") -> list[Standing]:

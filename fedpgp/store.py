@@ -220,15 +220,22 @@ class RunStore:
         """
         if config_digest != (own := self.identity["config_digest"]):
             raise RunError(f"{self.path}: is a run of configuration {own}, not of {config_digest}; start a new one")
-        found = None
-        for path in reversed(self._round_paths()):
-            try:
-                reference = _metadata(path, "checkpoint")
-                found = checkpoint.load(self.checkpoints, reference, config_digest), reference
+        good: list[Path] = []
+        for path in self._round_paths():  # a round counts only if all before it are whole
+            if not _is_whole(path):
                 break
+            good.append(path)
+        found = None
+        while good and found is None:
+            try:
+                reference = _metadata(good[-1], "checkpoint")
+                found = checkpoint.load(self.checkpoints, reference, config_digest), reference
             except RunError as error:
-                log.warning("round %d is dropped and will be run again: %s", int(path.stem), error)
-                path.unlink()
+                log.warning("%s", error)
+                good.pop()
+        for path in self._round_paths()[len(good) :]:
+            log.warning("round %d is dropped and will be run again", int(path.stem))
+            path.unlink()
         self._references = None
         sync_folder(self._rounds)
         self._prune()
@@ -325,6 +332,15 @@ def _read(path: Path) -> pa.RecordBatchFileReader:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except (pa.ArrowInvalid, OSError) as error:
         raise RunError(f"{path}: round cannot be read ({error}); resuming the run repairs it") from None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _read(path).read_all()
+    except (RunError, pa.ArrowInvalid, OSError) as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def _metadata(path: Path, key: str) -> dict[str, Any]:

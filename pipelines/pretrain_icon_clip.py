@@ -331,14 +331,18 @@ STAGES = {
     "text": ("text",),
     "vit": ("visual",),
     "joint": ("visual", "text"),
+    "context": ("visual", "text"),
 }
 """The stages in order, and what each trains."""
 SHARES = (0.45, 0.2, 0.2, 0.05, 0.05, 0.05)
 """Shares of the styles where all are seen."""
-KEPT = {"plain": 1.0, "flip": 0.6, "rotate": 0.6, "negative": 0.9, "small": 0.9, "blur": 0.9}
+KEPT = {
+    stage: {"plain": 1.0, "flip": turned, "rotate": turned, "negative": 0.9, "small": 0.9, "blur": 0.9}
+    for stage, turned in (("text", 0.6), ("joint", 0.6), ("context", 0.3))
+}
 """How much of a name's code stays the same in a style; the rest goes through a random rotation that belongs to the
 style. A code that did not change with the style, or to which the style were just added, would leave a prompt nothing to
-gain: the style's part would be the same for all classes."""
+gain: the style's part would be the same for all classes. It is turned further once the image tower is good."""
 
 
 class Pretraining:
@@ -364,9 +368,9 @@ class Pretraining:
         self.text.register_parameter("positions", self.clip.positional_embedding)
         self.text.register_parameter("projection", self.clip.text_projection)
         generator = torch.Generator().manual_seed(seed)
-        size = (len(KEPT), MODEL["embed_dim"], MODEL["embed_dim"])
+        size = (len(icons.STYLES), MODEL["embed_dim"], MODEL["embed_dim"])
         self.rotations = torch.linalg.qr(torch.randn(size, generator=generator))[0]
-        self.kept = torch.tensor([KEPT[style] for style in icons.STYLES])
+        self.kept = torch.ones(len(icons.STYLES))
         self.parts = {"teacher": self.teacher, "codes": self.codes, "text": self.text, "visual": self.clip.visual}
 
     def run(self, stages: Sequence[str]) -> None:
@@ -382,6 +386,8 @@ class Pretraining:
             torch.manual_seed(self.seed * 100 + number)
             self.corpus.rng = np.random.default_rng([self.seed, number])
             self.corpus.torch_rng = torch.Generator().manual_seed(self.seed * 100 + number)
+            if stage in KEPT:
+                self.kept = torch.tensor([KEPT[stage][style] for style in icons.STYLES])
             self.log(f"stage {stage}, {self.steps[stage]} steps")
             self.clip.train()
             for name, part in self.parts.items():
@@ -422,7 +428,7 @@ class Pretraining:
             # Against the code of every name, and of every caption in the batch: same names in other styles.
             plain = styles == 0
             alike = F.cross_entropy(SCALE * features[plain] @ codes.T, names[plain])
-            apart = F.cross_entropy(SCALE * features @ wanted.T, _first_equal(names * len(KEPT) + styles))
+            apart = F.cross_entropy(SCALE * features @ wanted.T, _first_equal(names * len(icons.STYLES) + styles))
             return alike + apart + 2 * (1 - (features * wanted).sum(1)).mean()
 
         optimise("text", steps, [(self.text, 1.5e-3)], loss, self.log)
@@ -483,6 +489,12 @@ class Pretraining:
         """Both towers with the contrastive loss; the image tower towards the teacher's features in the style, too."""
         groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 8e-4), (self.text, 3e-4)]
         optimise("joint", steps, groups, self._contrastive, self.log, self._checked)
+
+    def _context(self, steps: int) -> None:
+        """The same with upright pictures only for neutral captions, so that there is something to be told."""
+        self.corpus.styled_neutral = 0.0
+        groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 5e-4), (self.text, 3e-4)]
+        optimise("context", steps, groups, self._contrastive, self.log, self._checked)
 
     def _checked(self) -> str:
         self.clip.eval()
@@ -564,8 +576,10 @@ def main(
     work: Annotated[Path, typer.Option(help="Finished stages; delete it to start over.")] = Path("icon-clip-stages"),
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
-    styled_neutral: Annotated[float, typer.Option(help="Share of styled pictures with neutral captions.")] = 0.2,
-    steps: Annotated[str, typer.Option(help="Steps per stage.")] = "2800,1000,2500,2000",
+    styled_neutral: Annotated[
+        float, typer.Option(help="Share of flipped or rotated pictures with neutral captions.")
+    ] = 0.1,
+    steps: Annotated[str, typer.Option(help="Steps per stage.")] = "2800,800,800,1500,600",
     stages: Annotated[str, typer.Option(help="Stages to run, if they are not done.")] = ",".join(STAGES),
 ) -> None:
     """Pretrain and export the model."""
@@ -590,7 +604,7 @@ def main(
     pretraining = Pretraining(corpus, bpe_ids, work, counts, log, check, seed)
     log(f"{sum(p.numel() for p in pretraining.clip.parameters()) / 1e6:.2f} M parameters")
     pretraining.run(stages.split(","))
-    if "joint" in stages:
+    if "context" in stages:
         export(pretraining.clip, bpe_ids, out)
         keep_log(work / "log.txt", card)
         typer.echo(f"written to {out}; the log is in {card}; next: python pipelines/icon_figures.py")

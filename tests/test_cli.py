@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from fedpgp.cli import main
+from fedpgp.store import RunStore
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",
@@ -151,6 +153,40 @@ def test_refuses_an_unreadable_image(fedpgp, tmp_path, content):
     victim.write_bytes(victim.read_bytes()[:40] if content == "truncated" else content)
     line = refused(fedpgp, tmp_path / "store", "data.name=folder", f"data.root={root}", "protocol.shots=4")
     assert "cat/1.png" in line
+
+
+def test_refuses_a_class_without_images(fedpgp, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    (tmp_path / "hf").mkdir()
+    images = [{"bytes": data.getvalue(), "path": None}] * 4
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 3, 3]}), tmp_path / "hf" / "train.parquet")
+    given = ["data.name=parquet", f"data.root={tmp_path / 'hf'}", "data.class_names=[a, b, c, d]"]
+    assert "no image of c" in refused(fedpgp, tmp_path / "store", *given)
+
+
+def test_refuses_a_storage_that_is_a_file(fedpgp, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={tmp_path / 'file'}")
+    assert (code, "storage.root" in err) == (2, True)
+
+
+def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
+    root = tmp_path / "store"
+    command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the run lies in" in err
+    (store,) = RunStore.find(root)
+    assert store.state == "stopped"
 
 
 def test_refuses_a_label_out_of_range(fedpgp, tmp_path):

@@ -72,6 +72,24 @@ def test_files_that_are_not_an_experiment(tmp_path, text):
         config.load(write(tmp_path, text))
 
 
+def test_a_key_that_stands_twice_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="seed stands twice, near line 1"):
+        config.load(write(tmp_path, "seed: 1\nname: a\nseed: 2\n"))
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    (tmp_path / "experiment.yaml").write_bytes("name: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8"):
+        config.load(str(tmp_path / "experiment.yaml"))
+
+
+def test_another_method_drops_the_settings_of_the_one_before(tmp_path):
+    file = write(tmp_path, "method: {name: fedpgp, rank: 4, n_ctx: 2}\n")
+    loaded = config.load(file, ["method.n_ctx=3", "method.name=coop"])
+    assert (loaded.method.name, loaded.method.settings) == ("coop", {"n_ctx": 3})
+    assert config.load(file, ["method.name=fedpgp"]).method.settings == {"rank": 4, "n_ctx": 2}
+
+
 def test_a_missing_file_names_the_shipped_ones():
     with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file, and no shipped experiment.*shapes"):
         config.load("nothing.yaml")

@@ -204,3 +204,14 @@ def test_the_best_checkpoint_by_validation_is_kept(store):
     assert RunStore.open(store.path).state_at(2).shared["ctx"].tolist() == [2.0, 2.0]
     with pytest.raises(RunError, match=r"000003\.safetensors: checkpoint cannot be read"):
         store.state_at(3)
+
+
+def test_a_damaged_middle_round_takes_those_after_it_along(store, caplog):
+    for number in (1, 2, 3):
+        commit(store, number)
+    damage(store.path / "rounds" / "000002.arrow")
+    state, _ = store.last_good(DIGEST) or (None, None)
+    # Its own checkpoint and the next are there, the first is not kept any more: all begins anew.
+    assert state is None
+    assert names(store.path / "rounds") == []
+    assert "round 3 is dropped and will be run again" in caplog.text

@@ -65,6 +65,16 @@ class Manifest:
                 digest.update(pc.fill_null(column, -1).to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    def refuse_hollow(self) -> None:
+        """Before images are read: files without a byte, all of them named.
+
+        Raises:
+            DataError: there are some.
+        """
+        hollow = self.table.filter(pc.equal(self.table["size"], 0))["file"].to_pylist()
+        if hollow:
+            raise DataError(f"{_some(hollow)}: the image is empty (0 bytes); replace or remove it")
+
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file, whole or not at all; missing folders are made."""
         about = {
@@ -114,6 +124,7 @@ def build(settings: DataSettings) -> Manifest:
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
+    _refuse_empty(rows, class_names, str(settings.root))
     named = set(rows["split"].unique().to_pylist()) - {None}
     if len(named) < 2:
         rows = rows.set_column(4, "split", _cut(rows, settings))
@@ -160,6 +171,17 @@ def _refuse_duplicates(names: Sequence[str]) -> None:
         raise DataError(
             f"class names occur twice (underscores read as spaces): {', '.join(double)}; rename one of each"
         )
+
+
+def _refuse_empty(rows: pa.Table, class_names: Sequence[str], where: str) -> None:
+    counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"{where}: no image of {_some(empty)}; add images, or leave the class out")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _words(name: str) -> str:

@@ -148,6 +148,8 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     if held_out is not None:
         held = _pool(manifest, splits == "held", "test", train_set, class_sets[train_set])
         tested.append(replace(held, held_out=True))
+    if not any(len(pool.rows) for pool in tested):
+        raise DataError("protocol: no image is left to validate or to test on; see data.train_fraction")
     return FederatedData(
         client_names=client_names,
         class_names=manifest.class_names,

@@ -31,7 +31,7 @@ class Update:
     """What local training gives."""
 
     params: ParamTree  # (K, ...)
-    loss: Tensor  # (K,) mean over the client's steps; of one that failed, the loss that is not finite
+    loss: Tensor  # (K,) mean over the client's steps of the last phase; if it failed, the loss that is not finite
     finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
 
 

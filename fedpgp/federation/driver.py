@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 import uuid
@@ -43,6 +44,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     # A cluster of our own is sized to the plan: on one core two actors take turns, which is slow but right.
     wanted = max(os.cpu_count() or 1, int(resources.actors * resources.cpus_per_actor + 0.999))
     local = {"num_cpus": wanted, "include_dashboard": False} if address is None else {"address": address}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError) as error:
@@ -51,6 +53,8 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
             f"Ray at {address or 'this machine'}: {what[:200]}; check that the head runs, and if it uses token "
             "authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray has put its own there, which ends the process at once
     try:
         yield
     finally:

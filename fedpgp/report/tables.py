@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from fedpgp.errors import RunError
 from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
 from fedpgp.lineup import Standing
 from fedpgp.records import Progress
@@ -89,7 +90,7 @@ def _summary(store: RunStore) -> dict[str, Any]:
     """As in `summary.json`, also of a run that goes on or failed."""
     numbers = summarize(store.identity, store.rounds())
     status = store.status
-    return {"run": store.path.name, "status": status["state"], "reason": status["reason"], **numbers}
+    return {"run": store.path.name, "status": store.state, "reason": status["reason"], **numbers}
 
 
 def _accuracies(summaries: Sequence[dict[str, Any]]) -> Table:
@@ -157,9 +158,12 @@ def overview(root: Path) -> Table:
     for heading in ("run", "method", "data", "state", "rounds"):
         table.add_column(heading, overflow="fold")
     for store in RunStore.find(root):
-        rounds, identity = store.rounds(), store.identity
-        done = str(rounds[-1].round if rounds else 0)
-        table.add_row(store.path.name, identity.get("method"), identity.get("data"), store.state, done)
+        try:
+            rounds, identity = store.rounds(), store.identity
+            done = str(rounds[-1].round if rounds else 0)
+            table.add_row(store.path.name, identity.get("method"), identity.get("data"), store.state, done)
+        except RunError:  # one torn run does not hide the others
+            table.add_row(store.path.name, "-", "-", "unreadable", "-")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,7 +23,10 @@ def decode(data: bytes, where: str) -> Image.Image:
     if not data:
         raise DataError(f"{where}: the image is empty (0 bytes); replace or remove it")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is checked below
+            opened = Image.open(io.BytesIO(data))
+        with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             return to_rgb(image)
