@@ -97,13 +97,25 @@ def run(
     """Run one federated experiment and print its table.
 
     Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C abandons the round that is going
-    on and keeps those before it.
+    on and keeps those before it. With protocol.held_out=all every domain is held out once, and what has been run
+    already is not run again.
     """
     from fedpgp import launch
+    from fedpgp.data.protocol import EVERY_DOMAIN
     from fedpgp.report.figures import partition_of_run
     from fedpgp.report.tables import show
 
     settings = _load(config, overrides)
+    if settings.protocol.held_out == EVERY_DOMAIN:
+        from fedpgp.report.tables import held_out_matrix
+
+        with _live() as live:
+            domains = launch.folds(settings)
+            folders = launch.run_all(domains, live.show)
+        out.print(held_out_matrix(dict(zip(domains, folders, strict=True))))
+        for folder in folders:
+            out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+        return
     if detach:
         name = launch.detach(settings, resume)
         out.print(f"driver: {name}\nfollow it with: fedpgp attach {name}", highlight=False, soft_wrap=True)

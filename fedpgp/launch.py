@@ -14,6 +14,7 @@ from typing import Any
 from fedpgp import config, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.data import manifest, protocol
 from fedpgp.errors import Interrupted, ResourceError
 from fedpgp.federation.backend import Backend
 from fedpgp.records import Progress
@@ -86,6 +87,15 @@ def run_all(variants: Mapping[str, Experiment], emit: Emit) -> list[Path]:
     titled = {title: config.absolute(experiment) for title, experiment in variants.items()}
     result: list[Path] = _do(_run_all, next(iter(titled.values())), titled, emit=emit)
     return result
+
+
+def folds(experiment: Experiment) -> dict[str, Experiment]:
+    """The experiments that one stands for, by held-out domain: with `protocol.held_out: all` one for each domain."""
+    domains = manifest.build(experiment.data).domains
+    return {
+        str(fold.held_out): experiment.model_copy(update={"protocol": fold})
+        for fold in protocol.folds(experiment.protocol, domains)
+    }
 
 
 def run_mirrored(

@@ -95,6 +95,22 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
     assert (code, "no run here" in err) == (2, True)
 
 
+def test_every_domain_is_held_out_once(fedpgp, tmp_path):
+    given = ["protocol.name=leave_one_domain_out", "protocol.held_out=all", "partition.scheme=domain"]
+    small = [item for item in SMALL if not item.startswith("partition")]
+    root = tmp_path / "store"
+    code, out, _ = fedpgp(
+        "run", "shapes", *small, *given, "partition.clients=null", f"storage.root={root}", "tracking.mlflow=false"
+    )
+    assert code == 0
+    runs = {store.identity["client_names"][0]: store for store in RunStore.find(root)}
+    assert len(RunStore.find(root)) == 3
+    table = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
+    for domain in ("filled", "outline", "dotted"):
+        assert table[domain].count(" - ") == 1  # nobody has the domain that is held out
+    assert all("test/held_out" in store.rounds()[-1].metrics for store in runs.values())
+
+
 def test_features_then_run_opens_the_cache(fedpgp, store):
     code, out, _ = fedpgp("features", "shapes", *SMALL, f"storage.root={store}", "protocol.shots=2")
     assert code == 0

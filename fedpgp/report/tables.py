@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Group
@@ -205,3 +206,33 @@ def standings(rows: Sequence[Standing]) -> Table:
             cells.append(f"[bold green]{cell} *[/]" if round(mean, 1) == best[metric] else f"{cell}  ")
         table.add_row(row.label, *cells)
     return table
+
+
+def held_out_matrix(folds: Mapping[str, Path]) -> Table:
+    """Accuracy of each client's model on the domain that was held out, after the last round; a row per fold.
+
+    Args:
+        folds: the runs, by held-out domain.
+    """
+    accuracies = {domain: _held_out(RunStore.open(path)) for domain, path in folds.items()}
+    clients = list(dict.fromkeys(name for row in accuracies.values() for name in row))
+    table = Table(title="Test accuracy in percent on the held-out domain, by client")
+    table.caption = "mean ± standard deviation over clients (ddof 1); last row: mean of the means"
+    for heading in ("held out", *clients, "mean"):
+        table.add_column(heading, justify="left" if heading == "held out" else "right")
+    for domain, row in accuracies.items():
+        spread = f" ± {stdev(row.values()):.2f}" if len(row) > 1 else ""
+        cells = (f"{row[name]:.2f}" if name in row else "-" for name in clients)
+        table.add_row(domain, *cells, f"{fmean(row.values()):.2f}{spread}")
+    table.add_section()
+    means = [fmean(row.values()) for row in accuracies.values()]
+    table.add_row("all", *[""] * len(clients), f"{fmean(means):.2f}")
+    return table
+
+
+def _held_out(store: RunStore) -> dict[str, float]:
+    rounds = store.rounds()
+    table = per_client_table(store.clients(), rounds[-1].round)
+    names = store.identity["client_names"]
+    rows = (row for row in table.to_pylist() if row["split"] == "test" and row.get("held_out") is not None)
+    return {names[row["client"]]: row["held_out"] for row in rows}
