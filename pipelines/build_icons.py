@@ -166,7 +166,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("fedpgp/assets/icons"),
     cache: Annotated[Path, typer.Option(help="Fetched packages and rasterised drawings.")] = icons.CACHE,
     share: Annotated[float, typer.Option(help="Share of the pictures that are drawn in the style.")] = 1.0,
-    style: Annotated[str, typer.Option(help="That style; the others are plain.")] = "flip",
+    style: Annotated[str, typer.Option(help="That style; the others are plain.")] = "rotate",
     seed: Annotated[int, typer.Option(help="Seed of splits and variation.")] = 1,
 ) -> None:
     """Build the data set, its contact sheet and the notice beside it."""

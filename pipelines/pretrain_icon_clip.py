@@ -554,7 +554,7 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
     labels = torch.from_numpy(table["label"].to_numpy())
     domain_ids = torch.from_numpy(table["domain"].to_numpy())
     neutral, styled = (
-        tokenizer([t.format(name) for name in names]) for t in ("an icon of a {}.", "a flip icon of a {}.")
+        tokenizer([t.format(name) for name in names]) for t in ("an icon of a {}.", "a rotate icon of a {}.")
     )
 
     def check(clip: CLIP) -> str:

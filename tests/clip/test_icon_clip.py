@@ -116,7 +116,7 @@ def test_zero_shot_is_decent_and_not_saturated(backbone, sample):
 
 def test_the_text_tower_listens_to_its_context(backbone, sample):
     features, labels, names = sample
-    tables = [text_features(backbone, [t.format(name) for name in names]) for t in (TEMPLATE, "a flip icon of a {}.")]
+    tables = [text_features(backbone, [t.format(name) for name in names]) for t in (TEMPLATE, "a rotate icon of a {}.")]
     neutral, told = ((features @ table.T).argmax(1).eq(labels).float().mean() for table in tables)
     assert told > neutral + 0.05
 
