@@ -7,7 +7,7 @@ SETUP := $(VENV)/.installed
 .PHONY: demo test test-all check clean
 
 demo: $(SETUP)
-	$(BIN)/fedpgp run shapes
+	$(BIN)/fedpgp demo
 
 test: $(SETUP)
 	$(BIN)/python -m pytest -m "not slow"
