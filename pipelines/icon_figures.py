@@ -75,13 +75,13 @@ def probe(x: Tensor, y: Tensor, train: Tensor, test: Tensor, penalty: float) -> 
 def probes(settings: Experiment) -> list[str]:
     """Linear probe on training drawings against zero-shot, both on test drawings, by class set; zero-shot by family."""
     data = manifest.build(settings.data)
-    x, labels = features(settings, data), torch.from_numpy(data.labels).long()
+    x, labels = features(settings, data), torch.tensor(data.labels).long()
     backbone = model.load(settings.backbone)
     template = settings.data.template or "an icon of a {}."
     with torch.no_grad():
         texts = backbone.model.encode_text(backbone.tokenize([template.format(name) for name in data.class_names]))
     texts = F.normalize(texts, dim=-1)
-    split = {name: torch.from_numpy(data.splits == name) for name in ("train", "val", "test")}
+    split = {name: torch.tensor(data.splits == name) for name in ("train", "val", "test")}
     lines = ["", "| classes | zero-shot | linear probe on training drawings |", "|---|---|---|"]
     half = len(data.class_names) // 2
     for name, first in (("base", 0), ("novel", half)):
@@ -95,7 +95,7 @@ def probes(settings: Experiment) -> list[str]:
         fitted = probe(x, y, train, test, penalty)
         lines.append(f"| {name} ({half}) | {right:.1f} | {fitted:.1f} |")
     zero = (x @ texts.T).argmax(1).eq(labels).float()
-    domains = torch.from_numpy(data.domain_ids)
+    domains = torch.tensor(data.domain_ids)
     by_family = ", ".join(f"{name} {zero[domains == i].mean() * 100:.0f}" for i, name in enumerate(data.domains))
     lines += ["", f"Zero-shot among all {len(data.class_names)} classes, all pictures of a family: {by_family}."]
     return lines
