@@ -573,7 +573,7 @@ def main(
     data: Annotated[Path, typer.Option(help="The data set, for the figures in the log.")] = Path("fedpgp/assets/icons"),
     card: Annotated[Path, typer.Option(help="The model card, for the log.")] = Path("fedpgp/assets/MODEL_CARD.md"),
     cache: Annotated[Path, typer.Option(help="Fetched packages and rasterised drawings.")] = icons.CACHE,
-    work: Annotated[Path, typer.Option(help="Finished stages; delete it to start over.")] = Path("icon-clip-stages"),
+    work: Annotated[Path, typer.Option(help="Finished stages; delete it to start over.")] = icons.CACHE / "stages",
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
     styled_neutral: Annotated[
