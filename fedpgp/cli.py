@@ -133,7 +133,7 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `seeds=[1]` takes one seed. What has been run already is not run again.
     """
-    from fedpgp import config, launch, lineup, tracking
+    from fedpgp import config, gather, launch, lineup, tracking
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
 
@@ -141,13 +141,13 @@ def demo(overrides: OverridesArgument = None) -> None:
     titled = {f"{label}, seed {seed}": one for label, seeds in variants.items() for seed, one in seeds.items()}
     with _live() as live:
         folders = dict(zip(titled, launch.run_all(titled, live.show), strict=True))
-    rows = lineup.standings(
-        {label: [folders[f"{label}, seed {seed}"] for seed in seeds] for label, seeds in variants.items()}
+    compared = gather.compare(
+        gather.Entry(folders[f"{label}, seed {seed}"], label) for label, seeds in variants.items() for seed in seeds
     )
     root = next(iter(titled.values())).storage.root.absolute()
     figure = root / "demo.png"
-    local_against_novel(rows, figure)
-    out.print(standings(rows))
+    local_against_novel(compared, figure)
+    out.print(standings(compared))
     out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
     out.print(f"MLflow: {_beside('mlflow')} ui --backend-store-uri {tracking.default_uri(root)}", soft_wrap=True)
 

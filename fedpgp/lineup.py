@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import yaml
@@ -13,20 +11,6 @@ import yaml
 from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.errors import ConfigError
-from fedpgp.evaluation import selections
-from fedpgp.store import RunStore
-
-METRICS = ("local", "base", "novel", "hm")
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One variant's accuracies over its seeds, in percent: mean and standard deviation (ddof 1; None for one seed)."""
-
-    label: str
-    means: Mapping[str, float]
-    spreads: Mapping[str, float | None]
-    seeds: int
 
 
 def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment]]:
@@ -52,21 +36,3 @@ def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment
 def _variant(base: str, changes: Mapping[str, Any], seed: int, overrides: Sequence[str]) -> Experiment:
     flow = [f"{key}={yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]}" for key, value in changes.items()]
     return config.parse(config.override(config.read_yaml(base), [*flow, f"seed={seed}", *overrides]), source=base)
-
-
-def standings(runs: Mapping[str, Sequence[Path]], split: str = "test") -> list[Standing]:
-    """The variants' accuracies after their last rounds, from the rows of their runs (one per seed)."""
-    return [_standing(label, paths, split) for label, paths in runs.items()]
-
-
-def _standing(label: str, paths: Sequence[Path], split: str) -> Standing:
-    last = [
-        {name: values["last"] for name, values in selections(RunStore.open(path).rounds()).items()} for path in paths
-    ]
-    values = {metric: [one[f"{split}/{metric}"] for one in last] for metric in METRICS}
-    return Standing(
-        label=label,
-        means={metric: fmean(numbers) for metric, numbers in values.items()},
-        spreads={metric: stdev(numbers) if len(numbers) > 1 else None for metric, numbers in values.items()},
-        seeds=len(paths),
-    )

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from fedpgp import config, launch, lineup
+from fedpgp import config, gather, launch, lineup
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
 from fedpgp.data import manifest
@@ -37,12 +37,14 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
     for label, by_seed in variants.items():
         typer.echo(label)
         runs[label] = launch.run_all({f"{label} {seed}": one for seed, one in by_seed.items()}, lambda progress: None)
+    found = gather.compare(gather.Entry(path, label) for label, paths in runs.items() for path in paths)
     tables = {}
     for split in ("test", "val"):
         tables[split] = ["| | Local | Base | Novel | HM |", "|---|---|---|---|---|"]
-        for one in lineup.standings(runs, split):
-            cells = [f"{one.means[metric]:.1f} ± {one.spreads[metric]:.1f}" for metric in lineup.METRICS]
-            tables[split].append(" | ".join([f"| {one.label}", *cells]) + " |")
+        for group in found.groups:
+            numbers = [group.statistic(metric, split) for metric in ("local", "base", "novel", "hm")]
+            cells = [f"{one.mean:.1f} ± {one.std:.1f}" for one in numbers if one]
+            tables[split].append(" | ".join([f"| {group.label}", *cells]) + " |")
     return tables
 
 

@@ -40,3 +40,36 @@ def ray_cluster():
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def made_run(tmp_path):
+    """Write a run to disk as if it had run: gives its folder.
+
+    Call it with overrides, and with the metrics of each of its rounds (`test_local=[50, 60]`).
+    """
+    from fedpgp import config
+    from fedpgp.records import CLIENT_SCHEMA, RoundRow
+    from fedpgp.store import RunStore
+
+    def make(
+        *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x", **series
+    ):
+        experiment = config.parse(config.override({"name": name}, overrides))
+        identity = {
+            "method": experiment.method.name, "data": experiment.data.name, "backbone": "tiny", "seed": experiment.seed,
+            "client_names": ["anna", "ben"], "class_names": ["cat", "dog"], "manifest_digest": "m",
+            "partition_digest": partition.format(seed=experiment.seed), "weights_fingerprint": "w",
+            "versions": {"fedpgp": version},
+        }  # fmt: skip
+        store = RunStore.create(root, experiment.name, config.digest(experiment), config.dump(experiment), identity)
+        for number in range(max(map(len, series.values()), default=0)):
+            metrics = {key.replace("_", "/", 1): float(values[number]) for key, values in series.items()}
+            row = RoundRow(number + 1, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)
+            store.commit(row, CLIENT_SCHEMA.empty_table(), {"files": []})
+        {"finished": lambda: store.finish({}), "failed": lambda: store.fail("disk full"), "running": lambda: None}[
+            state
+        ]()
+        return store.path
+
+    return make

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "tracking": STORE,
-    "lineup": STORE | {"config"}, "report": STORE | {"lineup"},
+    "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison"},
+    "lineup": {"config", "errors"}, "report": STORE | {"comparison"},
     "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
 }  # fmt: skip
 

@@ -13,9 +13,9 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from fedpgp.comparison import Comparison, Statistic, ranks
 from fedpgp.errors import RunError
 from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
-from fedpgp.lineup import Standing
 from fedpgp.records import Progress
 from fedpgp.store import RunStore
 
@@ -34,6 +34,7 @@ TITLES = {
     "local_before_aggregation": "Local before aggregation",
 }
 READINGS = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
+STANDING = ("local", "base", "novel", "hm")
 MAX_CLIENT_ROWS = 100
 MOST_KEYS = 8
 
@@ -189,23 +190,28 @@ def measurement(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     return table
 
 
-def standings(rows: Sequence[Standing]) -> Table:
-    """Variants by label, mean and standard deviation over seeds, the best of each column marked."""
-    seeds = {row.seeds for row in rows}
+def standings(comparison: Comparison) -> Table:
+    """Groups by label, mean and standard deviation over seeds, the best of each column marked."""
+    seeds = max(len(group.seeds) for group in comparison.groups)
     table = Table(title="Test accuracy in percent, mean over clients; * best")
-    table.caption = f"mean ± standard deviation over {max(seeds)} seeds" if max(seeds) > 1 else "one seed"
+    table.caption = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     table.add_column("method")
-    best = {metric: max(round(row.means[metric], 1) for row in rows) for metric in rows[0].means}
-    for metric in best:
+    columns = []
+    for metric in STANDING:
         table.add_column(TITLES[metric], justify="right")
-    for row in rows:
-        cells = []
-        for metric, mean in row.means.items():
-            spread = row.spreads[metric]
-            cell = f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
-            cells.append(f"[bold green]{cell} *[/]" if round(mean, 1) == best[metric] else f"{cell}  ")
-        table.add_row(row.label, *cells)
+        found = [group.statistic(metric) for group in comparison.groups]
+        best = ranks([one.mean if one else None for one in found], digits=1)
+        columns.append([_standing(one, rank == 1) for one, rank in zip(found, best, strict=True)])
+    for group, cells in zip(comparison.groups, zip(*columns, strict=True), strict=True):
+        table.add_row(escape(group.label), *cells)
     return table
+
+
+def _standing(found: Statistic | None, best: bool) -> str:
+    if found is None:
+        return "-  "
+    cell = f"{found.mean:.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
+    return f"[bold green]{cell} *[/]" if best else f"{cell}  "
 
 
 def held_out_matrix(folds: Mapping[str, Path]) -> Table:

@@ -65,5 +65,3 @@ def test_a_node_lost_in_mid_round_changes_no_bit(nodes, tmp_path, caplog):
     left, right = bits(run), bits(alone)
     assert left[0] == right[0]
     assert left[1].equals(right[1])
-
-

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedpgp.errors import RunError
 from fedpgp.evaluation import round_metrics
+from fedpgp.gather import Entry, compare
 from fedpgp.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.report import tables
 from fedpgp.store import RunStore
@@ -129,3 +130,17 @@ def test_many_clients_are_cut_and_counted(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(RunError, match="not the folder of a run"):
         tables.comparison([tmp_path])
+
+
+def test_standings_mark_the_best_and_equals(made_run):
+    rows = {"[x]": (50.0, 60.04), "b": (52.0, 59.96), "zero": (40.0, None)}
+    entries = []
+    for label, (hm, novel) in rows.items():
+        for seed, change in ((1, -1.0), (2, 1.0)):
+            more = {} if novel is None else {"test_novel": [novel]}
+            run = made_run(f"seed={seed}", f"name={label.strip('[]')}", test_hm=[hm + change], **more)
+            entries.append(Entry(run, label))
+    lines = rendered(tables.standings(compare(entries)))
+    assert "[x] - - 60.0 ± 0.0 * 50.0 ± 1.4" in lines
+    assert "b - - 60.0 ± 0.0 * 52.0 ± 1.4 *" in lines
+    assert "zero - - - 40.0 ± 1.4" in lines

@@ -1,0 +1,117 @@
+"""Runs on disk become groups; what does not fit is refused, or marked."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpgp.comparison import Fold
+from fedpgp.errors import RunError
+from fedpgp.gather import Entry, compare, read
+
+HM = {"test_hm": [50, 60]}
+PROMPTFL = ["method.name=promptfl"]
+
+
+def strict(*paths):
+    return [Entry(path, strict=True) for path in paths]
+
+
+def test_a_run_is_read_from_its_rows(made_run):
+    run = read(made_run("seed=3", "data.root=/anywhere", "resources.actors=7", test_hm=[50, 60], val_local=[70, 65]))
+    assert run.fold == Fold(3, None)
+    assert run.metrics["test/hm"] == {"last": 60.0, "mean_last_5": 55.0, "max": 60.0}
+    assert run.metrics["val/local"] == {"last": 65.0, "mean_last_5": 67.5, "max": 70.0}
+    assert run.settings["method.name"] == "fedpgp"
+    hidden = {"seed", "data.root", "protocol.held_out", "backbone.weights", "resources.actors", "name"}
+    assert not hidden & run.settings.keys()
+
+
+def test_seeds_are_one_group_and_names_say_what_differs(made_run):
+    paths = [made_run(f"seed={seed}", f"method.rank={rank}", **HM) for rank in (2, 4) for seed in (1, 2)]
+    paths.append(made_run(*PROMPTFL, "federation.lr=0.5", **HM))
+    found = compare(strict(*paths))
+    assert [(one.label, one.seeds) for one in found.groups] == [
+        ("fedpgp, rank=2", [1, 2]),
+        ("fedpgp, rank=4", [1, 2]),
+        ("promptfl", [1]),
+    ]
+    assert found.differing == ["method.name", "method.rank", "federation.lr"]
+    assert found.missing() == ["promptfl: no run of seed 2"]
+
+
+def test_given_labels_are_kept(made_run):
+    entries = [Entry(made_run(**HM), "ours"), Entry(made_run(*PROMPTFL, **HM), "theirs")]
+    assert compare(entries).labels == ["ours", "theirs"]
+
+
+def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, "partition.clients=5", **HM)]
+    with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--anyway` compares them, marked"):
+        compare(strict(*paths))
+    found = compare(strict(*paths), anyway=True)
+    assert [one.marks for one in found.groups] == [(), ("another partition than fedpgp",)]
+    assert len(found.places) == 1
+
+
+def test_equal_settings_with_another_partition_are_refused(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, partition="other", **HM)]
+    with pytest.raises(RunError, match="different partitions, p1 and other"):
+        compare(strict(*paths))
+    assert compare(strict(*paths), anyway=True).groups[1].marks == ("another partition than fedpgp",)
+
+
+def test_a_folder_of_runs_on_different_things_becomes_places(made_run):
+    shots = [
+        made_run(f"protocol.shots={shots}", f"method.rank={rank}", partition=f"p{shots}", **HM)
+        for shots in (2, 4)
+        for rank in (1, 2)
+    ]
+    found = compare([Entry(path) for path in shots[:-1]])
+    assert list(found.places) == ["shots=2", "shots=4"]
+    assert [one.label for one in found.groups] == ["fedpgp, rank=1", "fedpgp, rank=2", "fedpgp, rank=1"]
+    assert found.missing() == ["fedpgp, rank=2 on shots=4: no run"]
+
+
+@pytest.mark.parametrize(("state", "told"), [("failed", "failed: disk full"), ("running", "running")])
+def test_a_run_that_has_not_finished_is_refused_left_out_or_marked(made_run, state, told):
+    done, other = made_run(**HM), made_run(*PROMPTFL, state=state, **HM)
+    with pytest.raises(RunError, match=rf"has not finished \({told}\); `--anyway`"):
+        compare(strict(done, other))
+    left = compare([Entry(done), Entry(other)])
+    assert (left.labels, left.notes) == (["fedpgp"], (f"left out: {other.name} ({told})",))
+    marked = compare(strict(done, other), anyway=True)
+    assert marked.groups[1].marks == (f"seed 1: {state}",)
+
+
+def test_a_run_without_a_number_is_refused_even_so(made_run):
+    empty = made_run(state="running")
+    with pytest.raises(RunError, match="nothing was evaluated"):
+        compare(strict(empty), anyway=True)
+    with pytest.raises(RunError, match="no finished run to compare; left out"):
+        compare([Entry(empty)])
+
+
+def test_runs_of_different_versions_are_refused_or_marked(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, version="0.9", **HM)]
+    with pytest.raises(RunError, match=r"different versions of fedpgp, 1 and 0\.9"):
+        compare(strict(*paths))
+    assert compare(strict(*paths), anyway=True).groups[1].marks == ("fedpgp 0.9 and 1",)
+
+
+def test_a_run_of_a_version_with_other_settings_is_refused(made_run):
+    path = made_run(version="0.2", **HM)
+    (path / "config.yaml").write_text("federation: {gossip: true}\n")
+    with pytest.raises(RunError, match=r"made by fedpgp 0\.2.*federation\.gossip: unknown key"):
+        compare(strict(path), anyway=True)
+
+
+def test_the_newer_of_two_equal_runs_counts_and_the_same_folder_counts_once(made_run):
+    old, new = made_run(test_hm=[50]), made_run(test_hm=[60])
+    found = compare(strict(old, new, new))
+    assert found.groups[0].statistic("hm").by_seed == {1: 60.0}
+    assert found.notes == (f"left out: {old.name}, since {new.name} is newer",)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(RunError, match="not the folder of a run"):
+        compare(strict(tmp_path))
