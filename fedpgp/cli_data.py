@@ -54,8 +54,9 @@ def check(
                 built, settings.data, lambda done, total: live.show(Progress("read", done, total))
             )
         _say(lines("unreadable images", findings.unreadable))
-        _say(lines("in train and in test", [f"{ours} = {theirs}" for ours, theirs in findings.leaks]))
-        _say([f"repeated within a split: {findings.repeated or 'none'}"])
+        _say(lines("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
+        _say(lines("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
+        _say([f"content digest: {findings.content}"])
         problems += [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
         problems += _names_fit(settings)
     if problems:

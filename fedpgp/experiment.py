@@ -242,7 +242,7 @@ def _shown(row: RoundRow) -> str:
 def _cache(plan: Plan, views: int) -> Features:
     experiment = plan.experiment
     key = FeatureKey(
-        manifest=plan.manifest.digest,
+        manifest=plan.manifest.files_digest,
         weights=plan.weights,
         transform=plan.image.digest,
         views=views,

@@ -11,7 +11,7 @@ from fedpgp.config import Experiment
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.summary import partition_table
-from fedpgp.report.figures import contact_sheet, partition_heat_map
+from fedpgp.report.figures import contact_sheet, fitted, partition_heat_map
 
 CLASSES = 12
 IMAGES = 8
@@ -22,21 +22,25 @@ def show(settings: Experiment, folder: Path, most_clients: int) -> list[Path]:
 
     Returns:
         The files, all in `folder`.
+
+    Raises:
+        DataError: the data cannot be used, or an image cannot be read; then nothing is drawn.
     """
     manifest = manifests.build(settings.data)
     data = protocol.build(manifest, settings.partition, settings.protocol, settings.seed)
     classes = [manifest.class_names[label] for label in data.class_sets[data.train_set]]
-    heat_map = folder / "partition.png"
-    partition_heat_map(partition_table(manifest, data), data.client_names, classes, heat_map)
     reader = manifests.open_reader(settings.data)
-    paths = [heat_map]
+    sheets = {}
     for client, name in enumerate(data.client_names[:most_clients]):
         rows, labels = data.train_rows[client], data.train_labels[client]
-        sheet = []
-        for label in np.unique(labels)[:CLASSES]:
-            chosen = rows[labels == label][:IMAGES]
-            sheet.append((f"{name}: {classes[label]}", list(reader.read(manifest.table.take(chosen)))))
         path = folder / f"client-{client:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
+        sheets[path] = [
+            (f"{name}: {classes[label]}", [fitted(image) for image in reader.read(manifest.table.take(chosen))])
+            for label in np.unique(labels)[:CLASSES]
+            for chosen in [rows[labels == label][:IMAGES]]
+        ]
+    heat_map = folder / "partition.png"
+    partition_heat_map(partition_table(manifest, data), data.client_names, classes, heat_map)
+    for path, sheet in sheets.items():
         contact_sheet(sheet, path)
-        paths.append(path)
-    return paths
+    return [heat_map, *sheets]

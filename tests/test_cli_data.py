@@ -97,6 +97,15 @@ def test_show_draws_the_partition_and_the_clients(root: Path, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "few").iterdir()] == ["partition.png"]
 
 
+def test_show_draws_nothing_if_an_image_cannot_be_read(root: Path, tmp_path: Path) -> None:
+    changes = ["data.name=caltech101", f"data.root={root}", "partition.clients=2", "protocol.name=all_classes"]
+    for image in range(10):
+        (root / f"101_ObjectCategories/bee/{image}.png").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"bee/\d.png: not an image"):
+        call("show", "shapes", *changes, "--out", str(tmp_path / "figures"))
+    assert not (tmp_path / "figures").exists()
+
+
 def test_prepare_says_that_it_is_ready(root: Path) -> None:
     assert f"ready: data.name=caltech101 data.root={root}" in call("prepare", "caltech101", "--root", str(root))
 

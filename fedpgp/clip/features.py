@@ -30,7 +30,7 @@ class FeatureKey:
     """What features are of. Two caches with equal keys hold equal features."""
 
     manifest: str
-    """digest of the manifest, which gives row numbers their meaning"""
+    """digest of the manifest's files (`Manifest.files_digest`), which gives row numbers their meaning"""
     weights: str
     """fingerprint of the backbone"""
     transform: str

@@ -1,16 +1,18 @@
-"""Reads every image of a manifest once: what cannot be read, and what is in train and in test at the same time."""
+"""Reads every image of a manifest once: what cannot be read, what is there twice, and a digest of all pictures."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.data.manifest import Manifest, open_reader
+from fedpgp.data.protocol import SPLITS
 from fedpgp.errors import DataError
 
 CHUNK = 512
@@ -23,31 +25,31 @@ class Findings:
     unreadable: list[str]
     """one message per image that cannot be read"""
     leaks: list[tuple[str, str]]
-    """(training image, val or test image) with equal pixels"""
-    repeated: int
-    """images beyond the first of equal pixels within one split"""
+    """equal pictures in two splits, the split in front of each: train, then val, then test"""
+    repeated: list[tuple[str, str]]
+    """equal pictures within one split: the first one, and the one that repeats it"""
+    content: str
+    """sixteen hex digits over all names and pictures: equal for copies of the data, wherever they lie"""
 
 
 def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int, int], None]) -> Findings:
     """Decode every image and compare their pixels; equal pictures are found whatever their file format."""
     unreadable: list[str] = []
-    first: dict[tuple[bytes, bool], int] = {}
-    held: dict[bytes, int] = {}
-    leaks: list[tuple[int, int]] = []
-    repeated = 0
-    train = manifest.splits == "train"
+    held: dict[bytes, dict[str, int]] = {}
+    repeated: list[tuple[str, str]] = []
+    content = hashlib.sha256()
     for row, image in _images(manifest, settings, unreadable, progress):
-        digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
-        side = bool(train[row])
-        if (digest, side) in first:
-            repeated += 1
-        else:
-            first[digest, side] = row
-            if digest in held:
-                leaks.append((row, held[digest]) if side else (held[digest], row))
-            held.setdefault(digest, row)
-    names = [(_name(manifest, a), _name(manifest, b)) for a, b in sorted(leaks)]
-    return Findings(unreadable, names, repeated)
+        picture = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        content.update(_name(manifest, row).encode() + picture)
+        first = held.setdefault(picture, {}).setdefault(str(manifest.splits[row]), row)
+        if first != row:
+            repeated.append((_name(manifest, first), _name(manifest, row)))
+    leaks = [
+        (f"{one} {_name(manifest, rows[one])}", f"{other} {_name(manifest, rows[other])}")
+        for rows in held.values()
+        for one, other in combinations([split for split in SPLITS if split in rows], 2)
+    ]
+    return Findings(unreadable, leaks, repeated, content.hexdigest()[:16])
 
 
 def empty_classes(manifest: Manifest) -> list[str]:

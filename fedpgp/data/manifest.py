@@ -55,11 +55,28 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits over class names, domains and rows: relative names and sizes, never where the root is."""
-        digest = hashlib.sha256(json.dumps([self.class_names, self.domains]).encode())
-        for field in ROW_SCHEMA:
-            column = self.table[field.name]
-            if pa.types.is_string(field.type):
+        """Sixteen hex digits over class names, domains and rows: relative names and sizes, never where the root is.
+
+        It is equal for copies of the data wherever they lie and whenever they were made, so runs can be compared.
+        Images are not read for it; what is in them is hashed by `fedpgp data check`.
+        """
+        about = json.dumps([self.class_names, self.domains])
+        return self._digest(about, [name for name in ROW_SCHEMA.names if name != "modified"])
+
+    @cached_property
+    def files_digest(self) -> str:
+        """Sixteen hex digits over the files, their sizes and when they were last written.
+
+        This is what cached features are of: an image that is replaced is encoded again, even by one of equal size;
+        other names, splits or domains of the same images change nothing.
+        """
+        return self._digest("", ["file", "row", "size", "modified"])
+
+    def _digest(self, about: str, columns: Sequence[str]) -> str:
+        digest = hashlib.sha256(about.encode())
+        for name in columns:
+            column = self.table[name]
+            if pa.types.is_string(column.type):
                 digest.update("\0".join(column.to_pylist()).encode())
             else:
                 digest.update(pc.fill_null(column, -1).to_numpy().astype("<i8").tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedpgp.config import DataSettings
 from fedpgp.data import manifest
@@ -16,6 +17,8 @@ from fedpgp.files import write_durably
 
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
     """Make `root` hold a data set; one that is usable already is left as it is.
+
+    A download arrives whole or not at all: it is unpacked in a hidden folder of `root`, which a failure takes away.
 
     Raises:
         DataError: no such data set, no network, or what came is not usable; with the steps to do it by hand.
@@ -30,14 +33,27 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
             say(f"not usable yet: {error}")
     if name not in DOWNLOADERS:
         raise DataError(_by_hand(name, root, "has no download of its own"))
+    in_the_way = [str(root / folder) for folder in ORIGINS[name].folders if (root / folder).exists()]
+    if in_the_way:
+        raise DataError(f"{name}: {', '.join(in_the_way)} is there already but not usable; complete it or move it away")
     say(f"downloading {name} to {root}")
+    _download(name, root)
+    return manifest.build(settings)
+
+
+def _download(name: str, root: Path) -> None:
+    new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        DOWNLOADERS[name](root)
+        with TemporaryDirectory(prefix=".download-", dir=root) as folder:
+            DOWNLOADERS[name](Path(folder))
+            for entry in sorted(Path(folder).iterdir()):
+                entry.replace(root / entry.name)
     except Exception as error:  # torchvision raises anything from URLError to RuntimeError
+        if new and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(_by_hand(name, root, f"could not be downloaded ({reason})")) from error
-    return manifest.build(settings)
 
 
 def _by_hand(name: str, root: Path, what: str) -> str:

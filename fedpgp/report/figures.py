@@ -74,7 +74,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]], path: Path) -> No
         top = MARGIN + number * (cell + LABEL)
         pen.text((MARGIN, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black")
         for column, image in enumerate(images):
-            sheet.paste(_fitted(image), (MARGIN + column * cell, top + LABEL))
+            sheet.paste(fitted(image), (MARGIN + column * cell, top + LABEL))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
@@ -90,7 +90,7 @@ def _training_counts(table: pa.Table, clients: Sequence[str], classes: Sequence[
     return counts
 
 
-def _fitted(image: Image) -> Image:
+def fitted(image: Image) -> Image:
     """On a square of `SIDE`, proportions kept."""
     from PIL import Image as images
 

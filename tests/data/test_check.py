@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,19 +49,49 @@ def test_all_unreadable_images_are_listed(root: Path, chunk: int, monkeypatch: p
 
 
 def test_equal_pixels_in_train_and_test_are_found(root: Path) -> None:
-    assert findings(root) == check.Findings([], [], 0)
+    assert findings(root) == check.Findings([], [], [], findings(root).content)
     (root / "test/b/0.png").write_bytes((root / "train/a/2.png").read_bytes())
     (root / "train/b/3.png").write_bytes((root / "train/b/2.png").read_bytes())
     found = findings(root)
-    assert found.leaks == [("train/a/2.png", "test/b/0.png")]
-    assert found.repeated == 1
+    assert found.leaks == [("train train/a/2.png", "test test/b/0.png")]
+    assert found.repeated == [("train/b/2.png", "train/b/3.png")]
+
+
+def test_a_picture_in_all_three_splits_is_named_with_each_pair(root: Path) -> None:
+    picture = (root / "train/a/2.png").read_bytes()
+    for copy in ("val/a/0.png", "test/a/1.png"):
+        (root / copy).parent.mkdir(parents=True, exist_ok=True)
+        (root / copy).write_bytes(picture)
+    (root / "val/a/1.png").write_bytes((root / "test/a/0.png").read_bytes())
+    (root / "val/b").mkdir()
+    (root / "val/b/0.png").write_bytes((root / "test/b/0.png").read_bytes() + b"new bytes, old picture")
+    settings = DataSettings(name="folder", root=root)
+    found = check.read_all(manifest.build(settings), settings, lambda done, total: None)
+    assert sorted(found.leaks) == [
+        ("train train/a/2.png", "test test/a/1.png"),
+        ("train train/a/2.png", "val val/a/0.png"),
+        ("val val/a/0.png", "test test/a/1.png"),
+        ("val val/a/1.png", "test test/a/0.png"),
+        ("val val/b/0.png", "test test/b/0.png"),
+    ]
+
+
+def test_the_content_digest_is_of_pictures_not_of_the_place(root: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    content = findings(root).content
+    assert findings(copy).content == content
+    ours, theirs = (copy / f"train/a/{number}.png" for number in (0, 1))
+    swapped = ours.read_bytes(), theirs.read_bytes()
+    ours.write_bytes(swapped[1])
+    theirs.write_bytes(swapped[0])
+    assert findings(copy).content != content
 
 
 def test_the_file_format_does_not_hide_a_repetition(root: Path) -> None:
     from PIL import Image
 
     Image.open(root / "train/a/2.png").save(root / "test/b/0.png", "BMP")
-    assert findings(root).leaks == [("train/a/2.png", "test/b/0.png")]
+    assert findings(root).leaks == [("train train/a/2.png", "test test/b/0.png")]
 
 
 def test_classes_without_images_are_listed(root: Path) -> None:

@@ -17,7 +17,7 @@ from scipy.io import savemat
 from fedpgp.config import DataSettings
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.sources import coop
+from fedpgp.data.sources.splits import SPLITS
 from fedpgp.errors import DataError
 
 Write = Callable[..., Path]
@@ -30,7 +30,7 @@ def build(name: str, root: Path, **settings: object) -> Manifest:
 def held(built: Manifest) -> dict[str, Counter[str]]:
     """Per split, images by class name."""
     names = [built.class_names[label] for label in built.labels]
-    return {split: Counter(n for n, s in zip(names, built.splits, strict=True) if s == split) for split in coop.SPLITS}
+    return {split: Counter(n for n, s in zip(names, built.splits, strict=True) if s == split) for split in SPLITS}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,21 @@ def test_digest_is_of_the_content_not_of_the_place(image_tree: Tree, tmp_path: P
     renamed = build(copy).digest
     names = build(root, class_names=("c", "d")).digest
     assert len({digest, larger, renamed, names}) == 4
+
+
+def test_files_digest_sees_a_replaced_image_of_equal_size_and_no_names(image_tree: Tree) -> None:
+    """Cached features are keyed by it: other labels or splits of the same files need no new encoding."""
+    root = image_tree(*images(a=30, b=20))
+    before = build(root)
+    for same in (build(root, class_names=("c", "d")), build(root, train_fraction=0.3), build(root, split_seed=7)):
+        assert same.digest != before.digest
+        assert same.files_digest == before.files_digest
+    image = root / "b/001.png"
+    image.write_bytes(bytes(reversed(image.read_bytes())))
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+    after = build(root)
+    assert after.digest == before.digest
+    assert after.files_digest != before.files_digest
 
 
 def test_rows_are_sorted_by_path_whatever_the_scan_order(image_tree: Tree) -> None:

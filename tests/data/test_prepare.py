@@ -51,6 +51,28 @@ def test_without_a_network_the_steps_are_told(tmp_path: Path, monkeypatch: pytes
     assert lines[-1] == f"then: fedpgp data check cifar10 --root {tmp_path}"
 
 
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of an archive would be taken for the whole by the next call."""
+
+    def torn(root: Path) -> None:
+        (root / "caltech101/101_ObjectCategories/ant").mkdir(parents=True)
+        raise OSError("no space left")
+
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", torn)  # type: ignore[arg-type]
+    (tmp_path / "mine.txt").write_text("mine")
+    for root in (tmp_path, tmp_path / "new"):
+        with pytest.raises(DataError, match=r"could not be downloaded \(no space left\)"):
+            prepare("caltech101", root, lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_in_the_way_is_named_before_anything_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", never)  # type: ignore[arg-type]
+    (tmp_path / "caltech101").mkdir()
+    with pytest.raises(DataError, match="caltech101 is there already but not usable; complete it or move it away"):
+        prepare("caltech101", tmp_path, lambda line: None)
+
+
 def test_data_sets_that_nobody_offers(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"office_caltech10: has no download of its own; by hand:\n  office_caltech_10.zip"

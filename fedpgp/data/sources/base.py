@@ -28,6 +28,7 @@ ROW_SCHEMA = pa.schema(
         ("domain", pa.int32()),  # index of the domain
         ("split", pa.string()),  # train | val | test; null in a scan: the source has no splits
         ("size", pa.int64()),  # bytes of the file; null: no file
+        ("modified", pa.int64()),  # when the file was last written, in ns since 1970; null: no file
     ]
 )
 """One row per image."""

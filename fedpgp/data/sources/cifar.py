@@ -14,6 +14,7 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, Scan, Source, existing_root
+from fedpgp.data.sources.files import size_and_time
 from fedpgp.data.sources.folder import FolderSource
 from fedpgp.data.sources.origins import ORIGINS
 from fedpgp.data.sources.parquet import ParquetSource
@@ -135,7 +136,7 @@ class CifarBatches:
             pa.array(labels, pa.int32()),
             pa.array(np.zeros(count), pa.int32()),
             pa.repeat(split, count),
-            pa.repeat((self.root / file).stat().st_size, count),
+            *(pa.repeat(value, count) for value in size_and_time(self.root / file)),
         ]
         return pa.table(columns, schema=ROW_SCHEMA)
 

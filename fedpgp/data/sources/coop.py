@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import io
-import json
-import logging
 import random
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from fedpgp.config import DataSettings
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan
 from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
 from fedpgp.data.sources.folder import SUFFIXES
 from fedpgp.data.sources.origins import own_folder
+from fedpgp.data.sources.splits import (
+    SPLITS,
+    Item,
+    Split,
+    class_names,
+    cut,
+    hold_back,
+    read_json,
+    read_split,
+    save,
+)
 from fedpgp.errors import DataError
-from fedpgp.files import write_durably
-
-log = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
-TRAIN, VAL = 0.5, 0.2
-"""Shares of a class where the data set has no split of its own; the rest is for testing."""
-WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-VAL_OF_TRAIN = 0.2
-"""Share of the official training images that becomes validation, where there is no official validation split."""
-
-
-class Item(NamedTuple):
-    """One image, as in a line of a split file: relative to the image folder, with its label from 0."""
-
-    image: str
-    label: int
-    class_name: str
-
-
-Split = Mapping[str, Sequence[Item]]
 
 
 class CoOpSource(ImageFiles):
@@ -63,7 +50,7 @@ class CoOpSource(ImageFiles):
             split = read_split(path)
         else:
             split = self.make_split(random.Random(self.seed))
-            _save(path, split)
+            save(path, split)
         items = [item for name in SPLITS for item in split[name]]
         names = class_names(items, str(path))
         table = listed(
@@ -120,7 +107,7 @@ class Flowers102(CoOpSource):
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes in the order of their first image, as CoOp shuffles them."""
-        names = _read_json(self.root / "cat_to_name.json")
+        names = read_json(self.root / "cat_to_name.json")
         by_class: dict[int, list[str]] = {}
         for number, label in enumerate(self._labels(), start=1):
             by_class.setdefault(label, []).append(f"image_{number:05d}.jpg")
@@ -182,7 +169,7 @@ class Food101(CoOpSource):
         if path.exists():
             lines: list[str] = read_lines(path)
         else:
-            lines = [str(line) for files in _read_json(path.with_suffix(".json")).values() for line in files]
+            lines = [str(line) for files in read_json(path.with_suffix(".json")).values() for line in files]
         return [f"{line}.jpg" for line in lines]
 
 
@@ -197,81 +184,6 @@ class Caltech101(CoOpSource):
         """Labels follow the sorted folder names."""
         folders = _class_folders(self.root / self.images, self.left_out)
         return cut([(label, self.renamed.get(name, name), files) for label, name, files in folders], generator)
-
-
-def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random) -> Split:
-    """CoOp's cut of each class (label, name, images): half for training, a fifth for validation, the rest for testing.
-
-    Raises:
-        DataError: classes with too few images for all three, all of them named.
-    """
-    split: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    small = []
-    for label, name, files in classes:
-        generator.shuffle(files)
-        train, val = round(len(files) * TRAIN), round(len(files) * VAL)
-        if not (train and val and len(files) - train - val > 0):
-            small.append(f"{name} ({len(files)})")
-        parts = files[:train], files[train : train + val], files[train + val :]
-        for part, chosen in zip(SPLITS, parts, strict=True):
-            split[part] += [Item(file, label, name) for file in chosen]
-    if small:
-        raise DataError(f"too few images to be cut into train, val and test: {shown(small)}; fetch all images")
-    return split
-
-
-def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Item], list[Item]]:
-    """CoOp's cut of official training images: what is left for training, and a fifth of each class for validation."""
-    by_class: dict[int, list[Item]] = {}
-    for item in items:
-        by_class.setdefault(item.label, []).append(item)
-    train, val = [], []
-    for own in by_class.values():
-        count = round(len(own) * VAL_OF_TRAIN)
-        generator.shuffle(own)
-        val += own[:count]
-        train += own[count:]
-    return train, val
-
-
-def read_split(path: Path) -> Split:
-    """A split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
-
-    Raises:
-        DataError: not such a file.
-    """
-    tree = _read_json(path)
-    try:
-        return {
-            name: [Item(str(image), int(label), str(class_name)) for image, label, class_name in tree[name]]
-            for name in SPLITS
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected train, val and test as lists of [image, label, class name] "
-            f"({type(error).__name__}: {error}); fetch it again"
-        ) from None
-
-
-def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
-    """The names in label order.
-
-    Raises:
-        DataError: a label with two names, or labels that are not 0, 1, 2, ...
-    """
-    names: dict[int, str] = {}
-    for item in items:
-        if names.setdefault(item.label, item.class_name) != item.class_name:
-            raise DataError(
-                f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; correct it"
-            )
-    gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
-    if gaps or not names:
-        raise DataError(
-            f"{source}: labels must be 0, 1, 2, ... without gaps; wrong or missing: {shown([str(g) for g in gaps])}; "
-            "correct the list, or fetch all of it"
-        )
-    return tuple(names[label] for label in range(len(names)))
 
 
 def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, str, list[str]]]:
@@ -293,25 +205,3 @@ def _labels_of_folders(files: Iterable[str]) -> dict[str, int]:
 def _item(file: str, labels: Mapping[str, int]) -> Item:
     name = file.partition("/")[0]
     return Item(file, labels[name], name)
-
-
-def _save(path: Path, split: Split) -> None:
-    """Keep a split beside the images, unless their folder is read-only; root is not stopped by that, so we look."""
-    if not path.parent.stat().st_mode & WRITABLE:
-        return
-    try:
-        write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
-    except OSError as error:
-        log.info("%s: the split is not kept (%s); it is made anew each time", path, error.strerror)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; see `fedpgp data prepare`") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{path}: expected a mapping; fetch it again")
-    return tree

@@ -57,8 +57,8 @@ def listed(
     _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
     twice = [file for file, count in Counter(files).items() if count > 1] if len(set(files)) < len(files) else []
     _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
-    sizes = _sizes(root, files)
-    missing = [file for file, size in zip(files, sizes, strict=True) if size is None]
+    found = _found(root, files)
+    missing = [file for file, stat in zip(files, found, strict=True) if stat is None]
     _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
     columns = [
         pa.array(files, pa.string()),
@@ -66,7 +66,8 @@ def listed(
         pa.array(labels, pa.int32()),
         pa.array(domains, pa.int32()),
         pa.array(splits, pa.string()),
-        pa.array(sizes, pa.int64()),
+        pa.array([stat[0] for stat in found if stat], pa.int64()),
+        pa.array([stat[1] for stat in found if stat], pa.int64()),
     ]
     return pa.table(columns, schema=ROW_SCHEMA)
 
@@ -119,34 +120,40 @@ def _escapes(file: str) -> bool:
     return path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file
 
 
-def _sizes(root: Path, files: Sequence[str]) -> list[int | None]:
-    """Bytes of each file, None where there is none; each folder is listed once."""
-    folders: dict[str, dict[str, int]] = {}
-    sizes = []
+def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Bytes of a file, and when it was last written."""
+    stat = entry.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _found(root: Path, files: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Size and time of each file, None where there is none; each folder is listed once."""
+    folders: dict[str, dict[str, tuple[int, int]]] = {}
+    found = []
     for file in files:
         folder, _, name = file.rpartition("/")
         if folder not in folders:
-            folders[folder] = _sizes_in(root, folder)
-        sizes.append(folders[folder].get(name))
-    return sizes
+            folders[folder] = _found_in(root, folder)
+        found.append(folders[folder].get(name))
+    return found
 
 
-def _sizes_in(root: Path, folder: str) -> dict[str, int]:
-    sizes = {}
+def _found_in(root: Path, folder: str) -> dict[str, tuple[int, int]]:
+    found = {}
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
                     inside(root, os.path.join(folder, entry.name))
                 if entry.is_file():
-                    sizes[entry.name] = entry.stat().st_size
+                    found[entry.name] = size_and_time(entry)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
     if folder:
         inside(root, folder)
-    return sizes
+    return found
 
 
 def _is_utf8(name: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, inside
-from fedpgp.data.sources.files import ImageFiles
+from fedpgp.data.sources.files import ImageFiles, size_and_time
 from fedpgp.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -40,10 +40,10 @@ class FolderSource(ImageFiles):
             for group, found in groups.items():
                 for name in found:
                     folder = os.path.join(group.folder, name)
-                    files, sizes = self._images(folder)
+                    files, stats = self._images(folder)
                     if not files:
                         empty.append(folder)
-                    tables.append(_rows(files, sizes, labels[name], domains.index(group.domain), group.split))
+                    tables.append(_rows(files, stats, labels[name], domains.index(group.domain), group.split))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
         except UnicodeEncodeError as error:
@@ -72,9 +72,9 @@ class FolderSource(ImageFiles):
     def _folders(self, folder: str) -> list[str]:
         return [entry.name for entry in self._entries(folder) if entry.is_dir()]
 
-    def _images(self, folder: str) -> tuple[list[str], list[int]]:
+    def _images(self, folder: str) -> tuple[list[str], list[tuple[int, int]]]:
         images = [entry for entry in self._entries(folder) if entry.name.lower().endswith(SUFFIXES)]
-        return [os.path.join(folder, entry.name) for entry in images], [entry.stat().st_size for entry in images]
+        return [os.path.join(folder, entry.name) for entry in images], [size_and_time(entry) for entry in images]
 
     def _refuse(self, what: str, folders: list[str]) -> None:
         if folders:
@@ -92,7 +92,7 @@ class DomainFolderSource(FolderSource):
         return [Group(domain, domain, None) for domain in domains]
 
 
-def _rows(files: list[str], sizes: list[int], label: int, domain: int, split: str | None) -> pa.Table:
+def _rows(files: list[str], stats: list[tuple[int, int]], label: int, domain: int, split: str | None) -> pa.Table:
     count = len(files)
     columns = [
         pa.array(files, pa.string()),
@@ -100,6 +100,6 @@ def _rows(files: list[str], sizes: list[int], label: int, domain: int, split: st
         pa.repeat(pa.scalar(label, pa.int32()), count),
         pa.repeat(pa.scalar(domain, pa.int32()), count),
         pa.repeat(pa.scalar(split, pa.string()), count),
-        pa.array(sizes, pa.int64()),
+        *(pa.array([stat[part] for stat in stats], pa.int64()) for part in (0, 1)),
     ]
     return pa.table(columns, schema=ROW_SCHEMA)

@@ -22,6 +22,7 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, existing_root, inside
 from fedpgp.data.sources.decoding import decode
+from fedpgp.data.sources.files import size_and_time
 from fedpgp.errors import DataError
 
 PREFERRED = ("image", "img", "label", "fine_label")
@@ -134,6 +135,7 @@ class ParquetSource:
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
+        size, modified = size_and_time(self.root / file)
         domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
         return pa.table(
             {
@@ -142,7 +144,8 @@ class ParquetSource:
                 "label": _plain(table[columns.label]),
                 DOMAIN: domain if columns.domain_names else domain.cast(pa.string()),
                 "split": pa.repeat(pa.scalar(split, pa.string()), count),
-                "size": pa.repeat((self.root / file).stat().st_size, count),
+                "size": pa.repeat(size, count),
+                "modified": pa.repeat(modified, count),
             }
         )
 

@@ -67,6 +67,7 @@ class ShapesSource:
             pa.array(styles, pa.int32()),
             pa.nulls(count, pa.string()),
             pa.nulls(count, pa.int64()),
+            pa.nulls(count, pa.int64()),
         ]
         return Scan(CLASS_NAMES, STYLES, pa.table(columns, schema=ROW_SCHEMA))
 

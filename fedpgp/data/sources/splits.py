@@ -1,0 +1,137 @@
+"""CoOp's splits: how it cuts images into train, val and test, and the files in which it keeps that."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpgp.data.sources.files import shown
+from fedpgp.errors import DataError
+from fedpgp.files import write_durably
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+TRAIN, VAL = 0.5, 0.2
+"""Shares of a class where the data set has no split of its own; the rest is for testing."""
+VAL_OF_TRAIN = 0.2
+"""Share of the official training images that becomes validation, where there is no official validation split."""
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+class Item(NamedTuple):
+    """One image, as in a line of a split file: relative to the image folder, with its label from 0."""
+
+    image: str
+    label: int
+    class_name: str
+
+
+Split = Mapping[str, Sequence[Item]]
+
+
+def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random) -> Split:
+    """CoOp's cut of each class (label, name, images): half for training, a fifth for validation, the rest for testing.
+
+    Raises:
+        DataError: classes with too few images for all three, all of them named.
+    """
+    split: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    small = []
+    for label, name, files in classes:
+        generator.shuffle(files)
+        train, val = round(len(files) * TRAIN), round(len(files) * VAL)
+        if not (train and val and len(files) - train - val > 0):
+            small.append(f"{name} ({len(files)})")
+        parts = files[:train], files[train : train + val], files[train + val :]
+        for part, chosen in zip(SPLITS, parts, strict=True):
+            split[part] += [Item(file, label, name) for file in chosen]
+    if small:
+        raise DataError(f"too few images to be cut into train, val and test: {shown(small)}; fetch all images")
+    return split
+
+
+def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Item], list[Item]]:
+    """CoOp's cut of official training images: what is left for training, and a fifth of each class for validation."""
+    by_class: dict[int, list[Item]] = {}
+    for item in items:
+        by_class.setdefault(item.label, []).append(item)
+    train, val = [], []
+    for own in by_class.values():
+        count = round(len(own) * VAL_OF_TRAIN)
+        generator.shuffle(own)
+        val += own[:count]
+        train += own[count:]
+    return train, val
+
+
+def read_split(path: Path) -> Split:
+    """A split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
+
+    Raises:
+        DataError: not such a file.
+    """
+    tree = read_json(path)
+    try:
+        return {
+            name: [Item(str(image), int(label), str(class_name)) for image, label, class_name in tree[name]]
+            for name in SPLITS
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected train, val and test as lists of [image, label, class name] "
+            f"({type(error).__name__}: {error}); fetch it again"
+        ) from None
+
+
+def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
+    """The names in label order.
+
+    Raises:
+        DataError: a label with two names, or labels that are not 0, 1, 2, ...
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        if names.setdefault(item.label, item.class_name) != item.class_name:
+            raise DataError(
+                f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; correct it"
+            )
+    gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
+    if gaps or not names:
+        raise DataError(
+            f"{source}: labels must be 0, 1, 2, ... without gaps; wrong or missing: {shown([str(g) for g in gaps])}; "
+            "correct the list, or fetch all of it"
+        )
+    return tuple(names[label] for label in range(len(names)))
+
+
+def save(path: Path, split: Split) -> None:
+    """Keep a split beside the images, unless their folder is read-only; root is not stopped by that, so we look."""
+    if not path.parent.stat().st_mode & WRITABLE:
+        return
+    try:
+        write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
+    except OSError as error:
+        log.info("%s: the split is not kept (%s); it is made anew each time", path, error.strerror)
+
+
+def read_json(path: Path) -> Any:
+    """The mapping in a JSON file.
+
+    Raises:
+        DataError: no such file, or no mapping in it.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; see `fedpgp data prepare`") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: expected a mapping; fetch it again")
+    return tree
