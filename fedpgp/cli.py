@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_bench, cli_data
+from fedpgp import __version__, cli_bench, cli_data, cli_sweep
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of the runs.")
 app.add_typer(track, name="track")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+cli_sweep.register(app)
 out = Console()
 err = Console(stderr=True)
 
@@ -131,7 +132,7 @@ def run(
 def demo(overrides: OverridesArgument = None) -> None:
     """Compare zero-shot, CoOp, PromptFL and FedPGP on the world that comes with the package: a table and a figure.
 
-    `seeds=[1]` takes one seed. What has been run already is not run again.
+    `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
     from fedpgp import config, gather, launch, lineup, tracking
     from fedpgp.report.tables import standings

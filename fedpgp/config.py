@@ -30,6 +30,14 @@ TEMPLATES = {
 """CoOp's hand-written prompts, where they differ from "a photo of a {}."."""
 
 
+TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
+    "method": None,
+    "data": ("root", "class_names", "template"),
+    "backbone": ("weights", "activation"),
+}
+"""Settings of a section that mean nothing under another `name`: an override of the name drops them. None: all."""
+
+
 class DataSettings(Settings):
     """Which images, with which names, cut how."""
 
@@ -137,6 +145,14 @@ class BackboneSettings(Settings):
     """dtype of the frozen towers; prompts and losses stay in float32"""
     class_chunk: int | None = Field(None, ge=1)
     """most classes encoded at once, to bound memory; null: all"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_weights(cls, tree: Any) -> Any:
+        """A model that brings its weights has no random ones, unless they are asked for."""
+        if isinstance(tree, dict) and str(tree.get("name", "")).startswith(("hf-hub:", "icon-clip")):
+            return {"weights": None, **tree}
+        return tree
 
 
 class MethodSettings(BaseModel):
@@ -308,23 +324,24 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
     return lines
 
 
-def read_yaml(config: str) -> dict[str, Any]:
-    """The mapping in a YAML file, or in the shipped experiment of that name."""
+def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the shipped file of that name.
+
+    Args:
+        kinds: folders of `tune_configs` in which a name is looked up, in this order; "" is for sweeps.
+    """
     path = Path(config).expanduser()
-    if path.is_file():
-        try:
-            text, where = path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    else:
-        shipped = shipped_configs() / "experiments"
-        entry = shipped / f"{config}.yaml"
-        if not entry.is_file():
-            names = sorted(item.stem for item in shipped.glob("*.yaml"))
-            raise ConfigError(f"{config}: no such file, and no shipped experiment of that name ({', '.join(names)})")
-        text, where = entry.read_text(encoding="utf-8"), config
+    shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
+    found = next((file for file in (path, *shipped) if file.is_file()), None)
+    if found is None:
+        names = sorted({item.stem for kind in kinds for item in (shipped_configs() / kind).glob("*.yaml")})
+        what = "experiment" if kinds == ("experiments",) else "sweep or experiment"
+        raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
+    where = str(path) if found == path else config
     try:
-        tree = yaml.load(text, _Loader)  # a safe one
+        tree = yaml.load(found.read_text(encoding="utf-8"), _Loader)  # a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -395,27 +412,42 @@ def digest(experiment: Experiment, **identities: str) -> str:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A nested mapping with `a.b=value` put in place. Another `method.name` drops the settings of the one before.
+    """A nested mapping with `a.b=value` put in place, see `assign`.
 
     Raises:
         ConfigError: something that is not of this form.
     """
-    for item in sorted(overrides, key=lambda item: not item.startswith("method.name=")):
-        path, separator, text = item.partition("=")
+    return assign(tree, dict(read_override(item) for item in overrides))
+
+
+def read_override(item: str) -> tuple[str, Any]:
+    """`a.b=value` as key and value.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
+    path, separator, text = item.partition("=")
+    if not separator or not all(path.split(".")):
+        raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
+    try:
+        return path, yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
+
+
+def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with values put in place by their dotted keys; names first, see `TIED_TO_NAME`."""
+    for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
         keys = path.split(".")
-        if not separator or not all(keys):
-            raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
-            raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
         node = tree
         for key in keys[:-1]:
             child = node.get(key)
             node[key] = dict(child) if isinstance(child, dict) else {}
             node = node[key]
-        if keys == ["method", "name"] and node.get("name", value) != value:
-            node.clear()
+        if path.endswith(".name") and node.get("name", value) != value:
+            tied = TIED_TO_NAME.get(path.removesuffix(".name"), ())
+            for key in tied if tied is not None else tuple(node):
+                node.pop(key, None)
         node[keys[-1]] = value
     return tree
 

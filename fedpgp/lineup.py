@@ -14,7 +14,7 @@ from fedpgp.errors import ConfigError
 
 
 def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment]]:
-    """Experiments by label and seed, from a file with `base` (a shipped experiment), `seeds` and `variants`.
+    """Experiments by label and seed, from a file with `base` (a shipped experiment), `folds.seeds` and `variants`.
 
     Each variant maps dotted keys to values; overrides apply to all.
 
@@ -23,13 +23,13 @@ def load(path: Path, overrides: Sequence[str]) -> dict[str, dict[int, Experiment
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        base, seeds, variants = tree["base"], tree["seeds"], tree["variants"]
+        base, seeds, variants = tree["base"], tree["folds"]["seeds"], tree["variants"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: needs base, seeds and variants ({error})") from None
-    own = [item for item in overrides if not item.startswith("seeds=")]
+        raise ConfigError(f"{path}: needs base, folds.seeds and variants ({error})") from None
+    own = [item for item in overrides if not item.startswith("folds.seeds=")]
     for item in overrides:
-        if item.startswith("seeds="):
-            seeds = yaml.safe_load(item.removeprefix("seeds="))
+        if item.startswith("folds.seeds="):
+            seeds = yaml.safe_load(item.removeprefix("folds.seeds="))
     return {label: {seed: _variant(base, changes, seed, own) for seed in seeds} for label, changes in variants.items()}
 
 

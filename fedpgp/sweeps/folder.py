@@ -1,0 +1,217 @@
+"""The folder of one sweep: the only code that knows its layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fedpgp.errors import RunError
+from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
+from fedpgp.store import RunStore
+
+State = Literal["finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One run of a trial."""
+
+    seed: int
+    held_out: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`seed 1`, `seed 1, held out clipart`."""
+        return f"seed {self.seed}" + (f", held out {self.held_out}" if self.held_out else "")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial as `trials.json` has it."""
+
+    id: str
+    label: str
+    settings: Mapping[str, Any]
+    folds: tuple[Fold, ...]
+
+
+@dataclass(frozen=True)
+class FoldRun:
+    """A fold and the run that it became."""
+
+    seed: int
+    held_out: str | None
+    run: str
+    """name of its folder under `runs`"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a trial ended; written once, and replaced only when the trial is run again on request."""
+
+    id: str
+    state: State
+    value: float | None
+    """mean over folds of the sweep's metric after the last round; None: not measured"""
+    folds: tuple[FoldRun, ...]
+    reason: str | None = None
+
+
+class SweepFolder:
+    """One sweep on disk, `ROOT/sweeps/NAME-DIGEST`. Its folds are ordinary runs under `ROOT/runs`.
+
+    * `sweep.yaml`: the settings, overrides applied
+    * `trials.json`: id, name, metric and mode of the sweep, and its trials with their folds
+    * `trials/ID.json`: how a trial ended; `trials/ID.txt`: the traceback of one that failed
+    * `status.json`: as that of a run
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._results = path / "trials"
+
+    @classmethod
+    def create(
+        cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[Planned]
+    ) -> SweepFolder:
+        """A new sweep under `root`, or the one of this name and digest that is there; the folder appears whole."""
+        sweeps = root.absolute() / "sweeps"
+        path = sweeps / f"{name}-{digest}"
+        sweeps.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return cls.open(path)
+        draft = cls(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=sweeps)))
+        draft.path.chmod(0o755)
+        draft._results.mkdir()
+        write_durably(draft.path / "sweep.yaml", spec_yaml.encode())
+        head = {"id": digest, "name": name, "created_ms": _now_ms(), "metric": metric, "mode": mode}
+        draft._write_json("trials.json", {**head, "trials": [asdict(trial) for trial in trials]})
+        draft.set_status("running")
+        try:
+            draft.path.rename(path)
+        except OSError:  # another process was faster
+            shutil.rmtree(draft.path)
+            if not path.exists():
+                raise
+        sync_folder(sweeps)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> SweepFolder:
+        """An existing sweep.
+
+        Raises:
+            RunError: `path` is not the folder of a sweep.
+        """
+        if not (path / "trials.json").is_file():
+            raise RunError(f"{path}: not the folder of a sweep (no trials.json); they lie in ROOT/sweeps/NAME-DIGEST")
+        return cls(path.absolute())
+
+    @classmethod
+    def find(cls, path: Path) -> list[SweepFolder]:
+        """The sweep in this folder, or all sweeps of this storage root, by name; an empty list if there is none."""
+        if (path / "trials.json").is_file():
+            return [cls(path.absolute())]
+        found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
+        return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self.path.parent.parent
+
+    @property
+    def spec_yaml(self) -> str:
+        """The settings, as `spec.load` reads them."""
+        return (self.path / "sweep.yaml").read_text(encoding="utf-8")
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """`id`, `name`, `created_ms`, `metric` and `mode`."""
+        return {key: value for key, value in self._read_json("trials.json").items() if key != "trials"}
+
+    @property
+    def trials(self) -> list[Planned]:
+        """All trials, in the order in which they were drawn."""
+        return [
+            Planned(trial["id"], trial["label"], trial["settings"], tuple(Fold(**fold) for fold in trial["folds"]))
+            for trial in self._read_json("trials.json")["trials"]
+        ]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
+        return self._read_json("status.json")
+
+    @property
+    def state(self) -> str:
+        """As in `status`, but `interrupted` for a sweep that says `running` and has no process: it was killed."""
+        state = str(self.status["state"])
+        if state != "running":
+            return state
+        try:
+            with locked(self.path / ".lock", wait=False):
+                return "interrupted"
+        except BlockingIOError:
+            return state
+
+    def results(self) -> dict[str, Result]:
+        """How trials ended, by id, in the order of the trials; one that has not ended is absent."""
+        found = {trial.id: self.result(trial.id) for trial in self.trials}
+        return {trial: result for trial, result in found.items() if result is not None}
+
+    def result(self, trial: str) -> Result | None:
+        """How a trial ended; None: it has not."""
+        if not (self._results / f"{trial}.json").exists():
+            return None
+        tree = self._read_json(f"trials/{trial}.json")
+        folds = tuple(FoldRun(**fold) for fold in tree["folds"])
+        return Result(trial, tree["state"], tree["value"], folds, tree["reason"])
+
+    def traceback(self, trial: str) -> str | None:
+        """Where a trial that failed did so; None: it did not."""
+        path = self._results / f"{trial}.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def record(self, result: Result, traceback: str | None = None) -> None:
+        """Write how a trial ended, durably."""
+        trace = self._results / f"{result.id}.txt"
+        if traceback is None:
+            trace.unlink(missing_ok=True)
+        else:
+            write_durably(trace, traceback.encode())
+        tree = asdict(replace(result, folds=tuple(result.folds)))
+        self._write_json(f"trials/{result.id}.json", {key: value for key, value in tree.items() if key != "id"})
+
+    def forget(self, trial: str) -> None:
+        """The trial is to be run again."""
+        (self._results / f"{trial}.json").unlink(missing_ok=True)
+
+    def runs(self, result: Result) -> list[RunStore]:
+        """The runs of a trial that ended, by fold."""
+        return [RunStore.open(self.root / "runs" / fold.run) for fold in result.folds]
+
+    def set_status(self, state: str, reason: str | None = None) -> None:
+        """`running`, or how the sweep ended."""
+        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": _now_ms()})
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_durably(self.path / name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error})") from None
+        return content
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
