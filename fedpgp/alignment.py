@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fedpgp import experiment
+from fedpgp.clip import icon_clip
 from fedpgp.clip.features import FeatureCache
 from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
 from fedpgp.experiment import Emit
@@ -44,8 +45,9 @@ class Alignment:
 
 
 def can_judge(settings: Experiment) -> bool:
-    """Whether the backbone knows anything: random weights do not."""
-    return settings.backbone.weights != "random"
+    """Whether the backbone knows such images: random weights know nothing, the model in the package its own icons."""
+    backbone = settings.backbone
+    return backbone.weights != "random" and (backbone.name != icon_clip.NAME or settings.data.name == "icons")
 
 
 def zero_shot(settings: Experiment, emit: Emit) -> Alignment:

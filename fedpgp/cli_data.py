@@ -110,7 +110,7 @@ def _names_fit(settings: Experiment) -> list[str]:
     from fedpgp.report.live import Live
 
     if not alignment.can_judge(settings):
-        _say(["zero-shot check: not done, the weights are random; give backbone.name=... backbone.weights=..."])
+        _say(["zero-shot check: not done, the backbone knows no such images; give backbone.name, backbone.weights"])
         return []
     with Live(err) as live:
         found = alignment.zero_shot(settings, live.show)

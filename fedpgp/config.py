@@ -22,12 +22,13 @@ class Settings(BaseModel):
 
 
 TEMPLATES = {
+    "icons": "an icon of a {}.",
     "oxford_pets": "a photo of a {}, a type of pet.",
     "flowers102": "a photo of a {}, a type of flower.",
     "dtd": "{} texture.",
     "food101": "a photo of {}, a type of food.",
 }
-"""CoOp's hand-written prompts, where they differ from "a photo of a {}."."""
+"""Hand-written prompts (CoOp's for its data sets), where they differ from "a photo of a {}."."""
 
 
 TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
@@ -45,9 +46,10 @@ class DataSettings(Settings):
         "icons", "shapes", "folder", "domain_folder", "parquet",
         "oxford_pets", "flowers102", "dtd", "caltech101", "food101",
         "cifar10", "cifar100", "office_caltech10", "domainnet", "domainnet10",
-    ] = "shapes"  # fmt: skip
-    """shapes, icons (no files needed) | folder (class/...) | domain_folder (domain/class/...) | parquet (Hugging Face
-    style) | a data set by name, as it is downloaded: see `fedpgp data check NAME --root FOLDER`"""
+    ] = "icons"  # fmt: skip
+    """icons (in the package) | shapes (drawn on the fly, for tests) | folder (class/...) | domain_folder
+    (domain/class/...) | parquet (Hugging Face style) | a data set by name, as it is downloaded: see
+    `fedpgp data check NAME --root FOLDER`"""
     root: Path | None = None
     """folder of the data set; not needed for `icons` and `shapes`"""
     class_names: tuple[str, ...] | None = None
@@ -75,7 +77,7 @@ class DataSettings(Settings):
 
     @property
     def prompt(self) -> str:
-        """The template, or CoOp's for this data set."""
+        """The template, or the one that belongs to this data set."""
         return self.template or TEMPLATES.get(self.name, "a photo of a {}.")
 
 
@@ -134,11 +136,11 @@ class ProtocolSettings(Settings):
 class BackboneSettings(Settings):
     """The frozen model."""
 
-    name: str = "tiny"
-    """open_clip model name, `hf-hub:OWNER/MODEL`, `icon-clip` (in the package), or `tiny` (a few layers, for tests)"""
-    weights: str | None = "random"
-    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for a hub id and
-    for `icon-clip`"""
+    name: str = "icon-clip"
+    """`icon-clip` (in the package), open_clip model name, `hf-hub:OWNER/MODEL`, or `tiny` (a few layers, for tests)"""
+    weights: str | None = None
+    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for `icon-clip` and a hub id,
+    which bring their own"""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """activation that the weights were trained with; required for a checkpoint file"""
     dtype: Literal["float32", "bfloat16"] = "float32"

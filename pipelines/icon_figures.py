@@ -79,7 +79,7 @@ def probes(settings: Experiment) -> list[str]:
     data = manifest.build(settings.data)
     x, labels = features(settings, data), torch.tensor(data.labels).long()
     backbone = model.load(settings.backbone)
-    template = settings.data.template or "an icon of a {}."
+    template = settings.data.prompt
     with torch.no_grad():
         texts = backbone.model.encode_text(backbone.tokenize([template.format(name) for name in data.class_names]))
     texts = F.normalize(texts, dim=-1)

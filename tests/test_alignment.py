@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedpgp.alignment import align
+from fedpgp import config
+from fedpgp.alignment import align, can_judge
 
 NAMES = tuple(f"class {label}" for label in range(10))
 LABELS = np.repeat(np.arange(10), 8)
@@ -40,3 +41,10 @@ def test_a_model_that_knows_nothing_is_guessing() -> None:
     found = align(np.zeros(80, np.int64), LABELS, NAMES)
     assert (found.by_chance, found.exchanged) == (True, False)
     assert not align(LABELS, LABELS, NAMES).by_chance
+
+
+def test_who_cannot_know_the_images_does_not_judge() -> None:
+    assert can_judge(config.parse({}))  # the icons, by the model that comes with them
+    assert not can_judge(config.parse({"data": {"name": "dtd", "root": "/data"}}))
+    assert can_judge(config.parse({"data": {"name": "dtd", "root": "/data"}, "backbone": {"name": "ViT-B-16"}}))
+    assert not can_judge(config.parse({"backbone": {"name": "tiny", "weights": "random"}}))

@@ -45,7 +45,7 @@ def test_check_by_name(root: Path) -> None:
         *("5", "2", "3", "10")
     ]
     assert "unreadable images: none" in output
-    assert "zero-shot check: not done, the weights are random" in output
+    assert "zero-shot check: not done, the backbone knows no such images" in output
 
 
 def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> None:

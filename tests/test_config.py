@@ -21,7 +21,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments"
         ({"federation": {"rounds": 0}}, r"federation.rounds: .*greater than or equal to 1 \(given: 0\)"),
         ({"federation": {"lr": "fast"}}, r"federation.lr: .*valid number.*\(given: 'fast'\)"),
         ({"federation": {"lr": float("nan")}}, "federation.lr: "),
-        ({"data": {"name": "imagenet"}}, r"data.name: .*'shapes'.*\(given: 'imagenet'\)"),
+        ({"data": {"name": "imagenet"}}, r"data.name: .*'icons'.*\(given: 'imagenet'\)"),
         ({"data": {"name": "folder"}}, "root is required"),
         ({"data": {"template": "a photo"}}, "exactly one {}"),
         ({"data": {"train_fraction": 0.9, "val_fraction": 0.2}}, "must stay below 1"),
@@ -110,6 +110,12 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert moved.backbone.weights == str(tmp_path / "model.pt")
     assert moved.storage.root == tmp_path / "store"
     assert config.absolute(config.parse({"backbone": {"weights": "random"}})).backbone.weights == "random"
+
+
+def test_the_defaults_are_the_world_in_the_package():
+    experiment = config.parse({})
+    assert (experiment.data.name, experiment.data.prompt) == ("icons", "an icon of a {}.")
+    assert (experiment.backbone.name, experiment.backbone.weights) == ("icon-clip", None)
 
 
 def test_the_digest_covers_what_can_change_a_number():

@@ -20,6 +20,8 @@ from fedpgp.store import RunStore
 
 BASE = {
     "name": "small",
+    "data": {"name": "shapes"},
+    "backbone": {"name": "tiny", "weights": "random"},
     "protocol": {"shots": 2},
     "partition": {"clients": 5},
     "method": {"name": "fedpgp", "n_ctx": 2, "rank": 2},
@@ -180,7 +182,7 @@ def test_class_specific_contexts_have_no_novel(root):
 
 
 def test_views_are_cached_apart_for_training(root):
-    tree = {**BASE, "data": {"views": 2}, "storage": {"root": str(root)}}
+    tree = {**BASE, "data": {"name": "shapes", "views": 2}, "storage": {"root": str(root)}}
     before = set((root / "features").glob("*.arrow"))
     run(config.parse(tree))
     assert len(set((root / "features").glob("*.arrow")) - before) == 1

@@ -14,6 +14,7 @@ from fedpgp.store import RunStore
 
 TREE = {
     "data": {"name": "shapes"},
+    "backbone": {"name": "tiny", "weights": "random"},
     "protocol": {"name": "leave_one_domain_out", "held_out": "dotted", "shots": 1},
     "partition": {"scheme": "domain", "clients": None},
     "method": {"name": "fedpgp", "n_ctx": 2, "rank": 2},

@@ -45,7 +45,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load(BackboneSettings())
+    return load(BackboneSettings(name="tiny", weights="random"))
 
 
 @pytest.fixture

@@ -40,9 +40,14 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def described(**settings):
+    """The tiny model with random weights, unless said otherwise."""
+    return BackboneSettings(**{"name": "tiny", "weights": "random", **settings})
+
+
 def refusal(**settings):
     with pytest.raises(BackboneError) as caught:
-        load(BackboneSettings(**settings))
+        load(described(**settings))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
     return str(caught.value)
@@ -81,8 +86,8 @@ def test_importing_is_cheap():
 
 def test_random_weights_are_a_function_of_the_name_and_leave_the_global_generator_alone(small_models):
     before = torch.get_rng_state()
-    first, again = load(BackboneSettings()), load(BackboneSettings())
-    other = load(BackboneSettings(name="small"))
+    first, again = load(described()), load(described())
+    other = load(described(name="small"))
     assert torch.equal(torch.get_rng_state(), before)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert len(first.fingerprint) == 16
@@ -92,7 +97,7 @@ def test_random_weights_are_a_function_of_the_name_and_leave_the_global_generato
 
 
 def test_random_towers_tell_inputs_apart():
-    backbone = load(BackboneSettings())
+    backbone = load(described())
     texts = backbone.tokenize(["a photo of a red circle.", "a photo of a blue square."])
     coloured = torch.stack([torch.full((3, 32, 32), -2.0), torch.full((3, 32, 32), 2.0)])
     for a, b in (backbone.model.encode_text(texts), backbone.model.encode_image(coloured)):
@@ -100,7 +105,7 @@ def test_random_towers_tell_inputs_apart():
 
 
 def test_tokenizer_is_clips():
-    tokens = load(BackboneSettings()).tokenize(("a photo of a cat.",))
+    tokens = load(described()).tokenize(("a photo of a cat.",))
     assert tokens.shape == (1, 77)
     assert tokens[0, :9].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407, 0]
 
@@ -125,7 +130,7 @@ def save(model, form, folder):
 @pytest.mark.parametrize("form", ["state_dict", "training", "safetensors", "openai_dict"])
 def test_every_file_format_gives_the_same_model(form, tmp_path, tiny):
     path = save(tiny, form, tmp_path)
-    backbone = load(BackboneSettings(name="tiny", weights=str(path), activation="quick_gelu"))
+    backbone = load(described(name="tiny", weights=str(path), activation="quick_gelu"))
     oracle = stock(TINY, quick_gelu=True)
     assert torch.equal(backbone.model.encode_image(images(32)), oracle.encode_image(images(32)))
     tokens = backbone.tokenize(["a cat", "a dog"])
@@ -135,7 +140,7 @@ def test_every_file_format_gives_the_same_model(form, tmp_path, tiny):
 
 def test_half_precision_files_become_float32(tmp_path, tiny):
     path = save(copy.deepcopy(tiny).half(), "state_dict", tmp_path)
-    model = load(BackboneSettings(weights=str(path), activation="gelu")).model
+    model = load(described(weights=str(path), activation="gelu")).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.text_projection, tiny.text_projection.half().float())
 
@@ -143,7 +148,7 @@ def test_half_precision_files_become_float32(tmp_path, tiny):
 def test_fingerprint_is_of_values_and_activation_not_of_the_file(tmp_path, tiny):
     def fingerprint(model, form, activation):
         path = save(model, form, tmp_path)
-        return load(BackboneSettings(weights=str(path), activation=activation)).fingerprint
+        return load(described(weights=str(path), activation=activation)).fingerprint
 
     one = fingerprint(tiny, "state_dict", "gelu")
     assert fingerprint(tiny, "safetensors", "gelu") == one
@@ -188,7 +193,7 @@ def test_an_unpublished_torchscript_archive_is_never_opened(archive, monkeypatch
 def test_a_published_torchscript_archive_implies_quick_gelu(archive, monkeypatch):
     digest = sha256(archive)
     monkeypatch.setattr(weights, "published_digests", lambda: frozenset({digest}))
-    backbone = load(BackboneSettings(weights=str(archive)))
+    backbone = load(described(weights=str(archive)))
     assert backbone.activation == "quick_gelu"
     oracle = stock(TINY, quick_gelu=True)
     assert torch.equal(backbone.model.encode_image(images(32)), oracle.encode_image(images(32)))
@@ -304,15 +309,15 @@ def test_unknown_tags_are_refused_with_the_known_ones():
 
 def test_a_tag_brings_weights_activation_and_preprocessing(small_models, tiny_file, monkeypatch):
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained", lambda published: str(tiny_file))
-    quick = load(BackboneSettings(name="small-quickgelu", weights="quick"))
+    quick = load(described(name="small-quickgelu", weights="quick"))
     assert quick.activation == "quick_gelu"
     assert quick.image.mean == (0.1, 0.2, 0.3)
-    plain = load(BackboneSettings(name="small", weights="plain"))
+    plain = load(described(name="small", weights="plain"))
     assert plain.activation == "gelu"
     assert plain.image.resize_mode == "squash"
     assert plain.image.mean == open_clip.OPENAI_DATASET_MEAN
     assert quick.image.digest != plain.image.digest
-    stated = load(BackboneSettings(name="small", weights="quick", activation="quick_gelu"))
+    stated = load(described(name="small", weights="quick", activation="quick_gelu"))
     assert stated.fingerprint == quick.fingerprint
 
 
@@ -345,7 +350,7 @@ def hub(tmp_path, tiny_file, monkeypatch):
 
 
 def test_hub_models_bring_config_weights_and_preprocessing(hub):
-    backbone = load(BackboneSettings(name="hf-hub:some/model", weights=None))
+    backbone = load(described(name="hf-hub:some/model", weights=None))
     assert backbone.activation == "quick_gelu"
     assert backbone.image.interpolation == "bilinear"
     oracle = stock(TINY, quick_gelu=True)
@@ -386,7 +391,7 @@ def test_reference_model_loads_and_encodes_as_the_reference_does(tmp_path, monke
     assert patches == (vision["image_size"] // patch) ** 2
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "golden", config)
     torch.save(state, tmp_path / "golden.pt")
-    backbone = load(BackboneSettings(name="golden", weights=str(tmp_path / "golden.pt"), activation="quick_gelu"))
+    backbone = load(described(name="golden", weights=str(tmp_path / "golden.pt"), activation="quick_gelu"))
     shown = backbone.model.encode_image(torch.tensor(base["images"]))
     assert torch.allclose(shown, torch.tensor(base["image_features"]), atol=1e-5)
     tokens = backbone.tokenize([f"a photo of a {str(name).replace('_', ' ')}." for name in base["classnames"]])
@@ -406,8 +411,8 @@ def test_vit_b_16_in_every_format(form, tmp_path, monkeypatch):
         monkeypatch.setattr(weights, "published_digests", lambda: frozenset({digest}))
     else:
         path, activation = save(source, form, tmp_path), "quick_gelu"
-    backbone = load(BackboneSettings(name="ViT-B-16", weights=str(path), activation=activation))
-    named = load(BackboneSettings(name="ViT-B-16-quickgelu", weights=str(path), activation=activation))
+    backbone = load(described(name="ViT-B-16", weights=str(path), activation=activation))
+    named = load(described(name="ViT-B-16-quickgelu", weights=str(path), activation=activation))
     assert backbone.fingerprint == named.fingerprint
     assert backbone.image.size == 224
     assert backbone.activation == "quick_gelu"

@@ -256,7 +256,7 @@ def test_a_loop_of_folders_ends(parquet_file: Tree, image_tree: Tree) -> None:
 
 
 def test_shapes_are_balanced_and_named_by_composition() -> None:
-    built = manifest.build(DataSettings())
+    built = manifest.build(DataSettings(name="shapes"))
     assert len(built) == 30 * 3 * 40
     assert built.domains == STYLES
     assert set(np.bincount(built.labels * 3 + built.domain_ids)) == {40}
@@ -266,10 +266,10 @@ def test_shapes_are_balanced_and_named_by_composition() -> None:
 
 
 def test_shapes_are_read_in_order_and_always_the_same() -> None:
-    table = manifest.build(DataSettings()).table
+    table = manifest.build(DataSettings(name="shapes")).table
     chosen = table.take([3599, 0, 1])
-    images = list(open_source(DataSettings()).read(chosen))
-    again = list(open_source(DataSettings()).read(table.take([0])))
+    images = list(open_source(DataSettings(name="shapes")).read(chosen))
+    again = list(open_source(DataSettings(name="shapes")).read(table.take([0])))
     assert [image.size for image in images] == [(48, 48)] * 3
     assert images[1].tobytes() == again[0].tobytes() != images[2].tobytes()
 
@@ -282,7 +282,11 @@ def test_shapes_show_their_color_and_style() -> None:
 
 def test_shapes_of_another_version_are_refused() -> None:
     with pytest.raises(DataError, match=r"not a drawing of this version"):
-        list(open_source(DataSettings()).read(pa.table({"file": ["shapes-0/filled/red circle"], "row": [0]})))
+        list(
+            open_source(DataSettings(name="shapes")).read(
+                pa.table({"file": ["shapes-0/filled/red circle"], "row": [0]})
+            )
+        )
 
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

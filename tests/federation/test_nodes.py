@@ -31,6 +31,8 @@ def settings(root, backend):
     return config.parse(
         {
             "name": "nodes",
+            "data": {"name": "shapes"},
+            "backbone": {"name": "tiny", "weights": "random"},
             "protocol": {"shots": 4},
             "partition": {"clients": 6},
             "method": {"name": "fedpgp", "n_ctx": 4, "rank": 2},

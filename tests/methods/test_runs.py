@@ -25,11 +25,11 @@ RUNS = {
 
 def settings(root, method, dtype="float32", **data):
     tree = {
-        "data": data,
+        "data": {"name": "shapes", **data},
         "protocol": {"shots": 1},
         "partition": {"clients": 3},
         "method": method,
-        "backbone": {"dtype": dtype},
+        "backbone": {"name": "tiny", "weights": "random", "dtype": dtype},
         "federation": {"rounds": 1, "batch_size": 4, "block_size": 2, "local_epochs": 1},
         "resources": {"backend": "serial"},
         "storage": {"root": str(root)},
