@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_bench, cli_data, cli_sweep
+from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_sweep
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of the runs.")
 app.add_typer(track, name="track")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
+cli_export.register(app)
 cli_sweep.register(app)
 out = Console()
 err = Console(stderr=True)

@@ -24,14 +24,15 @@ MAY_IMPORT = {
     "federation": FEDERATION, "store": STORE, "tracking": STORE,
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison"},
     "lineup": {"config", "errors"}, "report": STORE | {"comparison", "sweeps"},
+    "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
     "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
     "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"experiment", "launch", "tracking"},
 }  # fmt: skip
 
 ONLY_IN = {
     "ray": {"federation/actors.py", "federation/driver.py"},
-    "mlflow": {"tracking.py"},
-    "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_sweep.py"},
+    "mlflow": {"serving.py", "tracking.py"},
+    "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_sweep.py"},
     "matplotlib": {"report/figures.py", "report/tradeoff.py"},
 }
 

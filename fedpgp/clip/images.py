@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.clip.features import Array, FeatureKey, write_shard
+from fedpgp.clip.features import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.tower import merge_heads, split_heads
 from fedpgp.errors import BackboneError
@@ -46,12 +47,8 @@ class Encoder:
         """
         images = self._reader.read(table)
         pixels = torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
-        if self._key.variant == "pixels":
-            features = pixels
-        else:
-            flat = torch.cat([self._encode(batch) for batch in torch.split(pixels.flatten(0, 1), BATCH)])
-            features = flat.reshape(*pixels.shape[:2], *flat.shape[1:])
-        write_shard(shard, self._key, rows, features.numpy())
+        flat = encode(self._visual, self._spec, pixels.flatten(0, 1), self._key.variant, self._key.dtype)
+        write_shard(shard, self._key, rows, flat.reshape(*pixels.shape[:2], *flat.shape[1:]).numpy())
         return len(rows)
 
     def _views(self, image: Image, row: int) -> Tensor:
@@ -65,15 +62,28 @@ class Encoder:
             views = [_random_view(image, self._spec.size, seed) for seed in seeds]
         return torch.stack([pil_to_tensor(view) for view in views])
 
-    @torch.inference_mode()
-    def _encode(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, 3, H, W) -> float32 (n, *shape), on the CPU."""
-        device = next(self._visual.parameters()).device
-        inputs = normalise(pixels.to(device), self._spec)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._key.dtype == "bfloat16"):
-            encoded = patch_tokens(self._visual, inputs) if self._key.variant == "patches" else self._visual(inputs)
-        features: Tensor = encoded.float().cpu()
-        return features
+
+def cropped(images: Sequence[Image], spec: ImageSpec) -> Tensor:
+    """Images as the evaluation transform crops them, uint8 (n, 3, H, W)."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    crop = _evaluation_crop(spec)
+    return torch.stack([pil_to_tensor(crop(image)) for image in images])
+
+
+@torch.inference_mode()
+def encode(visual: nn.Module, spec: ImageSpec, pixels: Tensor, variant: Variant, dtype: str) -> Tensor:
+    """Cropped images, uint8 (n, 3, H, W) -> what a cache holds of them (n, *shape), on the CPU."""
+    if variant == "pixels":
+        return pixels
+    device = next(visual.parameters()).device
+    parts = []
+    for batch in torch.split(pixels, BATCH):
+        inputs = normalise(batch.to(device), spec)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            encoded = patch_tokens(visual, inputs) if variant == "patches" else visual(inputs)
+        parts.append(encoded.float().cpu())
+    return torch.cat(parts)
 
 
 def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:

@@ -122,7 +122,7 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
         DataError: too few classes, a held-out domain that does not exist, or clients with nothing to train on (all of
             them named).
     """
-    class_sets = _class_sets(len(manifest.class_names), protocol)
+    class_sets = divide_classes(len(manifest.class_names), protocol)
     train_set = "base" if "base" in class_sets else "all"
     held_out = _held_out(manifest, protocol)
     domains = [number for number in range(len(manifest.domains)) if number != held_out]
@@ -199,7 +199,12 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
     return manifest.domains.index(protocol.held_out)
 
 
-def _class_sets(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
+def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
+    """The ordered labels of each class set; the first one is trained on.
+
+    Raises:
+        DataError: too few classes to be divided.
+    """
     labels = tuple(range(num_classes))
     if protocol.name != "base_to_novel":
         return {"all": labels}

@@ -1,0 +1,213 @@
+"""A prompt out of its run: it classifies as it did in the federation, says what it is, and is refused where it must."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from fedpgp import config, experiment, serving
+from fedpgp.data import manifest, protocol
+from fedpgp.errors import BackboneError, ConfigError, DataError, RunError
+from fedpgp.export import export
+from fedpgp.prompt import Predictor, Prompt, best
+from fedpgp.store import RunStore
+
+SMALL = {
+    "coop": {"n_ctx": 2},
+    "promptfl": {"n_ctx": 2, "ctx_init": "a photo of a"},
+    "fedcocoop": {"n_ctx": 2},
+    "fedmaple": {"n_ctx": 2, "depth": 2},
+    "fedotp": {"n_ctx": 2},
+    "fedpgp": {"n_ctx": 2, "rank": 2},
+    "fedlora": {"rank": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """Run two rounds of a method on the drawn shapes, once; its folder."""
+    root, done = tmp_path_factory.mktemp("store"), {}
+
+    def run(name, **settings):
+        key = (name, *sorted(settings.items()))
+        if key not in done:
+            tree = {
+                "name": name,
+                "partition": {"clients": 3},
+                "protocol": {"shots": 2},
+                "method": {"name": name, **SMALL.get(name, {}), **settings},
+                "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1},
+                "resources": {"backend": "serial"},
+                "storage": {"root": str(root)},
+            }
+            done[key] = experiment.run(config.parse(tree), False, lambda progress: None, threading.Event())
+        return done[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def base_images():
+    """The test images of the base classes and their labels."""
+    settings = config.parse({"partition": {"clients": 3}, "protocol": {"shots": 2}})
+    built = manifest.build(settings.data)
+    data = protocol.build(built, settings.partition, settings.protocol, settings.seed)
+    (pool,) = [pool for pool in data.pools if (pool.split, pool.class_set) == ("test", "base")]
+    return list(manifest.open_reader(settings.data).read(built.table.take(pool.rows))), pool.labels
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_is_right_as_often_as_in_the_federation(name, run_of, base_images, tmp_path):
+    run = run_of(name)
+    prompt = Prompt.load(export(run, "1", tmp_path))
+    images, labels = base_images
+    given = Predictor(prompt).probabilities(images).argmax(1).numpy()
+    rows = RunStore.open(run).clients().to_pandas()
+    counted = rows[
+        (rows["round"] == 2)
+        & (rows.client == 1)
+        & (rows.split == "test")
+        & (rows.metric == "base")
+        & rows.domain.isna()
+    ]
+    assert int((given == labels).sum()) == counted.correct.item()
+    assert prompt.card["metrics"]["test/base"] == pytest.approx(100 * np.mean(given == labels))
+
+
+def test_a_client_has_its_own_part_and_the_server_none(run_of, tmp_path):
+    state = RunStore.open(run_of("fedpgp")).state_at(2)
+    own = Prompt.load(export(run_of("fedpgp"), "client 2", tmp_path / "own")).params
+    assert all(torch.equal(own[key], state.personal[key][2]) for key in ("U", "V"))
+    assert torch.equal(own["ctx"], state.shared["ctx"])
+    server = Prompt.load(export(run_of("fedpgp"), "global", tmp_path / "server")).params
+    assert torch.equal(server["ctx"], state.shared["ctx"])
+    assert not server["U"].any()
+    assert not server["V"].any()
+
+
+def test_the_best_round_is_the_one_that_validation_chose(run_of, tmp_path):
+    prompt = Prompt.load(export(run_of("promptfl"), "global", tmp_path, which="best"))
+    store = RunStore.open(run_of("promptfl"))
+    assert prompt.card["round"] == {"number": store.best, "chosen": "best", "of": 2}
+    assert torch.equal(prompt.params["ctx"], store.state_at(store.best).shared["ctx"])
+
+
+def test_the_card_stands_in_the_file_and_beside_it(run_of, tmp_path):
+    path = export(run_of("fedpgp"), "0", tmp_path)
+    card = json.loads((tmp_path / "prompt.json").read_text())
+    assert Prompt.load(path).card == card
+    assert card["backbone"]["licence"] == "none: random weights"
+    assert card["trained_on"]["images"] == 2 * len(card["trained_on"]["own_classes"])  # 2 shots
+    assert set(card["trained_on"]["own_classes"]) < set(card["class_names"])
+    assert not set(card["class_names"]) & set(card["unseen_class_names"])
+    assert set(safetensors.torch.load_file(path)) == {"ctx", "U", "V"}
+
+
+def test_other_names_at_prediction_time(run_of, base_images, tmp_path):
+    images = base_images[0][:2]
+    predictor = Predictor(Prompt.load(export(run_of("fedpgp"), "0", tmp_path)))
+    assert predictor.probabilities(images, ["owl", "oak tree"]).sum(1).tolist() == pytest.approx([1, 1])
+    known = predictor.probabilities(images)
+    backwards = predictor.probabilities(images, predictor.class_names[::-1])
+    assert torch.allclose(known, backwards.flip(1), atol=1e-6)
+    with pytest.raises(DataError, match="each once"):
+        predictor.probabilities(images, ["owl", "owl"])
+
+
+def test_contexts_of_classes_know_no_others(run_of, base_images, tmp_path):
+    predictor = Predictor(Prompt.load(export(run_of("coop", class_specific=True), "0", tmp_path)))
+    assert predictor.probabilities(base_images[0][:1]).shape == (1, len(predictor.class_names))
+    with pytest.raises(ConfigError, match="coop has a context of its own for each"):
+        predictor.probabilities(base_images[0][:1], ["owl", "oak tree"])
+
+
+def test_the_best_come_first():
+    assert best(torch.tensor([[0.2, 0.5, 0.3]]), ["a", "b", "c"], top=2) == [
+        [("b", pytest.approx(0.5)), ("c", pytest.approx(0.3))]
+    ]
+    assert len(best(torch.tensor([[0.4, 0.6]]), ["a", "b"], top=5)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "client", "said"),
+    [
+        ("zero_shot", "0", "zero_shot learns no prompt"),
+        ("coop", "global", "coop has no global model: all of it stays with the clients"),
+        ("fedotp", "global", "fedotp has no global model: its shared part is no model by itself"),
+        ("fedpgp", "3", "has no client '3'; give one of client 0, client 1, client 2, a number from 0, or global"),
+    ],
+)
+def test_what_cannot_be_exported(name, client, said, run_of, tmp_path):
+    with pytest.raises(RunError, match=said):
+        export(run_of(name), client, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_its_own_is_no_prompt(tmp_path):
+    from fedpgp.export import prompts_text
+    from fedpgp.methods import METHODS
+
+    able = {name for name, kind in METHODS.items() if prompts_text(kind(kind.settings_type()))}
+    assert able == set(SMALL) | {"prompt_prox"}
+
+
+def test_only_a_finished_run_of_this_version(run_of, tmp_path):
+    import shutil
+
+    run = tmp_path / run_of("promptfl").name
+    shutil.copytree(run_of("promptfl"), run)
+    store = RunStore.open(run)
+    store.fail("no reason")
+    with pytest.raises(RunError, match="the run is failed, only a finished one is exported"):
+        export(run, "global", tmp_path / "out")
+    store.finish({})
+    identity = json.loads((run / "identity.json").read_text())
+    identity["versions"]["fedpgp"] = "0.0.1"
+    (run / "identity.json").write_text(json.dumps(identity))
+    with pytest.raises(RunError, match=r"made by fedpgp 0\.0\.1"):
+        export(run, "global", tmp_path / "out")
+
+
+def test_another_backbone_is_refused(run_of, tmp_path):
+    prompt = Prompt.load(export(run_of("promptfl"), "global", tmp_path))
+    card = {**prompt.card, "backbone": {**prompt.card["backbone"], "fingerprint": "0" * 16}}
+    with pytest.raises(BackboneError, match=r"tiny with weights random has fingerprint .* trained with 0000"):
+        Predictor(Prompt(prompt.params, card))
+
+
+def test_other_files_are_no_prompts(tmp_path):
+    path = tmp_path / "some.safetensors"
+    safetensors.torch.save_file({"ctx": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match="not a prompt that `fedpgp export` wrote"):
+        Prompt.load(path)
+    path.write_bytes(b"\x80\x04N.")  # a pickle
+    with pytest.raises(RunError, match="cannot be read as a prompt"):
+        Prompt.load(path)
+    with pytest.raises(RunError, match="cannot be read as a prompt"):
+        Prompt.load(tmp_path / "nowhere")
+
+
+def test_the_mlflow_model_says_the_same(run_of, base_images, tmp_path):
+    import mlflow.pyfunc
+
+    path = export(run_of("fedpgp"), "1", tmp_path)
+    folder = serving.save(path, serving.save(path, tmp_path / "model"))  # in place of the earlier one
+    content = io.BytesIO()
+    base_images[0][0].save(content, "PNG")
+    table = pd.DataFrame({"image": [content.getvalue()]})
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    predictor = Predictor(Prompt.load(path))
+    expected = best(predictor.probabilities(base_images[0][:1]), predictor.class_names, 3)[0]
+    row = loaded.predict(table, params={"top": 3}).iloc[0]
+    assert list(zip(row.classes, row.probabilities, strict=True)) == expected
+    assert (row["class"], row.probability) == expected[0]
+    other = loaded.predict(table, params={"classes": "owl, oak tree"}).iloc[0]
+    assert set(other.classes) == {"owl", "oak tree"}
+    assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pt", ".bin")]
