@@ -42,7 +42,7 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
 
 
 def _download(name: str, root: Path) -> None:
-    new = not root.exists()
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".download-", dir=root) as folder:
@@ -50,8 +50,9 @@ def _download(name: str, root: Path) -> None:
             for entry in sorted(Path(folder).iterdir()):
                 entry.replace(root / entry.name)
     except Exception as error:  # torchvision raises anything from URLError to RuntimeError
-        if new and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
+        for folder in new:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(_by_hand(name, root, f"could not be downloaded ({reason})")) from error
 

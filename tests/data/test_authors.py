@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from fedpgp.data import authors
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.errors import DataError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "partition.json").read_text())
+FOLDER = Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parents[1] / "golden"))
+GOLDEN = json.loads((FOLDER / "partition.json").read_text())
 FEWSHOT = {name: case for name, case in GOLDEN["fewshot"].items() if not case["iid"]}
 CIFAR = {name: case for name, case in GOLDEN["cifar"].items() if case["partition"] == "noniid-labeldir"}
 
@@ -24,12 +27,13 @@ def labelled(labels: Any) -> Labelled:
     return Labelled(labels=np.asarray(labels), domains=np.zeros(len(labels), np.int32))
 
 
-def cifar_labels() -> dict[str, np.ndarray]:
-    """The golden file's recipe."""
-    every = {"train": (1001, 500), "test": (1002, 100)}
+def cifar_labels(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The case's recipe, for example np.random.RandomState(1001).permutation(np.repeat(np.arange(10), 500))."""
+    numbers = {split: re.findall(r"\((\d+)\)|, (\d+)", recipe) for split, recipe in case["label_recipe"].items()}
+    every = {split: [int(one or other) for one, other in found] for split, found in numbers.items()}
     return {
-        split: np.random.RandomState(seed).permutation(np.repeat(np.arange(10), count))
-        for split, (seed, count) in every.items()
+        split: np.random.RandomState(seed).permutation(np.repeat(np.arange(classes), count))
+        for split, (seed, classes, count) in every.items()
     }
 
 
@@ -60,7 +64,7 @@ def test_clients_without_classes_are_named() -> None:
 
 @pytest.mark.parametrize("case", CIFAR.values(), ids=CIFAR)
 def test_dirichlet_equals_the_authors_in_items_and_order(case: dict[str, Any]) -> None:
-    labels = cifar_labels()
+    labels = cifar_labels(case)
     parts = authors.dirichlet(
         [labels["train"], labels["test"]], case["num_users"], case["beta"], 10, 100, case["seed_random_and_numpy"]
     )
@@ -75,17 +79,18 @@ def test_dirichlet_equals_the_authors_in_items_and_order(case: dict[str, Any]) -
 def test_the_setting_leads_there() -> None:
     case = next(iter(CIFAR.values()))
     settings = PartitionSettings(scheme="dirichlet", beta=case["beta"], min_per_client=10, authors=True)
-    labels = cifar_labels()
+    labels = cifar_labels(case)
+    classes = len(np.unique(labels["train"]))
     splits = {"val": labelled(labels["train"][:1000]), **{name: labelled(own) for name, own in labels.items()}}
     positions = assign(settings, splits, case["num_users"], case["seed_random_and_numpy"])
     for split in ("train", "test"):
-        counts = [np.bincount(labels[split][own], minlength=10).tolist() for own in positions[split]]
+        counts = [np.bincount(labels[split][own], minlength=classes).tolist() for own in positions[split]]
         assert counts == case[f"{split}_class_counts"]
     train, val = (
-        np.stack([np.bincount(splits[name].labels[own], minlength=10) for own in positions[name]])
+        np.stack([np.bincount(splits[name].labels[own], minlength=classes) for own in positions[name]])
         for name in ("train", "val")
     )
-    expected = train / train.sum(axis=0) * np.bincount(splits["val"].labels, minlength=10)
+    expected = train / train.sum(axis=0) * np.bincount(splits["val"].labels, minlength=classes)
     assert np.all(np.abs(val - expected) <= 1)
 
 

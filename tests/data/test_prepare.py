@@ -60,7 +60,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(module.DOWNLOADERS, "caltech101", torn)  # type: ignore[arg-type]
     (tmp_path / "mine.txt").write_text("mine")
-    for root in (tmp_path, tmp_path / "new"):
+    for root in (tmp_path, tmp_path / "new", tmp_path / "deep/er"):
         with pytest.raises(DataError, match=r"could not be downloaded \(no space left\)"):
             prepare("caltech101", root, lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
