@@ -30,12 +30,24 @@ class Alignment:
     classes: int
     moved: tuple[tuple[str, str], ...]
     """(name, name that fits its images better), all classes for which that holds"""
+    gained: int = 0
+    """images that only the best naming has right"""
+    lost: int = 0
+    """images that only the given names have right"""
 
     @property
     def by_chance(self) -> bool:
         """Whether the names as they are do not beat guessing (by 3 standard errors)."""
         chance = 1 / self.classes
         return bool(self.given <= 100 * (chance + 3 * np.sqrt(chance * (1 - chance) / max(1, self.images))))
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether some other names fit better than by accident (McNemar's test, 2.5 standard errors).
+
+        A few classes may be exchanged, or the model confuses them: for a person to judge.
+        """
+        return self.gained - self.lost > 2.5 * np.sqrt(self.gained + self.lost)
 
     @property
     def exchanged(self) -> bool:
@@ -90,10 +102,13 @@ def align(predicted: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> 
     _, fitting = linear_sum_assignment(-(votes_CC + 0.5 * np.eye(len(names))))  # ties go to the given name
     predicted, labels = predicted[~choosing], labels[~choosing]
     moved = [(names[label], names[other]) for label, other in enumerate(fitting) if label != other]
+    given, best = predicted == labels, predicted == fitting[labels]
     return Alignment(
-        given=100 * float(np.mean(predicted == labels)) if len(labels) else 0.0,
-        best=100 * float(np.mean(predicted == fitting[labels])) if len(labels) else 0.0,
+        given=100 * float(given.mean()) if len(labels) else 0.0,
+        best=100 * float(best.mean()) if len(labels) else 0.0,
         images=len(labels),
         classes=len(names),
         moved=tuple(moved),
+        gained=int((best & ~given).sum()),
+        lost=int((given & ~best).sum()),
     )

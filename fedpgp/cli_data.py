@@ -115,8 +115,9 @@ def _names_fit(settings: Experiment) -> list[str]:
     with Live(err) as live:
         found = alignment.zero_shot(settings, live.show)
     _say([f"zero-shot accuracy on {found.images} training images: {found.given:.1f} %, best naming {found.best:.1f} %"])
-    if found.exchanged:
+    if found.exchanged or found.suspicious:
         _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])
+    if found.exchanged:
         return ["names and labels do not belong together: see data.class_names and the order of the classes"]
     if found.by_chance:
         return [

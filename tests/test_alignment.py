@@ -14,7 +14,7 @@ LABELS = np.repeat(np.arange(10), 8)
 def test_good_predictions_on_right_names() -> None:
     found = align(LABELS, LABELS, NAMES)
     assert (found.given, found.best, found.images, found.moved) == (100.0, 100.0, 40, ())
-    assert not found.exchanged
+    assert not (found.exchanged or found.suspicious)
 
 
 def test_shifted_names_are_noticed_and_named() -> None:
@@ -32,12 +32,13 @@ def test_two_exchanged_names_are_listed_but_no_alarm() -> None:
     found = align(predicted, LABELS, NAMES)
     assert found.moved == (("class 3", "class 4"), ("class 4", "class 3"))
     assert (found.given, found.best, found.exchanged) == (80.0, 100.0, False)
+    assert (found.gained, found.lost, found.suspicious) == (8, 0, True)
 
 
 def test_a_model_that_knows_nothing_is_guessing() -> None:
     for seed in range(20):
         found = align(np.random.default_rng(seed).integers(0, 10, 80), LABELS, NAMES)
-        assert (found.by_chance, found.exchanged) == (True, False)
+        assert (found.by_chance, found.exchanged, found.suspicious) == (True, False, False)
     found = align(np.zeros(80, np.int64), LABELS, NAMES)
     assert (found.by_chance, found.exchanged) == (True, False)
     assert not align(LABELS, LABELS, NAMES).by_chance

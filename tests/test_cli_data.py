@@ -72,6 +72,9 @@ def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypat
     monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: guessed)
     with pytest.raises(DataError, match="that of guessing among 2 classes"):
         call("check", "caltech101", "--root", str(root))
+    doubtful = alignment.Alignment(80.0, 100.0, 40, 2, (("ant", "bee"), ("bee", "ant")), gained=8)
+    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: doubtful)
+    assert "ant -> bee" in call("check", "caltech101", "--root", str(root))
     fine = alignment.Alignment(given=90.0, best=90.0, images=400, classes=2, moved=())
     monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: fine)
     assert "90.0 %" in call("check", "caltech101", "--root", str(root))
