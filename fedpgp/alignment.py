@@ -47,7 +47,7 @@ class Alignment:
 
         A few classes may be exchanged, or the model confuses them: for a person to judge.
         """
-        return self.gained - self.lost > 2.5 * np.sqrt(self.gained + self.lost)
+        return bool(self.gained - self.lost > 2.5 * np.sqrt(self.gained + self.lost))
 
     @property
     def exchanged(self) -> bool:

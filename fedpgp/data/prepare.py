@@ -45,9 +45,9 @@ def _download(name: str, root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as folder:
-            DOWNLOADERS[name](Path(folder))
-            for entry in sorted(Path(folder).iterdir()):
+        with TemporaryDirectory(prefix=".download-", dir=root) as fresh:
+            DOWNLOADERS[name](Path(fresh))
+            for entry in sorted(Path(fresh).iterdir()):
                 entry.replace(root / entry.name)
     except Exception as error:  # torchvision raises anything from URLError to RuntimeError
         for folder in new:
