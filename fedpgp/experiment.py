@@ -217,6 +217,8 @@ def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
     emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
+        if result.confusion is not None:  # before the round: what is committed is complete
+            store.save_confusion(result.confusion)
         store.commit(result.row, result.clients, reference)
         emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
     store.finish(summarize(store.identity, store.rounds()))

@@ -23,6 +23,18 @@ CLIENT_SCHEMA = pa.schema(
 """One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
 
 
+CONFUSION_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),  # val | test
+        ("metric", pa.string()),  # a name of `evaluation.METRICS`
+        ("label", pa.int32()),  # what the image shows: a place in identity.json's `class_names`
+        ("answer", pa.int32()),  # what a client's model took it for
+        ("count", pa.int64()),  # how often, over all clients
+    ]
+)
+"""What was taken for what after the last round: the pairs that occurred."""
+
+
 @dataclass(frozen=True)
 class RoundRow:
     """One committed round."""

@@ -24,7 +24,7 @@ from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
-from fedpgp.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class RunStore:
     * `rounds/000001.arrow`: one immutable object per round with the clients' rows, the round's row and the reference
       to its checkpoint. A round exists once this file does.
     * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
+    * `confusion.arrow`: what was taken for what, after the last round
     * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished
     """
 
@@ -256,6 +257,16 @@ class RunStore:
         if number not in self._known():
             raise RunError(f"{self.path}: has no round {number}")
         return checkpoint.load(self.checkpoints, self._known()[number][1], self.identity["config_digest"])
+
+    def save_confusion(self, table: pa.Table) -> None:
+        """Write what was taken for what after the last round, in `records.CONFUSION_SCHEMA`."""
+        write_durably(self.path / "confusion.arrow", _arrow_bytes(table.cast(CONFUSION_SCHEMA)))
+
+    @property
+    def confusion(self) -> pa.Table | None:
+        """What was given to `save_confusion`; None before."""
+        path = self.path / "confusion.arrow"
+        return _read(path).read_all() if path.exists() else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the rounds and the clients' rows as one file each, and the summary; the run is finished."""

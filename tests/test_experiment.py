@@ -53,7 +53,8 @@ def numbers(path):
     store = RunStore.open(path)
     rounds = [(row.round, dict(row.metrics), row.participants, row.bytes_up, row.bytes_down) for row in store.rounds()]
     last = max((path / "checkpoints").iterdir())
-    return rounds, store.clients().to_pydict(), {key: value.tobytes() for key, value in load_file(last).items()}
+    tables = [table.to_pydict() for table in (store.clients(), store.confusion)]
+    return rounds, tables, {key: value.tobytes() for key, value in load_file(last).items()}
 
 
 @pytest.fixture(scope="module")

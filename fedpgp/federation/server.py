@@ -16,6 +16,7 @@ from fedpgp.federation.aggregate import add, average
 from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
 from fedpgp.federation.cohort import blocks, cohort
+from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.worker import Arrays, Counts, EvaluateCall, FederationJob, TrainCall, TrainResult
 from fedpgp.methods.base import LimitsBlocks
 from fedpgp.records import CLIENT_SCHEMA, RoundRow
@@ -33,6 +34,7 @@ class RoundResult:
     row: RoundRow
     clients: pa.Table  # records.CLIENT_SCHEMA
     changed: np.ndarray  # clients whose personal parameters are new
+    confusion: pa.Table | None = None  # records.CONFUSION_SCHEMA, of the last round
 
 
 class Server:
@@ -88,20 +90,29 @@ class Server:
         with watch.stage("aggregate"):
             state = _aggregate(state, results, total)
         counts = [part for result in results for part in result.before_aggregation]
-        if number % federation.eval_every == 0 or number == self.rounds:
+        last, confusion = number == self.rounds, None
+        if number % federation.eval_every == 0 or last:
             with watch.stage("evaluate"):
-                counts += self._evaluate(state)
+                tested, confusion = self._evaluate(state, last)
+            counts += tested
         wire = num_bytes(state.shared) * len(who)
-        return self._result(state, [*_train_rows(number, results), *self._rows(number, counts)], who, wire, watch)
+        tables = [*_train_rows(number, results), *self._rows(number, counts)]
+        return self._result(state, tables, who, wire, watch, confusion)
 
     def _evaluated_start(self, state: State) -> RoundResult:
         watch = _Stopwatch()
         with watch.stage("evaluate"):
-            counts = self._evaluate(state)
-        return self._result(state, self._rows(0, counts), np.arange(0), 0, watch)
+            counts, confusion = self._evaluate(state, last=True)
+        return self._result(state, self._rows(0, counts), np.arange(0), 0, watch, confusion)
 
     def _result(
-        self, state: State, tables: list[pa.Table], changed: np.ndarray, wire: int, watch: _Stopwatch
+        self,
+        state: State,
+        tables: list[pa.Table],
+        changed: np.ndarray,
+        wire: int,
+        watch: _Stopwatch,
+        confusion: pa.Table | None,
     ) -> RoundResult:
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
         clients = pa.concat_tables(tables).sort_by(order)  # whatever the blocks were
@@ -114,7 +125,7 @@ class Server:
             seconds=watch.seconds,
             timestamp_ms=time.time_ns() // 1_000_000,
         )
-        return RoundResult(state, row, clients, changed)
+        return RoundResult(state, row, clients, changed, confusion)
 
     def _train(self, state: State, number: int, who: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
         """What comes back of the blocks, and apart from it the sum of what they share, added up as they come."""
@@ -126,14 +137,20 @@ class Server:
             results.append(replace(result, shared_sum={}))
         return results, total
 
-    def _evaluate(self, state: State) -> list[Counts]:
+    def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
+        """Counts of all clients and, after the last round, what was taken for what."""
         everyone = np.arange(self.job.data.num_clients)
         # Without personal parameters there is one model for all, hence one call; unless each tunes it for itself.
         several = state.personal or self.job.federation.finetune_epochs
         parts = blocks(everyone, self.block_size) if several else [everyone]
-        calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block)) for block in parts]
-        results = self.backend.map("evaluate", calls, _arrays(state.shared))
-        return [counts for result in results for counts in result]
+        calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block), last) for block in parts]
+        confusion = Confusion(self.job.data)
+        counts = [
+            confusion.taken_from(part)
+            for result in self.backend.map("evaluate", calls, _arrays(state.shared))
+            for part in result
+        ]
+        return counts, confusion.table() if last else None
 
     def _rows(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
         return [table for part in counts for table in _count_rows(number, part, self.job.data.domains)]

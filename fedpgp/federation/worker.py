@@ -21,6 +21,7 @@ from fedpgp.errors import ClientError
 from fedpgp.federation.admission import Refusal, admit
 from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
+from fedpgp.federation.confusion import count_confusion
 from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.seeding import numpy_generator
@@ -56,6 +57,7 @@ class EvaluateCall:
     round: int
     clients: np.ndarray  # (K,)
     personal: Arrays  # (K, ...)
+    confusion: bool = False  # whether to count what was taken for what, too
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Counts:
     clients: np.ndarray  # (K,)
     correct: np.ndarray  # (K, domains)
     total: np.ndarray  # (K, domains)
+    confusion: np.ndarray | None = None  # (C, C) label x answer, all clients together; None: not counted
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class FederationWorker:
         if epochs:
             tested = self._update("finetune", call.round, call.clients, received, personal, epochs).params
         return [
-            *self._counts(tested, call.clients, self.job.data.pools, whole=True),
+            *self._counts(tested, call.clients, self.job.data.pools, whole=True, confusion=call.confusion),
             *self._global_counts(params, call, bool(shared)),
         ]
 
@@ -216,7 +219,13 @@ class FederationWorker:
 
     @torch.no_grad()
     def _counts(
-        self, params: ParamTree, clients: np.ndarray, pools: Sequence[Pool], whole: bool, local: str = "local"
+        self,
+        params: ParamTree,
+        clients: np.ndarray,
+        pools: Sequence[Pool],
+        whole: bool,
+        local: str = "local",
+        confusion: bool = False,
     ) -> list[Counts]:
         """Local counts of the pools that have members, and with `whole` those of the entire pool."""
         classifiers: dict[str, Classifier] = {}
@@ -226,13 +235,13 @@ class FederationWorker:
                 continue
             if pool.class_set not in classifiers:
                 classifiers[pool.class_set] = self.job.method.classifier(params, self._frozen(pool.class_set))
-            right = self._right(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
-            right = np.broadcast_to(right, (len(clients), right.shape[1]))
+            answers = self._answers(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
+            num_classes = self._frozen(pool.class_set).num_classes if confusion else None
             if pool.members is not None:
-                counts.append(self._tally(pool, local, clients, right, [pool.members[client] for client in clients]))
+                members = [pool.members[client] for client in clients]
+                counts.append(self._tally(pool, local, clients, answers, members, num_classes))
             if whole:
-                everything = slice(None)
-                counts.append(self._tally(pool, pool.metric, clients, right, [everything] * len(clients)))
+                counts.append(self._tally(pool, pool.metric, clients, answers, None, num_classes))
         return counts
 
     @torch.no_grad()
@@ -253,28 +262,43 @@ class FederationWorker:
         counts = self._counts(params, call.clients, pools, whole=True)
         return [replace(part, metric=f"{part.metric}_global") for part in counts]
 
-    def _right(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
-        """Whether each model is right on each image (models, n)."""
+    def _answers(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
+        """The class that each model takes each image for (models, n)."""
         num_classes = self._frozen(pool.class_set).num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
         parts = []
         for start in range(0, len(pool.rows), size):
-            rows = slice(start, start + size)
-            features = torch.from_numpy(self._test_cache.gather(pool.rows[rows])).to(self.device)
-            labels = torch.from_numpy(pool.labels[rows]).to(self.device)
-            parts.append(classifier(features.unsqueeze(0)).argmax(-1) == labels)
+            features = torch.from_numpy(self._test_cache.gather(pool.rows[start : start + size])).to(self.device)
+            parts.append(classifier(features.unsqueeze(0)).argmax(-1).int())
         return torch.cat(parts, dim=1).cpu().numpy()
 
     def _tally(
-        self, pool: Pool, metric: str, clients: np.ndarray, right: np.ndarray, members: Sequence[np.ndarray | slice]
+        self,
+        pool: Pool,
+        metric: str,
+        clients: np.ndarray,
+        answers: np.ndarray,
+        members: Sequence[np.ndarray] | None,
+        num_classes: int | None,
     ) -> Counts:
+        """What each client's model (or the one of all) got right among its members, or in the whole pool."""
         domains = len(self.job.data.domains)
+        right = np.broadcast_to(answers == pool.labels, (len(clients), len(pool.rows)))
+        chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
         correct = [
-            np.bincount(pool.domains[chosen], weights=row[chosen], minlength=domains)
-            for row, chosen in zip(right, members, strict=True)
+            np.bincount(pool.domains[own], weights=row[own], minlength=domains)
+            for row, own in zip(right, chosen, strict=True)
         ]
-        total = [np.bincount(pool.domains[chosen], minlength=domains) for chosen in members]
-        return Counts(pool.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64))
+        total = [np.bincount(pool.domains[own], minlength=domains) for own in chosen]
+        confusion = count_confusion(pool.labels, answers, len(clients), members, num_classes) if num_classes else None
+        return Counts(
+            pool.split,
+            metric,
+            clients,
+            np.array(correct, dtype=np.int64),
+            np.array(total, dtype=np.int64),
+            confusion,
+        )
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         job = self.job

@@ -11,6 +11,7 @@ from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ClientError
+from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import Features, FederationJob
@@ -117,6 +118,26 @@ def test_part_shared_over_two_rounds(server):
     assert local["correct"].to_pylist() == [1, 1, 3]
     assert everything["correct"].to_pylist() == [5, 4, 6]
     assert second.row.metrics["test/local"] == pytest.approx((50 + 100 + 100) / 3)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 10])
+def test_what_was_taken_for_what_is_counted_after_the_last_round(server, block_size):
+    """Cuts as above: 1.375 takes the high 1 for low, 3.625 takes 1 and 3 for low, -3.125 takes none."""
+    first, last = server("a", block_size=block_size).run(server("a").initial_state())
+    assert first.confusion is None
+    low, high = 0, 1
+    assert {tuple(row.values()) for row in last.confusion.to_pylist()} == {
+        ("test", "local", high, low, 1), ("test", "local", high, high, 2), ("test", "local", low, low, 3),
+        ("test", "all", high, low, 3), ("test", "all", high, high, 6), ("test", "all", low, low, 9),
+    }  # fmt: skip
+
+
+def test_one_model_counts_for_every_client_and_too_many_classes_are_not_counted():
+    labels, answers = np.array([0, 1, 1]), np.array([[0, 1, 0]])
+    assert count_confusion(labels, answers, 3, None, 2).tolist() == [[3, 0], [3, 3]]
+    members = [np.array([0]), np.array([2]), np.array([1, 2])]
+    assert count_confusion(labels, answers, 3, members, 2).tolist() == [[1, 0], [2, 1]]
+    assert count_confusion(labels, answers, 3, None, MOST_CLASSES + 1) is None
 
 
 def test_nothing_shared(server):

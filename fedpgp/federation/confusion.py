@@ -1,0 +1,74 @@
+"""What was taken for what: integer counts over all clients, the same whatever the blocks and the actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from fedpgp.data.protocol import FederatedData
+from fedpgp.records import CONFUSION_SCHEMA
+
+if TYPE_CHECKING:
+    from fedpgp.federation.worker import Counts
+
+MOST_CLASSES = 1000
+"""Above it nothing is counted: nobody reads such a matrix, and each would take more than 8 MB."""
+
+
+def count_confusion(
+    labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
+) -> np.ndarray | None:
+    """How often each class (down) was taken for each (across) by the models of a block's clients (C, C).
+
+    Args:
+        labels: of the images (n,).
+        answers: of each client's model, or of the one that all have (models, n).
+        members: each client's images; None: all of them.
+
+    Returns:
+        None above `MOST_CLASSES`.
+    """
+    if num_classes > MOST_CLASSES:
+        return None
+    pairs = labels * num_classes + answers
+    if members is None:
+        counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
+    else:
+        rows = np.broadcast_to(pairs, (clients, len(labels)))
+        own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
+        counts = np.bincount(own, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+class Confusion:
+    """The sum over blocks, as they come."""
+
+    def __init__(self, data: FederatedData) -> None:
+        self._data = data
+        self._sums: dict[tuple[str, str], np.ndarray] = {}
+
+    def taken_from(self, counts: Counts) -> Counts:
+        """Add the confusion of a block, and give back the rest."""
+        if counts.confusion is not None:
+            key = (counts.split, counts.metric)
+            self._sums[key] = self._sums.get(key, 0) + counts.confusion
+        return replace(counts, confusion=None)
+
+    def table(self) -> pa.Table:
+        """The pairs that occurred, with global labels, in `records.CONFUSION_SCHEMA`."""
+        parts = [CONFUSION_SCHEMA.empty_table()]
+        for (split, metric), matrix in sorted(self._sums.items()):
+            classes = np.array(self._data.class_sets[self._class_set(metric)], np.int32)
+            label, answer = matrix.nonzero()
+            heads = (pa.repeat(pa.scalar(head, pa.string()), len(label)) for head in (split, metric))
+            columns = [*heads, classes[label], classes[answer], matrix[label, answer]]
+            parts.append(pa.table(columns, schema=CONFUSION_SCHEMA))
+        return pa.concat_tables(parts)
+
+    def _class_set(self, metric: str) -> str:
+        """The classes that a metric chooses among."""
+        return metric if metric in self._data.class_sets else self._data.train_set
