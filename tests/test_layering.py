@@ -33,7 +33,7 @@ ONLY_IN = {
     "ray": {"federation/actors.py", "federation/driver.py"},
     "mlflow": {"serving.py", "tracking.py"},
     "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_sweep.py"},
-    "matplotlib": {"report/figures.py", "report/tradeoff.py"},
+    "matplotlib": {"report/confusion.py", "report/curves.py", "report/figures.py", "report/tradeoff.py"},
 }
 
 
