@@ -31,8 +31,8 @@ class FedMaPLeSettings(Settings):
 
     n_ctx: int = Field(2, ge=1)
     """L, number of learned tokens in each tower and layer"""
-    depth: int = Field(9, ge=1)
-    """J, number of layers with prompts of their own; 1: prompts at the input only"""
+    depth: int | None = Field(9, ge=1)
+    """J, number of layers with prompts of their own; 1: at the input only; null: 3/4 of the layers (9 of ViT-B's 12)"""
     ctx_init: str | None = "a photo of a"
     """words of which the first `n_ctx` tokens start the context and the others stay as they are; null: N(0, 0.02)"""
 
@@ -73,6 +73,7 @@ class FedMaPLe:
         """
         n_ctx, depth, words = self.settings.n_ctx, self.settings.depth, self.settings.ctx_init
         layers = min(frozen.layers, len(frozen.visual.blocks))
+        depth = depth or max(1, 3 * layers // 4)
         if depth > layers:
             raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
         ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)

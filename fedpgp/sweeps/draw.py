@@ -34,6 +34,8 @@ class Trial:
     """digest of the configuration: never of a path, nor of a fold"""
     label: str
     """what tells it from the others, in few words"""
+    variant: str
+    """label of its variant; empty: the sweep has none"""
     settings: Mapping[str, Any] = field(repr=False)
     """what differs from the base, by dotted keys"""
     experiment: Experiment = field(repr=False)
@@ -69,7 +71,7 @@ def draw(sweep: Sweep) -> Drawn:
         count += 1
         label = _label(sweep, variant, point)
         try:
-            trial = _trial(sweep, label, leaves({**sweep.variants.get(variant, {}), **point}))
+            trial = _trial(sweep, label, variant, leaves({**sweep.variants.get(variant, {}), **point}))
         except ConfigError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
@@ -117,7 +119,7 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
             yield variant, {key: point[key] for key in terms}
 
 
-def _trial(sweep: Sweep, label: str, settings: Mapping[str, Any]) -> Trial:
+def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) -> Trial:
     tree = config.assign(copy.deepcopy(sweep.base), settings)
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
@@ -125,7 +127,7 @@ def _trial(sweep: Sweep, label: str, settings: Mapping[str, Any]) -> Trial:
     method = methods.create(experiment.method.name, experiment.method.settings)
     complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
     experiment = experiment.model_copy(update={"method": complete})
-    return Trial(_identity(experiment), label, settings, experiment)
+    return Trial(_identity(experiment), label, variant, settings, experiment)
 
 
 def _identity(experiment: Experiment) -> str:

@@ -69,3 +69,11 @@ def test_the_image_tower_must_have_been_asked_for(bind):
     frozen = bind(methods.create("promptfl", {}))
     with pytest.raises(TypeError, match="the image tower is there for methods"):
         init(create(ctx_init=None), frozen)
+
+
+def test_no_depth_is_three_quarters_of_the_layers(bind):
+    from fedpgp.methods.size import parameter_counts
+
+    method = create(depth=None)
+    assert len(init(method, bind(method))["ctx"]) == 1  # of 2
+    assert parameter_counts(method) == parameter_counts(create(depth=9))  # of 12
