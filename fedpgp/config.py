@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedpgp.errors import ConfigError
 
@@ -257,7 +258,30 @@ class StorageSettings(Settings):
     """Where runs, caches and the default MLflow store live."""
 
     root: Path = Path("fedpgp-store")
-    """one folder for everything; must be absolute on a cluster of several nodes"""
+    """one folder for everything; must be absolute on a cluster of several nodes. A URI here is taken as `uri`, with
+    a folder under ~/.cache/fedpgp as root"""
+    uri: str | None = None
+    """where runs are kept besides, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...): a round is there before it
+    is announced, and --resume elsewhere needs nothing else. Features and the default MLflow store stay in root"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uri_as_root(cls, given: Any) -> Any:
+        root = given.get("root") if isinstance(given, Mapping) else None
+        if not isinstance(root, str) or "://" not in root:
+            return given
+        if given.get("uri") not in (None, root):
+            raise ValueError("root and uri are different URIs; give a folder and a URI, or one URI")
+        place = re.sub(r"[^A-Za-z0-9]+", "-", root.partition("://")[2].rpartition("@")[2].partition("?")[0])
+        short = hashlib.sha256(root.encode()).hexdigest()[:8]
+        return {**given, "root": Path.home() / ".cache" / "fedpgp" / f"{place.strip('-')}-{short}", "uri": root}
+
+    @field_validator("uri")
+    @classmethod
+    def _is_uri(cls, uri: str | None) -> str | None:
+        if uri is not None and "://" not in uri:
+            raise ValueError("uri must look like s3://BUCKET/FOLDER; a folder of this machine is root")
+        return uri
 
 
 class Experiment(Settings):

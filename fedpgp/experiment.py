@@ -21,7 +21,7 @@ from fedpgp.clip.features import Chunk, FeatureKey, cache_path
 from fedpgp.clip.frozen import FrozenText, freeze, names_only
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
-from fedpgp.config import Experiment, MethodSettings, ResourceSettings
+from fedpgp.config import Experiment, MethodSettings, ResourceSettings, StorageSettings
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
@@ -39,6 +39,7 @@ from fedpgp.federation.server import Server
 from fedpgp.federation.worker import Features, FederationJob
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.records import Progress, RoundRow
+from fedpgp.remote import Remote
 from fedpgp.seeding import torch_generator
 from fedpgp.store import RunStore
 
@@ -97,7 +98,7 @@ def plan(experiment: Experiment) -> Plan:
         backbone = model.load(experiment.backbone)
         image, text = backbone.image, _frozen(experiment, method, backbone, data)
     method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
-    _check_storage(experiment.storage.root.absolute())
+    _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
     return Plan(experiment, method, manifest, data, backbone, image, text, digest)
@@ -140,8 +141,8 @@ def run(
     """
     emit(Progress("prepare", note="reading data and backbone"))
     ready = plan(experiment)
-    root = experiment.storage.root.absolute()
-    earlier = RunStore.find_resumable(root, experiment.name, ready.digest) if resume else None
+    storage = experiment.storage
+    earlier = RunStore.find_resumable(storage.root, experiment.name, ready.digest, storage.uri) if resume else None
     if earlier is not None and earlier.status["state"] == "finished":
         emit(Progress("finished", note="was finished already", run=str(earlier.path)))
         return earlier.path
@@ -181,17 +182,19 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     return ActorPool(resources, stop)
 
 
-def _check_storage(root: Path) -> None:
+def _check_storage(storage: StorageSettings) -> None:
+    root = storage.root.absolute()
     nearest = next(folder for folder in (root, *root.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise RunError(f"storage.root: {nearest} is not a folder that can be written to; give storage.root=FOLDER")
+    if storage.uri:
+        Remote.at(storage.uri).make()
 
 
 def _create(plan: Plan) -> RunStore:
     experiment = plan.experiment
-    store = RunStore.create(
-        experiment.storage.root, experiment.name, plan.digest, config.dump(experiment), _identity(plan)
-    )
+    storage, content = experiment.storage, config.dump(experiment)
+    store = RunStore.create(storage.root, experiment.name, plan.digest, content, _identity(plan), storage.uri)
     store.save_partition(partition_table(plan.manifest, plan.data))
     return store
 

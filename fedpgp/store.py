@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import re
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,12 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from fedpgp import rounds
 from fedpgp.errors import FedPGPError, RunError
 from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
 from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.remote import Remote
+from fedpgp.runs import Runs
 
 log = logging.getLogger(__name__)
 
@@ -40,48 +40,49 @@ class RunStore:
     * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
     * `confusion.arrow`: what was taken for what, after the last round
     * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished
+
+    With a URI it is kept there besides, file by file, and this folder is a copy that is never ahead of it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remote: Remote | None = None) -> None:
         self.path = path
+        self._remote = remote
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
         self._references: dict[int, tuple[float | None, dict[str, Any]]] | None = None
 
     @classmethod
-    def create(cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any]) -> RunStore:
+    def create(
+        cls,
+        root: Path,
+        name: str,
+        digest: str,
+        config_yaml: str,
+        identity: Mapping[str, Any],
+        uri: str | None = None,
+    ) -> RunStore:
         """A new run under `root`; the folder appears whole, beside earlier runs of the same digest.
 
         Args:
             digest: of the configuration, see `config.digest`.
             identity: what ran, as plain JSON: `method`, `data`, `client_names`, `manifest_digest`, `partition_digest`,
                 `weights_fingerprint`, and whatever else is worth knowing.
+            uri: where it is kept besides, see `config.StorageSettings`.
         """
-        runs = root.absolute() / "runs"
-        runs.mkdir(parents=True, exist_ok=True)
-        draft = cls(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=runs)))
-        draft.path.chmod(0o755)
+        runs = Runs(root, uri)
+        draft = cls(runs.draft())
         draft.checkpoints.mkdir()
         draft._rounds.mkdir()
-        write_durably(draft.path / "config.yaml", config_yaml.encode())
+        draft._put("config.yaml", config_yaml.encode())
         draft._write_json(
             "identity.json",
             {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": _now_ms(), **identity},
         )
         draft._set_status("running")
-        number = max(_existing(runs, name, digest), default=0) + 1
-        while True:
-            path = runs / _folder_name(name, digest, number)
-            try:
-                draft.path.rename(path)
-            except OSError:
-                if not path.exists():
-                    shutil.rmtree(draft.path)
-                    raise
-                number += 1
-            else:
-                sync_folder(runs)
-                return cls(path)
+        path = runs.place(draft.path, name, digest)
+        store = cls(path, runs.remote(path))
+        store._publish("config.yaml", "status.json", "identity.json")
+        return store
 
     @classmethod
     def open(cls, path: Path) -> RunStore:
@@ -108,11 +109,20 @@ class RunStore:
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, digest: str) -> RunStore | None:
-        """The newest run of this name and digest, if there is one."""
-        runs = root / "runs"
-        number = max(_existing(runs, name, digest), default=None)
-        return None if number is None else cls.open(runs / _folder_name(name, digest, number))
+    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> RunStore | None:
+        """The newest run of this name and digest, if there is one; fetched from `uri` if it is kept there."""
+        runs = Runs(root, uri)
+        path = runs.newest(name, digest)
+        if path is None:
+            return None
+        if not path.exists() or cls(path).status["state"] != "finished":
+            runs.fetch(path)
+        store = cls(path, runs.remote(path))
+        if store._remote and not (path / "identity.json").exists():
+            return None  # a kill came before the run was told of there
+        for folder in (store.checkpoints, store._rounds):  # an empty folder is nothing on an object store
+            folder.mkdir(exist_ok=True)
+        return store
 
     @property
     def root(self) -> Path:
@@ -167,7 +177,7 @@ class RunStore:
         """Write who holds what, as CSV: `data.summary.partition_table`."""
         content = pa.BufferOutputStream()
         pyarrow.csv.write_csv(table, content)
-        write_durably(self.path / "partition.csv", bytes(content.getvalue()))
+        self._put("partition.csv", bytes(content.getvalue()))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -183,7 +193,7 @@ class RunStore:
             except BlockingIOError:
                 raise RunError(f"{self.path}: in use by pid {path.read_text()}; wait for it or stop it") from None
             for leftover in self.path.rglob(f"{TEMPORARY}*"):
-                leftover.unlink()
+                self._remove(leftover)
             self._set_status("running")
             yield
 
@@ -197,18 +207,20 @@ class RunStore:
         path = self._round_path(row.round)
         if path.exists():
             raise FedPGPError(f"{path}: round {row.round} is committed already")
-        metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
-        write_durably(path, _arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata)))
+        if self._remote and reference["files"]:
+            newest = self.checkpoints / reference["files"][-1]["file"]
+            self._remote.put(self._name(newest), newest.read_bytes())
+        self._put(self._name(path), rounds.encode(row, clients, reference))
         self._known()[row.round] = (selection_score(row.metrics), dict(reference))
         self._prune()
 
     def rounds(self, after: int = -1) -> list[RoundRow]:
         """The committed rounds above `after`, in order."""
-        return [RoundRow(**_metadata(path, "round")) for path in self._round_paths() if int(path.stem) > after]
+        return [rounds.row(path) for path in self._round_paths() if int(path.stem) > after]
 
     def clients(self) -> pa.Table:
         """All rounds' client rows, in order, in `records.CLIENT_SCHEMA`."""
-        tables = [_read(path).read_all().replace_schema_metadata() for path in self._round_paths()]
+        tables = [rounds.table(path) for path in self._round_paths()]
         return pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
 
     def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
@@ -223,20 +235,20 @@ class RunStore:
             raise RunError(f"{self.path}: is a run of configuration {own}, not of {config_digest}; start a new one")
         good: list[Path] = []
         for path in self._round_paths():  # a round counts only if all before it are whole
-            if not _is_whole(path):
+            if not rounds.is_whole(path):
                 break
             good.append(path)
         found = None
         while good and found is None:
             try:
-                reference = _metadata(good[-1], "checkpoint")
+                reference = rounds.reference(good[-1])
                 found = checkpoint.load(self.checkpoints, reference, config_digest), reference
             except RunError as error:
                 log.warning("%s", error)
                 good.pop()
         for path in self._round_paths()[len(good) :]:
             log.warning("round %d is dropped and will be run again", int(path.stem))
-            path.unlink()
+            self._remove(path)
         self._references = None
         sync_folder(self._rounds)
         self._prune()
@@ -260,19 +272,19 @@ class RunStore:
 
     def save_confusion(self, table: pa.Table) -> None:
         """Write what was taken for what after the last round, in `records.CONFUSION_SCHEMA`."""
-        write_durably(self.path / "confusion.arrow", _arrow_bytes(table.cast(CONFUSION_SCHEMA)))
+        self._put("confusion.arrow", rounds.arrow_bytes(table.cast(CONFUSION_SCHEMA)))
 
     @property
     def confusion(self) -> pa.Table | None:
         """What was given to `save_confusion`; None before."""
         path = self.path / "confusion.arrow"
-        return _read(path).read_all() if path.exists() else None
+        return rounds.table(path) if path.exists() else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the rounds and the clients' rows as one file each, and the summary; the run is finished."""
         lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rounds()]
-        write_durably(self.path / "rounds.jsonl", "".join(lines).encode())
-        write_durably(self.path / "clients.arrow", _arrow_bytes(self.clients().combine_chunks()))
+        self._put("rounds.jsonl", "".join(lines).encode())
+        self._put("clients.arrow", rounds.arrow_bytes(self.clients().combine_chunks()))
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
         self._set_status("finished")
 
@@ -292,15 +304,15 @@ class RunStore:
         references = self._known()
         newest = sorted(references)[-KEPT_CHECKPOINTS:]
         kept = [references[number][1] for number in {*newest, *([self.best] if self.best else [])}]
-        checkpoint.prune(self.checkpoints, set().union(*map(checkpoint.files_of, kept)))
+        for path in checkpoint.superfluous(self.checkpoints, set().union(*map(checkpoint.files_of, kept))):
+            self._remove(path)
 
     def _known(self) -> dict[int, tuple[float | None, dict[str, Any]]]:
         """Validation score and checkpoint reference of every round; read once, then kept up with."""
         if self._references is None:
             self._references = {}
             for path in self._round_paths():
-                score = selection_score(_metadata(path, "round")["metrics"])
-                self._references[int(path.stem)] = (score, _metadata(path, "checkpoint"))
+                self._references[int(path.stem)] = (selection_score(rounds.row(path).metrics), rounds.reference(path))
         return self._references
 
     def _round_path(self, number: int) -> Path:
@@ -309,8 +321,31 @@ class RunStore:
     def _round_paths(self) -> list[Path]:
         return sorted(self._rounds.glob("[0-9]*.arrow"))
 
+    def _publish(self, *names: str) -> None:
+        """Send these files of a new run, in this order, to where it is kept besides; without them there is no run."""
+        try:
+            for name in names if self._remote else ():
+                self._put(name, (self.path / name).read_bytes())
+        except FedPGPError:
+            shutil.rmtree(self.path)
+            raise
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file of the run: first where it is kept besides, so that this folder is never ahead."""
+        if self._remote:
+            self._remote.put(name, content)
+        write_durably(self.path / name, content)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()
+        if self._remote:
+            self._remote.delete(self._name(path))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_durably(self.path / name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
+        self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -319,44 +354,6 @@ class RunStore:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error})") from None
         return content
-
-
-def _folder_name(name: str, digest: str, number: int) -> str:
-    return f"{name}-{digest}" + (f".{number}" if number > 1 else "")
-
-
-def _existing(runs: Path, name: str, digest: str) -> list[int]:
-    pattern = re.compile(re.escape(f"{name}-{digest}") + r"(?:\.(\d+))?")
-    names = os.listdir(runs) if runs.is_dir() else []
-    return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]
-
-
-def _arrow_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _read(path: Path) -> pa.RecordBatchFileReader:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RunError(f"{path}: round cannot be read ({error}); resuming the run repairs it") from None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        _read(path).read_all()
-    except (RunError, pa.ArrowInvalid, OSError) as error:
-        log.warning("%s", error)
-        return False
-    return True
-
-
-def _metadata(path: Path, key: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(_read(path).schema.metadata[key.encode()])
-    return content
 
 
 def _now_ms() -> int:

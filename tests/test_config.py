@@ -112,6 +112,19 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert config.absolute(config.parse({"backbone": {"weights": "random"}})).backbone.weights == "random"
 
 
+def test_a_uri_as_storage_root_has_a_folder_of_its_own():
+    storage = config.parse({"storage": {"root": "s3://me:secret@bucket/runs?region=x"}}).storage
+    assert storage.uri == "s3://me:secret@bucket/runs?region=x"
+    assert storage.root.parent == Path.home() / ".cache" / "fedpgp"
+    assert storage.root.name.startswith("bucket-runs-")
+    written = config.yaml.safe_load(config.dump(config.parse({"storage": {"root": storage.uri}})))
+    assert config.parse(written).storage == storage
+    with pytest.raises(ConfigError, match="root and uri are different URIs"):
+        config.parse({"storage": {"root": "s3://a", "uri": "s3://b"}})
+    with pytest.raises(ConfigError, match="uri must look like"):
+        config.parse({"storage": {"uri": "/a/folder"}})
+
+
 def test_the_defaults_are_the_world_in_the_package():
     experiment = config.parse({})
     assert (experiment.data.name, experiment.data.prompt) == ("icons", "an icon of a {}.")

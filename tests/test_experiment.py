@@ -167,6 +167,28 @@ def test_zero_shot_has_one_round_and_sends_nothing(root):
     assert row.metrics["test/base"] >= 0
 
 
+def test_killed_here_a_run_goes_on_elsewhere_with_a_uri_alone(reference, tmp_path):
+    """SIGKILL after a round is there; another machine, which has nothing, ends with the uninterrupted run's bits."""
+    uri = (tmp_path / "kept").as_uri()
+    tree = {**BASE, "name": "kept", "tracking": {"mlflow": False}}
+    file = tmp_path / "kept.yaml"
+    file.write_text(yaml.safe_dump({**tree, "storage": {"root": str(tmp_path / "here"), "uri": uri}}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedpgp", "run", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list((tmp_path / "kept").glob("runs/kept-*/rounds/000001.arrow")) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    told = []
+    storage = {"root": str(tmp_path / "there"), "uri": uri}
+    path = run(config.parse({**tree, "storage": storage}), resume=True, emit=told.append)
+    assert next(progress.done for progress in told if progress.stage == "rounds") >= 1
+    assert numbers(path) == numbers(reference)
+    kept = RunStore.open(tmp_path / "kept" / "runs" / path.name)
+    assert (kept.state, numbers(kept.path)) == ("finished", numbers(reference))
+
+
 @pytest.mark.parametrize("name", ["coop", "promptfl"])
 def test_every_method_runs(root, name):
     tree = {**BASE, "method": {"name": name, "n_ctx": 2}, "storage": {"root": str(root)}}

@@ -16,12 +16,13 @@ CLIP = DATA | {"clip"}
 METHODS = CONFIG | {"tree", "clip", "methods"}
 RECORDS = {"records", "evaluation"}
 FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
-STORE = FOUNDATION | RECORDS | {"federation", "store"}
+STORE = FOUNDATION | RECORDS | {"federation", "store", "rounds", "runs", "remote"}
 
 MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
-    "federation": FEDERATION, "store": STORE, "tracking": STORE,
+    "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
+    "remote": {"errors", "files"}, "tracking": STORE,
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison"},
     "lineup": {"config", "errors"}, "report": STORE | {"comparison", "sweeps"},
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},

@@ -97,11 +97,9 @@ def files_of(reference: Mapping[str, Any]) -> set[str]:
     return {item["file"] for item in reference["files"]}
 
 
-def prune(folder: Path, keep: Collection[str]) -> None:
-    """Remove all checkpoints but the files named in `keep`."""
-    for path in folder.glob("*.safetensors"):
-        if path.name not in keep:
-            path.unlink()
+def superfluous(folder: Path, keep: Collection[str]) -> list[Path]:
+    """All checkpoints but the files named in `keep`."""
+    return [path for path in folder.glob("*.safetensors") if path.name not in keep]
 
 
 def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:

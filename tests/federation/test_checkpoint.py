@@ -65,11 +65,11 @@ def test_a_torn_a_damaged_and_a_missing_checkpoint_are_refused(tmp_path):
         checkpoint.load(tmp_path, reference, "digest")
 
 
-def test_prune_keeps_what_it_is_told_to_keep(tmp_path):
+def test_what_is_not_kept_is_superfluous(tmp_path):
     for number in (1, 2, 3):
         checkpoint.save(tmp_path, State(number, {}, {}), "digest")
-    checkpoint.prune(tmp_path, {"000002.safetensors"})
-    assert [path.name for path in tmp_path.iterdir()] == ["000002.safetensors"]
+    found = checkpoint.superfluous(tmp_path, {"000002.safetensors"})
+    assert sorted(path.name for path in found) == ["000001.safetensors", "000003.safetensors"]
 
 
 def advance(state, changed, value):
