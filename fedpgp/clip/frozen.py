@@ -242,4 +242,5 @@ class ClassSet:
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
         tower = self._tower
         check_lengths(prompts, self.names, limit=len(tower.positions))
-        return PromptEncoder(tower, arrange(prompts, self._frozen.class_chunk))
+        chunk = self._frozen.class_chunk
+        return PromptEncoder(tower, arrange(prompts, chunk), bounded=chunk is not None)

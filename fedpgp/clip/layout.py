@@ -1,9 +1,10 @@
-"""How the prompts of a class set are laid out: what they share, what is left per class, and where each token goes."""
+"""How the prompts of a class set are laid out: as one tree, in which every token that several share stands once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import torch
@@ -16,69 +17,68 @@ Position = Literal["end", "middle", "front"]
 Slot = int
 """What stands at one place of a prompt: a token id (>= 0), or learned context token j as `-1 - j`."""
 
+TREE_NODES = 256
+"""About the most nodes of one tree. Attention costs the square of a tree's nodes, and each further tree begins with
+the shared context again; both are below a tenth of the work here, at the sizes of CLIP's text towers."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The prompts of C classes, cut into one shared prefix and packed suffixes.
+    """The prompts of C classes as a tree of N tokens.
 
-    The tower is causal, so the tokens before the first one that differs between classes (`prefix`) have the
-    same hidden states for all of them, and nothing after the end-of-text token matters. The suffixes lie packed
-    one after another, T tokens in all, for the linear layers; attention sees them padded to (C, S).
+    The tower is causal, so what it makes of a token depends on the tokens before it only: prompts that begin alike
+    share nodes (start-of-text and context, and the first words of names such as "cougar body" and "cougar face").
+    It is pooled at end-of-text, so nothing stands behind that. The F learned tokens come first, then the fixed ones.
     """
 
-    prefix: Tensor  # slots (L',)
-    suffix: Tensor  # slots (T,)
-    suffix_positions: Tensor  # (T,) place in the prompt
-    lengths: Tensor  # (C,)
-    pad: Tensor | None  # (C S,) packed index at each padded place; None if all lengths are equal
-    pack: Tensor | None  # (T,) padded place of each packed token; None if all lengths are equal
-    ends: Tensor  # (C,) packed index of each end-of-text token
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """S, the longest suffix."""
-        return int(self.lengths.max())
+    learned: Tensor  # (F,) which context token stands there
+    fixed: Tensor  # (N - F,) token ids
+    positions: Tensor  # (N,) place in the prompt: depth in the tree
+    sees: Tensor  # (N, N) bool: a token attends to itself and to those above it
+    ends: Tensor  # (C,) node of each class's end-of-text token
 
 
 def arrange(prompts: Sequence[Sequence[Slot]], class_chunk: int | None = None) -> tuple[Layout, ...]:
-    """Cut prompts, each from start-of-text to end-of-text, into shared prefix and suffixes.
-
-    The last token of a prompt always belongs to its suffix, so that every class has one.
+    """Lay out prompts, each from start-of-text to end-of-text, as one or more trees.
 
     Args:
         prompts: the slots of each class, in order.
-        class_chunk: most classes of one layout; None: one layout of all. All chunks have the same prefix.
+        class_chunk: most classes of one tree; None: as many as make a tree of about `TREE_NODES`.
     """
-    shortest = min(len(prompt) for prompt in prompts)
-    shared = 0
-    while shared < shortest - 1 and len({prompt[shared] for prompt in prompts}) == 1:
-        shared += 1
-    size = class_chunk or len(prompts)
-    return tuple(_cut(prompts[start : start + size], shared) for start in range(0, len(prompts), size))
+    trees = ceil(len(_grow(prompts)[0]) / TREE_NODES)
+    size = class_chunk or ceil(len(prompts) / trees)
+    return tuple(_lay_out(prompts[start : start + size]) for start in range(0, len(prompts), size))
 
 
-def _cut(prompts: Sequence[Sequence[Slot]], shared: int) -> Layout:
-    lengths = torch.tensor([len(prompt) - shared for prompt in prompts])
-    longest = int(lengths.max())
-    ends = lengths.cumsum(0) - 1
-    starts = ends + 1 - lengths
-    places = torch.arange(longest)
-    inside = places < lengths[:, None]
-    padded = torch.minimum(starts[:, None] + places, ends[:, None])  # a padded place repeats the last token
-    ragged = bool((lengths != longest).any())
+def _grow(prompts: Sequence[Sequence[Slot]]) -> tuple[list[tuple[int, Slot]], list[int]]:
+    """The tree: parent (-1 above the root) and slot of each node, parents first; and the last node of each prompt."""
+    nodes: dict[tuple[int, Slot], int] = {}
+    ends = []
+    for prompt in prompts:
+        node = -1
+        for slot in prompt:
+            node = nodes.setdefault((node, slot), len(nodes))
+        ends.append(node)
+    return list(nodes), ends
+
+
+def _lay_out(prompts: Sequence[Sequence[Slot]]) -> Layout:
+    nodes, ends = _grow(prompts)
+    sees, depth = torch.eye(len(nodes), dtype=torch.bool), torch.zeros(len(nodes), dtype=torch.long)
+    for node, (parent, _) in enumerate(nodes):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+            depth[node] = depth[parent] + 1
+    slots = torch.tensor([slot for _, slot in nodes])
+    order = (slots >= 0).long().argsort(stable=True)  # learned tokens first
+    slots, place = slots[order], order.argsort()
+    learned = int((slots < 0).sum())
     return Layout(
-        prefix=torch.tensor(prompts[0][:shared], dtype=torch.long),
-        suffix=torch.tensor([slot for prompt in prompts for slot in prompt[shared:]], dtype=torch.long),
-        suffix_positions=places.expand(len(prompts), -1)[inside] + shared,
-        lengths=lengths,
-        pad=padded.flatten() if ragged else None,
-        pack=inside.flatten().nonzero().flatten() if ragged else None,
-        ends=ends,
+        learned=-1 - slots[:learned],
+        fixed=slots[learned:],
+        positions=depth[order],
+        sees=sees[order][:, order],
+        ends=place[torch.tensor(ends)],
     )
 
 

@@ -1,8 +1,8 @@
 """The prompt encoder: text features of learned prompts, with the work that prompts share done once.
 
-Plain CLIP encodes C prompts of 77 tokens. The tower is causal and pooled at end-of-text, so these are exact:
-nothing after end-of-text is computed; the prefix that all classes share runs once per prompt, its keys and
-values serve every class; the last layer runs at the end-of-text tokens only.
+Plain CLIP encodes C prompts of 77 tokens. The tower is causal and pooled at end-of-text, so these are exact: nothing
+after end-of-text is computed; tokens that prompts have in common at their beginning are encoded once (see `Layout`);
+the first layer's projections of fixed tokens are constants; the last layer runs at the end-of-text tokens only.
 """
 
 from __future__ import annotations
@@ -17,26 +17,20 @@ from fedpgp.clip.adapters import Adapters, adapt
 from fedpgp.clip.layout import Layout
 from fedpgp.clip.tower import Block, TextTower, merge_heads, split_heads
 
-KeysValues = tuple[Tensor, Tensor]
-
 
 class PromptEncoder:
     """Encodes stacks of contexts for one layout of class names. Pure: the same context gives the same features.
 
     Args:
         tower: the frozen text tower.
-        layouts: the classes, in order, in one or more chunks with the same prefix. With several, the activations of
-            one chunk at a time are kept (recomputed in the backward pass), which bounds memory.
+        layouts: the classes, in order, in one or more trees.
+        bounded: keep the activations of one tree at a time (recomputed in the backward pass), which bounds memory.
     """
 
-    def __init__(self, tower: TextTower, layouts: tuple[Layout, ...]) -> None:
+    def __init__(self, tower: TextTower, layouts: Sequence[Layout], bounded: bool = False) -> None:
         self.tower = tower
-        device = tower.tokens.device
-        self.chunks = tuple(_Chunk(tower, layout) for layout in layouts)
-        self.prefix_slots = layouts[0].prefix.to(device)
-        length = len(self.prefix_slots)
-        self.prefix_positions = tower.positions[:length]
-        self.causal = torch.full((length, length), float("-inf"), device=device, dtype=tower.tokens.dtype).triu(1)
+        self.trees = tuple(_Tree(tower, layout) for layout in layouts)
+        self.bounded = bounded and len(layouts) > 1
 
     def encode(self, ctx: Tensor, deep: Tensor | None = None, adapters: Adapters | None = None) -> Tensor:
         """Text features, not normalised.
@@ -56,112 +50,64 @@ class PromptEncoder:
         ctx = ctx.flatten(1, -2).to(dtype)
         layers = [ctx] if deep is None else [ctx, *deep.flatten(2, -2).to(dtype).unbind(1)]
         blocks = self.tower.blocks if adapters is None else adapt(self.tower.blocks, adapters)
-        memory = self._prefix(layers, blocks)
-        if len(self.chunks) == 1:
-            return self.chunks[0].encode(layers, memory, blocks).float()
-        parts = [checkpoint(chunk.encode, layers, memory, blocks, use_reentrant=False) for chunk in self.chunks]
+        if self.bounded:
+            parts = [checkpoint(tree.encode, layers, blocks, use_reentrant=False) for tree in self.trees]
+        else:
+            parts = [tree.encode(layers, blocks) for tree in self.trees]
         return torch.cat(parts, dim=1).float()
 
-    def _prefix(self, layers: Sequence[Tensor], blocks: Sequence[Block]) -> list[KeysValues]:
-        """Keys and values (P, H, L', d) of the shared prefix, per layer, from the tokens (P, L, D) learned for each."""
-        tower = self.tower
-        x = _embed(tower, layers[0], self.prefix_slots) + self.prefix_positions
-        memory = []
-        for depth, block in enumerate(blocks[:-1]):
-            x = _renew(x, layers, depth, self.prefix_slots)
-            projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
-            q, k, v = (split_heads(part, tower.heads) for part in projected.chunk(3, -1))
-            memory.append((k, v))
-            weights = torch.softmax(_scaled(q) @ k.mT + self.causal, dim=-1)
-            x = block.finish(x, merge_heads(weights @ v), tower.eps, tower.activation)
-        last = blocks[-1]  # of the last layer, only what the suffixes look at
-        x = _renew(x, layers, len(blocks) - 1, self.prefix_slots)
-        keys_values = last.qkv.rows(tower.width).linear(last.norm_1.norm(x, tower.eps))
-        k, v = (split_heads(part, tower.heads) for part in keys_values.chunk(2, -1))
-        return [*memory, (k, v)]
 
-
-class _Chunk:
-    """The suffixes of some classes. Shapes: T packed tokens, (C, S) padded, H heads of width d."""
+class _Tree:
+    """The tokens of some classes' prompts. Shapes: N tokens of which the first F are learned, C classes."""
 
     def __init__(self, tower: TextTower, layout: Layout) -> None:
-        device, dtype = tower.tokens.device, tower.tokens.dtype
+        device = tower.tokens.device
         self.tower = tower
-        self.slots = layout.suffix.to(device)
-        self.positions = tower.positions[layout.suffix_positions.to(device)]
-        self.pad = None if layout.pad is None else layout.pad.to(device)
-        self.pack = None if layout.pack is None else layout.pack.to(device)
-        self.ends = layout.ends.to(device)
-        self.shape = (layout.num_classes, layout.longest)
-        longest = layout.longest
-        # Padding stands behind a class's end, so causality alone hides it from every real token.
-        self.causal = torch.full((longest, longest), float("-inf"), device=device, dtype=dtype).triu(1)
-        behind = torch.arange(longest, device=device) >= layout.lengths.to(device)[:, None]
-        self.behind_end = torch.zeros(behind.shape, device=device, dtype=dtype).masked_fill_(behind, float("-inf"))
+        self.learned, self.ends = layout.learned.to(device), layout.ends.to(device)
+        positions = tower.positions[layout.positions.to(device)]
+        self.learned_positions = positions[: len(layout.learned)]
+        self.fixed = tower.tokens[layout.fixed.to(device)] + positions[len(layout.learned) :]
+        mask = torch.zeros(layout.sees.shape, dtype=tower.tokens.dtype).masked_fill_(~layout.sees, float("-inf"))
+        self.mask = mask.to(device)
+        # What the first layer projects of fixed tokens is constant: its queries, keys and values are computed once.
+        first = tower.blocks[0]
+        self.fixed_qkv = first.qkv.linear(first.norm_1.norm(self.fixed, tower.eps))
 
-    def encode(self, layers: Sequence[Tensor], memory: list[KeysValues], blocks: Sequence[Block]) -> Tensor:
-        """Features (P, C, E) from the tokens (P, L, D) learned per layer and the prefix's keys and values."""
+    def encode(self, layers: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
+        """Features (P, C, E) from the tokens (P, L, D) learned for the first layers."""
         tower = self.tower
-        # Without context tokens in the suffix all prompts start alike: the first axis stays 1 until they differ.
-        x = _embed(tower, layers[0], self.slots) + self.positions
-        for depth, (block, prefix) in enumerate(zip(blocks[:-1], memory[:-1], strict=True)):
-            x = _renew(x, layers, depth, self.slots)
-            projected = block.qkv.linear(block.norm_1.norm(x, tower.eps))
-            q, k, v = (self._padded(part) for part in projected.chunk(3, -1))
-            mixed = self._attend(q, k, v, prefix, self.causal)
-            if self.pack is not None:
-                mixed = mixed.index_select(1, self.pack)
-            x = block.finish(x, mixed, tower.eps, tower.activation)
-
-        last, width = blocks[-1], tower.width
-        x = _renew(x, layers, len(blocks) - 1, self.slots)
-        normed = last.norm_1.norm(x, tower.eps)
-        k, v = (self._padded(part) for part in last.qkv.rows(width).linear(normed).chunk(2, -1))
-        q = last.qkv.rows(0, width).linear(normed.index_select(1, self.ends))
-        q = split_heads(q, tower.heads).unflatten(2, (-1, 1))
-        mixed = self._attend(q, k, v, memory[-1], self.behind_end[:, None])
+        x = self._with(layers[0], self.fixed, self.learned_positions)
+        for depth, block in enumerate(blocks[:-1]):
+            x = self._renewed(x, layers, depth)
+            q, k, v = self._project(block, x, depth).chunk(3, -1)
+            x = block.finish(x, self._attend(q, k, v, self.mask), tower.eps, tower.activation)
+        last = blocks[-1]
+        normed = last.norm_1.norm(self._renewed(x, layers, len(blocks) - 1), tower.eps)
+        q = last.qkv.rows(0, tower.width).linear(normed.index_select(1, self.ends))
+        k, v = last.qkv.rows(tower.width).linear(normed).chunk(2, -1)
+        mixed = self._attend(q, k, v, self.mask[self.ends])
         x = last.finish(x.index_select(1, self.ends), mixed, tower.eps, tower.activation)
         return tower.projection.linear(tower.norm.norm(x, tower.eps))
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """(P, T, D) packed to (P, H, C, S, d) padded."""
-        if self.pad is not None:
-            x = x.index_select(1, self.pad)
-        padded: Tensor = split_heads(x, self.tower.heads).unflatten(2, self.shape)
-        return padded
+    def _with(self, ctx: Tensor, fixed: Tensor, positions: Tensor | float = 0.0) -> Tensor:
+        """The learned tokens' rows, (P, F, .) from (P, L, .), before those of the fixed ones."""
+        learned = ctx.index_select(1, self.learned) + positions
+        return torch.cat([learned, fixed.expand(len(ctx), -1, -1)], dim=1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: KeysValues, mask: Tensor) -> Tensor:
-        """Attention of queries (P, H, C, Q, d) to the prefix and, under `mask`, to their own class; (P, C Q, D)."""
-        prefix_k, prefix_v = prefix
-        q = _scaled(q)
-        flat = q.flatten(2, 3)
-        to_prefix = (flat @ prefix_k.mT).unflatten(2, q.shape[2:4])
-        to_own = q @ k.mT + mask
-        to_own = to_own.expand(to_prefix.shape[0], -1, -1, -1, -1)
-        weights = torch.softmax(torch.cat([to_prefix, to_own], dim=-1), dim=-1)
-        on_prefix, on_own = weights.split([to_prefix.shape[-1], to_own.shape[-1]], dim=-1)
-        mixed = on_prefix.flatten(2, 3) @ prefix_v + (on_own @ v).flatten(2, 3)
-        return merge_heads(mixed)
+    def _renewed(self, x: Tensor, layers: Sequence[Tensor], depth: int) -> Tensor:
+        """The input of layer `depth`, with the tokens that are learned for it, if any, in their places."""
+        return self._with(layers[depth], x[:, len(self.learned) :]) if 0 < depth < len(layers) else x
 
+    def _project(self, block: Block, x: Tensor, depth: int) -> Tensor:
+        """Queries, keys and values (P, N, 3 D)."""
+        if depth > 0 or block.qkv is not self.tower.blocks[0].qkv:  # adapters change what is projected
+            return block.qkv.linear(block.norm_1.norm(x, self.tower.eps))
+        learned = block.qkv.linear(block.norm_1.norm(x[:, : len(self.learned)], self.tower.eps))
+        return torch.cat([learned, self.fixed_qkv.expand(len(x), -1, -1)], dim=1)
 
-def _embed(tower: TextTower, ctx: Tensor, slots: Tensor) -> Tensor:
-    """Embeddings (P, N, D) of the slots; (1, N, D) where none of them is learned."""
-    return _fill(tower.tokens[slots.clamp(min=0)].unsqueeze(0), ctx, slots)
-
-
-def _renew(x: Tensor, layers: Sequence[Tensor], depth: int, slots: Tensor) -> Tensor:
-    """The input of layer `depth`, with the tokens that are learned for it, if any, in their slots."""
-    return _fill(x, layers[depth], slots) if 0 < depth < len(layers) else x
-
-
-def _fill(x: Tensor, ctx: Tensor, slots: Tensor) -> Tensor:
-    """The tokens x, (P or 1, N, D), with the learned ones in their slots."""
-    learned = slots < 0
-    if not bool(learned.any()):
-        return x
-    chosen = ctx.index_select(1, (-1 - slots).clamp(min=0))
-    return torch.where(learned[:, None], chosen, x)
-
-
-def _scaled(q: Tensor) -> Tensor:
-    return q * float(q.shape[-1] ** -0.5)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Mixtures of values (P, Q, D) by queries (P, Q, D) on keys and values (P, N, D) under a mask (Q, N)."""
+        q, k, v = (split_heads(part, self.tower.heads).flatten(0, 1) for part in (q, k, v))
+        scores = torch.baddbmm(mask, q, k.mT, alpha=float(q.shape[-1] ** -0.5))
+        mixed = torch.softmax(scores, dim=-1) @ v
+        return merge_heads(mixed.unflatten(0, (-1, self.tower.heads)))

@@ -158,16 +158,25 @@ def test_bfloat16_stays_near(model):
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 0.999
 
 
-def test_work_that_is_shared_is_laid_out_once():
-    """Five tokens of prefix for three classes, suffixes of 3, 4 and 3 tokens."""
-    prompts = [[0, -1, -2, 5, 6, 7, 8, 1], [0, -1, -2, 5, 6, 9, 7, 8, 1], [0, -1, -2, 5, 6, 10, 8, 1]]
-    (layout,) = arrange(prompts)
-    assert layout.prefix.tolist() == [0, -1, -2, 5, 6]
-    assert layout.suffix.tolist() == [7, 8, 1, 9, 7, 8, 1, 10, 8, 1]
-    assert layout.suffix_positions.tolist() == [5, 6, 7, 5, 6, 7, 8, 5, 6, 7]
-    assert layout.ends.tolist() == [2, 6, 9]
-    assert layout.pad.tolist() == [0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 9]
-    assert layout.pack.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+def test_what_prompts_share_is_laid_out_once():
+    """start ctx ctx, then 5 6 . end, 5 7 . end and 5 . end: the first 5 stands once, the full stops apart."""
+    start, end, dot = 0, 1, 8
+    (layout,) = arrange(
+        [[start, -1, -2, 5, 6, dot, end], [start, -1, -2, 5, 7, dot, end], [start, -1, -2, 5, dot, end]]
+    )
+    assert layout.learned.tolist() == [0, 1]
+    assert layout.fixed.tolist() == [start, 5, 6, dot, end, 7, dot, end, dot, end]
+    assert layout.positions.tolist() == [1, 2, 0, 3, 4, 5, 6, 4, 5, 6, 4, 5]
+    assert layout.ends.tolist() == [6, 9, 11]
+    seen = [layout.sees[node].nonzero().flatten().tolist() for node in (0, 2, 6, 9, 11)]
+    assert seen == [[0, 2], [2], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8, 9], [0, 1, 2, 3, 10, 11]]
+
+
+def test_many_classes_make_several_trees():
+    """300 names of one token are 904 nodes: four trees of 75 classes, each with start and context of its own."""
+    layouts = arrange([[0, -1, -2, -3, 5 + name, 3, 1] for name in range(300)])
+    assert [len(layout.ends) for layout in layouts] == [75] * 4
+    assert [len(layout.positions) for layout in layouts] == [4 + 75 * 3] * 4
 
 
 def test_a_name_that_does_not_fit_is_named(model):
