@@ -105,6 +105,7 @@ def run(
     from fedpgp import launch
     from fedpgp.data.protocol import EVERY_DOMAIN
     from fedpgp.report.figures import partition_of_run
+    from fedpgp.report.style import save
     from fedpgp.report.tables import show
 
     settings = _load(config, overrides)
@@ -124,7 +125,8 @@ def run(
         return
     with _live() as live:
         folder = launch.run(settings, resume, live.show)
-    partition_of_run(folder)
+    if (heat_map := partition_of_run(folder)) is not None:
+        save(heat_map, folder / "partition")
     out.print(show(folder))
     out.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
@@ -136,6 +138,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
     from fedpgp import config, gather, launch, lineup, tracking
+    from fedpgp.report.style import save
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
 
@@ -147,8 +150,7 @@ def demo(overrides: OverridesArgument = None) -> None:
         gather.Entry(folders[f"{label}, seed {seed}"], label) for label, seeds in variants.items() for seed in seeds
     )
     root = next(iter(titled.values())).storage.root.absolute()
-    figure = root / "demo.png"
-    local_against_novel(compared, figure)
+    figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
     out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
     out.print(f"MLflow: {_beside('mlflow')} ui --backend-store-uri {tracking.default_uri(root)}", soft_wrap=True)

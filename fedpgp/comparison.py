@@ -37,6 +37,17 @@ class Fold(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run took."""
+
+    rounds: int
+    bytes_up: int
+    bytes_down: int
+    seconds_per_round: float
+    """wall-clock, mean over its rounds"""
+
+
+@dataclass(frozen=True)
 class Run:
     """One run, read from its rows."""
 
@@ -50,6 +61,7 @@ class Run:
     identity: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     """`evaluation.selections`"""
+    cost: Cost = Cost(0, 0, 0, 0.0)
 
     @property
     def version(self) -> str:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from fedpgp import __version__, config
-from fedpgp.comparison import Comparison, Fold, Group, Run, differing, is_place
+from fedpgp.comparison import Comparison, Cost, Fold, Group, Run, differing, is_place
 from fedpgp.errors import ConfigError, RunError
 from fedpgp.evaluation import selections
+from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 
 DIGESTS = ("digest", "fingerprint")
@@ -46,6 +48,7 @@ def read(path: Path) -> Run:
         raise RunError(
             f"{path}: made by fedpgp {version}, this is {__version__} and reads other settings: {error}"
         ) from None
+    rounds = store.rounds()
     return Run(
         path=store.path,
         state=store.state,
@@ -53,7 +56,8 @@ def read(path: Path) -> Run:
         fold=Fold(experiment.seed, experiment.protocol.held_out),
         settings=_settings(experiment, identity),
         identity=identity,
-        metrics=selections(store.rounds()),
+        metrics=selections(rounds),
+        cost=_cost(rounds),
     )
 
 
@@ -73,6 +77,15 @@ def compare(entries: Iterable[Entry], anyway: bool = False, selected: Sequence[s
     _refuse_mixture([run for entry, run in members if entry.strict], anyway)
     groups = _marked(_grouped(members, one_place=anyway, notes=notes))
     return Comparison(tuple(groups), tuple(notes), tuple(dict.fromkeys(selected)))
+
+
+def _cost(rounds: Sequence[RoundRow]) -> Cost:
+    return Cost(
+        rounds=rounds[-1].round if rounds else 0,
+        bytes_up=sum(row.bytes_up for row in rounds),
+        bytes_down=sum(row.bytes_down for row in rounds),
+        seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
+    )
 
 
 def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
