@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_sweep
+from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_report, cli_sweep
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app.add_typer(track, name="track")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 cli_export.register(app)
+cli_report.register(app)
 cli_sweep.register(app)
 out = Console()
 err = Console(stderr=True)
@@ -211,16 +212,6 @@ def methods() -> None:
     from fedpgp.report.tables import method_table
 
     out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs; several are compared.")],
-) -> None:
-    """Print the tables of one run, or of several side by side, from their rows on disk."""
-    from fedpgp.report.tables import comparison, show
-
-    out.print(show(runs[0]) if len(runs) == 1 else comparison(runs))
 
 
 @track.command()

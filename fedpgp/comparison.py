@@ -206,7 +206,8 @@ class Comparison:
             where = f" on {place}" if place else ""
             for group in groups:
                 said += [f"{group.label}{where}: no run of {fold}" for fold in group.missing]
-            said += [f"{label}{where}: no run" for label in self.labels if label not in {one.label for one in groups}]
+            absent = [label for label in self.labels if label not in {one.label for one in groups}]
+            said += [f"no run{where} of {'; '.join(absent)}"] if absent else []
         return said
 
     def baseline(self, label: str | None) -> str:

@@ -36,8 +36,15 @@ ONLY_IN = {
     "mlflow": {"serving.py", "tracking.py"},
     "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_report.py", "cli_sweep.py"},
     "matplotlib": {
-        "report/confusion.py", "report/curves.py", "report/figures.py", "report/gallery.py", "report/grids.py",
-        "report/progress.py", "report/prompts.py", "report/style.py", "report/tradeoff.py",
+        "report/confusion.py",
+        "report/curves.py",
+        "report/figures.py",
+        "report/gallery.py",
+        "report/grids.py",
+        "report/progress.py",
+        "report/prompts.py",
+        "report/style.py",
+        "report/tradeoff.py",
     },
 }
 

@@ -8,17 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group as Lines
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedpgp.comparison import READINGS, Comparison, Difference, Group, Reading, Statistic, ranks
+from fedpgp.comparison import MAIN, READINGS, Comparison, Difference, Group, Reading, Statistic, ranks
 from fedpgp.report.names import METRIC_TITLES, READING_SENTENCES, READING_TITLES
 
 MARKS = "†‡§¶"
 STYLES = {1: "bold green", 2: "underline"}
+WIDEST_NAME = 14
+"""Letters that a name is never folded below."""
 TAGS = {1: "**{}**", 2: "<u>{}</u>"}
 """Markdown for the best and the second best of a column."""
 PROTOCOL_COLUMNS = ("local", "base", "novel", "hm", "all", "held_out")
@@ -45,16 +48,19 @@ class Sheet:
 
 def sheets(comparison: Comparison, baseline: str, reading: Reading = "last") -> list[Sheet]:
     """All tables of a comparison."""
-    found = [accuracies(comparison, place, reading) for place in comparison.places]
-    if len(comparison.groups) > 1:
-        found.append(differences(comparison, baseline, reading))
-    return [*found, readings(comparison), costs(comparison)]
+    found = []
+    for place in comparison.places:
+        found.append(accuracies(comparison, place, reading))
+        found.append(differences(comparison, place, baseline, reading))
+    for tell in (readings, costs):
+        found += [tell(groups, place) for place, groups in comparison.places.items()]
+    return [sheet for sheet in found if sheet.rows]
 
 
 def accuracies(comparison: Comparison, place: str, reading: Reading = "last", split: str = "test") -> Sheet:
     """Groups of one place: mean ± standard deviation over seeds of what was measured, best and second best marked."""
     groups = comparison.places[place]
-    metrics = [metric for metric in comparison.metrics(split) if metric in PROTOCOL_COLUMNS]
+    metrics = _measured(groups, split)
     columns = []
     for metric in metrics:
         found = [group.statistic(metric, split, reading) for group in groups]
@@ -64,57 +70,58 @@ def accuracies(comparison: Comparison, place: str, reading: Reading = "last", sp
         (Cell(_marked(group, comparison)), Cell(str(len(group.seeds))), *(column[number] for column in columns))
         for number, group in enumerate(groups)
     ]
-    title = f"Accuracy on {split} images in percent, mean over clients" + (f": {place}" if place else "")
+    title = _titled(f"Accuracy on {split} images in percent, mean over clients", place)
     caption = f"{READING_SENTENCES[reading]}, mean ± standard deviation over seeds (ddof 1)"
     headings = ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics))
     return Sheet(title, headings, tuple(rows), caption=caption)
 
 
-def differences(comparison: Comparison, baseline: str, reading: Reading = "last") -> Sheet:
-    """What each group gains over the baseline of its place, seed by seed."""
-    metrics = [metric for metric in comparison.metrics() if metric in PROTOCOL_COLUMNS]
+def differences(comparison: Comparison, place: str, baseline: str, reading: Reading = "last") -> Sheet:
+    """What each group of a place gains over the baseline there, seed by seed; no rows if it has none."""
+    groups = comparison.places[place]
+    metrics = _measured(groups, "test")
     rows = []
-    for group in comparison.groups:
+    for group in groups:
         found = [comparison.difference(group, baseline, metric, reading) for metric in metrics]
         if any(found):
             seeds = max(len(one.by_seed) for one in found if one)
-            rows.append((Cell(_full(group)), Cell(str(seeds)), *(Cell(gain(one)) for one in found)))
-    headings = ("", "common seeds", *(METRIC_TITLES[metric] for metric in metrics))
-    caption = "paired by seed, test images, percentage points; in brackets the 95% confidence interval (Student's t)"
-    return Sheet(f"Difference to {baseline}", headings, tuple(rows), caption=caption)
-
-
-def readings(comparison: Comparison) -> Sheet:
-    """The main metric read in three ways on both splits."""
-    metric = comparison.main or "local"
-    splits = [split for split in ("val", "test") if metric in comparison.metrics(split)]
-    rows = [
-        (
-            Cell(_full(group)),
-            *(Cell(spread(group.statistic(metric, split, read))) for split in splits for read in READINGS),
-        )
-        for group in comparison.groups
-    ]
-    headings = ("", *(f"{split}, {READING_TITLES[read]}" for split in splits for read in READINGS))
-    return Sheet(
-        f"{METRIC_TITLES[metric]} by reading", headings, tuple(rows), caption="max on test selects on the test images"
+            rows.append((Cell(group.label), Cell(str(seeds)), *(Cell(gain(one)) for one in found)))
+    headings = ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics))
+    caption = (
+        "paired by common seeds, test images, percentage points; in brackets the 95% confidence interval of the mean, "
+        "not corrected for many comparisons"
     )
+    title = _titled(f"Difference to {baseline}", place)
+    return Sheet(title, headings, tuple(rows), caption=caption)
 
 
-def costs(comparison: Comparison) -> Sheet:
+def readings(groups: Sequence[Group], place: str = "") -> Sheet:
+    """The main metric read in three ways on both splits."""
+    rows = []
+    metric = next((one for one in MAIN if any(group.statistic(one) for group in groups)), "local")
+    for group in groups:
+        for split in ("val", "test"):
+            found = [group.statistic(metric, split, read) for read in READINGS]
+            if any(found):
+                rows.append((Cell(group.label), Cell(split), *map(Cell, map(spread, found))))
+    title = _titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", place)
+    caption = "max on test selects on the test images"
+    return Sheet(title, ("", "", *READING_TITLES.values()), tuple(rows), names=2, caption=caption)
+
+
+def costs(groups: Sequence[Group], place: str = "") -> Sheet:
     """What a run of each group sent and took, mean over its runs."""
     rows = []
-    for group in comparison.groups:
+    for group in groups:
         runs = [run.cost for run in group.runs.values()]
-        sent = (
-            decimal(int(fmean(cost.bytes_up for cost in runs))),
-            decimal(int(fmean(cost.bytes_down for cost in runs))),
-        )
-        seconds = fmean(cost.seconds_per_round for cost in runs)
-        rounds = "-".join(dict.fromkeys(str(bound(cost.rounds for cost in runs)) for bound in (min, max)))
-        rows.append((_full(group), rounds, *sent, f"{seconds:.2f}"))
+        sent = [
+            decimal(int(fmean(sizes))) for sizes in zip(*((one.bytes_up, one.bytes_down) for one in runs), strict=True)
+        ]
+        seconds = fmean(one.seconds_per_round for one in runs)
+        rounds = "-".join(dict.fromkeys(str(bound(one.rounds for one in runs)) for bound in (min, max)))
+        rows.append(tuple(map(Cell, (group.label, rounds, *sent, f"{seconds:.2f}"))))
     headings = ("", "rounds", "sent up", "sent down", "seconds per round")
-    return Sheet("Cost of a run", headings, tuple(tuple(map(Cell, row)) for row in rows), caption="mean over its runs")
+    return Sheet(_titled("Cost of a run", place), headings, tuple(rows), caption="mean over the runs of a group")
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -138,7 +145,8 @@ def settings(comparison: Comparison) -> Sheet:
         tuple(map(Cell, (key, *("-" if key not in one.settings else str(one.settings[key]) for one in groups))))
         for key in comparison.differing
     ]
-    return Sheet("Settings that differ", ("", *map(_full, groups)), tuple(rows), names=len(groups) + 1)
+    labels = [f"{group.label} ({group.place})" if group.place else group.label for group in groups]
+    return Sheet("Settings that differ", ("", *labels), tuple(rows), names=len(groups) + 1)
 
 
 def spread(found: Statistic | None) -> str:
@@ -149,11 +157,11 @@ def spread(found: Statistic | None) -> str:
 
 
 def gain(found: Difference | None) -> str:
-    """`+1.20 [-0.48, +4.48]`, or `-`."""
+    """`+1.20`, below it `[-0.5, +4.5]`; or `-`."""
     if found is None:
         return "-"
     interval = found.interval
-    return f"{found.mean:+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
+    return f"{found.mean:+.2f}" + ("" if interval is None else f"\n[{interval[0]:+.1f}, {interval[1]:+.1f}]")
 
 
 def in_terminal(tables: Sequence[Sheet], notes: Sequence[str]) -> Lines:
@@ -197,9 +205,19 @@ def _line(
 
 
 def _rich(sheet: Sheet) -> Table:
-    table = Table(title=escape(sheet.title), caption=escape(sheet.caption) or None)
+    table = Table(
+        title=escape(sheet.title),
+        caption=escape(sheet.caption) or None,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, heading in enumerate(sheet.headings):
-        table.add_column(escape(heading), justify="left" if number < sheet.names else "right", overflow="fold")
+        widest = max((len(row[number].text) for row in sheet.rows), default=0)
+        least = min(widest, WIDEST_NAME) if number < sheet.names else None
+        table.add_column(
+            escape(heading), justify="left" if number < sheet.names else "right", overflow="fold", min_width=least
+        )
     for row in sheet.rows:
         table.add_row(*(Text(cell.text, STYLES.get(cell.rank or 0, "")) for cell in row))
     return table
@@ -223,8 +241,12 @@ def _plain(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _full(group: Group) -> str:
-    return f"{group.label} ({group.place})" if group.place else group.label
+def _measured(groups: Sequence[Group], split: str) -> list[str]:
+    return [metric for metric in PROTOCOL_COLUMNS if any(group.statistic(metric, split) for group in groups)]
+
+
+def _titled(title: str, place: str) -> str:
+    return f"{title}: {place}" if place else title
 
 
 def _marked(group: Group, comparison: Comparison) -> str:
