@@ -134,6 +134,8 @@ def _behind(path: Path) -> Found:
         return Found((Entry(path, strict=True),))
     if (path / "trials.json").is_file():
         return _of_sweep(SweepFolder.open(path))
+    if not any(path.glob("runs/*/identity.json")) and not any(path.glob("*/identity.json")):
+        raise RunError(f"{path}: not the folder of a run or of a sweep, nor a storage root with runs")
     stores = sorted(RunStore.find(path), key=lambda store: store.identity["created_ms"])
     return Found(tuple(Entry(store.path) for store in stores))
 
