@@ -82,9 +82,7 @@ def near_words(store: RunStore, context: Tensor, count: int = 4) -> list[NearWor
         BackboneError: the run's backbone is not there, or is another one now.
     """
     settings = config.parse(yaml.safe_load(store.config_yaml)).backbone
-    fingerprint, words, vectors = _words(settings)
-    if fingerprint != store.identity["weights_fingerprint"]:
-        raise BackboneError(f"backbone.weights: {settings.weights} are not those that the run was made with")
+    words, vectors = _words(settings, store.identity["weights_fingerprint"])
     distances = torch.cdist(context.float(), vectors)
     near, which = distances.topk(min(count, len(words)), largest=False)
     return [
@@ -108,11 +106,13 @@ def _personal(state: State) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _words(settings: BackboneSettings) -> tuple[str, list[str], Tensor]:
-    """A backbone's fingerprint, the words that are one token of it (each token once), and their embeddings."""
+def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Tensor]:
+    """The words that are one token of a backbone (each token once), and their embeddings."""
     from open_clip.tokenizer import SimpleTokenizer
 
     backbone = model.load(settings)
+    if backbone.fingerprint != fingerprint:
+        raise BackboneError(f"backbone.weights: {settings.weights} are not those that the run was made with")
     spelled = [piece.removesuffix(WORD_END) for piece in SimpleTokenizer().encoder if piece.endswith(WORD_END)]
     spelled = [word for word in spelled if word.isascii() and word.isalpha()]
     single: dict[int, list[str]] = {}
@@ -124,4 +124,4 @@ def _words(settings: BackboneSettings) -> tuple[str, list[str], Tensor]:
                 single.setdefault(row[1], []).append(word)
     found = {token: words[0] for token, words in single.items() if len(words) == 1}  # many words: the unknown token
     vectors = TextTower.from_open_clip(backbone.model).tokens[torch.tensor(list(found), dtype=torch.long)].float()
-    return backbone.fingerprint, list(found.values()), vectors
+    return list(found.values()), vectors
