@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 
 from fedpgp import config, tracking
 from fedpgp.errors import FedPGPError, RunError
-from fedpgp.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation import checkpoint
+from fedpgp.federation.checkpoint import State
+from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.store import RunStore
+from fedpgp.tracking import connection
+from fedpgp.tracking.runs import RunWriter
 
 DIGEST = "0123456789ab"
 
@@ -38,7 +44,7 @@ def client(uri):
 @pytest.fixture
 def store(root, request):
     text = config.dump(config.parse({"name": "demo"}))
-    identity = {"method": "fedpgp", "client_names": ["a", "b"], "versions": {"torch": "2.0"}}
+    identity = {"method": "fedpgp", "client_names": ["a", "b"], "class_names": ["x", "y"], "versions": {"torch": "2.0"}}
     return RunStore.create(root, request.node.name, DIGEST, text, identity)
 
 
@@ -55,7 +61,9 @@ def commit(store, number, **metrics):
         for client in (0, 1)
     ]
     row = RoundRow(number, metrics or {"test/local": 7.5 * number}, 2, 100, 200, {"train": 0.5}, 1_000_000 + number)
-    store.commit(row, pa.Table.from_pylist(clients, CLIENT_SCHEMA), {"files": []})
+    state = State(number, {"ctx": torch.full((2,), float(number))}, {"U": torch.zeros(2, 3)})
+    reference = checkpoint.save(store.checkpoints, state, DIGEST)
+    store.commit(row, pa.Table.from_pylist(clients, CLIENT_SCHEMA), reference)
 
 
 def history(client, run_id, name="test/local"):
@@ -82,7 +90,6 @@ def test_a_run_in_the_mirror_has_its_settings_identity_and_rounds(store, uri, cl
     assert run.data.tags["fedpgp.method"] == "fedpgp"
     assert run.data.tags["fedpgp.config_digest"] == DIGEST
     assert run.data.tags["fedpgp.versions.torch"] == "2.0"
-    assert run.data.tags["fedpgp.client_names"] == '["a", "b"]'
     assert run.data.metrics == {
         "test/local": 15.0,
         "participants": 2.0,
@@ -106,8 +113,8 @@ def test_syncing_again_adds_nothing_but_what_is_new(store, uri, client):
 def test_a_round_sent_twice_stays_one(store, uri, client):
     commit(store, 1)
     run_id = tracking.sync(store.path, uri)
-    writer = tracking._Writer(store, uri)
-    writer._sent = -1  # as a second writer sees it that started before the first had sent
+    writer = RunWriter(store, uri)
+    writer._sent[writer.run_id] = -1  # as a second writer sees it that started before the first had sent
     commit(store, 2)
     writer.push()
     assert [step for step, _, _ in history(client, run_id)] == [1, 2]
@@ -130,7 +137,10 @@ def test_many_rounds_are_caught_up_in_few_batches(store, uri, client, monkeypatc
 
 
 def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
-    commit(store, 1)
+    commit(store, 1, **{"test/local": 1.0, "val/local": 70.0})
+    commit(store, 2, **{"test/local": 2.0, "val/local": 60.0})
+    confused = [{"split": "test", "metric": "local", "label": 0, "answer": 1, "count": 3}]
+    store.save_confusion(pa.Table.from_pylist(confused, CONFUSION_SCHEMA))
     store.finish({"bytes_up": 100})
     run_id = tracking.sync(store.path, uri)
     assert tracking.sync(store.path, uri) == run_id
@@ -139,10 +149,22 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
     folder = tmp_path / "artifacts"
     folder.mkdir()
     client.download_artifacts(run_id, "", str(folder))
-    assert sorted(path.name for path in folder.iterdir()) == ["clients.csv", "config.yaml", "summary.json"]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
+        "checkpoint.safetensors", "clients.csv", "config.yaml", "figures/confusion.png", "figures/curves.png",
+        "prompt.safetensors", "summary.json",
+    ]  # fmt: skip
     assert (folder / "config.yaml").read_text() == store.config_yaml
     assert json.loads((folder / "summary.json").read_text()) == store.summary
-    assert (folder / "clients.csv").read_text() == '"client","split","local"\n0,"test",10\n1,"test",5\n'
+    assert (folder / "clients.csv").read_text() == (
+        '"client","name","split","local"\n0,"a","test",20\n1,"b","test",10\n'
+    )
+    # Validation likes round 1 best, so that is the prompt; the checkpoint is the end.
+    assert {name: run.data.metrics[f"best/{name}"] for name in ("test/local", "val/local")} == {
+        "test/local": 1, "val/local": 70,
+    }  # fmt: skip
+    learned = [load_file(folder / f"{file}.safetensors")["shared/ctx"].tolist() for file in ("prompt", "checkpoint")]
+    assert learned == [[1, 1], [2, 2]]
+    assert "| test/local | 2.00 | 1.50 | 1.00 |" in run.data.tags["mlflow.note.content"]
 
 
 def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client):
@@ -184,7 +206,7 @@ def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, cap
         raise OSError("cannot reach http://me:secret@host:5000/api\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_client", refuse)
+        patch.setattr(connection, "connect", refuse)
         mirror = tracking.Mirror(store.path, uri)
         for number in (1, 2):
             commit(store, number)
@@ -200,7 +222,7 @@ def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, cap
 
 def test_close_does_not_wait_for_ever(store, uri, caplog, monkeypatch):
     answer = threading.Event()
-    monkeypatch.setattr(tracking, "_client", lambda uri: answer.wait(60))
+    monkeypatch.setattr(connection, "connect", lambda uri: answer.wait(60))
     mirror = tracking.Mirror(store.path, "http://me:secret@host")
     mirror.close(timeout=0.1)
     answer.set()

@@ -1,0 +1,128 @@
+"""What an entry keeps for good: tables, figures, settings, and what was learned."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import safetensors.torch
+
+from fedpgp.errors import RunError
+from fedpgp.evaluation import last_evaluated, per_client_table
+from fedpgp.federation.checkpoint import State
+from fedpgp.report.confusion import confusion_matrices
+from fedpgp.report.curves import curves_of_run, curves_of_several
+from fedpgp.store import RunStore
+from fedpgp.sweeps.folder import SweepFolder
+from fedpgp.tracking.connection import redacted
+from fedpgp.tracking.outcome import Outcome, ranking
+from fedpgp.tree import num_bytes
+
+SMALL = 16 * 2**20
+"""Bytes of parameters that are attached whole; of more, only what the server holds. The run's folder has all."""
+
+
+@contextmanager
+def of_run(store: RunStore, config_yaml: str) -> Iterator[Path]:
+    """A folder with what a run leaves, which is gone afterwards:
+
+    * `config.yaml`, `summary.json`, `partition.csv`, `clients.csv` (accuracies per client in the last round)
+    * `figures/curves.png`, `figures/confusion.png`
+    * `prompt.safetensors` (what was learned, as it was in the best round by validation), `checkpoint.safetensors` (the
+      same after the last round)
+    * `traceback.txt` of one that failed
+    """
+    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
+        folder = Path(name)
+        (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        if (summary := store.summary) is not None:
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        _tables(store, folder)
+        _figures(store, folder / "figures")
+        _learned(store, folder)
+        if (traceback := store.path / "traceback.txt").exists():
+            (folder / traceback.name).write_text(redacted(traceback.read_text(encoding="utf-8")), encoding="utf-8")
+        yield folder
+
+
+@contextmanager
+def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
+    """A folder with what a trial leaves: `folds.csv`, `figures/curves.png`, and `traceback.txt` of one that failed."""
+    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
+        folder = Path(name)
+        rows = [
+            {"fold": fold, "run": run.path.name, "state": run.state, **_last(run)} for fold, run in trial.runs.items()
+        ]
+        if rows:
+            pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "folds.csv")
+        curves_of_several(
+            {fold: run.rounds() for fold, run in trial.runs.items()}, metric, folder / "figures/curves.png"
+        )
+        if traceback is not None:
+            (folder / "traceback.txt").write_text(redacted(traceback), encoding="utf-8")
+        yield folder
+
+
+@contextmanager
+def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
+    """A folder with what a sweep leaves: `sweep.yaml`, `comparison.csv` and `.md`, figures."""
+    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
+        folder = Path(name)
+        (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
+        metric = sweep.head["metric"]
+        curves = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
+        curves_of_several(curves, metric, folder / "figures/curves.png")
+        yield folder
+
+
+def _last(run: RunStore) -> dict[str, float]:
+    rounds = run.rounds()
+    return dict(rounds[-1].metrics) if rounds else {}
+
+
+def _tables(store: RunStore, folder: Path) -> None:
+    if (partition := store.partition) is not None:
+        pa.csv.write_csv(partition, folder / "partition.csv")
+    if (last := last_evaluated(store.rounds())) is not None:
+        table = per_client_table(store.clients(), last)
+        names = store.identity.get("client_names")
+        if names:
+            table = table.add_column(1, "name", pa.array([names[client] for client in table["client"].to_pylist()]))
+        pa.csv.write_csv(table, folder / "clients.csv")
+
+
+def _figures(store: RunStore, folder: Path) -> None:
+    curves_of_run(store.rounds(), folder / "curves.png")
+    if (confusion := store.confusion) is not None:
+        confusion_matrices(confusion, store.identity["class_names"], folder / "confusion.png")
+
+
+def _learned(store: RunStore, folder: Path) -> None:
+    """The parameters of the best and of the last round, those of all clients stacked."""
+    rounds = [row.round for row in store.rounds()]
+    if not rounds:
+        return
+    for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])):
+        try:
+            state = store.state_at(number)
+        except RunError:  # a run that was killed may have torn its last checkpoint
+            continue
+        if content := _as_file(state):
+            (folder / f"{file}.safetensors").write_bytes(content)
+
+
+def _as_file(state: State) -> bytes | None:
+    """`shared/KEY` and `personal/KEY` (clients in front) as safetensors; None: even the shared part is not small."""
+    tensors = {f"shared/{key}": value for key, value in state.shared.items()}
+    size, whole = num_bytes(state.shared), num_bytes(state.shared) + num_bytes(state.personal)
+    if whole <= SMALL:
+        tensors |= {f"personal/{key}": value for key, value in state.personal.items()}
+    elif size > SMALL:
+        return None
+    metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole <= SMALL else "left out"}
+    return bytes(safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata))

@@ -1,0 +1,113 @@
+"""The mirror of one run: its settings, then round after round, then its artifacts and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fedpgp.records import RoundRow
+from fedpgp.store import RunStore
+from fedpgp.sweeps.folder import Fold
+from fedpgp.tracking import artifacts, connection, entries, notes
+from fedpgp.tracking.entries import Key
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+RUN_TAG = "fedpgp.run"
+"""The tag by which a run on disk finds its entries: the unique id that `RunStore.create` gave it."""
+LAST_ROUND = "round"
+"""The metric whose latest value is the last mirrored round: it is stored together with the others, or not at all."""
+ROUNDS_PER_BATCH = 25
+"""At most 40 metrics a round and 1000 a batch, MLflow's own limit."""
+UNTAGGED = ("client_names", "class_names", "num_examples")
+"""Parts of the identity that are lists without end; artifacts have them."""
+
+
+class RunWriter:
+    """The entries of one run: one at the top, or one under each trial of which it is a fold.
+
+    Args:
+        under: ids of the entry of a trial and of its MLflow experiment; None: whatever entries there are are brought
+            up to date, and one is created at the top if there is none.
+    """
+
+    def __init__(self, store: RunStore, uri: str, under: tuple[str, str] | None = None) -> None:
+        self._store, self._uri = store, uri
+        with connection.told(uri):
+            self._config = connection.redacted(store.config_yaml)
+            tree = yaml.safe_load(self._config)
+            experiment = under[1] if under else connection.prepare(store.root, uri, tree["tracking"]["experiment"])
+            self._client = connection.connect(uri)
+            identity = store.identity
+            found = {run.info.run_id: run for run in entries.find(self._client, experiment, RUN_TAG, identity["id"])}
+            own = next(iter(found.values()), None)
+            if under or own is None:
+                own = self._find_or_create(experiment, identity, tree, under[0] if under else None)
+            self.run_id = str(own.info.run_id)
+            running = store.state == "running"
+            self._sent = {run_id: self._opened(run, running) for run_id, run in {**found, self.run_id: own}.items()}
+
+    def push(self) -> None:
+        """Send the rounds that are new and, once the run has ended, its artifacts and status."""
+        with connection.told(self._uri):
+            state = self._store.state  # before the rows: those of a run that has ended are all there
+            rows = self._store.rounds(after=min(self._sent.values()))
+            for run_id in self._sent:
+                self._send(run_id, [row for row in rows if row.round > self._sent[run_id]])
+                if state != "running":
+                    self._end(run_id, state)
+
+    def _find_or_create(
+        self, experiment: str, identity: Mapping[str, Any], tree: Mapping[str, Any], parent: str | None
+    ) -> Run:
+        described = {key: value for key, value in identity.items() if key not in UNTAGGED and value is not None}
+        tags = {**dict(entries.flat(described, "fedpgp.")), entries.NOTE_TAG: notes.of_run(self._store, tree)}
+        if "git_commit" in identity:
+            tags["mlflow.source.git.commit"] = identity["git_commit"]
+        name = self._store.path.name
+        if parent:
+            name = Fold(tree["seed"], tree["protocol"]["held_out"]).label
+        return entries.find_or_create(
+            self._client, experiment, Key(RUN_TAG, identity["id"], parent), self._store.path / ".mirror.lock",
+            name=name, created_ms=identity["created_ms"], tags=tags, params=tree,
+        )  # fmt: skip
+
+    def _opened(self, run: Run, running: bool) -> int:
+        """The last round that an entry has; one that had ended goes on if its run does."""
+        if running:
+            entries.reopen(self._client, run)
+        return int(run.data.metrics.get(LAST_ROUND, -1))
+
+    def _send(self, run_id: str, rows: Sequence[RoundRow]) -> None:
+        for start in range(0, len(rows), ROUNDS_PER_BATCH):
+            batch = rows[start : start + ROUNDS_PER_BATCH]
+            self._client.log_batch(run_id, metrics=[metric for row in batch for metric in _metrics(row)])
+            self._sent[run_id] = batch[-1].round
+
+    def _end(self, run_id: str, state: str) -> None:
+        """How it ended, and what it leaves; nothing if all that is there already."""
+        status, rows = dict(self._store.status), self._store.rounds()
+        if state == "interrupted" and rows:
+            status["timestamp_ms"] = rows[-1].timestamp_ms
+        ended = f"{state} {status['timestamp_ms']}"
+        if self._client.get_run(run_id).data.tags.get(entries.MIRRORED_TAG) == ended:
+            return
+        entries.end(self._client, run_id, status, state)
+        best = next((row for row in rows if row.round == self._store.best), None)
+        if best is not None:
+            self._client.log_batch(run_id, metrics=entries.best(best.metrics, best.round, best.timestamp_ms))
+        self._client.set_tag(run_id, entries.NOTE_TAG, notes.of_run(self._store, yaml.safe_load(self._config)))
+        with artifacts.of_run(self._store, self._config) as folder:
+            self._client.log_artifacts(run_id, str(folder))
+        self._client.set_tag(run_id, entries.MIRRORED_TAG, ended)
+
+
+def _metrics(row: RoundRow) -> list[Metric]:
+    """A round as MLflow stores it. The time is the row's own: sent twice, it stays one."""
+    values = dict(row.metrics) | {f"seconds/{stage}": value for stage, value in row.seconds.items()}
+    values |= {"participants": row.participants, "bytes/up": row.bytes_up, "bytes/down": row.bytes_down}
+    values[LAST_ROUND] = row.round
+    return entries.metrics(values, row.round, row.timestamp_ms)
