@@ -16,6 +16,8 @@ err = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
+ThreadsOption = Annotated[int, typer.Option(help="Torch threads.", min=1)]
+
 
 @app.command()
 def overhead(
@@ -49,6 +51,30 @@ def faults(
     from fedpgp.bench import faults as bench
 
     _show(bench.measure(kills, _progress), as_json)
+
+
+@app.command()
+def step(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+    """One FedPGP local step of ViT-B/16 size against the authors' way of taking it."""
+    from fedpgp.bench import step as bench
+
+    _show(bench.measure(threads, _progress), as_json)
+
+
+@app.command(name="round")
+def round_(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+    """A FedPGP round of 10 clients with its tests against the authors' way of it."""
+    from fedpgp.bench import round as bench
+
+    _show(bench.measure(threads, _progress), as_json)
+
+
+@app.command()
+def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+    """A block of 10 clients as one batch against one at a time."""
+    from fedpgp.bench import clients as bench
+
+    _show(bench.measure(threads, _progress), as_json)
 
 
 def _numbers(text: str) -> list[int]:

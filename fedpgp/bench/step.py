@@ -1,0 +1,141 @@
+"""One local step of FedPGP (loss and gradient) against the authors' way of it, and how near both come to peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fedpgp.bench.caltech import MODEL, MU, TAU, Scene, one_batch, vit_b_16
+from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.timing import Peak, counted, seconds
+from fedpgp.errors import FedPGPError
+
+REPEATS = 3
+OURS_PER_PLAIN = 5
+TOLERANCE = 1e-3
+"""Largest difference of loss and gradient, relative to their size, that counts as equal in float32."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The same step taken both ways, on the same images: each gives the loss, then the gradients of ctx, U and V."""
+
+    plain: Callable[[], list[Tensor]]
+    ours: Callable[[], list[Tensor]]
+    logits: Callable[[], tuple[Tensor, Tensor]]
+    """of both, (B, C)"""
+
+
+def sides(scene: Scene, batch: int, dtype: torch.dtype = torch.float32) -> Sides:
+    """Bind both to the same images, of which ours has the features; ours has the text tower in `dtype`."""
+    plain, method, frozen = scene.plain(), scene.method, scene.on_base(dtype)
+    images, labels = scene.images(batch)
+    with torch.no_grad():
+        features = plain.model.encode_image(images)
+    params, ours = scene.params(), one_batch(features.unsqueeze(0), labels.unsqueeze(0))
+    leaves = list(params.values())
+
+    def plain_step() -> list[Tensor]:
+        loss = plain.loss(params, images, labels, MU, TAU)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    def our_step() -> list[Tensor]:
+        (loss,) = method.loss(params, {}, frozen, ours)[0]
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    def logits() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return plain.logits(params, features), method.classifier(params, frozen)(ours.features)[0]
+
+    return Sides(plain_step, our_step, logits)
+
+
+def difference(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """The largest over all tensors of |left - right| / |right| (Euclidean norms)."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(left, right, strict=True))
+
+
+@dataclass(frozen=True)
+class Race:
+    """Both ways at one batch size."""
+
+    plain: float  # median seconds
+    ours: float
+    plain_work: int  # floating-point operations
+    our_work: int
+    logit_difference: float  # largest absolute one
+
+
+def race(scene: Scene, batch: int, repeats: int, peak: Peak, progress: Callable[[str], None]) -> Race:
+    """Compare the first steps, then take turns.
+
+    Raises:
+        FedPGPError: the two differ in loss or gradient.
+    """
+    both = sides(scene, batch)
+    progress(f"batch {batch}: both ways compared")
+    (theirs, plain_work), (ours, our_work) = counted(both.plain), counted(both.ours)
+    apart = difference(ours, theirs)
+    if apart > TOLERANCE:
+        raise FedPGPError(f"bench step: loss or gradients are {apart:.1e} apart, relative; they should be equal")
+    plain, fast = [], []
+    for repeat in range(repeats):
+        progress(f"batch {batch}: {repeat + 1} of {repeats}")
+        peak.probe()
+        plain.append(seconds(both.plain))
+        fast += [seconds(both.ours) for _ in range(OURS_PER_PLAIN)]
+    left, right = both.logits()
+    return Race(median(plain), median(fast), plain_work, our_work, float((left - right).abs().max()))
+
+
+def measure(
+    threads: int, progress: Callable[[str], None], scene: Scene | None = None, repeats: int = REPEATS
+) -> Outcome:
+    """At batch 32 and 8 in float32, and ours in bfloat16 against the plain way in float32."""
+    torch.set_num_threads(threads)
+    scene = scene or vit_b_16()
+    peak = Peak((77 * len(scene.base), 512, 2048), (77 * len(scene.base), 2048, 512))
+    races = {batch: race(scene, batch, repeats, peak, progress) for batch in (32, 8)}
+    progress("batch 32 in bfloat16")
+    rough = sides(scene, 32, torch.bfloat16).ours
+    rough()
+    in_bfloat16 = median(seconds(rough) for _ in range(REPEATS))
+    large, small = races[32], races[8]
+    figures = {
+        "ratio_fp32_b32": large.plain / large.ours,
+        "ratio_fp32_b8": small.plain / small.ours,
+        "ratio_bf16_b32": large.plain / in_bfloat16,
+        "ours_peak_fraction": large.our_work / large.ours / peak.rate,
+        "oracle_peak_fraction": large.plain_work / large.plain / peak.rate,
+        "max_abs_logit_difference": max(large.logit_difference, small.logit_difference),
+    }
+    rows = []
+    for batch, one in races.items():
+        rows.append([f"plain, batch {batch}", *_speed(one.plain, one.plain_work, peak), "1"])
+        rows.append([f"ours, batch {batch}", *_speed(one.ours, one.our_work, peak), f"{one.plain / one.ours:.1f}"])
+    rows.append(["ours in bfloat16, batch 32", f"{in_bfloat16:.3f}", "", "", f"{large.plain / in_bfloat16:.1f}"])
+    notes = [
+        f"{MODEL} with random weights, {len(scene.base)} Caltech101 names, {threads} threads; medians of {repeats} "
+        f"plain steps and {OURS_PER_PLAIN} times as many of ours, in turns",
+        f"peak {peak.rate / 1e9:.0f} GFLOP/s, the best of {len(peak.shapes)} shapes of matrices in this run",
+        f"loss and gradients equal within {TOLERANCE:g}, relative; logits within "
+        f"{figures['max_abs_logit_difference']:.1e}",
+    ]
+    if not bfloat16_in_hardware():
+        notes.append("no bf16 hardware: bfloat16 is emulated here, so its figure says nothing of CPUs that have it")
+    return Outcome("step", figures, ("step", "seconds", "GFLOP", "of peak", "times faster"), rows, notes)
+
+
+def bfloat16_in_hardware() -> bool:
+    """Whether this CPU multiplies bfloat16 itself."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.split()
+
+
+def _speed(taken: float, work: int, peak: Peak) -> tuple[str, str, str]:
+    return f"{taken:.3f}", f"{work / 1e9:.0f}", f"{work / taken / peak.rate:.2f}"

@@ -1,0 +1,23 @@
+"""A tiny model in place of ViT-B/16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedpgp.bench.caltech import BASE, NOVEL, Scene
+from fedpgp.clip import model
+from fedpgp.config import BackboneSettings
+
+
+@pytest.fixture(scope="session")
+def scene():
+    return Scene(model.load(BackboneSettings(name="tiny", weights="random")), BASE[20:40], NOVEL[:3], n_ctx=4)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Benches set torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
