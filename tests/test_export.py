@@ -19,6 +19,12 @@ from fedpgp.export import export
 from fedpgp.prompt import Predictor, Prompt, best
 from fedpgp.store import RunStore
 
+WORLD = {
+    "data": {"name": "shapes"},
+    "backbone": {"name": "tiny", "weights": "random"},
+    "partition": {"clients": 3},
+    "protocol": {"shots": 2},
+}
 SMALL = {
     "coop": {"n_ctx": 2},
     "promptfl": {"n_ctx": 2, "ctx_init": "a photo of a"},
@@ -39,9 +45,8 @@ def run_of(tmp_path_factory):
         key = (name, *sorted(settings.items()))
         if key not in done:
             tree = {
+                **WORLD,
                 "name": name,
-                "partition": {"clients": 3},
-                "protocol": {"shots": 2},
                 "method": {"name": name, **SMALL.get(name, {}), **settings},
                 "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1},
                 "resources": {"backend": "serial"},
@@ -56,7 +61,7 @@ def run_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base_images():
     """The test images of the base classes and their labels."""
-    settings = config.parse({"partition": {"clients": 3}, "protocol": {"shots": 2}})
+    settings = config.parse(WORLD)
     built = manifest.build(settings.data)
     data = protocol.build(built, settings.partition, settings.protocol, settings.seed)
     (pool,) = [pool for pool in data.pools if (pool.split, pool.class_set) == ("test", "base")]
