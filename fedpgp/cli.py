@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_sweep
+from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_report, cli_sweep
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app.add_typer(track, name="track")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 cli_export.register(app)
+cli_report.register(app)
 cli_sweep.register(app)
 out = Console()
 err = Console(stderr=True)
@@ -105,6 +106,7 @@ def run(
     from fedpgp import launch
     from fedpgp.data.protocol import EVERY_DOMAIN
     from fedpgp.report.figures import partition_of_run
+    from fedpgp.report.style import save
     from fedpgp.report.tables import show
 
     settings = _load(config, overrides)
@@ -124,7 +126,8 @@ def run(
         return
     with _live() as live:
         folder = launch.run(settings, resume, live.show)
-    partition_of_run(folder)
+    if (heat_map := partition_of_run(folder)) is not None:
+        save(heat_map, folder / "partition")
     out.print(show(folder))
     out.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
@@ -136,6 +139,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
     from fedpgp import config, gather, launch, lineup, tracking
+    from fedpgp.report.style import save
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
 
@@ -147,8 +151,7 @@ def demo(overrides: OverridesArgument = None) -> None:
         gather.Entry(folders[f"{label}, seed {seed}"], label) for label, seeds in variants.items() for seed in seeds
     )
     root = next(iter(titled.values())).storage.root.absolute()
-    figure = root / "demo.png"
-    local_against_novel(compared, figure)
+    figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
     out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
     out.print(f"MLflow: {_beside('mlflow')} ui --backend-store-uri {tracking.default_uri(root)}", soft_wrap=True)
@@ -209,16 +212,6 @@ def methods() -> None:
     from fedpgp.report.tables import method_table
 
     out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs; several are compared.")],
-) -> None:
-    """Print the tables of one run, or of several side by side, from their rows on disk."""
-    from fedpgp.report.tables import comparison, show
-
-    out.print(show(runs[0]) if len(runs) == 1 else comparison(runs))
 
 
 @track.command()

@@ -37,6 +37,17 @@ class Fold(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run took."""
+
+    rounds: int
+    bytes_up: int
+    bytes_down: int
+    seconds_per_round: float
+    """wall-clock, mean over its rounds"""
+
+
+@dataclass(frozen=True)
 class Run:
     """One run, read from its rows."""
 
@@ -50,6 +61,7 @@ class Run:
     identity: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     """`evaluation.selections`"""
+    cost: Cost = Cost(0, 0, 0, 0.0)
 
     @property
     def version(self) -> str:
@@ -194,7 +206,8 @@ class Comparison:
             where = f" on {place}" if place else ""
             for group in groups:
                 said += [f"{group.label}{where}: no run of {fold}" for fold in group.missing]
-            said += [f"{label}{where}: no run" for label in self.labels if label not in {one.label for one in groups}]
+            absent = [label for label in self.labels if label not in {one.label for one in groups}]
+            said += [f"no run{where} of {'; '.join(absent)}"] if absent else []
         return said
 
     def baseline(self, label: str | None) -> str:

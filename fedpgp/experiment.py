@@ -34,9 +34,10 @@ from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.memory import GB
+from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
-from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.records import Progress, RoundRow
 from fedpgp.remote import Remote

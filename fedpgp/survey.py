@@ -12,6 +12,7 @@ from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.summary import partition_table
 from fedpgp.report.figures import contact_sheet, fitted, partition_heat_map
+from fedpgp.report.style import save
 
 CLASSES = 12
 IMAGES = 8
@@ -39,8 +40,8 @@ def show(settings: Experiment, folder: Path, most_clients: int) -> list[Path]:
             for label in np.unique(labels)[:CLASSES]
             for chosen in [rows[labels == label][:IMAGES]]
         ]
-    heat_map = folder / "partition.png"
-    partition_heat_map(partition_table(manifest, data), data.client_names, classes, heat_map)
+    heat_map = partition_heat_map(partition_table(manifest, data), data.client_names, classes)
+    paths = save(heat_map, folder / "partition")
     for path, sheet in sheets.items():
         contact_sheet(sheet, path)
-    return [heat_map, *sheets]
+    return [*paths, *sheets]

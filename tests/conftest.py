@@ -49,24 +49,32 @@ def made_run(tmp_path):
     Call it with overrides, and with the metrics of each of its rounds (`test_local=[50, 60]`).
     """
     from fedpgp import config
+    from fedpgp.federation import checkpoint
+    from fedpgp.federation.checkpoint import State
     from fedpgp.records import CLIENT_SCHEMA, RoundRow
     from fedpgp.store import RunStore
 
     def make(
-        *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x", **series
-    ):
-        experiment = config.parse(config.override({"name": name}, overrides))
+        *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x",
+        clients=None, shared=None, personal=None, **series,
+    ):  # fmt: skip
+        experiment = config.parse(
+            config.override({"name": name, "backbone": {"name": "tiny", "weights": "random"}}, overrides)
+        )
         identity = {
             "method": experiment.method.name, "data": experiment.data.name, "backbone": "tiny", "seed": experiment.seed,
             "client_names": ["anna", "ben"], "class_names": ["cat", "dog"], "manifest_digest": "m",
             "partition_digest": partition.format(seed=experiment.seed), "weights_fingerprint": "w",
             "versions": {"fedpgp": version},
         }  # fmt: skip
-        store = RunStore.create(root, experiment.name, config.digest(experiment), config.dump(experiment), identity)
-        for number in range(max(map(len, series.values()), default=0)):
-            metrics = {key.replace("_", "/", 1): float(values[number]) for key, values in series.items()}
-            row = RoundRow(number + 1, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)
-            store.commit(row, CLIENT_SCHEMA.empty_table(), {"files": []})
+        digest = config.digest(experiment)
+        store = RunStore.create(root, experiment.name, digest, config.dump(experiment), identity)
+        for number in range(1, max(map(len, series.values()), default=0) + 1):
+            metrics = {key.replace("_", "/", 1): float(values[number - 1]) for key, values in series.items()}
+            row = RoundRow(number, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)
+            learned = State(number, shared or {}, personal or {})
+            rows = CLIENT_SCHEMA.empty_table() if clients is None else clients
+            store.commit(row, rows, checkpoint.save(store.checkpoints, learned, digest))
         {"finished": lambda: store.finish({}), "failed": lambda: store.fail("disk full"), "running": lambda: None}[
             state
         ]()

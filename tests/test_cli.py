@@ -260,12 +260,6 @@ def test_refuses_a_cache_of_another_model(fedpgp, tmp_path):
     assert not list(root.glob("runs/*"))
 
 
-def test_refuses_a_report_of_no_run(fedpgp, tmp_path):
-    code, _, err = fedpgp("report", tmp_path)
-    assert code == 2
-    assert "not the folder of a run" in err
-
-
 def test_a_failure_of_ours_is_exit_code_1(fedpgp, store):
     code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={store}", "federation.lr=1.0e+30")
     assert code == 1

@@ -94,10 +94,10 @@ def test_show_draws_the_partition_and_the_clients(root: Path, tmp_path: Path) ->
     changes = ["data.name=caltech101", f"data.root={root}", "partition.clients=2", "protocol.name=all_classes"]
     output = call("show", "shapes", *changes, "--out", str(tmp_path / "figures"))
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert files == ["client-0000-client-0.png", "client-0001-client-1.png", "partition.png"]
-    assert output.count("figure: ") == 3
+    assert files == ["client-0000-client-0.png", "client-0001-client-1.png", "partition.png", "partition.svg"]
+    assert output.count("figure: ") == 4
     call("show", "shapes", *changes, "--out", str(tmp_path / "few"), "--clients", "0")
-    assert [path.name for path in (tmp_path / "few").iterdir()] == ["partition.png"]
+    assert {path.name for path in (tmp_path / "few").iterdir()} == {"partition.png", "partition.svg"}
 
 
 def test_show_draws_nothing_if_an_image_cannot_be_read(root: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_differences_stay_within_a_place():
     )
     gains = [comparison.difference(one, "coop", "hm") for one in comparison.groups]
     assert [gain and gain.mean for gain in gains] == [None, 5.0, None, 2.0, 2.0]
-    assert comparison.missing() == ["only here on data.name=pets: no run"]
+    assert comparison.missing() == ["no run on data.name=pets of only here"]
     assert comparison.difference(comparison.groups[0], "only here", "hm") is None
 
 

@@ -49,7 +49,8 @@ def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run
     with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--anyway` compares them, marked"):
         compare(strict(*paths))
     found = compare(strict(*paths), anyway=True)
-    assert [one.marks for one in found.groups] == [(), ("another partition than fedpgp",)]
+    assert [one.marks for one in found.groups] == [(), ("another partition than fedpgp, clients=10",)]
+    assert found.labels == ["fedpgp, clients=10", "promptfl, clients=5"]
     assert len(found.places) == 1
 
 
@@ -69,7 +70,7 @@ def test_a_folder_of_runs_on_different_things_becomes_places(made_run):
     found = compare([Entry(path) for path in shots[:-1]])
     assert list(found.places) == ["shots=2", "shots=4"]
     assert [one.label for one in found.groups] == ["fedpgp, rank=1", "fedpgp, rank=2", "fedpgp, rank=1"]
-    assert found.missing() == ["fedpgp, rank=2 on shots=4: no run"]
+    assert found.missing() == ["no run on shots=4 of fedpgp, rank=2"]
 
 
 @pytest.mark.parametrize(("state", "told"), [("failed", "failed: disk full"), ("running", "running")])

@@ -22,9 +22,11 @@ MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
-    "remote": {"errors", "files"}, "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
-    "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison"},
-    "lineup": {"config", "errors"}, "report": STORE | {"comparison", "sweeps"},
+    "remote": {"errors", "files"},
+    "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
+    "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison", "sweeps.folder"},
+    "lineup": {"config", "errors"}, "report": STORE | {"comparison", "learned", "sweeps"},
+    "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
     "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
     "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"experiment", "launch", "tracking"},
@@ -33,8 +35,18 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"federation/actors.py", "federation/driver.py"},
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
-    "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_sweep.py"},
-    "matplotlib": {"report/confusion.py", "report/curves.py", "report/figures.py", "report/tradeoff.py"},
+    "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_report.py", "cli_sweep.py"},
+    "matplotlib": {
+        "report/confusion.py",
+        "report/curves.py",
+        "report/figures.py",
+        "report/gallery.py",
+        "report/grids.py",
+        "report/progress.py",
+        "report/prompts.py",
+        "report/style.py",
+        "report/tradeoff.py",
+    },
 }
 
 

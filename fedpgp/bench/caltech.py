@@ -19,7 +19,7 @@ from fedpgp.clip.frozen import ClassSet, FrozenText, freeze
 from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.federation.messages import Features, FederationJob
 from fedpgp.methods.base import Batch
 from fedpgp.methods.fedpgp import FedPGP, FedPGPSettings
 from fedpgp.seeding import numpy_generator, torch_generator

@@ -51,9 +51,9 @@ def block_step(scene: Scene, clients: int) -> Callable[[], list[Tensor]]:
 def launches(step: Callable[[], object]) -> int:
     """Operators that a step launches, once its constants are there."""
     step()
-    with Launches() as counter:
+    with Launches() as counter:  # type: ignore[no-untyped-call]
         step()
-    return counter.count
+    return int(counter.count)
 
 
 def measure(threads: int, progress: Callable[[str], None], scene: Scene | None = None) -> Outcome:

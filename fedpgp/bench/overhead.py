@@ -18,8 +18,9 @@ from fedpgp.config import FederationSettings, ResourceSettings
 from fedpgp.data.protocol import FederatedData
 from fedpgp.federation import checkpoint, driver
 from fedpgp.federation.actors import ActorPool
+from fedpgp.federation.messages import Arrays, TrainCall, TrainResult
 from fedpgp.federation.server import RoundResult, Server
-from fedpgp.federation.worker import Arrays, FederationJob, TrainCall, TrainResult
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 from fedpgp.store import RunStore
 from fedpgp.tracking import default_uri, sync

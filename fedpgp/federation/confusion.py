@@ -13,7 +13,7 @@ from fedpgp.data.protocol import FederatedData
 from fedpgp.records import CONFUSION_SCHEMA
 
 if TYPE_CHECKING:
-    from fedpgp.federation.worker import Counts
+    from fedpgp.federation.messages import Counts
 
 MOST_CLASSES = 1000
 """Above it nothing is counted: nobody reads such a matrix, and each would take more than 8 MB."""

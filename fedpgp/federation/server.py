@@ -17,7 +17,8 @@ from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
 from fedpgp.federation.cohort import blocks, cohort
 from fedpgp.federation.confusion import Confusion
-from fedpgp.federation.worker import Arrays, Counts, EvaluateCall, FederationJob, TrainCall, TrainResult
+from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
 from fedpgp.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.seeding import torch_generator

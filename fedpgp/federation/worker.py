@@ -2,88 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from math import prod
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.clip.features import FeatureCache, FeatureKey
+from fedpgp.clip.features import FeatureCache
 from fedpgp.clip.frozen import ClassSet, FrozenText
 from fedpgp.clip.tower import tensors_of
 from fedpgp.config import FederationSettings
-from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.data.protocol import FederatedData
 from fedpgp.errors import ClientError
 from fedpgp.federation.admission import Refusal, admit
 from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
-from fedpgp.federation.confusion import count_confusion
 from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
-from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
+from fedpgp.federation.scoring import Scorer
+from fedpgp.methods.base import Method
 from fedpgp.seeding import numpy_generator
 from fedpgp.tree import ParamTree, choose, repeated, rows, without
-
-VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
-
-Arrays = dict[str, np.ndarray]
-"""A parameter tree on the way to or from an actor."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """Where frozen image features lie, and what they must be."""
-
-    path: Path
-    key: FeatureKey
-
-
-@dataclass(frozen=True)
-class TrainCall:
-    """Train these clients, starting from the shared parameters and each one's personal ones."""
-
-    round: int
-    clients: np.ndarray  # (K,)
-    personal: Arrays  # (K, ...)
-
-
-@dataclass(frozen=True)
-class EvaluateCall:
-    """Test these clients' models."""
-
-    round: int
-    clients: np.ndarray  # (K,)
-    personal: Arrays  # (K, ...)
-    confusion: bool = False  # whether to count what was taken for what, too
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Right answers and images of each client, per domain."""
-
-    split: str
-    metric: str
-    clients: np.ndarray  # (K,)
-    correct: np.ndarray  # (K, domains)
-    total: np.ndarray  # (K, domains)
-    confusion: np.ndarray | None = None  # (C, C) label x answer, all clients together; None: not counted
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What comes back of a block: a client's shared update never travels alone."""
-
-    clients: np.ndarray  # (K,)
-    shared_sum: Arrays  # float64, weighted by num_examples
-    personal: Arrays  # (K, ...)
-    num_examples: np.ndarray  # (K,)
-    weight: float  # num_examples of those who are in the sum
-    loss: np.ndarray  # (K,)
-    events: tuple[str | None, ...]  # (K,) what went wrong and what was done
-    before_aggregation: list[Counts] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -112,6 +53,7 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
+        self._scorer = Scorer(job, self._frozen, device)
 
     def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
         """Local training of a block, in chunks of clients.
@@ -207,98 +149,15 @@ class FederationWorker:
         if epochs:
             tested = self._update("finetune", call.round, call.clients, received, personal, epochs).params
         return [
-            *self._counts(tested, call.clients, self.job.data.pools, whole=True, confusion=call.confusion),
-            *self._global_counts(params, call, bool(shared)),
+            *self._scorer.counts(tested, call.clients, self.job.data.pools, whole=True, confusion=call.confusion),
+            *self._scorer.global_counts(params, call, bool(shared)),
         ]
 
     def _before_aggregation(self, params: ParamTree, clients: np.ndarray) -> list[Counts]:
         if not self.job.federation.evaluate_before_aggregation:
             return []
         pools = [pool for pool in self.job.data.pools if pool.members is not None]
-        return self._counts(params, clients, pools, whole=False, local="local_before_aggregation")
-
-    @torch.no_grad()
-    def _counts(
-        self,
-        params: ParamTree,
-        clients: np.ndarray,
-        pools: Sequence[Pool],
-        whole: bool,
-        local: str = "local",
-        confusion: bool = False,
-    ) -> list[Counts]:
-        """Local counts of the pools that have members, and with `whole` those of the entire pool."""
-        classifiers: dict[str, Classifier] = {}
-        counts = []
-        for pool in pools:
-            if pool.class_set != self.job.data.train_set and not self.job.method.transfers:
-                continue
-            if pool.class_set not in classifiers:
-                classifiers[pool.class_set] = self.job.method.classifier(params, self._frozen(pool.class_set))
-            answers = self._answers(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
-            num_classes = self._frozen(pool.class_set).num_classes if confusion else None
-            if pool.members is not None:
-                members = [pool.members[client] for client in clients]
-                counts.append(self._tally(pool, local, clients, answers, members, num_classes))
-            if whole:
-                counts.append(self._tally(pool, pool.metric, clients, answers, None, num_classes))
-        return counts
-
-    @torch.no_grad()
-    def _global_counts(self, params: ParamTree, call: EvaluateCall, shares: bool) -> list[Counts]:
-        """The model that the server has, without any client's own part: the same for all.
-
-        On a held-out domain always, on the rest if it is asked for. Nothing if the method has no such model: all of it
-        is personal, or its shared part is no model.
-        """
-        pools = [pool for pool in self.job.data.pools if pool.held_out or self.job.federation.evaluate_global]
-        if not pools or not shares:
-            return []
-        params = {key: value[:1] for key, value in params.items()}
-        if call.personal:
-            if not isinstance(self.job.method, HasGlobalModel):
-                return []
-            params = self.job.method.global_model(params)
-        counts = self._counts(params, call.clients, pools, whole=True)
-        return [replace(part, metric=f"{part.metric}_global") for part in counts]
-
-    def _answers(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
-        """The class that each model takes each image for (models, n)."""
-        num_classes = self._frozen(pool.class_set).num_classes
-        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
-        parts = []
-        for start in range(0, len(pool.rows), size):
-            features = torch.from_numpy(self._test_cache.gather(pool.rows[start : start + size])).to(self.device)
-            parts.append(classifier(features.unsqueeze(0)).argmax(-1).int())
-        return torch.cat(parts, dim=1).cpu().numpy()
-
-    def _tally(
-        self,
-        pool: Pool,
-        metric: str,
-        clients: np.ndarray,
-        answers: np.ndarray,
-        members: Sequence[np.ndarray] | None,
-        num_classes: int | None,
-    ) -> Counts:
-        """What each client's model (or the one of all) got right among its members, or in the whole pool."""
-        domains = len(self.job.data.domains)
-        right = np.broadcast_to(answers == pool.labels, (len(clients), len(pool.rows)))
-        chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
-        correct = [
-            np.bincount(pool.domains[own], weights=row[own], minlength=domains)
-            for row, own in zip(right, chosen, strict=True)
-        ]
-        total = [np.bincount(pool.domains[own], minlength=domains) for own in chosen]
-        confusion = count_confusion(pool.labels, answers, len(clients), members, num_classes) if num_classes else None
-        return Counts(
-            pool.split,
-            metric,
-            clients,
-            np.array(correct, dtype=np.int64),
-            np.array(total, dtype=np.int64),
-            confusion,
-        )
+        return self._scorer.counts(params, clients, pools, whole=False, local="local_before_aggregation")
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         job = self.job
@@ -343,10 +202,6 @@ class FederationWorker:
     @cached_property
     def _train_cache(self) -> FeatureCache:
         return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
-
-    @cached_property
-    def _test_cache(self) -> FeatureCache:
-        return FeatureCache.open(self.job.test_features.path, self.job.test_features.key)
 
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.figure import Figure
 
+from fedpgp.report.style import SEQUENTIAL, blank, styled
 from fedpgp.store import RunStore
 
 if TYPE_CHECKING:
@@ -21,33 +23,32 @@ LABEL = 16
 MOST_TICKS = 60
 
 
-def partition_heat_map(table: pa.Table, clients: Sequence[str], classes: Sequence[str], path: Path) -> None:
-    """Training images by client (down) and class (across), as PNG.
+@styled
+def partition_heat_map(table: pa.Table, clients: Sequence[str], classes: Sequence[str]) -> Figure:
+    """Training images by client (down) and class (across).
 
     Args:
         table: `data.summary.partition_table`.
         clients: all of them, in order.
         classes: all that are trained on, in order.
     """
-    from matplotlib.figure import Figure
-
     counts_KC = _training_counts(table, clients, classes)
     width, height = (min(24.0, 3 + 0.22 * count) for count in (len(classes), len(clients)))
-    figure = Figure(figsize=(max(6.0, width), max(3.0, height)), layout="constrained")
+    figure = blank(max(6.0, width), max(3.0, height))
     axes = figure.subplots()
-    shown = axes.imshow(counts_KC, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.grid(visible=False)
+    shown = axes.imshow(counts_KC, aspect="auto", cmap=SEQUENTIAL, interpolation="nearest")
     figure.colorbar(shown, label="training images")
     for axis, names in ((axes.xaxis, classes), (axes.yaxis, clients)):
         step = max(1, -(-len(names) // MOST_TICKS))
         axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]], fontsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.set_title(f"{int(counts_KC.sum())} training images, {len(clients)} clients, {len(classes)} classes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return figure
 
 
-def partition_of_run(run_dir: Path) -> Path | None:
-    """The heat map of a run's partition, drawn from its table; in the run's folder. None if the run has no table.
+def partition_of_run(run_dir: Path) -> Figure | None:
+    """The heat map of a run's partition, drawn from its table. None if the run has no table.
 
     Raises:
         RunError: the folder is not that of a run.
@@ -58,8 +59,7 @@ def partition_of_run(run_dir: Path) -> Path | None:
         return None
     held = set(table["class"].unique().to_pylist())
     classes = [name for name in identity["class_names"] if name in held]
-    partition_heat_map(table, identity["client_names"], classes, run_dir / "partition.png")
-    return run_dir / "partition.png"
+    return partition_heat_map(table, identity["client_names"], classes)
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]], path: Path) -> None:

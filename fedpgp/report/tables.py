@@ -17,23 +17,9 @@ from fedpgp.comparison import Comparison, Statistic, ranks
 from fedpgp.errors import RunError
 from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summarize
 from fedpgp.records import Progress
+from fedpgp.report.names import METRIC_TITLES, READING_TITLES
 from fedpgp.store import RunStore
 
-TITLES = {
-    "local": "Local",
-    "base": "Base",
-    "novel": "Novel",
-    "hm": "HM",
-    "all": "All",
-    "held_out": "Held-out domain",
-    "local_global": "Local, global model",
-    "base_global": "Base, global model",
-    "novel_global": "Novel, global model",
-    "all_global": "All, global model",
-    "held_out_global": "Held-out, global model",
-    "local_before_aggregation": "Local before aggregation",
-}
-READINGS = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
 STANDING = ("local", "base", "novel", "hm")
 MAX_CLIENT_ROWS = 100
 MOST_KEYS = 8
@@ -99,15 +85,15 @@ def _accuracies(summaries: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="Accuracy in percent, mean over clients", caption="max on test selects on the test images")
     for heading in ("split", "metric", "run"):
         table.add_column(heading, overflow="fold")
-    for heading in READINGS.values():
+    for heading in READING_TITLES.values():
         table.add_column(heading, justify="right")
     for split in ("val", "test"):
         for metric in METRICS:
             runs = [item for item in summaries if f"{split}/{metric}" in item["metrics"]]
             for item in runs:
                 values = item["metrics"][f"{split}/{metric}"]
-                first = (split, TITLES[metric]) if item is runs[0] else ("", "")
-                table.add_row(*first, item["run"], *(f"{values[reading]:.2f}" for reading in READINGS))
+                first = (split, METRIC_TITLES[metric]) if item is runs[0] else ("", "")
+                table.add_row(*first, item["run"], *(f"{values[reading]:.2f}" for reading in READING_TITLES))
         table.add_section()
     return table
 
@@ -139,7 +125,7 @@ def _clients(store: RunStore) -> Table | str:
     for heading in ("client", "split"):
         table.add_column(heading, overflow="fold")
     for name in measured:
-        table.add_column(TITLES[name], justify="right")
+        table.add_column(METRIC_TITLES[name], justify="right")
     names = store.identity.get("client_names")
     for row in rows.slice(0, MAX_CLIENT_ROWS).to_pylist():
         values = ("-" if row[name] is None else f"{row[name]:.2f}" for name in measured)
@@ -198,7 +184,7 @@ def standings(comparison: Comparison) -> Table:
     table.add_column("method")
     columns = []
     for metric in STANDING:
-        table.add_column(TITLES[metric], justify="right")
+        table.add_column(METRIC_TITLES[metric], justify="right")
         found = [group.statistic(metric) for group in comparison.groups]
         best = ranks([one.mean if one else None for one in found], digits=1)
         columns.append([_standing(one, rank == 1) for one, rank in zip(found, best, strict=True)])

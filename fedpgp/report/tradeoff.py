@@ -1,52 +1,73 @@
-"""The trade-off of the field as a picture: accuracy on a client's own classes against accuracy on unseen ones."""
+"""The trade-off of the field as pictures: a client's own classes against unseen ones, and what is left of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from fedpgp.comparison import Comparison
+from fedpgp.comparison import Group, Reading
+from fedpgp.report.names import METRIC_TITLES
+from fedpgp.report.style import COLORS, HATCHES, blank, look, styled
 
-COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00")
-"""Told apart with any colour vision (Okabe and Ito)."""
-MARKERS = "sovDP^X"
+BARS = ("local", "base", "novel", "hm", "all", "held_out")
 
 
-def local_against_novel(comparison: Comparison, path: Path) -> None:
-    """Local (across) against Novel (up), bars of one standard deviation, contours of HM at the mean Base; a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
+@styled
+def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> Figure:
+    """Local (across) against Novel (up), bars of one standard deviation, contours of HM at the mean Base."""
     rows = [
-        (group.label, local, base, novel)
-        for group in comparison.groups
-        if (local := group.statistic("local"))
-        and (base := group.statistic("base"))
-        and (novel := group.statistic("novel"))
+        (number, group.label, local, base, novel)
+        for number, group in enumerate(groups)
+        if (local := group.statistic("local", reading=reading))
+        and (base := group.statistic("base", reading=reading))
+        and (novel := group.statistic("novel", reading=reading))
     ]
-    base_mean = float(np.mean([base.mean for _, _, base, _ in rows]))
-    low_x, high_x = _range([local.mean for _, local, _, _ in rows])
-    low_y, high_y = _range([novel.mean for _, _, _, novel in rows])
+    base_mean = float(np.mean([base.mean for *_, base, _ in rows]))
+    low_x, high_x = _range([local.mean for *_, local, _, _ in rows])
+    low_y, high_y = _range([novel.mean for *_, novel in rows])
+    figure = blank(6.4, 4.8)
+    axes = figure.subplots()
+    axes.grid(visible=False)
     x, y = np.meshgrid(np.linspace(low_x, high_x, 100), np.linspace(low_y, high_y, 100))
-    harmonic = 3 / (1 / x + 1 / y + 1 / base_mean)
-    contours = axes.contour(x, y, harmonic, levels=8, colors="0.8", linewidths=0.8)
+    contours = axes.contour(x, y, 3 / (1 / x + 1 / y + 1 / base_mean), levels=8, colors="0.8", linewidths=0.8)
     axes.clabel(contours, fmt="HM %.0f", fontsize=7, colors="0.5")
-    for (label, local, _, novel), color, marker in zip(rows, COLORS, MARKERS, strict=False):
+    for number, label, local, _, novel in rows:
         axes.errorbar(
-            local.mean, novel.mean, xerr=local.std, yerr=novel.std,
-            color=color, marker=marker, markersize=9, capsize=3, linestyle="none", label=label,
+            local.mean, novel.mean, xerr=local.std, yerr=novel.std, markersize=9, capsize=3, label=label,
+            **{**look(number), "linestyle": "none"},
         )  # fmt: skip
     axes.set(
         xlim=(low_x, high_x), ylim=(low_y, high_y), xlabel="Local: own classes, test accuracy in percent",
         ylabel="Novel: unseen classes, test accuracy in percent",
     )  # fmt: skip
-    axes.set_title(f"Personal or general? (contours: HM at the mean Base of {base_mean:.0f})", fontsize=10)
-    axes.legend(loc="best", fontsize=8, framealpha=0.9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    axes.set_title(f"Personal or general? (contours: HM at the mean Base of {base_mean:.0f})")
+    axes.legend(loc="best")
+    return figure
+
+
+@styled
+def bars(groups: Sequence[Group], metrics: Sequence[str], reading: Reading = "last") -> Figure:
+    """Test accuracy by metric, a bar per group, with one standard deviation."""
+    figure = blank(max(6.4, 0.9 + 0.24 * len(groups) * len(metrics)), 3.8)
+    axes = figure.subplots()
+    axes.grid(visible=False, axis="x")
+    width = 0.84 / len(groups)
+    for number, group in enumerate(groups):
+        found = [group.statistic(metric, reading=reading) for metric in metrics]
+        axes.bar(
+            [place + (number - (len(groups) - 1) / 2) * width for place in range(len(metrics))],
+            [one.mean if one else np.nan for one in found], width,
+            yerr=[(one.std or 0.0) if one else 0.0 for one in found], label=group.label,
+            color=COLORS[number % len(COLORS)], hatch=HATCHES[number % len(HATCHES)], edgecolor="white",
+            error_kw={"ecolor": "0.2", "elinewidth": 0.8, "capsize": 2},
+        )  # fmt: skip
+    axes.set_xticks(range(len(metrics)), [METRIC_TITLES[metric] for metric in metrics])
+    axes.set(ylim=(0, 100), ylabel="test accuracy in percent")
+    axes.set_title("Mean over clients; bars of one standard deviation over seeds")
+    figure.legend(loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
+    return figure
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

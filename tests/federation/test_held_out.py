@@ -12,9 +12,10 @@ from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.evaluation import per_client_table
 from fedpgp.federation.checkpoint import State
+from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
-from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.federation.worker import FederationJob
 
 
 class SharedA(Sum):

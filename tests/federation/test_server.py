@@ -12,9 +12,10 @@ from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ClientError
 from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
+from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
-from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
 IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three clients

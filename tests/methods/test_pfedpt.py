@@ -17,9 +17,10 @@ from fedpgp.clip.images import normalise
 from fedpgp.config import FederationSettings, ResourceSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ConfigError
+from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
-from fedpgp.federation.worker import Features, FederationJob
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods import pfedpt
 
 SMALL = {"model": "test_resnet", "pad_size": 2, "prompt_epochs": 1, "prompt_lr": 0.5, "prompt_momentum": 0.5}

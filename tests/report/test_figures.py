@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fedpgp.report import figures
+from fedpgp.report.style import save
 
 TABLE = pa.table(
     {
@@ -24,7 +25,7 @@ TABLE = pa.table(
 def test_heat_map_counts_training_images_over_all_domains(tmp_path: Path) -> None:
     counts = figures._training_counts(TABLE, ("a", "b", "idle"), ("dog", "cat"))
     assert counts.tolist() == [[1, 3], [7, 0], [0, 0]]
-    figures.partition_heat_map(TABLE, ("a", "b"), ("dog", "cat"), tmp_path / "new" / "map.png")
+    save(figures.partition_heat_map(TABLE, ("a", "b"), ("dog", "cat")), tmp_path / "new" / "map")
     with Image.open(tmp_path / "new" / "map.png") as image:
         assert image.format == "PNG"
         assert len(np.unique(np.asarray(image.convert("L")))) > 10
@@ -41,7 +42,7 @@ def test_heat_map_of_many_clients_stays_of_a_size(tmp_path: Path) -> None:
             "images": [1] * 5000,
         }
     )
-    figures.partition_heat_map(table, clients, ["cat"], tmp_path / "map.png")
+    save(figures.partition_heat_map(table, clients, ["cat"]), tmp_path / "map")
     with Image.open(tmp_path / "map.png") as image:
         assert max(image.size) < 3000
 

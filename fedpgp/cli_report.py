@@ -1,0 +1,116 @@
+"""The commands that look back: `fedpgp report` and `fedpgp compare`."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from fedpgp.comparison import Comparison
+
+out = Console()
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    md = "md"
+    html = "html"
+    csv = "csv"
+
+
+AnywayOption = Annotated[
+    bool, typer.Option("--anyway", help="Compare what should not be compared, or has not finished; it is marked.")
+]
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs or of sweeps, or a storage root.")
+    ],
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Default: tables in the terminal; with --out: html.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write it here, with the figures as PNG and SVG.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="The group that differences are taken to; default: the first.")
+    ] = None,
+    anyway: AnywayOption = False,
+) -> None:
+    """Compare runs from their rows on disk: tables, figures, and an HTML file with all of it.
+
+    Runs that differ by seed and held-out domain only are one group. Runs on different data or partitions are not
+    compared with one another.
+    """
+    from fedpgp import gather
+    from fedpgp.report import sheets, tables
+
+    if form is None and folder is None and len(runs) == 1 and (runs[0] / "identity.json").is_file():
+        out.print(tables.show(runs[0]))
+        return
+    comparison = gather.find(runs).compare(anyway)
+    chosen = comparison.baseline(baseline)
+    if form is None and folder is None:
+        out.print(sheets.in_terminal(sheets.sheets(comparison, chosen), sheets.remarks(comparison)))
+        return
+    chosen_form = form or Format.html
+    text = _text(comparison, chosen, chosen_form, runs, folder)
+    if folder is None:
+        typer.echo(text, nl=False)
+        return
+    path = folder / f"report.{chosen_form}"
+    path.write_text(text, encoding="utf-8")
+    out.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    anyway: AnywayOption = False,
+) -> None:
+    """Compare two runs: the settings that differ, their metrics, and what each client gains or loses."""
+    from fedpgp import gather
+    from fedpgp.report import duel
+
+    first, second, notes = gather.pair(run_a, run_b, anyway)
+    out.print(duel.side_by_side(first, second, notes))
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands into the command line."""
+    app.command()(report)
+    app.command()(compare)
+
+
+def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path], folder: Path | None) -> str:
+    """The report; its figures go into the folder too, if there is one."""
+    from fedpgp.report import sheets
+    from fedpgp.report.gallery import gallery
+    from fedpgp.report.page import page
+    from fedpgp.report.style import save
+
+    pictures, notes = gallery(comparison) if folder is not None or form is Format.html else ([], [])
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            save(picture.figure, folder / picture.name)
+    if form is Format.csv:
+        return sheets.as_csv(comparison, baseline)
+    if form is Format.md:
+        return sheets.as_markdown(sheets.sheets(comparison, baseline), [*sheets.remarks(comparison), *notes])
+    names = ", ".join(path.absolute().name for path in runs[:3]) + (f" and {len(runs) - 3} more" if runs[3:] else "")
+    return page(comparison, baseline, f"fedpgp: {names}", pictures, notes, _commands(runs))
+
+
+def _commands(runs: list[Path]) -> list[str]:
+    """What makes the sweeps, then this report, again; single runs have theirs in the report."""
+    sweeps = [path.absolute() / "sweep.yaml" for path in runs if (path / "trials.json").is_file()]
+    given = " ".join(shlex.quote(str(path.absolute())) for path in runs)
+    return [*(f"fedpgp sweep {shlex.quote(str(path))}" for path in sweeps), f"fedpgp report {given} --out report"]

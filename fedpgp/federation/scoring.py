@@ -1,0 +1,125 @@
+"""How an actor tests models on pools of images: right answers per client and domain, and what was taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedpgp.clip.features import FeatureCache
+from fedpgp.clip.frozen import ClassSet
+from fedpgp.data.protocol import Pool
+from fedpgp.federation.confusion import count_confusion
+from fedpgp.federation.messages import Counts, EvaluateCall
+from fedpgp.methods.base import Classifier, HasGlobalModel
+from fedpgp.tree import ParamTree
+
+if TYPE_CHECKING:
+    from fedpgp.federation.worker import FederationJob
+
+VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
+
+
+class Scorer:
+    """Tests models on the images of a job.
+
+    Args:
+        frozen: gives the frozen side of a class set, by its name.
+    """
+
+    def __init__(self, job: FederationJob, frozen: Callable[[str], ClassSet], device: torch.device) -> None:
+        self._job = job
+        self._frozen = frozen
+        self._device = device
+
+    @torch.no_grad()
+    def counts(
+        self,
+        params: ParamTree,
+        clients: np.ndarray,
+        pools: Sequence[Pool],
+        whole: bool,
+        local: str = "local",
+        confusion: bool = False,
+    ) -> list[Counts]:
+        """Local counts of the pools that have members, and with `whole` those of the entire pool."""
+        classifiers: dict[str, Classifier] = {}
+        counts = []
+        for pool in pools:
+            if pool.class_set != self._job.data.train_set and not self._job.method.transfers:
+                continue
+            if pool.class_set not in classifiers:
+                classifiers[pool.class_set] = self._job.method.classifier(params, self._frozen(pool.class_set))
+            answers = self._answers(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
+            num_classes = self._frozen(pool.class_set).num_classes if confusion else None
+            if pool.members is not None:
+                members = [pool.members[client] for client in clients]
+                counts.append(self._tally(pool, local, clients, answers, members, num_classes))
+            if whole:
+                counts.append(self._tally(pool, pool.metric, clients, answers, None, num_classes))
+        return counts
+
+    @torch.no_grad()
+    def global_counts(self, params: ParamTree, call: EvaluateCall, shares: bool) -> list[Counts]:
+        """The model that the server has, without any client's own part: the same for all.
+
+        On a held-out domain always, on the rest if it is asked for. Nothing if the method has no such model: all of it
+        is personal, or its shared part is no model.
+        """
+        pools = [pool for pool in self._job.data.pools if pool.held_out or self._job.federation.evaluate_global]
+        if not pools or not shares:
+            return []
+        params = {key: value[:1] for key, value in params.items()}
+        if call.personal:
+            if not isinstance(self._job.method, HasGlobalModel):
+                return []
+            params = self._job.method.global_model(params)
+        counts = self.counts(params, call.clients, pools, whole=True)
+        return [replace(part, metric=f"{part.metric}_global") for part in counts]
+
+    def _answers(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
+        """The class that each model takes each image for (models, n)."""
+        num_classes = self._frozen(pool.class_set).num_classes
+        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._cache.shape)))
+        parts = []
+        for start in range(0, len(pool.rows), size):
+            features = torch.from_numpy(self._cache.gather(pool.rows[start : start + size])).to(self._device)
+            parts.append(classifier(features.unsqueeze(0)).argmax(-1).int())
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+    def _tally(
+        self,
+        pool: Pool,
+        metric: str,
+        clients: np.ndarray,
+        answers: np.ndarray,
+        members: Sequence[np.ndarray] | None,
+        num_classes: int | None,
+    ) -> Counts:
+        """What each client's model (or the one of all) got right among its members, or in the whole pool."""
+        domains = len(self._job.data.domains)
+        right = np.broadcast_to(answers == pool.labels, (len(clients), len(pool.rows)))
+        chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
+        correct = [
+            np.bincount(pool.domains[own], weights=row[own], minlength=domains)
+            for row, own in zip(right, chosen, strict=True)
+        ]
+        total = [np.bincount(pool.domains[own], minlength=domains) for own in chosen]
+        confusion = count_confusion(pool.labels, answers, len(clients), members, num_classes) if num_classes else None
+        return Counts(
+            pool.split,
+            metric,
+            clients,
+            np.array(correct, dtype=np.int64),
+            np.array(total, dtype=np.int64),
+            confusion,
+        )
+
+    @cached_property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache.open(self._job.test_features.path, self._job.test_features.key)

@@ -1,0 +1,96 @@
+"""How figures look: one style, told apart with any colour vision and in print without colours."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#f0e442")
+"""Told apart with any colour vision (Okabe and Ito)."""
+MARKERS = "sovDP^X*"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--")
+SEQUENTIAL = "cividis"
+"""Rises evenly from dark to light, in grey too."""
+DIVERGING = "PuOr"
+DPI = 120
+RC: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.4",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "xtick.color": "0.3",
+    "ytick.color": "0.3",
+    "hatch.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.9,
+    "svg.hashsalt": "fedpgp",
+    "svg.fonttype": "path",
+}
+
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that draws, in this style."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of this many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the item with this number."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": DASHES[number % len(DASHES)],
+    }
+
+
+def annotate(axes: Any, shown: Any, values: Any, form: str = "{:.1f}") -> None:
+    """Write the numbers (rows, columns) into the cells of an image, dark on light and light on dark."""
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if value == value:  # not NaN
+                red, green, blue, _ = shown.cmap(shown.norm(value))
+                ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+                axes.text(column, row, form.format(value), ha="center", va="center", color=ink, fontsize=8)
+
+
+def encoded(figure: Figure, format: str) -> bytes:
+    """The figure as `png` or `svg`, the same bytes every time."""
+    sink = io.BytesIO()
+    metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
+    with rc_context(RC):
+        figure.savefig(sink, format=format, dpi=DPI, metadata=metadata)
+    return sink.getvalue()
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write STEM.png and STEM.svg; the folder is made if missing."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{format}") for format in ("png", "svg")]
+    for path in paths:
+        path.write_bytes(encoded(figure, path.suffix[1:]))
+    return paths
