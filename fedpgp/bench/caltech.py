@@ -19,7 +19,8 @@ from fedpgp.clip.frozen import ClassSet, FrozenText, freeze
 from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.federation.messages import Features, FederationJob
+from fedpgp.federation.messages import Features
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Batch
 from fedpgp.methods.fedpgp import FedPGP, FedPGPSettings
 from fedpgp.seeding import numpy_generator, torch_generator
