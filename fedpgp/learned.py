@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpgp import config
 from fedpgp.analysis import Spectrum, spectrum
 from fedpgp.clip import model
+from fedpgp.clip.icon_clip import ReducedTokenizer
 from fedpgp.clip.tower import TextTower
 from fedpgp.config import BackboneSettings
 from fedpgp.errors import BackboneError
@@ -21,7 +22,6 @@ from fedpgp.store import RunStore
 
 WORD_END = "</w>"
 """How CLIP's byte-pair encoding marks the end of a word."""
-BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,12 @@ def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Ten
     backbone = model.load(settings)
     if backbone.fingerprint != fingerprint:
         raise BackboneError(f"backbone.weights: {settings.weights} are not those that the run was made with")
-    spelled = [piece.removesuffix(WORD_END) for piece in SimpleTokenizer().encoder if piece.endswith(WORD_END)]
-    spelled = [word for word in spelled if word.isascii() and word.isalpha()]
-    single: dict[int, list[str]] = {}
-    for start in range(0, len(spelled), BATCH):
-        part = spelled[start : start + BATCH]
-        rows = backbone.tokenize(part)
-        for word, row, end in zip(part, rows.tolist(), rows.argmax(dim=1).tolist(), strict=True):
-            if end == 2:  # start, the word, end
-                single.setdefault(row[1], []).append(word)
-    found = {token: words[0] for token, words in single.items() if len(words) == 1}  # many words: the unknown token
+    pieces = {
+        token: piece.removesuffix(WORD_END) for piece, token in SimpleTokenizer().encoder.items() if WORD_END in piece
+    }
+    if isinstance(backbone.tokenize, ReducedTokenizer):
+        kept = backbone.tokenize.ids
+        pieces = {kept[token]: word for token, word in pieces.items() if token in kept}
+    found = {token: word for token, word in pieces.items() if word.isascii() and word.isalpha() and word.islower()}
     vectors = TextTower.from_open_clip(backbone.model).tokens[torch.tensor(list(found), dtype=torch.long)].float()
     return list(found.values()), vectors

@@ -6,7 +6,7 @@ import pytest
 
 from fedpgp.comparison import Fold
 from fedpgp.errors import RunError
-from fedpgp.gather import Entry, compare, read
+from fedpgp.gather import Entry, compare, find, pair, read
 
 HM = {"test_hm": [50, 60]}
 PROMPTFL = ["method.name=promptfl"]
@@ -116,3 +116,62 @@ def test_the_newer_of_two_equal_runs_counts_and_the_same_folder_counts_once(made
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(RunError, match="not the folder of a run"):
         compare(strict(tmp_path))
+
+
+@pytest.fixture
+def sweep(made_run, tmp_path):
+    """Two variants by two ranks, seeds 1 and 2: one trial has not run, one failed in its second fold."""
+    from fedpgp.sweeps.draw import Fold as Planned_fold
+    from fedpgp.sweeps.folder import FoldRun, Planned, Result, SweepFolder
+
+    folds = (Planned_fold(1), Planned_fold(2))
+    settings = [("A", 1), ("A", 2), ("A and more", 1), ("A and more", 2)]
+    trials = [
+        Planned(f"t{n}", f"{name}, rank={rank}", {"method.rank": rank}, folds)
+        for n, (name, rank) in enumerate(settings)
+    ]
+    folder = SweepFolder.create(
+        tmp_path / "store", "s", "d", "variants: {A: {}, A and more: {federation.lr: 0.5}}\n", "val/hm", "max", trials
+    )
+    for number, seeds in ((0, (1, 2)), (1, (1, 2)), (2, (1,))):
+        name, rank = settings[number]
+        given = [f"method.rank={rank}", f"name=n{number}", f"federation.lr={1 + len(name)}"]
+        runs = [FoldRun(seed, None, made_run(f"seed={seed}", *given, **HM).name) for seed in seeds]
+        state = "finished" if len(seeds) == 2 else "failed"
+        folder.record(Result(f"t{number}", state, 1.0, tuple(runs), "loss is nan" if state == "failed" else None))
+    return folder.path
+
+
+def test_a_sweep_is_called_by_its_variants_and_what_it_lacks_is_named(sweep):
+    found = find([sweep]).compare()
+    assert [(one.label, one.seeds) for one in found.groups] == [
+        ("A, rank=1", [1, 2]),
+        ("A, rank=2", [1, 2]),
+        ("A and more", [1]),
+    ]
+    assert found.selected == ("val/hm",)
+    assert found.notes == (
+        "trial A and more, rank=1: failed: loss is nan",
+        "trial A and more, rank=1: no run of seed 2",
+        "trial A and more, rank=2: has not run",
+    )
+    assert found.missing() == ["A and more: no run of seed 2"]
+
+
+def test_a_storage_root_gives_its_runs_in_the_order_in_which_they_were_made(made_run, tmp_path):
+    first = made_run("name=zz", **HM)
+    made_run("name=aa", *PROMPTFL, **HM)
+    found = find([tmp_path / "store"])
+    assert found.entries[0].path == first
+    assert [entry.strict for entry in found.entries] == [False, False]
+    with pytest.raises(RunError, match="not the folder of a run or of a sweep, nor a storage root"):
+        find([tmp_path])
+
+
+def test_a_pair_must_hold_the_same_images(made_run):
+    a, b, other = made_run(**HM), made_run(*PROMPTFL, **HM), made_run("seed=2", **HM)
+    ours, theirs, marks = pair(a, b)
+    assert (ours.path, theirs.path, marks) == (a, b, [])
+    with pytest.raises(RunError, match=r"different partitions \(seed 1 and seed 2\)"):
+        pair(a, other)
+    assert len(pair(a, other, anyway=True)[2]) == 1

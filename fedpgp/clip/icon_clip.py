@@ -39,7 +39,7 @@ class ReducedTokenizer:
         from open_clip.tokenizer import SimpleTokenizer
 
         self._bpe = SimpleTokenizer(context_length=context_length)
-        self._ids = {token: START + 1 + index for index, token in enumerate(bpe_ids)}
+        self.ids = {token: START + 1 + index for index, token in enumerate(bpe_ids)}
         self.vocab_size = START + 1 + len(bpe_ids) + 1
         self.end = self.vocab_size - 1
         self.context_length = context_length
@@ -56,7 +56,7 @@ class ReducedTokenizer:
 
         rows = torch.full((len(texts), self.context_length), PAD)
         for row, text in zip(rows, texts, strict=True):
-            tokens = [self._ids.get(token, UNKNOWN) for token in self._bpe.encode(text)]
+            tokens = [self.ids.get(token, UNKNOWN) for token in self._bpe.encode(text)]
             tokens = [START, *tokens[: self.context_length - 2], self.end]
             row[: len(tokens)] = torch.tensor(tokens)
         return rows

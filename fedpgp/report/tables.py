@@ -25,23 +25,15 @@ MAX_CLIENT_ROWS = 100
 MOST_KEYS = 8
 
 
-def comparison(run_dirs: Sequence[Path]) -> Group:
-    """Runs side by side: accuracies by split and metric, then what each of them cost.
-
-    Raises:
-        RunError: one of the folders is not that of a run.
-    """
-    summaries = [_summary(RunStore.open(path)) for path in run_dirs]
-    return Group(_accuracies(summaries), _costs(summaries))
-
-
 def show(run_dir: Path) -> Group:
     """One run: its accuracies, its costs, and its clients in the last round that was evaluated.
 
     Raises:
         RunError: the folder is not that of a run.
     """
-    return Group(comparison([run_dir]), _clients(RunStore.open(run_dir)))
+    store = RunStore.open(run_dir)
+    numbers = summarize(store.identity, store.rounds())
+    return Group(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store))
 
 
 def method_table(kinds: Iterable[type[Any]], count: Callable[[Any], tuple[int, int]], backbone: str) -> Table:
@@ -74,44 +66,35 @@ def _counted(keys: Set[str], number: int) -> str:
     return f"{', '.join(shown)} ({number:,})" if keys else "-"
 
 
-def _summary(store: RunStore) -> dict[str, Any]:
-    """As in `summary.json`, also of a run that goes on or failed."""
-    numbers = summarize(store.identity, store.rounds())
-    status = store.status
-    return {"run": store.path.name, "status": store.state, "reason": status["reason"], **numbers}
-
-
-def _accuracies(summaries: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="Accuracy in percent, mean over clients", caption="max on test selects on the test images")
-    for heading in ("split", "metric", "run"):
+def _accuracies(run: str, numbers: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{escape(run)}: accuracy in percent, mean over clients")
+    table.caption = "max on test selects on the test images"
+    for heading in ("split", "metric"):
         table.add_column(heading, overflow="fold")
     for heading in READING_TITLES.values():
         table.add_column(heading, justify="right")
     for split in ("val", "test"):
-        for metric in METRICS:
-            runs = [item for item in summaries if f"{split}/{metric}" in item["metrics"]]
-            for item in runs:
-                values = item["metrics"][f"{split}/{metric}"]
-                first = (split, METRIC_TITLES[metric]) if item is runs[0] else ("", "")
-                table.add_row(*first, item["run"], *(f"{values[reading]:.2f}" for reading in READING_TITLES))
+        for metric in (one for one in METRICS if f"{split}/{one}" in numbers["metrics"]):
+            values = numbers["metrics"][f"{split}/{metric}"]
+            table.add_row(split, METRIC_TITLES[metric], *(f"{values[reading]:.2f}" for reading in READING_TITLES))
         table.add_section()
     return table
 
 
-def _costs(summaries: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="Runs")
+def _costs(store: RunStore, numbers: Mapping[str, Any]) -> Table:
+    """What the run has done so far, also one that goes on or failed."""
+    table = Table(title="Run")
     table.add_column("run", overflow="fold")
     table.add_column("status")
     for heading in ("rounds", "sent up", "sent down"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("seconds per round", no_wrap=True)
-    for item in summaries:
-        run = f"{item['run']}\n{item['method']} on {item['data']}"
-        sent = (decimal(item["bytes_up"]), decimal(item["bytes_down"]))
-        seconds = "\n".join(f"{stage} {value:.2f}" for stage, value in item["seconds"].items())
-        table.add_row(run, item["status"], str(item["rounds"]), *sent, seconds)
-    reasons = [f"{item['run']}: {item['reason']}" for item in summaries if item["reason"]]
-    table.caption = escape("\n".join(reasons)) if reasons else None
+    run = f"{store.path.name}\n{numbers['method']} on {numbers['data']}"
+    sent = (decimal(numbers["bytes_up"]), decimal(numbers["bytes_down"]))
+    seconds = "\n".join(f"{stage} {value:.2f}" for stage, value in numbers["seconds"].items())
+    table.add_row(run, store.state, str(numbers["rounds"]), *sent, seconds)
+    if reason := store.status["reason"]:
+        table.caption = escape(reason)
     return table
 
 

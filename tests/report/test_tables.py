@@ -58,9 +58,9 @@ def rendered(renderable, width=100):
 
 def test_one_run_shown(tmp_path):
     lines = rendered(tables.show(make(tmp_path, "demo", client_names=["amazon", "[red]"]).path))
-    assert "split metric run last mean of last 5 max" in lines
-    assert "val Local demo-0123 87.00 86.50 87.00" in lines
-    assert "test Novel demo-0123 22.00 21.50 22.00" in lines
+    assert "split metric last mean of last 5 max" in lines
+    assert "val Local 87.00 86.50 87.00" in lines
+    assert "test Novel 22.00 21.50 22.00" in lines
     assert "max on test selects on the test images" in lines
     assert "demo-0123 running 2 3.0 MB 6.0 MB train 0.75" in lines
     assert "fedpgp on shapes evaluate 3.00" in lines
@@ -72,17 +72,9 @@ def test_one_run_shown(tmp_path):
 
 def test_it_fits_a_terminal_of_80_columns(tmp_path):
     lines = rendered(tables.show(make(tmp_path, "demo").path), width=80)
-    assert "val Local demo-0123 87.00 86.50 87.00" in lines
+    assert "val Local 87.00 86.50 87.00" in lines
     assert "demo-0123 running 2 3.0 MB 6.0 MB train 0.75" in lines
     assert not any("…" in line for line in lines)
-
-
-def test_runs_side_by_side(tmp_path):
-    runs = [make(tmp_path, "long").path, make(tmp_path, "short", rounds=1).path]
-    lines = rendered(tables.comparison(runs))
-    first = lines.index("val Local long-0123 87.00 86.50 87.00")
-    assert lines[first + 1] == "short-0123 86.00 86.00 86.00"
-    assert lines[first + 2].startswith("val Base long-0123")
 
 
 def test_a_run_without_an_evaluation(tmp_path):
@@ -96,7 +88,7 @@ def test_a_failed_run_says_so_and_why(tmp_path):
     store.fail("disk full")
     lines = rendered(tables.show(store.path))
     assert "demo-0123 failed 2 3.0 MB 6.0 MB train 0.75" in lines
-    assert "demo-0123: disk full" in lines
+    assert "disk full" in lines
 
 
 def test_methods_say_what_is_shared_and_what_is_not():
@@ -129,7 +121,7 @@ def test_many_clients_are_cut_and_counted(tmp_path):
 
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(RunError, match="not the folder of a run"):
-        tables.comparison([tmp_path])
+        tables.show(tmp_path)
 
 
 def test_standings_mark_the_best_and_equals(made_run):
