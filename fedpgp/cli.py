@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_report, cli_sweep
+from fedpgp import __version__, cli_bench, cli_data, cli_export, cli_report, cli_sweep, cli_track
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
 )
-track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of the runs.")
-app.add_typer(track, name="track")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_data.app, name="data")
 cli_export.register(app)
 cli_report.register(app)
 cli_sweep.register(app)
+cli_track.register(app)
 out = Console()
 err = Console(stderr=True)
 
@@ -138,7 +137,7 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
-    from fedpgp import config, gather, launch, lineup, tracking
+    from fedpgp import config, gather, launch, lineup
     from fedpgp.report.style import save
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
@@ -154,7 +153,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
     out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
-    out.print(f"MLflow: {_beside('mlflow')} ui --backend-store-uri {tracking.default_uri(root)}", soft_wrap=True)
+    out.print(f"MLflow: {_beside('fedpgp')} ui {root}", soft_wrap=True)
 
 
 @app.command()
@@ -212,23 +211,6 @@ def methods() -> None:
     from fedpgp.report.tables import method_table
 
     out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
-
-
-@track.command()
-def sync(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, or one run.")],
-    uri: Annotated[str | None, typer.Option(help="Tracking URI, in place of the one that each run names.")] = None,
-) -> None:
-    """Bring MLflow up to date with the rows on disk. What is there already is not sent again."""
-    import yaml
-
-    from fedpgp import tracking
-    from fedpgp.store import RunStore
-
-    for store in RunStore.find(runs):
-        wanted = uri or yaml.safe_load(store.config_yaml)["tracking"]["uri"] or tracking.default_uri(store.root)
-        tracking.sync(store.path, wanted)
-        out.print(f"synced: {store.path}", highlight=False, soft_wrap=True)
 
 
 def _beside(command: str) -> str:

@@ -1,4 +1,7 @@
-"""Run one experiment: `python pipelines/run.py CONFIG [a.b=value ...]`, the same as `fedpgp run`."""
+"""Run one experiment: `python pipelines/run.py CONFIG [a.b=value ...]`, the same as `fedpgp run`.
+
+Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+"""
 
 import sys
 

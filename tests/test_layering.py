@@ -35,7 +35,15 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray": {"federation/actors.py", "federation/driver.py"},
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
-    "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_export.py", "cli_report.py", "cli_sweep.py"},
+    "typer": {
+        "cli.py",
+        "cli_bench.py",
+        "cli_data.py",
+        "cli_export.py",
+        "cli_report.py",
+        "cli_sweep.py",
+        "cli_track.py",
+    },
     "matplotlib": {
         "report/confusion.py",
         "report/curves.py",

@@ -1,0 +1,58 @@
+"""The commands about MLflow: `fedpgp ui`, `fedpgp track sync`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sweeps.")
+out = Console()
+
+RootArgument = Annotated[Path, typer.Argument(metavar="[STORAGE_ROOT]", help="The storage.root of your runs.")]
+
+
+def ui(
+    root: RootArgument = Path("fedpgp-store"),
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1; default: 5000, or a free one.", min=1, max=65535)
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a display.")] = True,
+) -> None:
+    """Serve the MLflow user interface on the runs of a storage root, on this machine only. Ctrl-C ends it."""
+    import webbrowser
+
+    from fedpgp.tracking import ui as interface
+
+    with interface.serving(interface.store_of(root), port) as (address, process):
+        out.print(f"MLflow: {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(address)
+        process.wait()
+
+
+@app.command()
+def sync(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, one run, or one sweep.")
+    ],
+    uri: Annotated[str | None, typer.Option(help="Tracking URI, in place of the one that each run names.")] = None,
+) -> None:
+    """Bring MLflow up to date with the rows on disk. What is there already is not sent again.
+
+    What was killed is closed there as KILLED, unless it is running again.
+    """
+    from fedpgp import catch_up
+
+    for folder in catch_up.everything(runs, uri):
+        out.print(f"synced: {folder}", highlight=False, soft_wrap=True)
+
+
+def register(command_line: typer.Typer) -> None:
+    """Put the commands into the command line."""
+    command_line.command()(ui)
+    command_line.add_typer(app, name="track")

@@ -1,0 +1,12 @@
+"""Hold each domain out once: `python pipelines/lodo.py CONFIG [a.b=value ...]`, the same as `fedpgp lodo`.
+
+Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+"""
+
+import sys
+
+from fedpgp.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "lodo")
+    main()

@@ -1,0 +1,12 @@
+"""Run a sweep: `python pipelines/sweep.py CONFIG [a.b=value ...]`, the same as `fedpgp sweep`.
+
+Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+"""
+
+import sys
+
+from fedpgp.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "sweep")
+    main()

@@ -1,0 +1,63 @@
+"""The user interface answers on the right store, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fedpgp import tracking
+from fedpgp.errors import RunError
+from fedpgp.tracking import ui
+
+
+def children(group: int) -> list[int]:
+    """The processes of a group that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"no MLflow store here.*fedpgp track sync"):
+        ui.store_of(tmp_path)
+
+
+def test_a_port_that_is_taken_is_refused_and_the_default_gives_way(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind((ui.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ui.PortError, match=f"port {port} is taken"):
+            ui._port(port)
+        monkeypatch.setattr(ui, "PORT", port)
+        assert ui._port(None) not in (0, port)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_interface_with_its_children(tmp_path):
+    tracking.prepare(tmp_path, tracking.default_uri(tmp_path), "mine")
+    command = [sys.executable, "-m", "fedpgp", "ui", str(tmp_path), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}) as process:
+        address = process.stdout.readline().split()[1]
+        assert address.startswith("http://127.0.0.1:")
+        wanted = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mine"
+        with urllib.request.urlopen(wanted, timeout=60) as answer:
+            assert b'"mine"' in answer.read()
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children(int(server))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert children(int(server)) == []
