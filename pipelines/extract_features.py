@@ -1,5 +1,6 @@
-"""Extract the frozen features that an experiment needs: `python pipelines/extract_features.py CONFIG [a.b=value ...]`, the same as `fedpgp features`.
+"""Extract the frozen features of an experiment: `python pipelines/extract_features.py CONFIG [a.b=value ...]`.
 
+The same as `fedpgp features`.
 Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
 """
 
