@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpgp import config, methods
+from fedpgp import config, methods, provenance
 from fedpgp.clip import features, model
 from fedpgp.clip.features import Chunk, FeatureKey, cache_path
 from fedpgp.clip.frozen import FrozenText, freeze, names_only
@@ -48,8 +47,6 @@ Emit = Callable[[Progress], None]
 
 NO_WEIGHTS = "none"
 """In place of a fingerprint, where nothing is frozen."""
-
-LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -317,5 +314,5 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "manifest_digest": plan.manifest.digest,
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
-        "versions": {name: importlib.metadata.version(name) for name in ("fedpgp", *LIBRARIES)},
+        **provenance.describe(),
     }

@@ -153,7 +153,8 @@ class RunStore:
             return state
         try:
             with locked(lock, wait=False):
-                return "interrupted"
+                state = str(self.status["state"])  # it may have ended just now
+                return "interrupted" if state == "running" else state
         except BlockingIOError:
             return state
 

@@ -19,7 +19,7 @@ FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
 STORE = FOUNDATION | RECORDS | {"federation", "store", "rounds", "runs", "remote"}
 
 MAY_IMPORT = {
-    "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(),
+    "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(), "provenance": set(),
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
     "remote": {"errors", "files"},
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "lineup": {"config", "errors"}, "report": STORE | {"comparison", "learned", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
-    "experiment": FEDERATION | STORE, "launch": FEDERATION | STORE | {"experiment", "tracking"},
+    "experiment": FEDERATION | STORE | {"provenance"}, "launch": FEDERATION | STORE | {"experiment", "tracking"},
     "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"experiment", "launch", "tracking"},
 }  # fmt: skip
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from fedpgp.evaluation import METRICS
 from fedpgp.records import RoundRow
+from fedpgp.report.style import COLORS, DASHES, blank, styled
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-"""Told apart with any colour vision (Okabe and Ito)."""
 MOST_LABELLED = 14
+MOST_DOTS = 30
+DPI = 80
+
+Line = tuple[list[int], list[float]]
 
 
 def curves_of_run(rounds: Sequence[RoundRow], path: Path) -> bool:
@@ -19,34 +24,11 @@ def curves_of_run(rounds: Sequence[RoundRow], path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    from matplotlib.figure import Figure
-
-    names = [
-        metric
-        for metric in METRICS
-        if any(f"{split}/{metric}" in row.metrics for row in rounds for split in ("test", "val"))
-    ]
-    if not names:
-        return False
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2, width_ratios=(2, 1))
-    for number, metric in enumerate(names):
-        color = COLORS[number % len(COLORS)]
-        for split, style in (("test", "-"), ("val", "--")):
-            across, up = _series(rounds, f"{split}/{metric}")
-            if across:
-                label = metric if split == "test" else None
-                accuracy.plot(across, up, style, color=color, label=label, marker="." if len(across) < 30 else None)
-    accuracy.plot([], [], "k--", label="validation")
-    accuracy.set(xlabel="round", ylabel="accuracy in percent, mean over clients")
-    accuracy.legend(fontsize=8, ncols=2)
-    loss.plot(*_series(rounds, "train/loss"), color=COLORS[-1])
-    loss.set(xlabel="round", ylabel="training loss, mean over clients")
-    for axes in (accuracy, loss):
-        axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
-    return True
+    lines = {f"{split}/{metric}": _line(rounds, f"{split}/{metric}") for metric in METRICS for split in ("test", "val")}
+    lines = {name: line for name, line in lines.items() if line[0]}
+    if lines:
+        _save(_accuracy_and_loss(lines, _line(rounds, "train/loss")), path)
+    return bool(lines)
 
 
 def curves_of_several(runs: Mapping[str, Sequence[RoundRow]], metric: str, path: Path) -> bool:
@@ -58,28 +40,53 @@ def curves_of_several(runs: Mapping[str, Sequence[RoundRow]], metric: str, path:
     Returns:
         Whether there was anything to draw.
     """
-    from matplotlib.figure import Figure
-
-    lines = {label: _series(rounds, metric) for label, rounds in runs.items()}
+    lines = {label: _line(rounds, metric) for label, rounds in runs.items()}
     lines = {label: line for label, line in lines.items() if line[0]}
-    if not lines:
-        return False
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    if lines:
+        _save(_side_by_side(lines, metric), path)
+    return bool(lines)
+
+
+@styled
+def _accuracy_and_loss(lines: Mapping[str, Line], loss: Line) -> Figure:
+    figure = blank(9.6, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    metrics = list(dict.fromkeys(name.partition("/")[2] for name in lines))
+    for name, line in lines.items():
+        split, _, metric = name.partition("/")
+        color = COLORS[metrics.index(metric) % len(COLORS)]
+        shown = metric if split == "test" or f"test/{metric}" not in lines else None
+        left.plot(*line, "-" if split == "test" else "--", color=color, label=shown, marker=_dots(line))
+    left.plot([], [], "k--", label="validation")
+    left.set(xlabel="round", ylabel="accuracy in percent, mean over clients")
+    left.legend(ncols=2)
+    right.plot(*loss, color=COLORS[0], marker=_dots(loss))
+    right.set(xlabel="round", ylabel="training loss, mean over clients")
+    return figure
+
+
+@styled
+def _side_by_side(lines: Mapping[str, Line], metric: str) -> Figure:
+    figure = blank(8.0, 4.4)
     axes = figure.subplots()
-    for number, (label, (across, up)) in enumerate(lines.items()):
+    for number, (label, line) in enumerate(lines.items()):
+        dashes = DASHES[number // len(COLORS) % len(DASHES)]
         shown = label if number < MOST_LABELLED else None
-        style = ("-", "--", ":", "-.")[number // len(COLORS) % 4]
-        axes.plot(
-            across, up, style, color=COLORS[number % len(COLORS)], label=shown, marker="." if len(across) < 2 else None
-        )
-    axes.set(xlabel="round", ylabel=f"{metric}, percent")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
-    return True
+        axes.plot(*line, linestyle=dashes, color=COLORS[number % len(COLORS)], label=shown, marker=_dots(line))
+    axes.set(xlabel="round", ylabel=f"{metric} in percent")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
 
 
-def _series(rounds: Sequence[RoundRow], metric: str) -> tuple[list[int], list[float]]:
+def _dots(line: Line) -> str | None:
+    return "." if len(line[0]) < MOST_DOTS else None
+
+
+def _line(rounds: Sequence[RoundRow], metric: str) -> Line:
     measured = [row for row in rounds if metric in row.metrics]
     return [row.round for row in measured], [row.metrics[metric] for row in measured]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -12,17 +12,18 @@ import pyarrow as pa
 import pyarrow.csv
 import safetensors.torch
 
+from fedpgp.comparison import Group
 from fedpgp.errors import RunError
 from fedpgp.evaluation import last_evaluated, per_client_table
 from fedpgp.federation.checkpoint import State
-from fedpgp.report.confusion import confusion_matrices
-from fedpgp.report.curves import curves_of_run, curves_of_several
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import SweepFolder
 from fedpgp.tracking.connection import redacted
 from fedpgp.tracking.outcome import Outcome, ranking
 from fedpgp.tree import num_bytes
 
+MOST_COMPARED = 12
+"""Trials in a figure that shows each by itself."""
 SMALL = 16 * 2**20
 """Bytes of parameters that are attached whole; of more, only what the server holds. The run's folder has all."""
 
@@ -53,6 +54,8 @@ def of_run(store: RunStore, config_yaml: str) -> Iterator[Path]:
 @contextmanager
 def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
     """A folder with what a trial leaves: `folds.csv`, `figures/curves.png`, and `traceback.txt` of one that failed."""
+    from fedpgp.report.curves import curves_of_several
+
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
         rows = [
@@ -70,14 +73,41 @@ def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Pat
 
 @contextmanager
 def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
-    """A folder with what a sweep leaves: `sweep.yaml`, `comparison.csv` and `.md`, figures."""
+    """A folder with what a sweep leaves: `sweep.yaml`, `comparison.csv` and `.md`, and in `figures` its trials as
+    curves, Local against Novel, and two settings against each other."""
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
         (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
-        metric = sweep.head["metric"]
-        curves = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
-        curves_of_several(curves, metric, folder / "figures/curves.png")
+        _comparison(sweep, outcomes, folder)
         yield folder
+
+
+def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
+    from fedpgp import gather
+    from fedpgp.report import curves, grids, sheets, style, tradeoff
+
+    series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
+    curves.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
+    try:
+        compared = gather.find([sweep.path]).compare()
+    except RunError:  # no trial has finished
+        return
+    baseline = compared.baseline(None)
+    text = sheets.as_markdown(sheets.sheets(compared, baseline), sheets.remarks(compared))
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    (folder / "comparison.csv").write_text(sheets.as_csv(compared, baseline), encoding="utf-8")
+    figures = {}
+    if len(compared.places) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
+        figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
+    numbers = [key for key in compared.differing if _is_number(compared.groups, key)]
+    if len(numbers) > 1 and compared.main:
+        figures["grid"] = grids.settings_heat_map(compared.groups, numbers[0], numbers[1], compared.main)
+    for stem, figure in figures.items():
+        (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
+
+
+def _is_number(groups: Sequence[Group], key: str) -> bool:
+    return all(isinstance(group.settings.get(key), int | float) for group in groups)
 
 
 def _last(run: RunStore) -> dict[str, float]:
@@ -97,6 +127,9 @@ def _tables(store: RunStore, folder: Path) -> None:
 
 
 def _figures(store: RunStore, folder: Path) -> None:
+    from fedpgp.report.confusion import confusion_matrices  # matplotlib, which a round never waits for
+    from fedpgp.report.curves import curves_of_run
+
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:
         confusion_matrices(confusion, store.identity["class_names"], folder / "confusion.png")
