@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from fedpgp.report.style import SEQUENTIAL, blank, styled
+from fedpgp.report.style import COUNTS, blank, styled
 from fedpgp.store import RunStore
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def partition_heat_map(table: pa.Table, clients: Sequence[str], classes: Sequenc
     figure = blank(max(6.0, width), max(3.0, height))
     axes = figure.subplots()
     axes.grid(visible=False)
-    shown = axes.imshow(counts_KC, aspect="auto", cmap=SEQUENTIAL, interpolation="nearest")
+    shown = axes.imshow(counts_KC, aspect="auto", cmap=COUNTS, interpolation="nearest")
     figure.colorbar(shown, label="training images")
     for axis, names in ((axes.xaxis, classes), (axes.yaxis, clients)):
         step = max(1, -(-len(names) // MOST_TICKS))

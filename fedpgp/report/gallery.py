@@ -65,15 +65,16 @@ def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading)
         yield Picture("convergence", "Convergence", caption, progress.convergence(found, main))
     single = next((metric for metric in ("held_out", "local", "all") if metric in measured), None)
     if single is not None:
-        clients = {group.label: rows.pooled_clients(group, single) for group in groups}
-        drawn = progress.client_distribution({label: own for label, own in clients.items() if own}, single)
+        pooled = {group.label: rows.pooled_clients(group, single) for group in groups}
+        clients = {label: own for label, own in pooled.items() if own}
+    if single is not None and clients:
+        drawn = progress.client_distribution(clients, single)
         yield Picture("clients", f"Single clients, {METRIC_TITLES[single]}", "A mean can hide who pays for it.", drawn)
     for number, group in enumerate(groups, start=1):
         if "held_out" in measured and (matrix := rows.held_out(group)):
-            yield Picture(
-                f"held-out-{number}", f"Held-out domains, {group.label}", "Nobody trained on the domain of the row.",
-                grids.held_out_matrix(matrix, group.label),
-            )  # fmt: skip
+            caption = "Nobody trained on the domain of the row; white: the client who has it."
+            drawn = grids.held_out_matrix(matrix, group.label)
+            yield Picture(f"held-out-{number}", f"Held-out domains, {group.label}", caption, drawn)
     first = next(iter(groups[0].runs.items()))
     if (drawn_partition := figures.partition_of_run(first[1].path)) is not None:
         yield Picture("partition", f"Who holds what, {first[0]}", "The same for all groups.", drawn_partition)
@@ -101,11 +102,12 @@ def _learned(comparison: Comparison, notes: list[str]) -> Iterator[Picture]:
     for number, group in enumerate(comparison.groups, start=1):
         fold, run = next(iter(group.runs.items()))
         label = f"{group.label}, {fold}"
+        found: list[Picture] = []
         try:
-            found = list(_prompts(RunStore.open(run.path), number, label)) if looked < MOST_PROMPTS else []
-        except FedPGPError as error:
+            for picture in _prompts(RunStore.open(run.path), number, label) if looked < MOST_PROMPTS else ():
+                found.append(picture)
+        except FedPGPError as error:  # what came before it is kept
             notes.append(f"not drawn: prompts of {label}: {error}")
-            continue
         looked += bool(found)
         yield from found
 

@@ -18,6 +18,8 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--")
 SEQUENTIAL = "cividis"
 """Rises evenly from dark to light, in grey too."""
+COUNTS = "Blues"
+"""White is nothing."""
 DIVERGING = "PuOr"
 DPI = 120
 RC: Any = {

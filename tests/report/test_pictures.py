@@ -1,0 +1,110 @@
+"""What is drawn are the numbers of the comparison; nothing is drawn that is not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedpgp.gather import Entry, compare
+from fedpgp.report import grids, progress, prompts, style, tradeoff
+from fedpgp.report.gallery import gallery
+from fedpgp.report.rows import Curve
+
+
+@pytest.fixture
+def compared(made_run):
+    """Two methods with two seeds each; FedPGP has a personal part."""
+    entries = []
+    for seed in (1, 2):
+        local = {"test_base": [60], "test_hm": [58 + seed]}
+        mine = {"U": torch.ones(2, 1, 2, 1), "V": torch.ones(2, 1, 1, 3)}
+        entries.append(
+            Entry(made_run("method.name=coop", f"seed={seed}", test_local=[80 + seed], test_novel=[50], **local))
+        )
+        entries.append(
+            Entry(
+                made_run(
+                    f"seed={seed}",
+                    test_local=[70],
+                    test_novel=[60 + 2 * seed],
+                    shared={"ctx": torch.zeros(1, 2, 3)},
+                    personal=mine,
+                    **local,
+                )
+            )
+        )
+    return compare(entries)
+
+
+def test_the_trade_off_has_a_point_and_its_spread_for_each_group(compared):
+    (axes,) = tradeoff.local_against_novel(compared.groups).axes
+    points = [(container[0].get_xdata()[0], container[0].get_ydata()[0]) for container in axes.containers]
+    assert points == [(81.5, 50.0), (70.0, 63.0)]
+    (_, _, (_, up)) = axes.containers[1]
+    assert up.get_segments()[0][:, 1] == pytest.approx([63 - 2**0.5, 63 + 2**0.5])  # standard deviation of 62 and 64
+    assert axes.get_title().endswith("mean Base of 60)")
+
+
+def test_bars_are_means_and_what_was_not_measured_has_none(compared):
+    (axes,) = tradeoff.bars(compared.groups, ["local", "novel", "held_out"]).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers[1::2]]
+    assert np.array(heights) == pytest.approx(np.array([[81.5, 50, np.nan], [70, 63, np.nan]]), nan_ok=True)
+
+
+def test_two_settings_span_the_heat_map(made_run):
+    cells = {(1, 2): 50, (1, 4): 60, (4, 2): 70}  # nobody ran rank 4 with 4 shots
+    entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[v])) for (r, s), v in cells.items()]
+    figure = grids.settings_heat_map(compare(entries).groups, "method.rank", "protocol.shots", "hm")
+    axes = figure.axes[0]
+    assert np.array(axes.images[0].get_array().filled(np.nan)) == pytest.approx(
+        np.array([[50, 60], [70, np.nan]]), nan_ok=True
+    )
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1", "4"]
+    assert sorted(text.get_text() for text in axes.texts) == ["50.0", "60.0", "70.0"]
+
+
+def test_the_held_out_matrix_ends_in_the_mean_of_its_row():
+    figure = grids.held_out_matrix({"art": {"photo": 60.0, "sketch": 70.0}, "photo": {"sketch": 50.0}}, "fedpgp")
+    values = np.array(figure.axes[0].images[0].get_array().filled(np.nan))
+    assert values == pytest.approx(np.array([[60, 70, 65], [np.nan, 50, 50]]), nan_ok=True)
+
+
+def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_is_a_level():
+    curves = {"a": Curve([1, 2], [50.0, 60.0], [1.0, 1.0], [3.0, 6.0]), "zero": Curve([0], [40.0], [0.0], [0.0])}
+    left, right = progress.convergence(curves, "hm").axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 50], [2, 60]]
+    assert right.lines[0].get_xydata().tolist() == [[3, 50], [6, 60]]
+    assert left.lines[1].get_ydata() == [40, 40]
+
+
+def test_the_spectrum_shows_energy_by_rank():
+    left, right = prompts.spectra(np.array([[3.0, 4.0][::-1], [0.0, 0.0]]), "x").axes
+    assert left.lines[0].get_ydata().tolist() == [4, 3]
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([64, 100])  # 16 and 25 of 25
+    assert right.lines[1].get_ydata().tolist() == [0, 0]  # a part that is zero
+
+
+def test_figures_are_files_of_two_kinds_the_same_every_time(tmp_path, compared):
+    for name in ("one", "two"):
+        style.save(tradeoff.bars(compared.groups, ["local"]), tmp_path / name / "bars")
+    for kind in ("png", "svg"):
+        assert (tmp_path / "one" / f"bars.{kind}").read_bytes() == (tmp_path / "two" / f"bars.{kind}").read_bytes()
+    with Image.open(tmp_path / "one" / "bars.png") as image:
+        assert image.format == "PNG"
+
+
+def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared):
+    pictures, notes = gallery(compared)
+    names = {picture.name for picture in pictures}
+    assert names == {"tradeoff", "bars", "convergence", "spectrum-2", "similarity-2"}
+    assert len(notes) == 1  # the words need the backbone, and that is another one
+    assert "backbone.weights: random are not those that the run was made with" in notes[0]
+    (first, *_) = compared.groups[1].runs.values()
+    next((first.path / "checkpoints").iterdir()).unlink()
+    pictures, notes = gallery(compared)
+    assert {"spectrum-2", "similarity-2"}.isdisjoint(picture.name for picture in pictures)
+    assert len(notes) == 1
+    assert "not drawn: prompts of fedpgp, seed 1:" in notes[0]
+    assert "checkpoint cannot be read" in notes[0]
