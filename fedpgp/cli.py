@@ -110,14 +110,7 @@ def run(
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
-        from fedpgp.report.tables import held_out_matrix
-
-        with _live() as live:
-            domains = launch.folds(settings)
-            folders = launch.run_all(domains, live.show)
-        out.print(held_out_matrix(dict(zip(domains, folders, strict=True))))
-        for folder in folders:
-            out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+        cli_sweep.lodo(config, overrides, resume=resume)
         return
     if detach:
         name = launch.detach(settings, resume)
@@ -137,19 +130,14 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
-    from fedpgp import config, gather, launch, lineup
+    from fedpgp import gather
     from fedpgp.report.style import save
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
 
-    variants = lineup.load(config.shipped_configs() / "demo.yaml", overrides or [])
-    titled = {f"{label}, seed {seed}": one for label, seeds in variants.items() for seed, one in seeds.items()}
-    with _live() as live:
-        folders = dict(zip(titled, launch.run_all(titled, live.show), strict=True))
-    compared = gather.compare(
-        gather.Entry(folders[f"{label}, seed {seed}"], label) for label, seeds in variants.items() for seed in seeds
-    )
-    root = next(iter(titled.values())).storage.root.absolute()
+    folder = cli_sweep.run("demo", overrides)
+    compared = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
+    root = folder.root
     figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
     out.print(f"figure: {figure}", highlight=False, soft_wrap=True)

@@ -1,12 +1,19 @@
-"""The commands that run many experiments as one: `fedpgp sweep`."""
+"""The commands that run many experiments as one: `fedpgp sweep`, `fedpgp lodo`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from fedpgp.errors import FedPGPError
+
+if TYPE_CHECKING:
+    from fedpgp.sweeps.folder import SweepFolder
+    from fedpgp.sweeps.spec import Sweep
 
 out = Console()
 err = Console(stderr=True)
@@ -27,23 +34,119 @@ DryRunOption = Annotated[
 ]
 
 
-def sweep(config: SweepArgument, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on after a crash: trials that failed or are missing, and no other.")
+]
+RerunOption = Annotated[
+    Literal["failed", "all"] | None,
+    typer.Option("--rerun", help="Run again: those that failed, or all from the start."),
+]
+
+
+def sweep(
+    config: SweepArgument,
+    overrides: OverridesArgument = None,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    rerun: RerunOption = None,
+) -> None:
     """Run many trials of one experiment, and rank them.
 
-    All trials are drawn and checked before the first starts. One that has finished is never run again.
+    All trials are drawn and checked before the first starts. What has finished, in this sweep or another, is never run
+    again. Ctrl-C stops the trials that are going on; `--resume` goes on from there.
     """
-    from fedpgp.report import sweeps as report
-    from fedpgp.sweeps import draw, estimate, spec
+    from fedpgp.report.sweeps import ranking
+    from fedpgp.sweeps import spec
 
     settings, said = spec.load(config, overrides or [])
-    for line in said:
-        err.print(escape(line), highlight=False, soft_wrap=True)
-    drawn = draw.draw(settings)
+    _say(said)
     if dry_run:
-        out.print(report.dry_run(settings, drawn, estimate.estimate(settings, drawn)), highlight=False)
+        _preview(settings)
         return
+    folder = _run(settings, resume, rerun)
+    out.print(ranking(folder))
+    out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
+    _refuse_failed(folder)
+
+
+def lodo(
+    config: SweepArgument,
+    overrides: OverridesArgument = None,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = False,
+    rerun: RerunOption = None,
+) -> None:
+    """Leave one domain out: hold each domain out in turn, and test every client's model on it.
+
+    CONFIG is an experiment, or a sweep whose every trial is run so.
+    """
+    from fedpgp.report.sweeps import held_out
+    from fedpgp.sweeps import spec
+
+    settings, said = spec.load(config, overrides or [])
+    settings = spec.leave_one_domain_out(settings)
+    _say(said)
+    if dry_run:
+        _preview(settings)
+        return
+    folder = _run(settings, resume, rerun)
+    out.print(held_out(folder))
+    out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
+    _refuse_failed(folder)
+
+
+def run(config: str, overrides: list[str] | None) -> SweepFolder:
+    """Run a sweep with progress, and nothing printed at its end; every trial of it must finish.
+
+    Raises:
+        FedPGPError: a trial failed.
+    """
+    from fedpgp.sweeps import spec
+
+    settings, said = spec.load(config, overrides or [])
+    _say(said)
+    folder = _run(settings, resume=True, rerun=None)
+    _refuse_failed(folder)
+    return folder
+
+
+def _run(settings: Sweep, resume: bool, rerun: Literal["failed", "all"] | None) -> SweepFolder:
+    from fedpgp.report.live import Live
+
+    if settings.base.get("resources", {}).get("address"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from fedpgp.sweeps import engine
+
+    with Live(err) as live:
+        return engine.run(settings, rerun or ("failed" if resume else None), live.show)
+
+
+def _preview(settings: Sweep) -> None:
+    from fedpgp.report.sweeps import dry_run
+    from fedpgp.sweeps import draw, estimate
+
+    drawn = draw.draw(settings)
+    out.print(dry_run(settings, drawn, estimate.estimate(settings, drawn)), highlight=False)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        err.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _refuse_failed(folder: SweepFolder) -> None:
+    """Trials that failed make the command fail.
+
+    Raises:
+        FedPGPError: some did.
+    """
+    failed = [trial for trial, result in folder.results().items() if result.state == "failed"]
+    if failed:
+        first = folder.path / "trials" / f"{failed[0]}.txt"
+        raise FedPGPError(f"{len(failed)} trial(s) failed; the first one's traceback is in {first}")
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands into the command line."""
     app.command()(sweep)
+    app.command()(lodo)

@@ -149,14 +149,6 @@ class BackboneSettings(Settings):
     class_chunk: int | None = Field(None, ge=1)
     """most classes encoded at once, to bound memory; null: all"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _own_weights(cls, tree: Any) -> Any:
-        """A model that brings its weights has no random ones, unless they are asked for."""
-        if isinstance(tree, dict) and str(tree.get("name", "")).startswith(("hf-hub:", "icon-clip")):
-            return {"weights": None, **tree}
-        return tree
-
 
 class MethodSettings(BaseModel):
     """The method: its name, and the keys that it knows."""

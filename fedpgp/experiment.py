@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from fedpgp.clip.features import Chunk, FeatureKey, cache_path
 from fedpgp.clip.frozen import FrozenText, freeze, names_only
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
-from fedpgp.config import Experiment, MethodSettings, ResourceSettings, StorageSettings
+from fedpgp.config import (
+    BackboneSettings,
+    DataSettings,
+    Experiment,
+    MethodSettings,
+    ResourceSettings,
+    StorageSettings,
+)
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
@@ -68,6 +76,10 @@ class Plan:
         """Fingerprint of the frozen weights."""
         return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
 
+    def without_text(self) -> Plan:
+        """Enough to extract features, for when many plans are kept."""
+        return replace(self, text=names_only(self.data.class_names, self.experiment.data.prompt))
+
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     """The experiment with every setting of its method filled in, and the method.
@@ -80,21 +92,60 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     return experiment.model_copy(update={"method": complete}), method
 
 
-def plan(experiment: Experiment) -> Plan:
+class Library:
+    """What several plans of one process have in common: data by their settings, and the last backbone and its text."""
+
+    def __init__(self) -> None:
+        self._manifests: dict[DataSettings, Manifest] = {}
+        self._backbone: tuple[BackboneSettings, Backbone] | None = None
+        self._text: tuple[Any, FrozenText] | None = None
+
+    def manifest(self, settings: DataSettings) -> Manifest:
+        """The data, read once."""
+        if settings not in self._manifests:
+            built = manifests.build(settings)
+            built.refuse_hollow()
+            self._manifests[settings] = built
+        return self._manifests[settings]
+
+    def backbone(self, settings: BackboneSettings) -> Backbone:
+        """The model, loaded once for all plans in a row that use it."""
+        if self._backbone is None or self._backbone[0] != settings:
+            self._backbone = None  # never two at a time in memory
+            self._backbone = (settings, model.load(settings))
+        return self._backbone[1]
+
+    def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
+        """The frozen side, made once for all plans in a row that want the same of it."""
+        if self._text is None or self._text[0] != key:
+            self._text = (key, make())
+        return self._text[1]
+
+
+def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     """Check everything that can be checked without reading an image.
 
     Raises:
         UserError: settings, data or backbone cannot be used.
     """
+    library = library or Library()
     experiment, method = settle(experiment)
-    manifest = manifests.build(experiment.data)
-    manifest.refuse_hollow()
+    manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     if isinstance(method, BringsNetwork):
         backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
     else:
-        backbone = model.load(experiment.backbone)
-        image, text = backbone.image, _frozen(experiment, method, backbone, data)
+        backbone = library.backbone(experiment.backbone)
+        image = backbone.image
+        key = (
+            experiment.backbone,
+            experiment.data.prompt,
+            data.class_names,
+            method.phrases,
+            method.towers,
+            method.needs,
+        )
+        text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
     method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
     _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
@@ -107,15 +158,36 @@ def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Feature
 
     With one view both are the same cache. What is there already is not extracted again.
     """
-    views = plan.experiment.data.views
-    test = _cache(plan, views=1)
-    if views == 1:
-        _fill(plan, test, plan.data.rows, backend, emit)
-        return test, test
-    train = _cache(plan, views=views)
-    _fill(plan, train, plan.data.training_rows, backend, emit)
-    _fill(plan, test, plan.data.evaluation_rows, backend, emit)
-    return train, test
+    extract_all([plan], backend, emit)
+    return _cache(plan, plan.experiment.data.views), _cache(plan, views=1)
+
+
+def extract_all(plans: Iterable[Plan], backend: Backend, emit: Emit) -> list[Path]:
+    """Frozen features for several plans, each image once; the files."""
+    wanted = _wanted(plans)
+    for cache, (one, rows) in wanted.items():
+        _fill(one, cache, rows, backend, emit)
+    return sorted(cache.path for cache in wanted)
+
+
+def all_extracted(plans: Iterable[Plan]) -> bool:
+    """Whether there is nothing left for `extract_all`."""
+    return not any(features.missing(cache.path, cache.key, rows).size for cache, (_, rows) in _wanted(plans).items())
+
+
+def _wanted(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
+    """The caches, each with the rows that it must hold and a plan that knows how they are made."""
+    wanted: dict[Features, tuple[Plan, np.ndarray]] = {}
+    for one in plans:
+        views = one.experiment.data.views
+        for cache, rows in (
+            [(_cache(one, 1), one.data.rows)]
+            if views == 1
+            else [(_cache(one, views), one.data.training_rows), (_cache(one, 1), one.data.evaluation_rows)]
+        ):
+            first, known = wanted.get(cache, (one, rows))
+            wanted[cache] = (first, np.union1d(known, rows))
+    return wanted
 
 
 def run(
@@ -141,23 +213,47 @@ def run(
     ready = plan(experiment)
     storage = experiment.storage
     earlier = RunStore.find_resumable(storage.root, experiment.name, ready.digest, storage.uri) if resume else None
+    if resume and earlier is None:
+        emit(Progress("note", note="no earlier run of exactly these settings, data and weights: starting a new one"))
+    return to_the_end(advance(ready, earlier, emit, stop, backend))
+
+
+def advance(
+    plan: Plan, earlier: RunStore | None, emit: Emit, stop: threading.Event, backend: Backend | None = None
+) -> Generator[RoundRow, None, Path]:
+    """As `run`, a round at a time: each is yielded once it is committed. Closed before its end, the run is `stopped`.
+
+    Args:
+        earlier: the run to go on with; None: begin a new one.
+
+    Returns:
+        The folder of the finished run.
+    """
     if earlier is not None and earlier.status["state"] == "finished":
         emit(Progress("finished", note="was finished already", run=str(earlier.path)))
         return earlier.path
-    if resume and earlier is None:
-        emit(Progress("note", note="no earlier run of exactly these settings, data and weights: starting a new one"))
-    workers = backend or make_backend(experiment.resources, stop)
+    workers = backend or make_backend(plan.experiment.resources, stop)
     try:
-        job = make_job(ready, *extract(ready, workers, emit))
+        job = make_job(plan, *extract(plan, workers, emit))
         workers.load(job)
-        store = earlier or _create(ready)
+        store = earlier or _create(plan)
         with _ending(store):
-            _rounds(ready, Server(job, workers), store, emit)
+            yield from _rounds(plan, Server(job, workers), store, emit)
     finally:
         if backend is None:
             workers.close()
     emit(Progress("finished", run=str(store.path)))
     return store.path
+
+
+def to_the_end(rounds: Generator[RoundRow, None, Path]) -> Path:
+    """What `advance` returns, its rounds run without a look at them."""
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            folder: Path = end.value
+            return folder
 
 
 def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> list[Path]:
@@ -166,7 +262,7 @@ def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> l
     ready = plan(experiment)
     backend = make_backend(experiment.resources, stop)
     try:
-        return sorted({cache.path for cache in extract(ready, backend, emit)})
+        return extract_all([ready], backend, emit)
     finally:
         backend.close()
 
@@ -203,15 +299,23 @@ def _ending(store: RunStore) -> Iterator[None]:
     with store.lock():
         try:
             yield
+        except GeneratorExit:
+            store.stop("not wanted any further")
+            raise
         except (Interrupted, KeyboardInterrupt):
             store.stop("asked to stop")
             raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
         except BaseException as error:
-            store.fail(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
+            store.fail(reason(error), "".join(traceback.format_exception(error)))
             raise
 
 
-def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
+def reason(error: BaseException) -> str:
+    """What went wrong, as the status of a run has it."""
+    return str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
+
+
+def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> Iterator[RoundRow]:
     """Run and commit what is left."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
     emit(Progress("note", note=_described(plan, server, state)))
@@ -222,6 +326,7 @@ def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> None:
             store.save_confusion(result.confusion)
         store.commit(result.row, result.clients, reference)
         emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
+        yield result.row
     store.finish(summarize(store.identity, store.rounds()))
 
 

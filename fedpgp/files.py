@@ -15,11 +15,15 @@ TEMPORARY = ".tmp-"
 def write_durably(path: Path, content: bytes) -> None:
     """Temporary name, fsync, rename, fsync of the folder: after a kill `path` is the old file or the new one."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk is not filled further by what nobody will read
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedpgp import config, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.data import manifest, protocol
 from fedpgp.errors import Interrupted, ResourceError
 from fedpgp.federation.backend import Backend
 from fedpgp.records import Progress
@@ -78,26 +76,6 @@ def drivers(resources: ResourceSettings) -> dict[str, Progress | None]:
         return driver.last_events()
 
 
-def run_all(variants: Mapping[str, Experiment], emit: Emit) -> list[Path]:
-    """Run several experiments one after another on the same workers; finished ones are not run again. Their folders.
-
-    Args:
-        variants: by title; they share the resources and the tracking of the first.
-    """
-    titled = {title: config.absolute(experiment) for title, experiment in variants.items()}
-    result: list[Path] = _do(_run_all, next(iter(titled.values())), titled, emit=emit)
-    return result
-
-
-def folds(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiments that one stands for, by held-out domain: with `protocol.held_out: all` one for each domain."""
-    domains = manifest.build(experiment.data).domains
-    return {
-        str(fold.held_out): experiment.model_copy(update={"protocol": fold})
-        for fold in protocol.folds(experiment.protocol, domains)
-    }
-
-
 def run_mirrored(
     experiment: Experiment,
     resume: bool,
@@ -111,6 +89,13 @@ def run_mirrored(
 
     A driver whose process died comes back with `restarted`, and then goes on from its checkpoint.
     """
+    with warnings_told(emit), mirrored(experiment, emit) as tell:
+        return experiments.run(experiment, resume or restarted, tell, stop, backend)
+
+
+@contextmanager
+def mirrored(experiment: Experiment, emit: Emit) -> Iterator[Emit]:
+    """A way of progress that MLflow follows too, from the first word about the run's folder to the end."""
     mirror: tracking.Mirror | None = None
 
     def tell(progress: Progress) -> None:
@@ -121,44 +106,15 @@ def run_mirrored(
             mirror = mirror or tracking.Mirror(Path(progress.run), uri)
             mirror.poke()
 
-    with _warnings(emit):
-        try:
-            return experiments.run(experiment, resume or restarted, tell, stop, backend)
-        finally:
-            if mirror is not None:
-                mirror.close()
-
-
-def _run_all(
-    first: Experiment,
-    variants: Mapping[str, Experiment],
-    *,
-    restarted: bool = False,
-    emit: Emit,
-    stop: threading.Event,
-) -> list[Path]:
-    backend = experiments.make_backend(first.resources, stop)
     try:
-        return [
-            run_mirrored(experiment, True, emit=_titled(title, emit), stop=stop, backend=backend)
-            for title, experiment in variants.items()
-        ]
+        yield tell
     finally:
-        backend.close()
-
-
-def _titled(title: str, emit: Emit) -> Emit:
-    """Progress of one of several runs; that it is new goes without saying."""
-
-    def tell(progress: Progress) -> None:
-        if progress.stage != "note":
-            emit(replace(progress, title=title))
-
-    return tell
+        if mirror is not None:
+            mirror.close()
 
 
 def _extract(experiment: Experiment, *, restarted: bool = False, emit: Emit, stop: threading.Event) -> list[Path]:
-    with _warnings(emit):
+    with warnings_told(emit):
         return experiments.extract_only(experiment, emit, stop)
 
 
@@ -180,7 +136,7 @@ def _driver_name(experiment: Experiment) -> str:
 
 
 @contextmanager
-def _warnings(emit: Emit) -> Iterator[None]:
+def warnings_told(emit: Emit) -> Iterator[None]:
     """Warnings of the package go the way of all progress, so that they reach the person from any process."""
 
     class Handler(logging.Handler):

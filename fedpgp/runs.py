@@ -30,9 +30,13 @@ class Runs:
 
     def newest(self, name: str, digest: str) -> Path | None:
         """The folder of the newest run of this name and digest; it may still have to be fetched."""
-        there = self._remote.names() if self._remote else self._here()
-        number = max(_numbers(there, name, digest), default=None)
+        number = max(_numbers(self._there(), name, digest), default=None)
         return None if number is None else self.path / _folder_name(name, digest, number)
+
+    def with_digest(self, digest: str) -> list[Path]:
+        """The folders of all runs of this digest, whatever their names; they may still have to be fetched."""
+        pattern = re.compile(rf"(?!{re.escape(TEMPORARY)}).+-{digest}(\.\d+)?")
+        return [self.path / name for name in self._there() if pattern.fullmatch(name)]
 
     def draft(self) -> Path:
         """A folder to write a run into, before it has a name."""
@@ -73,6 +77,9 @@ class Runs:
             sync_folder(self.path)
         except BlockingIOError:  # whoever wants to write there is told by the lock
             shutil.rmtree(draft)
+
+    def _there(self) -> list[str]:
+        return self._remote.names() if self._remote else self._here()
 
     def _here(self) -> list[str]:
         return os.listdir(self.path) if self.path.is_dir() else []

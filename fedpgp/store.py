@@ -39,7 +39,7 @@ class RunStore:
       to its checkpoint. A round exists once this file does.
     * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
     * `confusion.arrow`: what was taken for what, after the last round
-    * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished
+    * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished; `traceback.txt`: once failed
 
     With a URI it is kept there besides, file by file, and this folder is a copy that is never ahead of it.
     """
@@ -113,8 +113,18 @@ class RunStore:
         """The newest run of this name and digest, if there is one; fetched from `uri` if it is kept there."""
         runs = Runs(root, uri)
         path = runs.newest(name, digest)
-        if path is None:
-            return None
+        return None if path is None else cls._at_hand(runs, path)
+
+    @classmethod
+    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[RunStore]:
+        """All runs of a digest, whatever their names, the newest first; fetched from `uri` if they are kept there."""
+        runs = Runs(root, uri)
+        found = [store for path in runs.with_digest(digest) if (store := cls._at_hand(runs, path)) is not None]
+        return sorted(found, key=lambda store: int(store.identity["created_ms"]), reverse=True)
+
+    @classmethod
+    def _at_hand(cls, runs: Runs, path: Path) -> RunStore | None:
+        """A run of `runs`, fetched if need be."""
         if not path.exists() or cls(path).status["state"] != "finished":
             runs.fetch(path)
         store = cls(path, runs.remote(path))
@@ -195,6 +205,8 @@ class RunStore:
                 raise RunError(f"{self.path}: in use by pid {path.read_text()}; wait for it or stop it") from None
             for leftover in self.path.rglob(f"{TEMPORARY}*"):
                 self._remove(leftover)
+            if (trace := self.path / "traceback.txt").exists():
+                self._remove(trace)
             self._set_status("running")
             yield
 
@@ -289,8 +301,10 @@ class RunStore:
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
         self._set_status("finished")
 
-    def fail(self, reason: str) -> None:
-        """The run ended by an error."""
+    def fail(self, reason: str, traceback: str | None = None) -> None:
+        """The run ended by an error; where in the code goes to `traceback.txt`."""
+        if traceback is not None:
+            self._put("traceback.txt", traceback.encode())
         self._set_status("failed", reason)
 
     def stop(self, reason: str) -> None:

@@ -15,11 +15,12 @@ import typer
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from fedpgp import config, gather, launch, lineup
+from fedpgp import config, gather
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
+from fedpgp.sweeps import engine, spec
 
 BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
 
@@ -27,17 +28,14 @@ BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end
 def compared(seeds: int, store: Path) -> dict[str, list[str]]:
     """Per split, the lines of a table of the variants that `fedpgp demo` compares: mean and standard deviation."""
     overrides = [
-        f"seeds={list(range(1, seeds + 1))}",
+        f"folds.seeds={list(range(1, seeds + 1))}",
         "resources.backend=serial",
         "tracking.mlflow=false",
         f"storage.root={store}",
     ]
-    variants = lineup.load(config.shipped_configs() / "demo.yaml", overrides)
-    runs = {}
-    for label, by_seed in variants.items():
-        typer.echo(label)
-        runs[label] = launch.run_all({f"{label} {seed}": one for seed, one in by_seed.items()}, lambda progress: None)
-    found = gather.compare(gather.Entry(path, label) for label, paths in runs.items() for path in paths)
+    sweep, _ = spec.load("demo", overrides)
+    folder = engine.run(sweep, "failed", lambda progress: None)
+    found = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
     tables = {}
     for split in ("test", "val"):
         tables[split] = ["| | Local | Base | Novel | HM |", "|---|---|---|---|---|"]

@@ -99,10 +99,10 @@ def test_every_domain_is_held_out_once(fedpgp, tmp_path):
     given = ["protocol.name=leave_one_domain_out", "protocol.held_out=all", "partition.scheme=domain"]
     small = [item for item in SMALL if not item.startswith("partition")]
     root = tmp_path / "store"
-    code, out, _ = fedpgp(
+    code, out, err = fedpgp(
         "run", "shapes", *small, *given, "partition.clients=null", f"storage.root={root}", "tracking.mlflow=false"
     )
-    assert code == 0
+    assert code == 0, err
     runs = {store.identity["client_names"][0]: store for store in RunStore.find(root)}
     assert len(RunStore.find(root)) == 3
     table = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "remote": {"errors", "files"},
     "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison", "sweeps.folder"},
-    "lineup": {"config", "errors"}, "report": STORE | {"comparison", "learned", "sweeps"},
+    "report": STORE | {"comparison", "learned", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
     "experiment": FEDERATION | STORE | {"provenance"}, "launch": FEDERATION | STORE | {"experiment", "tracking"},
@@ -33,7 +33,13 @@ MAY_IMPORT = {
 }  # fmt: skip
 
 ONLY_IN = {
-    "ray": {"federation/actors.py", "federation/driver.py"},
+    "ray": {
+        "federation/actors.py",
+        "federation/driver.py",
+        "sweeps/engine.py",
+        "sweeps/progress.py",
+        "sweeps/trial.py",
+    },
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {
         "cli.py",

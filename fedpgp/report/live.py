@@ -20,7 +20,13 @@ from rich.progress import (
 from fedpgp import records
 
 SECONDS_BETWEEN_LINES = 10.0
-TITLES = {"prepare": "preparing", "read": "reading images", "extract": "frozen features", "rounds": "rounds"}
+TITLES = {
+    "prepare": "preparing",
+    "read": "reading images",
+    "extract": "frozen features",
+    "rounds": "rounds",
+    "trials": "trials",
+}
 
 
 class Live:

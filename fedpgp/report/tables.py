@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Group
@@ -183,29 +182,8 @@ def _standing(found: Statistic | None, best: bool) -> str:
     return f"[bold green]{cell} *[/]" if best else f"{cell}  "
 
 
-def held_out_matrix(folds: Mapping[str, Path]) -> Table:
-    """Accuracy of each client's model on the domain that was held out, after the last round; a row per fold.
-
-    Args:
-        folds: the runs, by held-out domain.
-    """
-    accuracies = {domain: _held_out(RunStore.open(path)) for domain, path in folds.items()}
-    clients = list(dict.fromkeys(name for row in accuracies.values() for name in row))
-    table = Table(title="Test accuracy in percent on the held-out domain, by client")
-    table.caption = "mean ± standard deviation over clients (ddof 1); last row: mean of the means"
-    for heading in ("held out", *clients, "mean"):
-        table.add_column(heading, justify="left" if heading == "held out" else "right")
-    for domain, row in accuracies.items():
-        spread = f" ± {stdev(row.values()):.2f}" if len(row) > 1 else ""
-        cells = (f"{row[name]:.2f}" if name in row else "-" for name in clients)
-        table.add_row(domain, *cells, f"{fmean(row.values()):.2f}{spread}")
-    table.add_section()
-    means = [fmean(row.values()) for row in accuracies.values()]
-    table.add_row("all", *[""] * len(clients), f"{fmean(means):.2f}")
-    return table
-
-
-def _held_out(store: RunStore) -> dict[str, float]:
+def held_out_accuracies(store: RunStore) -> dict[str, float]:
+    """Accuracy of each client's model on the domain that was held out, in percent, after the last round."""
     rounds = store.rounds()
     table = per_client_table(store.clients(), rounds[-1].round)
     names = store.identity["client_names"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from fedpgp.config import Experiment, MethodSettings
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.errors import ConfigError
 from fedpgp.seeding import numpy_generator
-from fedpgp.sweeps.folder import Fold
-from fedpgp.sweeps.spec import Sweep, leaves
+from fedpgp.sweeps.folder import Fold, Planned
+from fedpgp.sweeps.spec import Sweep, TuneSettings, leaves
 
 MEASURED = {
     "base_to_novel": ("local", "base", "novel", "hm"),
@@ -78,7 +79,7 @@ def draw(sweep: Sweep) -> Drawn:
         else:
             trials.setdefault(trial.id, trial)
     if wrong:
-        raise ConfigError("\n".join(_blamed(line, labels, count) for line, labels in wrong.items()))
+        raise ConfigError("\n".join(blamed(line, labels, count) for line, labels in wrong.items()))
     chosen = tuple(trials.values())
     return Drawn(chosen, count - len(chosen), _metric(sweep, chosen))
 
@@ -155,7 +156,15 @@ def _label(sweep: Sweep, variant: str, point: Mapping[str, Any]) -> str:
     return ", ".join(parts) or sweep.name
 
 
-def _blamed(line: str, labels: Sequence[str], count: int) -> str:
+def digest(tune: TuneSettings, metric: str, planned: Sequence[Planned]) -> str:
+    """Twelve hex digits over what a sweep finds out: its trials, their folds, and how they are judged."""
+    judged = {key: value for key, value in tune.model_dump().items() if key in ("mode", "scheduler", "grace_rounds")}
+    trials = [[trial.id, [asdict(fold) for fold in trial.folds]] for trial in planned]
+    text = json.dumps([metric, judged if tune.scheduler != "fifo" else tune.mode, trials], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def blamed(line: str, labels: Sequence[str], count: int) -> str:
     """A complaint, and the trials that it is about."""
     if len(labels) == count:
         return line

@@ -6,7 +6,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +122,21 @@ class SweepFolder:
         found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
         return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
 
+    @contextmanager
+    def lock(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Be the only process that runs this sweep; wait for another that does. What a killed one left is removed."""
+        path = self.path / ".lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                tell(f"this sweep is being run by pid {path.read_text()}: waiting for it")
+                stack.enter_context(locked(path))
+            for leftover in self.path.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self.set_status("running")
+            yield
+
     @property
     def root(self) -> Path:
         """The storage root."""
@@ -196,6 +212,16 @@ class SweepFolder:
     def runs(self, result: Result) -> list[RunStore]:
         """The runs of a trial that ended, by fold."""
         return [RunStore.open(self.root / "runs" / fold.run) for fold in result.folds]
+
+    def labelled(self) -> list[tuple[str, Path]]:
+        """The label of its trial and the folder, of every run of a trial that finished."""
+        finished = [(trial.label, self.result(trial.id)) for trial in self.trials]
+        return [
+            (label, store.path)
+            for label, result in finished
+            if result is not None and result.state == "finished"
+            for store in self.runs(result)
+        ]
 
     def set_status(self, state: str, reason: str | None = None) -> None:
         """`running`, or how the sweep ended."""

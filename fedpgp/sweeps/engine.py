@@ -1,0 +1,301 @@
+"""A sweep from settings to ranked trials, on Ray Tune. Nothing of it depends on what Tune itself keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray import tune
+
+from fedpgp import config
+from fedpgp import experiment as experiments
+from fedpgp.config import ResourceSettings
+from fedpgp.errors import ConfigError, Interrupted, ResourceError, UserError
+from fedpgp.experiment import Emit, Library, Plan
+from fedpgp.federation import driver
+from fedpgp.federation.packing import capacity, shortfall
+from fedpgp.files import TEMPORARY
+from fedpgp.records import Progress
+from fedpgp.sweeps import draw, folds, spec
+from fedpgp.sweeps.draw import Drawn, Trial
+from fedpgp.sweeps.folder import Fold, FoldRun, Planned, Result, SweepFolder
+from fedpgp.sweeps.folds import FoldWork, TrialWork
+from fedpgp.sweeps.progress import Telling
+from fedpgp.sweeps.spec import Sweep, TuneSettings
+from fedpgp.sweeps.trial import SweepTrial
+
+Rerun = Literal["failed", "all"]
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+"""Tune shows nothing and keeps nothing of its own, and stages no more trials than can start."""
+REDUCTION = 3
+"""asha: of so many trials one goes on to the next look."""
+
+
+def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
+    """Draw the trials of a sweep, and run those that have not ended yet; its folder.
+
+    Args:
+        rerun: failed: those that failed, too; all: every trial, from the start.
+
+    Raises:
+        UserError: a trial cannot be run (all of them named); nothing was begun.
+        Interrupted: stopped by a signal; what has finished is kept.
+    """
+    emit(Progress("prepare", note="reading data and backbone"))
+    drawn = draw.draw(sweep)
+    trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
+    _refuse_scattered(trials)
+    plans = _plans(sweep, trials)
+    folder = _create(sweep, drawn, trials, plans)
+    with folder.lock(lambda note: emit(Progress("note", note=note))):
+        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, emit)
+        try:
+            if todo:
+                with driver.connected(max((work.resources for work in todo), key=_cpus)):
+                    _room([work.resources for work in todo], sweep.tune.max_concurrent, emit)
+                    _extract([plan for work in todo for plan in plans[work.id]], emit)
+                    plans.clear()
+                    _tune(sweep.tune, folder, todo, len(trials), emit)
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            folder.set_status("stopped" if stopped else "failed", experiments.reason(error))
+            raise
+        failed = sum(result.state == "failed" for result in folder.results().values())
+        folder.set_status("failed" if failed else "finished", f"{failed} trial(s) failed" if failed else None)
+    return folder
+
+
+def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
+    """Every fold of every trial, checked as far as it goes without reading an image.
+
+    Raises:
+        ConfigError: trials that cannot be run, all named at once.
+    """
+    library = Library()
+    plans: dict[str, list[Plan]] = {}
+    wrong: dict[str, list[str]] = {}
+    for trial in trials:
+        try:
+            own = draw.folds(sweep, trial, library.manifest(trial.experiment.data).domains)
+            plans[trial.id] = [experiments.plan(trial.fold(fold), library).without_text() for fold in own]
+        except UserError as error:
+            for line in str(error).splitlines():
+                wrong.setdefault(line, []).append(trial.label)
+    if wrong:
+        raise ConfigError("\n".join(draw.blamed(line, labels, len(trials)) for line, labels in wrong.items()))
+    return plans
+
+
+def _refuse_scattered(trials: Sequence[Trial]) -> None:
+    """A sweep has one store and one cluster."""
+    shared: dict[str, set[Any]] = {
+        "storage.root": {trial.experiment.storage.root for trial in trials},
+        "resources.address": {trial.experiment.resources.address for trial in trials},
+    }
+    for key, values in shared.items():
+        if len(values) > 1:
+            raise ConfigError(f"{key}: all trials of a sweep share one; take it out of the space")
+
+
+def _create(sweep: Sweep, drawn: Drawn, trials: Sequence[Trial], plans: Mapping[str, Sequence[Plan]]) -> SweepFolder:
+    planned = [
+        Planned(trial.id, trial.label, trial.settings, tuple(_fold(plan) for plan in plans[trial.id]))
+        for trial in trials
+    ]
+    root, digest = trials[0].experiment.storage.root, draw.digest(sweep.tune, drawn.metric, planned)
+    return SweepFolder.create(root, sweep.name, digest, spec.dump(sweep), drawn.metric, sweep.tune.mode, planned)
+
+
+def _fold(plan: Plan) -> Fold:
+    return Fold(plan.experiment.seed, plan.experiment.protocol.held_out)
+
+
+def _left(
+    folder: SweepFolder,
+    sweep: Sweep,
+    metric: str,
+    trials: Sequence[Trial],
+    plans: Mapping[str, Sequence[Plan]],
+    rerun: Rerun | None,
+    emit: Emit,
+) -> list[TrialWork]:
+    """The trials that are to be run now. Those whose folds have all finished, in whatever sweep, are recorded."""
+    look = None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds
+    counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
+    todo = []
+    for trial in trials:
+        work = TrialWork(
+            sweep=folder.path,
+            id=trial.id,
+            label=trial.label,
+            folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
+            metric=metric,
+            look_every=look,
+            anew=rerun == "all",
+        )
+        known = None if work.anew else _known(folder, work)
+        if known is None or (known.state == "failed" and rerun is not None):
+            folder.forget(trial.id)
+            todo.append(work)
+        else:
+            counts[known.state] += 1
+    for state, count in counts.items():
+        if count:
+            hint = "; --resume runs them again" if state == "failed" else ""
+            emit(Progress("note", note=f"{count} of {len(trials)} trials {state} before{hint}"))
+    return todo
+
+
+def _known(folder: SweepFolder, work: TrialWork) -> Result | None:
+    """How a trial ended before: in this sweep, or fold by fold in others."""
+    runs = {one.digest: one.finished() for one in work.folds}
+    if all(run is not None for run in runs.values()):
+        own = tuple(
+            FoldRun(one.fold.seed, one.fold.held_out, run.path.name) for one in work.folds if (run := runs[one.digest])
+        )
+        result = Result(work.id, "finished", folds.value_of(folder.root, own, work.metric), own)
+        if folder.result(work.id) != result:
+            folder.record(result)
+        return result
+    known = folder.result(work.id)
+    return None if known is None or known.state == "finished" else known  # its runs were removed, or its data changed
+
+
+def _cpus(resources: ResourceSettings) -> float:
+    return resources.actors * resources.cpus_per_actor
+
+
+def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, emit: Emit) -> None:
+    """Compare what trials need with what the cluster has.
+
+    Raises:
+        ResourceError: a trial would wait forever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    least = max_concurrent
+    for resources in dict.fromkeys(wanted):
+        actors = 1 if resources.backend == "serial" else resources.actors
+        size = resources.cpus_per_actor, resources.gpus_per_actor
+        if short := shortfall(actors, *size, nodes):
+            raise ResourceError(f"a trial does not fit: {short}")
+        least = min(least, sum(capacity(node, *size) for node in nodes) // actors)
+    if least < min(max_concurrent, len(wanted)):
+        emit(Progress("note", note=f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}"))
+
+
+def _extract(plans: Sequence[Plan], emit: Emit) -> None:
+    """What all trials need is there before the first of them starts."""
+    if experiments.all_extracted(plans):
+        return
+    backend = experiments.make_backend(plans[0].experiment.resources, threading.Event())
+    try:
+        experiments.extract_all(plans, backend, emit)
+    finally:
+        backend.close()
+
+
+def _tune(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, emit: Emit) -> None:
+    """Hand the trials to Tune, and see to it that each of them has a result.
+
+    Raises:
+        Interrupted: trials are left, because of a signal or a full disk.
+    """
+    work = {one.id: one for one in todo}
+    rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
+    telling = Telling(folder, work, settings.scheduler, total, emit)
+    with _quiet(), _scratch(folder) as scratch:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(SweepTrial, work=work), lambda one: _bundles(work[one["trial"]])),
+            param_space={"trial": tune.grid_search(list(work))},
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(settings, rounds),
+                max_concurrent_trials=settings.max_concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[telling],
+                stop=telling.stopper,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+    telling.close()
+    left = [one for one in todo if folder.result(one.id) is None]
+    if left:
+        raise Interrupted(f"{telling.why}; {len(left)} of {total} trials are left; go on with --resume")
+
+
+def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
+    """One bundle for each client actor, and none for the trial itself, which computes nothing unless it is serial."""
+    resources = work.resources
+    each = {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor}
+    if resources.backend == "serial":
+        return tune.PlacementGroupFactory([each])
+    return tune.PlacementGroupFactory([{}, *[each] * resources.actors])
+
+
+def _scheduler(settings: TuneSettings, rounds: int) -> Any:
+    """Tune's own, looking at the mean over folds by round."""
+    judged = {"time_attr": "rounds", "metric": "value", "mode": settings.mode}
+    if settings.scheduler == "asha":
+        return tune.schedulers.ASHAScheduler(
+            **judged, max_t=rounds + 1, grace_period=min(settings.grace_rounds, rounds), reduction_factor=REDUCTION
+        )
+    if settings.scheduler == "median":
+        return tune.schedulers.MedianStoppingRule(**judged, grace_period=settings.grace_rounds)
+    return tune.schedulers.FIFOScheduler()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tune says and keeps nothing of its own; SIGTERM ends it as Ctrl-C does: trials are stopped, then it returns."""
+    before = {key: os.environ.get(key) for key in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    here = threading.current_thread() is threading.main_thread()
+    if here:
+        on_sigterm = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, on_sigterm)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def _scratch(folder: SweepFolder) -> Iterator[Path]:
+    """A folder for Tune, where every node can see it, and gone afterwards."""
+    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.path))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
