@@ -43,6 +43,7 @@ ONLY_IN = {
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {
         "cli.py",
+        "cli_anatomy.py",
         "cli_bench.py",
         "cli_data.py",
         "cli_export.py",
