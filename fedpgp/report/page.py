@@ -85,11 +85,12 @@ def environment(comparison: Comparison) -> dict[str, str]:
     """What the runs were made with; all values where they differ."""
     rows: dict[str, dict[str, None]] = {}
     for run in (run for group in comparison.groups for run in group.runs.values()):
-        told: dict[str, Any] = {key: run.identity.get(key) for key in ("data", "backbone", "git_commit", "hardware")}
+        told: dict[str, Any] = {key: run.identity.get(key) for key in ("data", "backbone", "git_commit")}
+        told |= run.identity.get("hardware", {})
         told |= {"data digest": run.identity.get("manifest_digest"), "weights": run.identity.get("weights_fingerprint")}
         told |= run.identity.get("versions", {})
         for key, value in told.items():
-            if value is not None:
+            if value not in (None, []):
                 rows.setdefault(key.replace("_", " "), {})[str(value)] = None
     return {key: ", ".join(values) for key, values in rows.items()}
 
