@@ -34,20 +34,16 @@ def settings(first: Run, second: Run) -> Sheet:
 
 
 def metrics(first: Run, second: Run) -> Sheet:
-    """Every metric that one of them measured, in three readings."""
+    """Every metric that one of them measured: after the last round, and the difference in the other readings."""
     rows = []
     for split in ("val", "test"):
         for metric in METRICS:
-            pair = [run.metrics.get(f"{split}/{metric}") for run in (first, second)]
-            if any(pair):
-                a, b = ({} if one is None else one for one in pair)
-                numbers = [(a.get(read), b.get(read)) for read in READINGS]
-                shown = [
-                    text for ours, theirs in numbers for text in (_number(ours), _number(theirs), _gain(ours, theirs))
-                ]
-                rows.append((split, METRIC_TITLES[metric], *shown))
-    headings = [f"{side}, {READING_TITLES[read]}" for read in READINGS for side in ("A", "B", "B - A")]
-    return Sheet("Accuracy in percent", ("split", "metric", *headings), _cells(rows), names=2)
+            a, b = (run.metrics.get(f"{split}/{metric}", {}) for run in (first, second))
+            if a or b:
+                gains = [_gain(a.get(read), b.get(read)) for read in READINGS]
+                rows.append((split, METRIC_TITLES[metric], _number(a.get("last")), _number(b.get("last")), *gains))
+    others = [f"{READING_TITLES[read]}, B - A" for read in READINGS[1:]]
+    return Sheet("Accuracy in percent", ("split", "metric", "A", "B", "B - A", *others), _cells(rows), names=2)
 
 
 def clients(first: Run, second: Run) -> Sheet:
@@ -60,16 +56,19 @@ def clients(first: Run, second: Run) -> Sheet:
         a, b = (one.get(name) for one in measured[metric])
         return 0.0 if a is None or b is None else b - a
 
+    if not shown:
+        return Sheet("Clients", (), ())
     names.sort(key=lambda name: -abs(gain(name, shown[0])))
     rows = []
     for name in names[:MOST_CLIENTS]:
         row = [name]
         for metric in shown:
             a, b = (one.get(name) for one in measured[metric])
-            row += [_number(a), _number(b), _gain(a, b)]
+            row += [_number(a), _number(b), _gain(a, b)] if metric == shown[0] else [_gain(a, b)]
         rows.append(row)
-    headings = [f"{METRIC_TITLES[metric]}, {side}" for metric in shown for side in ("A", "B", "B - A")]
-    caption = _tally([gain(name, shown[0]) for name in names], METRIC_TITLES[shown[0]], len(names)) if shown else ""
+    headings = [f"{METRIC_TITLES[metric]}, B - A" for metric in shown]
+    headings[:1] = [f"{METRIC_TITLES[shown[0]]}, {side}" for side in ("A", "B", "B - A")]
+    caption = _tally([gain(name, shown[0]) for name in names], METRIC_TITLES[shown[0]], len(names))
     return Sheet("Clients, test accuracy after the last round", ("client", *headings), _cells(rows), caption=caption)
 
 

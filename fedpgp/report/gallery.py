@@ -77,7 +77,12 @@ def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading)
             yield Picture(f"held-out-{number}", f"Held-out domains, {group.label}", caption, drawn)
     first = next(iter(groups[0].runs.items()))
     if (drawn_partition := figures.partition_of_run(first[1].path)) is not None:
-        yield Picture("partition", f"Who holds what, {first[0]}", "The same for all groups.", drawn_partition)
+        yield Picture(
+            "partition",
+            f"Who holds what, {first[0]}",
+            "" if any(group.marks for group in groups) else "The same for all groups.",
+            drawn_partition,
+        )
 
 
 def _heat_map(comparison: Comparison, reading: Reading) -> Iterator[Picture]:
