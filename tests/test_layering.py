@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "remote": {"errors", "files"},
     "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison", "sweeps.folder"},
-    "report": STORE | {"comparison", "learned", "sweeps"},
+    "report": STORE | {"analysis", "comparison", "learned", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
     "experiment": FEDERATION | STORE | {"provenance"}, "launch": FEDERATION | STORE | {"experiment", "tracking"},
