@@ -94,8 +94,12 @@ def run_mirrored(
 
 
 @contextmanager
-def mirrored(experiment: Experiment, emit: Emit) -> Iterator[Emit]:
-    """A way of progress that MLflow follows too, from the first word about the run's folder to the end."""
+def mirrored(experiment: Experiment, emit: Emit, parent: tracking.Parent | None = None) -> Iterator[Emit]:
+    """A way of progress that MLflow follows too, from the first word about the run's folder to the end.
+
+    Args:
+        parent: the trial that the run is a fold of.
+    """
     mirror: tracking.Mirror | None = None
 
     def tell(progress: Progress) -> None:
@@ -103,7 +107,7 @@ def mirrored(experiment: Experiment, emit: Emit) -> Iterator[Emit]:
         emit(progress)
         if progress.run and experiment.tracking.mlflow:
             uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
-            mirror = mirror or tracking.Mirror(Path(progress.run), uri)
+            mirror = mirror or tracking.Mirror(Path(progress.run), uri, parent)
             mirror.poke()
 
     try:

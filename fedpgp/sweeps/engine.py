@@ -17,9 +17,9 @@ from typing import Any, Literal
 import ray
 from ray import tune
 
-from fedpgp import config
+from fedpgp import config, launch, tracking
 from fedpgp import experiment as experiments
-from fedpgp.config import ResourceSettings
+from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import ConfigError, Interrupted, ResourceError, UserError
 from fedpgp.experiment import Emit, Library, Plan
 from fedpgp.federation import driver
@@ -64,15 +64,16 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
     _refuse_scattered(trials)
     plans = _plans(sweep, trials)
     folder = _create(sweep, drawn, trials, plans)
-    with folder.lock(lambda note: emit(Progress("note", note=note))):
-        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, emit)
+    waiting = folder.lock(lambda note: emit(Progress("note", note=note)))
+    with waiting, _mirrored(folder, trials[0].experiment, emit) as tell:
+        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, tell)
         try:
             if todo:
                 with driver.connected(max((work.resources for work in todo), key=_cpus)):
-                    _room([work.resources for work in todo], sweep.tune.max_concurrent, emit)
-                    _extract([plan for work in todo for plan in plans[work.id]], emit)
+                    _room([work.resources for work in todo], sweep.tune.max_concurrent, tell)
+                    _extract([plan for work in todo for plan in plans[work.id]], tell)
                     plans.clear()
-                    _tune(sweep.tune, folder, todo, len(trials), emit)
+                    _tune(sweep.tune, folder, todo, len(trials), tell)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             folder.set_status("stopped" if stopped else "failed", experiments.reason(error))
@@ -80,6 +81,30 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
         failed = sum(result.state == "failed" for result in folder.results().values())
         folder.set_status("failed" if failed else "finished", f"{failed} trial(s) failed" if failed else None)
     return folder
+
+
+@contextmanager
+def _mirrored(folder: SweepFolder, experiment: Experiment, emit: Emit) -> Iterator[Emit]:
+    """MLflow's entries of the sweep and its trials follow their results; folds are mirrored where they run."""
+    if not experiment.tracking.mlflow:
+        yield emit
+        return
+    uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
+    with launch.warnings_told(emit):
+        mirror = tracking.Mirror(folder.path, uri)
+        ended = -1
+
+        def tell(progress: Progress) -> None:
+            nonlocal ended
+            emit(progress)
+            if progress.stage == "trials" and progress.done != ended:
+                ended = progress.done
+                mirror.poke()
+
+        try:
+            yield tell
+        finally:
+            mirror.close()
 
 
 def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:

@@ -21,6 +21,7 @@ from fedpgp.files import locked
 from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold, FoldRun, Result, SweepFolder
+from fedpgp.tracking import Parent
 
 WAIT_SECONDS = 1.0
 
@@ -210,7 +211,7 @@ class _Fold:
             return store.path
         plan = experiments.plan(self.work.experiment, self.library)
         earlier = None if self.trial.anew else self.work.unfinished()
-        with launch.mirrored(self.work.experiment, self.emit) as tell:
+        with launch.mirrored(self.work.experiment, self.emit, Parent(self.trial.sweep, self.trial.id)) as tell:
             for row in earlier.rounds() if earlier else ():
                 self.rows.append(row)
             return (yield from experiments.advance(plan, earlier, tell, threading.Event(), self.workers))
