@@ -28,7 +28,7 @@ from fedpgp.tree import ParamTree
 
 N_CTX, WIDTH, RANK = 16, 512, 8
 BLOCKS_PER_ACTOR = 2
-WARM_UP, MEASURED = 3, 7
+WARM_UP, MEASURED, APART = 3, 15, 5
 
 
 class IdleMethod:
@@ -118,22 +118,25 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
 
 
 def _time(server: Server, pool: ActorPool, root: Path) -> dict[str, float]:
-    """Medians: a round with its rows, a checkpoint of it, its way to MLflow."""
+    """Medians: a round with its rows; after all of them, a checkpoint and a round's way to MLflow."""
     pool.load(server.job)
     store = RunStore.create(root, "idle", "0" * 12, "tracking: {experiment: bench}\n", {"method": "idle", "data": "-"})
     seconds: dict[str, list[float]] = {"round": [], "checkpoint": [], "mlflow": []}
     state = server.initial_state()
     none: dict[str, Any] = {"files": []}
-    for _ in range(WARM_UP + MEASURED):
+    for number in range(WARM_UP + MEASURED + APART):
         start = time.perf_counter()
         result: RoundResult = server.step(state)
         store.commit(result.row, result.clients, none)
-        seconds["round"].append(time.perf_counter() - start)
+        end = time.perf_counter()
         state = result.state
+        if number < WARM_UP + MEASURED:
+            seconds["round"].append(end - start)
+            continue
         start = time.perf_counter()
         checkpoint.save(store.checkpoints, state, "0" * 12, result.changed)
-        seconds["checkpoint"].append(time.perf_counter() - start)
-        start = time.perf_counter()
+        saved = time.perf_counter()
         sync(store.path, default_uri(root.parent))
-        seconds["mlflow"].append(time.perf_counter() - start)
-    return {name: median(values[WARM_UP:]) for name, values in seconds.items()}
+        seconds["checkpoint"].append(saved - start)
+        seconds["mlflow"].append(time.perf_counter() - saved)
+    return {name: median(values[WARM_UP if name == "round" else 0 :]) for name, values in seconds.items()}

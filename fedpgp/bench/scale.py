@@ -38,7 +38,7 @@ def experiment(root: Path, actors: int) -> Experiment:
             "data": {"name": "icons"},
             "backbone": {"name": "icon-clip", "weights": None},
             "partition": {"scheme": "iid", "clients": 2},
-            "method": {"name": "fedpgp", "n_ctx": 4, "rank": 8, "ctx_init": None},
+            "method": {"name": "fedpgp", "n_ctx": 16, "rank": 8},
             "federation": {"rounds": 10**6, "participation": 0.1, "local_epochs": 1, "eval_every": 10**6},
             "resources": {"actors": actors},
             "storage": {"root": str(root)},
