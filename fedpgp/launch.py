@@ -22,13 +22,13 @@ Emit = Callable[[Progress], None]
 
 def run(experiment: Experiment, resume: bool, emit: Emit) -> Path:
     """Run an experiment where its settings say, and wait for it; its folder. See `experiment.run`."""
-    result: Path = _do(run_mirrored, config.absolute(experiment), resume, emit=emit)
+    result: Path = _do(run_mirrored, experiment, resume, emit=emit)
     return result
 
 
 def extract(experiment: Experiment, emit: Emit) -> list[Path]:
     """Extract the features that an experiment needs, and nothing more; their files."""
-    result: list[Path] = _do(_extract, config.absolute(experiment), emit=emit)
+    result: list[Path] = _do(_extract, experiment, emit=emit)
     return result
 
 
@@ -47,7 +47,7 @@ def detach(experiment: Experiment, resume: bool) -> str:
         )
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
-        driver.start(run_mirrored, config.absolute(experiment), resume, name=name, detached=True)
+        driver.start(run_mirrored, _placed(experiment), resume, name=name, detached=True)
         return name
 
 
@@ -126,13 +126,30 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, emit: 
     """Run a function that takes `emit` and `stop` where the settings say."""
     if experiment.resources.backend == "serial":
         try:
-            return function(experiment, *args, emit=emit, stop=threading.Event())
+            return function(config.absolute(experiment), *args, emit=emit, stop=threading.Event())
         except KeyboardInterrupt:
             raise Interrupted("stopped; nothing is lost, go on with --resume") from None
     from fedpgp.federation import driver
 
     with driver.connected(experiment.resources):
-        return driver.drive(function, experiment, *args, name=_driver_name(experiment), emit=emit)
+        return driver.drive(function, _placed(experiment), *args, name=_driver_name(experiment), emit=emit)
+
+
+def _placed(experiment: Experiment) -> Experiment:
+    """The experiment with absolute paths, for a cluster that is connected.
+
+    Raises:
+        ResourceError: storage.root is relative, and the folder that it starts from is not the same everywhere.
+    """
+    from fedpgp.federation import driver
+
+    root = experiment.storage.root
+    if not root.expanduser().is_absolute() and not driver.one_folder():
+        raise ResourceError(
+            f"storage.root: {root} is relative, but a cluster of several nodes and a submitted job have no folder in "
+            "common that lasts; give an absolute folder that every node sees, or a URI such as s3://BUCKET/FOLDER"
+        )
+    return config.absolute(experiment)
 
 
 def _driver_name(experiment: Experiment) -> str:

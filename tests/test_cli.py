@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fedpgp.bench.faults import descendants
 from fedpgp.cli import main
 from fedpgp.store import RunStore
 
@@ -190,6 +191,14 @@ def test_refuses_a_storage_that_is_a_file(fedpgp, tmp_path):
     assert (code, "storage.root" in err) == (2, True)
 
 
+def running(pid):
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
     root = tmp_path / "store"
     command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
@@ -197,9 +206,15 @@ def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
     deadline = time.monotonic() + 60
     while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    started = descendants(process.pid)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert any(command.startswith("ray::_Client") for command in started.values())
+    deadline = time.monotonic() + 30
+    while (left := [command for pid, command in started.items() if running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
     assert "stopped; the run lies in" in err
     (store,) = RunStore.find(root)
     assert store.state == "stopped"

@@ -93,7 +93,7 @@ def test_counts_are_exact(reference):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("actors", [1, 3])
+@pytest.mark.parametrize("actors", [1, 2, 3])
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
     assert numbers(launch.run(wanted, False, lambda progress: None)) == numbers(reference)

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import FedPGPError, ResourceError
@@ -64,6 +65,12 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
 def lasting_address(resources: ResourceSettings) -> str | None:
     """The address of a cluster that outlives this command; None: there is none, a local one would be started."""
     return resources.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def one_folder() -> bool:
+    """Whether the working folder is the same for all processes and lasts: one node, no working folder of a job."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return len(alive) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
 
 
 @dataclass(frozen=True)
@@ -133,10 +140,11 @@ class _Driver:
 
 
 def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = False) -> ActorHandle:
-    """A driver actor that runs `function(*args, restarted=..., emit=..., stop=...)`.
+    """A driver actor on this node that runs `function(*args, restarted=..., emit=..., stop=...)`.
 
     If its process dies, Ray starts it again (twice at most) with `restarted` true.
     """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
         ray.remote(_Driver)
         .options(
@@ -146,6 +154,7 @@ def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = 
             num_cpus=0,
             max_restarts=RESTARTS,
             max_concurrency=4,
+            scheduling_strategy=here,
         )
         .remote(function, args, detached)
     )

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import ray
+import torch
 
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import ClientError, FedPGPError, Interrupted, ResourceError
-from fedpgp.federation.actors import ATTEMPTS, ActorPool
+from fedpgp.federation.actors import ATTEMPTS, ActorPool, _Client
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -87,6 +88,16 @@ def test_two_actors_share_each_gpu(caplog):
     assert [record.message for record in caplog.records].count(
         "resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU"
     ) == 1  # fmt: skip
+
+
+def test_a_part_of_a_gpu_is_held_to_its_part_of_the_memory(monkeypatch):
+    """Fractions do not isolate memory by themselves. There is no GPU here, so what torch is told is looked at."""
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    devices = [_Client(threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
+    assert (devices, told) == (["cpu", "cuda", "cuda"], [0.3])
 
 
 def test_results_come_in_the_order_of_the_calls(pool):

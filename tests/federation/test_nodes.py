@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -9,10 +10,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from fedpgp import config, experiment
+from fedpgp import config, experiment, launch
+from fedpgp.errors import ResourceError
+from fedpgp.federation import driver
 from fedpgp.store import RunStore
 
 pytestmark = pytest.mark.slow
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture
@@ -25,6 +29,20 @@ def nodes():
     yield cluster, added
     ray.shutdown()
     cluster.shutdown()
+
+
+def where(*, restarted, emit, stop):
+    return ray.get_runtime_context().get_node_id()
+
+
+def test_the_driver_is_where_it_was_started_and_a_relative_root_is_refused(nodes, tmp_path, monkeypatch):
+    here = ray.get_runtime_context().get_node_id()
+    for number in range(3):
+        assert driver.drive(where, name=f"where {number}", emit=print) == here
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResourceError, match=r"storage\.root: store is relative"):
+        launch.run(settings("store", "ray"), False, print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def settings(root, backend):
