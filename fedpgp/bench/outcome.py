@@ -27,11 +27,12 @@ class Outcome:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """What it was measured on; `load` counts the processes that wanted a core over the last minute, ours included."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "ray")},
     }

@@ -1,0 +1,36 @@
+"""The measurements of the engine: their figures by name, on little of everything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpgp.bench import faults, overhead, scale
+
+
+def quiet(text):
+    """Progress that nobody reads."""
+
+
+def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
+    outcome = overhead.measure([3, 5], actors=1, progress=quiet)
+    told = json.loads(outcome.as_json())
+    assert (told["bench"], set(told["machine"]) >= {"cpu", "cores", "load"}) == ("overhead", True)
+    assert set(told["figures"]) == {"seconds_per_round_3", "seconds_per_round_5"}
+    assert all(0 < seconds < 10 for seconds in told["figures"].values())
+    assert [len(row) for row in outcome.rows] == [len(outcome.headings)] * 2
+
+
+@pytest.mark.slow
+def test_scale_has_its_figures(ray_cluster, monkeypatch):
+    monkeypatch.setattr(scale, "GROWTH_ROUNDS", 2)
+    outcome = scale.measure([20, 40], actors=1, progress=quiet)
+    assert set(outcome.figures) == {"linearity", "driver_growth_percent", "actor_growth_percent"}
+    assert outcome.figures["linearity"] > 0
+
+
+@pytest.mark.slow
+def test_faults_lose_and_double_nothing():
+    outcome = faults.measure(3, quiet)
+    assert outcome.figures == {"kills": 3, "rounds_lost": 0, "rows_doubled": 0, "final_equal": 1}
