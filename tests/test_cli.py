@@ -203,7 +203,7 @@ def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
     root = tmp_path / "store"
     command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline:
         time.sleep(0.05)
     started = descendants(process.pid)
