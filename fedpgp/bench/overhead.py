@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedpgp import config
 from fedpgp.bench.outcome import Outcome
-from fedpgp.config import FederationSettings, ResourceSettings
+from fedpgp.config import Experiment, FederationSettings, ResourceSettings
 from fedpgp.data.protocol import FederatedData
 from fedpgp.federation import checkpoint, driver
 from fedpgp.federation.actors import ActorPool
@@ -120,7 +121,7 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
 def _time(server: Server, pool: ActorPool, root: Path) -> dict[str, float]:
     """Medians: a round with its rows; after all of them, a checkpoint and a round's way to MLflow."""
     pool.load(server.job)
-    store = RunStore.create(root, "idle", "0" * 12, "tracking: {experiment: bench}\n", {"method": "idle", "data": "-"})
+    store = RunStore.create(root, "idle", "0" * 12, config.dump(Experiment()), {"method": "idle", "data": "-"})
     seconds: dict[str, list[float]] = {"round": [], "checkpoint": [], "mlflow": []}
     state = server.initial_state()
     none: dict[str, Any] = {"files": []}
