@@ -142,9 +142,10 @@ class _Driver:
 def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = False) -> ActorHandle:
     """A driver actor on this node that runs `function(*args, restarted=..., emit=..., stop=...)`.
 
-    If its process dies, Ray starts it again (twice at most) with `restarted` true.
+    If its process dies, Ray starts it again (twice at most) with `restarted` true. It does not outlive this
+    node: the run's folder may be nowhere else.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(_Driver)
         .options(
