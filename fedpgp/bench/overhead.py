@@ -28,7 +28,6 @@ from fedpgp.tracking import default_uri, sync
 from fedpgp.tree import ParamTree
 
 N_CTX, WIDTH, RANK = 16, 512, 8
-BLOCKS_PER_ACTOR = 2
 WARM_UP, MEASURED, APART = 3, 15, 5
 
 
@@ -76,7 +75,7 @@ class IdleJob(FederationJob):
 
 
 def job(clients: int, actors: int) -> IdleJob:
-    """Idle clients in a few blocks per actor."""
+    """Idle clients, a block for each actor."""
     nothing = np.zeros(1, dtype=np.int64)
     data = FederatedData(
         client_names=tuple(f"client {client}" for client in range(clients)),
@@ -89,7 +88,7 @@ def job(clients: int, actors: int) -> IdleJob:
         pools=(),
         manifest_digest="idle",
     )
-    block_size = -(-clients // (actors * BLOCKS_PER_ACTOR))
+    block_size = -(-clients // actors)
     federation = FederationSettings(rounds=10**6, block_size=block_size, eval_every=10**6)
     no_features: Any = None
     no_text: Any = _NoText()
@@ -114,7 +113,7 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
         figures,
         ("clients", "seconds per round", "checkpoint, apart", "MLflow, apart"),
         rows,
-        (f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parts, rows written and synced to disk",),
+        (f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parts, a block each, rows synced to disk",),
     )
 
 
