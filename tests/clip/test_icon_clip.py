@@ -12,10 +12,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 from fedpgp.clip import icon_clip
-from fedpgp.clip.features import FeatureKey
 from fedpgp.clip.frozen import freeze
 from fedpgp.clip.icon_clip import PAD, START, UNKNOWN, ReducedTokenizer
-from fedpgp.clip.images import Encoder
+from fedpgp.clip.images import cropped, encode
 from fedpgp.clip.model import Backbone, load
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.data import manifest
@@ -36,18 +35,8 @@ def sample(backbone):
     icons = manifest.build(DataSettings(name="icons"))
     rows = np.flatnonzero(icons.splits == "test")[::5]
     pictures = open_source(DataSettings(name="icons")).read(icons.table.take(pa.array(rows)))
-    key = FeatureKey(
-        manifest=icons.digest,
-        weights=backbone.fingerprint,
-        transform=backbone.image.digest,
-        views=1,
-        seed=0,
-        dtype="float32",
-        variant="pooled",
-    )
-    encoder = Encoder(backbone.model.visual, backbone.image, open_source(DataSettings(name="icons")), key)
-    pixels = torch.stack([encoder._views(picture, 0)[0] for picture in pictures])
-    return F.normalize(encoder._encode(pixels), dim=-1), torch.from_numpy(icons.labels[rows]).long(), icons.class_names
+    features = encode(backbone.model.visual, backbone.image, cropped(pictures, backbone.image), "pooled", "float32")
+    return F.normalize(features, dim=-1), torch.from_numpy(icons.labels[rows]).long(), icons.class_names
 
 
 def text_features(backbone, texts):
