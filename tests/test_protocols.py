@@ -46,7 +46,7 @@ def test_leave_one_domain_out_ends_in_rows_and_a_partition(root):
     table = pyarrow.csv.read_csv(folder / "partition.csv")
     assert sum(row["images"] for row in table.to_pylist() if row["split"] == "train") == 2 * 30
     assert "dotted" not in table["domain"].to_pylist()
-    assert partition_of_run(folder).read_bytes()[1:4] == b"PNG"
+    assert partition_of_run(folder).axes
 
 
 def test_methods_are_compared_on_the_same_partition(root):
