@@ -194,8 +194,8 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
         )
     if protocol.held_out not in manifest.domains:
         near = difflib.get_close_matches(protocol.held_out, manifest.domains, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"protocol.held_out: no domain {protocol.held_out!r} in the data; {hint}(known: {known})")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"protocol.held_out: no domain {protocol.held_out!r} in the data{hint} (known: {known})")
     return manifest.domains.index(protocol.held_out)
 
 

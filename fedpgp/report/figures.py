@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedpgp.report.style import COUNTS, blank, styled
 from fedpgp.store import RunStore
@@ -37,8 +38,8 @@ def partition_heat_map(table: pa.Table, clients: Sequence[str], classes: Sequenc
     figure = blank(max(6.0, width), max(3.0, height))
     axes = figure.subplots()
     axes.grid(visible=False)
-    shown = axes.imshow(counts_KC, aspect="auto", cmap=COUNTS, interpolation="nearest")
-    figure.colorbar(shown, label="training images")
+    shown = axes.imshow(counts_KC, aspect="auto", cmap=COUNTS, interpolation="nearest", vmin=0)
+    figure.colorbar(shown, label="training images", ticks=MaxNLocator(integer=True))
     for axis, names in ((axes.xaxis, classes), (axes.yaxis, clients)):
         step = max(1, -(-len(names) // MOST_TICKS))
         axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]], fontsize=7)
