@@ -8,15 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.data.grouping import shuffled_ranks
-from fedpgp.data.manifest import Manifest
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.errors import DataError
 from fedpgp.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from fedpgp.data.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
 EVERY_DOMAIN = "all"

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -16,10 +16,12 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from fedpgp.config import ResourceSettings
 from fedpgp.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backend import Common, Job, invoke
 from fedpgp.federation.packing import shortfall
+
+if TYPE_CHECKING:
+    from fedpgp.config import ResourceSettings
 
 log = logging.getLogger(__name__)
 
