@@ -15,7 +15,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__, cli_anatomy, cli_bench, cli_data, cli_export, cli_report, cli_sweep, cli_track
+from fedpgp import (
+    __version__,
+    cli_anatomy,
+    cli_bench,
+    cli_data,
+    cli_export,
+    cli_report,
+    cli_reproduce,
+    cli_sweep,
+    cli_track,
+)
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -34,6 +44,7 @@ app.add_typer(cli_data.app, name="data")
 cli_anatomy.register(app)
 cli_export.register(app)
 cli_report.register(app)
+cli_reproduce.register(app)
 cli_sweep.register(app)
 cli_track.register(app)
 out = Console()

@@ -61,9 +61,9 @@ def sweep(
     settings, said = spec.load(config, overrides or [])
     _say(said)
     if dry_run:
-        _preview(settings)
+        preview(settings)
         return
-    folder = _run(settings, resume, rerun)
+    folder = execute(settings, resume, rerun)
     out.print(ranking(folder))
     out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
     _refuse_failed(folder)
@@ -87,9 +87,9 @@ def lodo(
     settings = spec.leave_one_domain_out(settings)
     _say(said)
     if dry_run:
-        _preview(settings)
+        preview(settings)
         return
-    folder = _run(settings, resume, rerun)
+    folder = execute(settings, resume, rerun)
     out.print(held_out(folder))
     out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
     _refuse_failed(folder)
@@ -105,12 +105,13 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
 
     settings, said = spec.load(config, overrides or [])
     _say(said)
-    folder = _run(settings, resume=True, rerun=None)
+    folder = execute(settings)
     _refuse_failed(folder)
     return folder
 
 
-def _run(settings: Sweep, resume: bool, rerun: Literal["failed", "all"] | None) -> SweepFolder:
+def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"] | None = None) -> SweepFolder:
+    """Run a sweep with progress, and nothing printed at its end."""
     from fedpgp.report.live import Live
 
     if settings.base.get("resources", {}).get("address"):
@@ -121,7 +122,8 @@ def _run(settings: Sweep, resume: bool, rerun: Literal["failed", "all"] | None) 
         return engine.run(settings, rerun or ("failed" if resume else None), live.show)
 
 
-def _preview(settings: Sweep) -> None:
+def preview(settings: Sweep) -> None:
+    """Say what a sweep would run, and start nothing."""
     from fedpgp.report.sweeps import dry_run
     from fedpgp.sweeps import draw, estimate
 

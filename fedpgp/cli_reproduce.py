@@ -1,0 +1,89 @@
+"""The command `fedpgp reproduce`: a table of a paper, with its numbers beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fedpgp import cli_sweep
+from fedpgp.errors import FedPGPError
+
+if TYPE_CHECKING:
+    from fedpgp.reproduce.cells import Reproduction
+
+out = Console()
+NAMES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of {NAMES}.")],
+    overrides: cli_sweep.OverridesArgument = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; default: all. May be repeated.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where each data set has its folder, DIR/NAME; default: data.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Another model, or a file of weights for CLIP's ViT-B/16; default: OpenAI's."
+        ),
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two rounds on the data set and the model in the package: minutes.")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write it here as Markdown and CSV, and a report with figures."),
+    ] = None,
+    dry_run: cli_sweep.DryRunOption = False,
+) -> None:
+    """Run what a table of the paper asks for, and print it with the paper's numbers beside ours.
+
+    Each table is a sweep: what has finished, in this table or another, is never run again, and after a kill the same
+    command goes on. What differs from the paper is marked.
+    """
+    from fedpgp.reproduce import cells, planning
+
+    plan = planning.plan(table, data or (), root, backbone, smoke, overrides or ())
+    if dry_run:
+        for part in plan.parts:
+            cli_sweep.preview(part.sweep)
+        return
+    folders = [cli_sweep.execute(part.sweep) for part in plan.parts]
+    found = cells.fill(plan, folders)
+    _print(found)
+    for one in folders:
+        out.print(f"sweep: {one.path}", highlight=False, soft_wrap=True)
+    if folder is not None:
+        _write(found, folder, [one.path for one in folders])
+    failed = [f"{one.path.name}: {one.status['reason']}" for one in folders if one.state == "failed"]
+    if failed:
+        raise FedPGPError("\n".join(failed))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(reproduce)
+
+
+def _print(found: Reproduction) -> None:
+    from fedpgp.report import reproduced
+    from fedpgp.report.sheets import in_terminal
+
+    out.print(in_terminal(reproduced.sheets(found), reproduced.remarks(found)), highlight=False)
+
+
+def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
+    from fedpgp.report import reproduced
+    from fedpgp.report.sheets import as_markdown
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = found.plan.name
+    (folder / f"{name}.md").write_text(as_markdown(reproduced.sheets(found), reproduced.remarks(found)), "utf-8")
+    (folder / f"{name}.csv").write_text(reproduced.as_csv(found), "utf-8")
+    out.print(f"table: {folder / name}.md, .csv", highlight=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""What a table asks for: its sweeps narrowed and placed, bad input refused, and what differs from the paper's told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpgp.errors import ConfigError
+from fedpgp.reproduce.planning import CLIP, plan
+from fedpgp.reproduce.tables import TABLES
+
+TRIALS = {"table1": 40, "table2": 12, "table4": 2, "table5": 10, "table6": 15, "table7": 10, "table11": 80,
+          "pfedpt": 2, "lora": 3}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Empty folders for all data sets, two of them under the names of their downloads."""
+    for name in ("oxford_pets", "oxford_flowers", "dtd", "caltech-101", "food101", "cifar10", "cifar100",
+                 "office_caltech10", "domainnet10"):  # fmt: skip
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_planned_as_shipped(name, root):
+    found = plan(name, root=root)
+    trials = [trial for part in found.parts for trial in part.drawn.trials]
+    assert len(trials) == TRIALS[name]
+    assert {one for part in found.parts for told in part.changed.values() for one in told} == set()
+    assert {trial.experiment.data.name for trial in trials} == set(found.asked) == set(found.table.data)
+    assert all(part.sweep.folds.seeds == (1, 2, 3) for part in found.parts)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_has_a_smoke_on_the_package(name):
+    found = plan(name, smoke=True)
+    for part in found.parts:
+        for trial in part.drawn.trials:
+            assert (trial.experiment.data.name, trial.experiment.federation.rounds) == ("icons", 2)
+            assert part.stands_for(trial.experiment) == part.asked
+            said = " ".join(part.changed[trial.id])
+            assert "data.name is icons" in said
+            assert ("backbone.name is icon-clip" in said) == (name != "pfedpt")
+
+
+def test_data_sets_lie_in_folders_of_their_own_or_of_their_download(root):
+    found = plan("table1", data=["flowers102", "dtd"], root=root)
+    roots = {trial.experiment.data.name: trial.experiment.data.root for trial in found.parts[0].drawn.trials}
+    assert roots == {"flowers102": root, "dtd": root / "dtd"}
+    assert found.asked == ("flowers102", "dtd")
+    assert len(found.parts[0].drawn.trials) == 16
+
+
+def test_one_of_two_sweeps(root):
+    assert [part.sweep.name for part in plan("table2", data=["domainnet10"], root=root).parts] == ["domainnet_lodo"]
+
+
+def test_a_file_is_weights_of_the_papers_model(root):
+    found = plan("table4", root=root, backbone="/weights/mine.pt").parts[0]
+    chosen = found.drawn.trials[0].experiment.backbone
+    assert (chosen.name, chosen.weights, chosen.activation) == (CLIP, "/weights/mine.pt", "quick_gelu")
+    assert found.changed[found.drawn.trials[0].id] == (
+        "backbone.weights is /weights/mine.pt, not openai", "backbone.activation is quick_gelu, not None"
+    )  # fmt: skip
+
+
+def test_changed_settings_are_told_for_the_variants_they_change(root):
+    found = plan("table1", data=["dtd"], root=root, overrides=["method.mu=1", "federation.rounds=5"]).parts[0]
+    told = {trial.variant: found.changed[trial.id] for trial in found.drawn.trials}
+    assert told["FedPGP"] == ("method.mu is 1.0, not 0.5", "federation.rounds is 5, not 25")
+    assert told["CoOp"] == ("federation.rounds is 5, not 25",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "tabel4"}, ["no such table", "did you mean table4", "pfedpt"]),
+        ({"name": "table1", "data": ["dtd", "cifar10"]}, ["--data cifar10", "oxford_pets, flowers102"]),
+        ({"name": "table5", "root": Path("/nowhere")}, ["/nowhere/cifar10: no such folder", "/nowhere/cifar100"]),
+        ({"name": "pfedpt", "smoke": True, "backbone": "RN50"}, ["--backbone RN50", "no CLIP in pfedpt"]),
+        ({"name": "table4", "smoke": True, "overrides": ["federation.round=1"]}, ["did you mean rounds"]),
+    ],
+)
+def test_bad_input_is_named(arguments, words):
+    with pytest.raises(ConfigError) as refused:
+        plan(**arguments)
+    for word in words:
+        assert word in str(refused.value)
