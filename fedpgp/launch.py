@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,11 +95,17 @@ def run_mirrored(
 
 
 @contextmanager
-def mirrored(experiment: Experiment, emit: Emit, parent: tracking.Parent | None = None) -> Iterator[Emit]:
+def mirrored(
+    experiment: Experiment,
+    emit: Emit,
+    parent: tracking.Parent | None = None,
+    close: Callable[[tracking.Mirror], None] = tracking.Mirror.close,
+) -> Iterator[Emit]:
     """A way of progress that MLflow follows too, from the first word about the run's folder to the end.
 
     Args:
         parent: the trial that the run is a fold of.
+        close: what is done with the mirror at the end.
     """
     mirror: tracking.Mirror | None = None
 
@@ -114,7 +121,27 @@ def mirrored(experiment: Experiment, emit: Emit, parent: tracking.Parent | None 
         yield tell
     finally:
         if mirror is not None:
-            mirror.close()
+            close(mirror)
+
+
+class Closing:
+    """Mirrors of runs that have ended, which have a moment to end, too, while the next run goes on."""
+
+    def __init__(self, at_once: int = 2) -> None:
+        self._left: deque[tracking.Mirror] = deque()
+        self._at_once = at_once
+
+    def add(self, mirror: tracking.Mirror) -> None:
+        """Let it end; wait for one that was to end long ago."""
+        mirror.finish()
+        self._left.append(mirror)
+        if len(self._left) > self._at_once:
+            self._left.popleft().close()
+
+    def close(self) -> None:
+        """Wait for all of them."""
+        while self._left:
+            self._left.popleft().close()
 
 
 def _extract(experiment: Experiment, *, restarted: bool = False, emit: Emit, stop: threading.Event) -> list[Path]:

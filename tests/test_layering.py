@@ -41,6 +41,7 @@ ONLY_IN = {
         "sweeps/engine.py",
         "sweeps/progress.py",
         "sweeps/trial.py",
+        "sweeps/tuning.py",
     },
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {

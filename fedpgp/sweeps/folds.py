@@ -21,7 +21,7 @@ from fedpgp.files import locked
 from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold, FoldRun, Result, SweepFolder
-from fedpgp.tracking import Parent
+from fedpgp.tracking import Mirror, Parent
 
 WAIT_SECONDS = 1.0
 
@@ -82,11 +82,18 @@ class Report:
     """once it has ended"""
 
 
-def run(work: TrialWork, workers: Callable[[], Backend], library: Library, emit: Emit) -> Generator[Report, None, None]:
+def run(
+    work: TrialWork,
+    workers: Callable[[], Backend],
+    library: Library,
+    emit: Emit,
+    close: Callable[[Mirror], None] = Mirror.close,
+) -> Generator[Report, None, None]:
     """Run the folds of a trial and record how it ended; a fold that has finished anywhere in the store is not run.
 
     Args:
         workers: called once there is something to run; they stay open.
+        close: what is done with the mirror of a fold that has ended.
 
     With nobody looking the folds follow one another. For a scheduler they take turns of `look_every` rounds, so that
     each report is the mean over all folds at the same round. Closed before its end, its runs are `stopped`; what
@@ -100,7 +107,7 @@ def run(work: TrialWork, workers: Callable[[], Backend], library: Library, emit:
                     yield Report(0, None, "waits for another sweep that runs it")
                     time.sleep(WAIT_SECONDS)
             turns = Turns(workers)
-            folds = [_Fold(one, work, turns.seat(), library, emit) for one in work.folds]
+            folds = [_Fold(one, work, turns.seat(), library, emit, close) for one in work.folds]
             for fold in folds:
                 stack.callback(fold.close)
             yield from _rounds(work, folds)
@@ -174,6 +181,7 @@ class _Fold:
     workers: Backend
     library: Library
     emit: Emit
+    close_mirror: Callable[[Mirror], None]
     round: int = 0
     path: Path | None = None
     """once it has finished"""
@@ -211,7 +219,8 @@ class _Fold:
             return store.path
         plan = experiments.plan(self.work.experiment, self.library)
         earlier = None if self.trial.anew else self.work.unfinished()
-        with launch.mirrored(self.work.experiment, self.emit, Parent(self.trial.sweep, self.trial.id)) as tell:
+        parent = Parent(self.trial.sweep, self.trial.id)
+        with launch.mirrored(self.work.experiment, self.emit, parent, self.close_mirror) as tell:
             for row in earlier.rounds() if earlier else ():
                 self.rows.append(row)
             return (yield from experiments.advance(plan, earlier, tell, threading.Event(), self.workers))

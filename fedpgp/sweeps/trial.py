@@ -38,6 +38,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self._library = Library()
         self._workers: tuple[ResourceSettings, Backend] | None = None
         self._events: list[Progress] = []
+        self._mirrors = launch.Closing()
         self._open = ExitStack()
         self._open.enter_context(launch.warnings_told(self._tell))
         self._begin(config)
@@ -69,12 +70,15 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self._end()
         if self._workers is not None:
             self._workers[1].close()
+        self._mirrors.close()
         self._open.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial = self._work[config["trial"]]
         resources = self._trial.resources
-        self._reports = folds.run(self._trial, lambda: self._ready(resources), self._library, self._tell)
+        self._reports = folds.run(
+            self._trial, lambda: self._ready(resources), self._library, self._tell, self._mirrors.add
+        )
 
     def _ready(self, resources: ResourceSettings) -> Backend:
         """The workers of the trial before, if they are such as this one needs."""

@@ -75,7 +75,8 @@ class _Writer(Protocol):
 class Mirror:
     """Keeps the entries of something that is going on up to date, from a thread of its own.
 
-    A failing MLflow is told once, as a warning; every later poke tries again.
+    A failing MLflow is told once, as a warning; every later poke tries again. Of a fold it is not told: the mirror of
+    its sweep tells it, and brings the fold up to date when its trial ends.
 
     Args:
         folder: of a run or of a sweep.
@@ -85,7 +86,7 @@ class Mirror:
     def __init__(self, folder: Path, uri: str, parent: Parent | None = None) -> None:
         self._folder, self._uri, self._parent = folder.absolute(), uri, parent
         self._writer: _Writer | None = None
-        self._wake, self._closing, self._warned = threading.Event(), False, False
+        self._wake, self._closing, self._warned = threading.Event(), False, parent is not None
         self._thread = threading.Thread(target=self._loop, name="mlflow mirror", daemon=True)
         self._thread.start()
 
@@ -93,10 +94,14 @@ class Mirror:
         """There are new rows. Returns at once."""
         self._wake.set()
 
-    def close(self, timeout: float = 60.0) -> None:
-        """Mirror what is left, the final status included, waiting at most `timeout` seconds for it."""
+    def finish(self) -> None:
+        """There will be no more rows: mirror what is left, the final status included. Returns at once."""
         self._closing = True
         self._wake.set()
+
+    def close(self, timeout: float = 60.0) -> None:
+        """As `finish`, waiting at most `timeout` seconds for it."""
+        self.finish()
         self._thread.join(timeout)
         if self._thread.is_alive():
             self._warn(f"MLflow at {redacted(self._uri)}: no answer for {timeout:g} seconds")

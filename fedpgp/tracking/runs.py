@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fedpgp.files import locked
 from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold
@@ -36,6 +37,7 @@ class RunWriter:
 
     def __init__(self, store: RunStore, uri: str, under: tuple[str, str] | None = None) -> None:
         self._store, self._uri = store, uri
+        self._lock = store.path / ".mirror.lock"
         with connection.told(uri):
             self._config = connection.redacted(store.config_yaml)
             tree = yaml.safe_load(self._config)
@@ -71,7 +73,7 @@ class RunWriter:
         if parent:
             name = Fold(tree["seed"], tree["protocol"]["held_out"]).label
         return entries.find_or_create(
-            self._client, experiment, Key(RUN_TAG, identity["id"], parent), self._store.path / ".mirror.lock",
+            self._client, experiment, Key(RUN_TAG, identity["id"], parent), self._lock,
             name=name, created_ms=identity["created_ms"], tags=tags, params=tree,
         )  # fmt: skip
 
@@ -93,16 +95,17 @@ class RunWriter:
         if state == "interrupted" and rows:
             status["timestamp_ms"] = rows[-1].timestamp_ms
         ended = f"{state} {status['timestamp_ms']}"
-        if self._client.get_run(run_id).data.tags.get(entries.MIRRORED_TAG) == ended:
-            return
-        entries.end(self._client, run_id, status, state)
-        best = next((row for row in rows if row.round == self._store.best), None)
-        if best is not None:
-            self._client.log_batch(run_id, metrics=entries.best(best.metrics, best.round, best.timestamp_ms))
-        self._client.set_tag(run_id, entries.NOTE_TAG, notes.of_run(self._store, yaml.safe_load(self._config)))
-        with artifacts.of_run(self._store, self._config) as folder:
-            self._client.log_artifacts(run_id, str(folder))
-        self._client.set_tag(run_id, entries.MIRRORED_TAG, ended)
+        with locked(self._lock):  # a run's own mirror and that of its sweep come here at the same time
+            if self._client.get_run(run_id).data.tags.get(entries.MIRRORED_TAG) == ended:
+                return
+            entries.end(self._client, run_id, status, state)
+            best = next((row for row in rows if row.round == self._store.best), None)
+            if best is not None:
+                self._client.log_batch(run_id, metrics=entries.best(best.metrics, best.round, best.timestamp_ms))
+            self._client.set_tag(run_id, entries.NOTE_TAG, notes.of_run(self._store, yaml.safe_load(self._config)))
+            with artifacts.of_run(self._store, self._config) as folder:
+                self._client.log_artifacts(run_id, str(folder))
+            self._client.set_tag(run_id, entries.MIRRORED_TAG, ended)
 
 
 def _metrics(row: RoundRow) -> list[Metric]:
