@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,11 +81,25 @@ def _print(found: Reproduction) -> None:
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
+    """Markdown and CSV of the table; HTML of it and of the comparison of its runs, with their figures beside it."""
+    from fedpgp import gather
     from fedpgp.report import reproduced
+    from fedpgp.report.gallery import gallery
+    from fedpgp.report.page import page
     from fedpgp.report.sheets import as_markdown
+    from fedpgp.report.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    name = found.plan.name
-    (folder / f"{name}.md").write_text(as_markdown(reproduced.sheets(found), reproduced.remarks(found)), "utf-8")
-    (folder / f"{name}.csv").write_text(reproduced.as_csv(found), "utf-8")
-    out.print(f"table: {folder / name}.md, .csv", highlight=False, soft_wrap=True)
+    name, tables, remarks = found.plan.name, reproduced.sheets(found), reproduced.remarks(found)
+    compared = gather.find(sweeps).compare()
+    pictures, notes = gallery(compared)
+    for picture in pictures:
+        save(picture.figure, folder / picture.name)
+    command = shlex.join(["fedpgp", *sys.argv[1:]])
+    html = page(
+        compared, compared.baseline(None), f"fedpgp: {name}", pictures, [*remarks, *notes], [command], first=tables
+    )
+    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
+        path = folder / f"{name}.{suffix}"
+        path.write_text(text, encoding="utf-8")
+        out.print(f"table: {path}", highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from fedpgp.comparison import Comparison, Group
 from fedpgp.report import sheets
 from fedpgp.report.gallery import Picture
 from fedpgp.report.names import METRIC_TITLES
+from fedpgp.report.sheets import Sheet
 from fedpgp.report.style import encoded
 from fedpgp.store import RunStore
 
@@ -39,12 +40,14 @@ def page(
     pictures: Sequence[Picture],
     notes: Sequence[str],
     commands: Sequence[str],
+    first: Sequence[Sheet] = (),
 ) -> str:
     """The whole file; all text is escaped, figures are embedded.
 
     Args:
         notes: on pictures that are not there.
         commands: those that make all of it again.
+        first: tables that come before those of the comparison.
     """
     loader = jinja2.PackageLoader("fedpgp.report", "")
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -52,7 +55,7 @@ def page(
     return template.get_template("page.html").render(
         title=title,
         summary=summary(comparison, baseline),
-        tables=sheets.sheets(comparison, baseline),
+        tables=[*first, *sheets.sheets(comparison, baseline)],
         notes=[*sheets.remarks(comparison), *notes],
         pictures=pictures,
         differing=sheets.settings(comparison),

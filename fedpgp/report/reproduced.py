@@ -10,12 +10,21 @@ from fedpgp.report.names import METRIC_TITLES
 from fedpgp.report.sheets import Cell as Text
 from fedpgp.report.sheets import Sheet, spread
 from fedpgp.reproduce.cells import Cell, Mark, Reproduction
+from fedpgp.reproduce.layouts import OVERLAP, SPECTRUM
 
 NAMES = {
     **METRIC_TITLES, "average": "Average", "oxford_pets": "OxfordPets", "flowers102": "Flowers102", "dtd": "DTD",
     "caltech101": "Caltech101", "food101": "Food101", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
-    "office_caltech10": "Office-Caltech10", "domainnet10": "DomainNet", "mean": "Mean", "spread": "Std over clients",
+    "office_caltech10": "Office-Caltech10", "domainnet10": "DomainNet", "mean": "Mean", "spread": "Std",
+    "overlap": "||U^T W V||, U and V the top singular directions of ...", "delta": "the change", "weight": "W itself",
+    "random": "a random matrix", "weight_norm": "||W||", "delta_norm": "||change||",
+    "spectrum": "is the personal part low-rank?",
 }  # fmt: skip
+UNITS = {
+    OVERLAP: "Frobenius norms, query projections, mean over the layers",
+    SPECTRUM: "share of the squared norm in percent, and how many ranks have 90 % of it, mean over the clients",
+}
+"""What is no accuracy."""
 SIGNS: Mapping[Mark, str] = {"backbone": "ᵇ", "data": "ᵈ", "settings": "ˢ"}
 NUMBERS = "¹²³⁴⁵⁶⁷⁸⁹"
 
@@ -25,14 +34,13 @@ def sheets(found: Reproduction) -> list[Sheet]:
     doubts = _doubts(found)
     made = []
     for block, rows in found.blocks.items():
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        columns = [column for column in found.columns if any(column in row for row in rows.values())]
         lines = [line for name, row in rows.items() for line in _lines(name, row, columns, doubts)]
         title = f"{found.plan.name}: {found.plan.table.title}" + (f", {_named(block)}" if block else "")
         seeds = max((len(cell.ours.by_seed) for row in rows.values() for cell in row.values() if cell.ours), default=0)
         over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds (ddof 1)"
-        made.append(
-            Sheet(title, ("", *map(_named, columns)), tuple(lines), caption=f"test accuracy in percent, {over}")
-        )
+        caption = f"{UNITS.get(block, 'test accuracy in percent')}; {over}"
+        made.append(Sheet(title, ("", *map(_named, columns)), tuple(lines), caption=caption))
     return made
 
 
@@ -66,19 +74,16 @@ def as_csv(found: Reproduction) -> str:
 def _lines(
     name: str, row: Mapping[str, Cell], columns: Sequence[str], doubts: Mapping[str, str]
 ) -> Iterator[tuple[Text, ...]]:
-    """`95.10 ± 0.20`, below it, if the paper has the row, `95.33` and `-0.23ᵇ`."""
+    """`95.10 ± 0.20`, below it `95.33` and `-0.23ᵇ`; of a row that the paper has not, the name has the marks."""
     cells = [row.get(column) for column in columns]
-    yield (Text(_named(name)), *(Text(_ours(cell)) for cell in cells))
-    if any(cell and cell.printed for cell in cells):
-        yield (Text("  paper"), *(Text(_theirs(cell, doubts)) for cell in cells))
-        yield (Text("  difference"), *(Text(_difference(cell)) for cell in cells))
-
-
-def _ours(cell: Cell | None) -> str:
-    """The mark stands with the difference, if there is one."""
-    if cell is None:
-        return ""
-    return spread(cell.ours) + (_signs(cell) if cell.printed is None else "")
+    ours = [Text("" if cell is None else spread(cell.ours)) for cell in cells]
+    if not any(cell and cell.printed for cell in cells):
+        marks = dict.fromkeys(_signs(cell) for cell in row.values())
+        yield (Text(_named(name) + "".join(marks)), *ours)
+        return
+    yield (Text(_named(name)), *ours)
+    yield (Text("  paper"), *(Text(_theirs(cell, doubts)) for cell in cells))
+    yield (Text("  difference"), *(Text(_difference(cell)) for cell in cells))
 
 
 def _theirs(cell: Cell | None, doubts: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +47,8 @@ class Reproduction:
     paper: Paper
     cells: Mapping[Key, Cell]
     """in the order of the table"""
+    columns: tuple[str, ...]
+    """of all blocks, in order"""
     changed: Mapping[Mark, tuple[str, ...]]
     """what a mark stands for, in words"""
     missing: tuple[str, ...]
@@ -75,6 +77,8 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
     numbers = plan.table.layout(members, plan.asked)
     known = paper.read(plan.name)
     changed = _changed(plan)
+    keys = list(dict.fromkeys([*(key for key in known.values if key in numbers or _wanted(key, plan)), *numbers]))
+    columns = _columns(keys)
     cells = {
         key: Cell(
             ours=Statistic(numbers[key]) if key in numbers else None,
@@ -82,17 +86,22 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
             printed=known.values.get(key),
             doubt=known.doubtful.get(key),
         )
-        for key in _ordered([key for key in known.values if key in numbers or _wanted(key, plan)], numbers)
+        for key in _order(keys, columns)
     }
-    words: dict[Mark, dict[str, None]] = {}
-    for own in changed.values():
-        for mark, lines in own.items():
-            words.setdefault(mark, {}).update(dict.fromkeys(lines))
-    if any(key.block == AVERAGE for key in cells) and _fewer(plan):
-        words.setdefault("data", {}).update(dict.fromkeys(_fewer(plan)))
-    return Reproduction(
-        plan, known, cells, {mark: tuple(words[mark]) for mark in MARKS if mark in words}, tuple(missing)
-    )
+    return Reproduction(plan, known, cells, tuple(columns), _words(changed, cells, plan), tuple(missing))
+
+
+def _words(
+    changed: Mapping[str, Mapping[Mark, list[str]]], cells: Mapping[Key, Cell], plan: Plan
+) -> dict[Mark, tuple[str, ...]]:
+    """What each mark stands for, each thing once."""
+    averaged = _fewer(plan) if any(key.block == AVERAGE for key in cells) else []
+    words = {}
+    for mark in MARKS:
+        told = [line for own in changed.values() for line in own.get(mark, [])]
+        if told := told + (averaged if mark == "data" else []):
+            words[mark] = tuple(dict.fromkeys(told))
+    return words
 
 
 def _members(part: Part, trial: Trial, folder: SweepFolder, missing: list[str]) -> Iterator[Member]:
@@ -145,12 +154,14 @@ def _wanted(key: Key, plan: Plan) -> bool:
     return not foreign and not left_out & set(key) and (key.block != AVERAGE or len(plan.asked) > 1)
 
 
-def _ordered(printed: Iterable[Key], found: Iterable[Key]) -> list[Key]:
-    """All of them, blocks, rows and columns as they come; what sums the others up is last."""
-    keys = list(dict.fromkeys([*printed, *found]))
-    places = [{name: number for number, name in enumerate(dict.fromkeys(names))} for names in zip(*keys, strict=True)]
-    last = (MEAN, SPREAD)
-    return sorted(
-        keys,
-        key=lambda key: (places[0][key.block], places[1][key.row], key.column in last, places[2][key.column]),
-    )
+def _columns(keys: Sequence[Key]) -> list[str]:
+    """As they come, those of a matrix in the order of its rows; what sums the others up is last."""
+    columns = dict.fromkeys(key.column for key in keys)
+    rows = dict.fromkeys(key.row for key in keys if key.row in columns)
+    return sorted({**rows, **columns}, key=lambda column: column in (MEAN, SPREAD))
+
+
+def _order(keys: Sequence[Key], columns: Sequence[str]) -> list[Key]:
+    """By block, row and column; blocks and rows as they come."""
+    blocks, rows = ([*dict.fromkeys(names)] for names in ((key.block for key in keys), (key.row for key in keys)))
+    return sorted(keys, key=lambda key: (blocks.index(key.block), rows.index(key.row), columns.index(key.column)))

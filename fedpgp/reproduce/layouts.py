@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
 from fedpgp.comparison import Fold, Run
@@ -14,7 +14,11 @@ AVERAGE = "average"
 """Block of the means over data sets."""
 MEAN, SPREAD = "mean", "spread"
 """Columns of the mean over the others, and of their standard deviation (ddof 1)."""
+OVERLAP, SPECTRUM = "overlap", "spectrum"
+"""Blocks of what the adapters of LoRA, or personal parts of prompts, look like."""
 PARTS = ("local", "base", "novel")
+
+RANKS = (1, 4, 8)
 
 Numbers = dict[Key, dict[int, float]]
 """A number for each seed."""
@@ -98,6 +102,28 @@ def held_out_by_client(members: Sequence[Member], asked: Sequence[str]) -> Numbe
             values[SPREAD] = stdev(clients.values())
         for column, value in values.items():
             numbers.setdefault(Key(one.variant, domain, column), {})[seed] = value
+    return numbers
+
+
+def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """What `base_to_novel` has, and LoRA's two questions: do changes repeat the weights, and how many ranks they need.
+
+    The query projections of the adapters' layers, as in LoRA's paper; the personal parts of prompts.
+    """
+    from fedpgp import anatomy
+
+    numbers = base_to_novel(members, asked)
+    for one in members:
+        if anatomy.has_adapters(one.run.path):
+            values = asdict(anatomy.adapters(one.run.path)["q"])
+            block = OVERLAP
+        else:
+            found = anatomy.personal_parts(one.run.path)
+            shares = {f"rank {rank}": 100 * float(found.energy(rank).mean()) for rank in RANKS}
+            values = {**shares, "ranks for 90 %": float(found.effective_rank().double().mean())}
+            block = SPECTRUM
+        for column, value in values.items():
+            numbers.setdefault(Key(block, one.variant, column), {})[one.run.fold.seed] = value
     return numbers
 
 

@@ -76,7 +76,7 @@ TABLES: Mapping[str, Table] = {
     "lora": Table(
         "LoRA: low-rank updates of the text tower",
         {"lora": ("oxford_pets",)},
-        layouts.base_to_novel,
+        layouts.low_rank,
     ),
 }
 
