@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fedpgp.data.manifest import ImageReader
 
 BATCH = 64  # images that pass through the tower at once
+AHEAD = 2  # batches that are read and decoded before the tower asks for them
 
 
 class Encoder:
@@ -45,11 +48,34 @@ class Encoder:
         Raises:
             DataError: an image cannot be read; nothing is written then.
         """
-        images = self._reader.read(table)
-        pixels = torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
-        flat = encode(self._visual, self._spec, pixels.flatten(0, 1), self._key.variant, self._key.dtype)
-        write_shard(shard, self._key, rows, flat.reshape(*pixels.shape[:2], *flat.shape[1:]).numpy())
+        variant, dtype = self._key.variant, self._key.dtype
+        parts = [
+            encode(self._visual, self._spec, pixels.flatten(0, 1), variant, dtype).unflatten(0, pixels.shape[:2])
+            for pixels in self._decoded(table, rows)
+        ]
+        write_shard(shard, self._key, rows, torch.cat(parts).numpy())
         return len(rows)
+
+    def _decoded(self, table: pa.Table, rows: Array) -> Iterator[Tensor]:
+        """uint8 (n, views, 3, H, W), `BATCH` images at a time.
+
+        A thread reads and decodes the next `AHEAD` batches while the tower is at work (Pillow and the disk leave the
+        interpreter to others): the tower waits for the first batch of a chunk only. It is one thread, since torchvision
+        draws its views from torch's global generator; several actors on a GPU decode side by side.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
+            waiting: deque[Future[Tensor]] = deque()
+            for start in range(0, len(rows), BATCH):
+                part = slice(start, start + BATCH)
+                waiting.append(decoder.submit(self._pixels, table[part], rows[part]))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _pixels(self, table: pa.Table, rows: Array) -> Tensor:
+        images = self._reader.read(table)
+        return torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
 
     def _views(self, image: Image, row: int) -> Tensor:
         """uint8 (views, 3, H, W); the views of a row depend on the seed, the row and their number alone."""

@@ -167,10 +167,14 @@ def test_opening_copies_nothing_and_the_file_is_not_compressed(tmp_path):
     assert cache.gather(rows).flags.writeable
 
 
-def test_each_shard_becomes_one_record_batch(tmp_path):
+@pytest.mark.parametrize(("limit", "batches"), [(1 << 28, 1), (199, 2), (1, 3)])
+def test_shards_become_few_record_batches(tmp_path, monkeypatch, limit, batches):
+    """10 rows of 8 + 12 bytes in shards of 4, 4 and 2."""
+    monkeypatch.setattr(features, "BATCH_BYTES", limit)
     path = extract(tmp_path, KEY, np.arange(10), Runner(), silent)
     with pa.memory_map(str(path)) as file:
-        assert pa.ipc.open_file(file).num_record_batches == 3
+        assert pa.ipc.open_file(file).num_record_batches == batches
+    assert np.array_equal(FeatureCache.open(path, KEY).gather(np.arange(10)[::-1]), value(np.arange(10)[::-1])[:, 0])
 
 
 def test_missing_rows(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 
+from fedpgp.clip import images
 from fedpgp.clip.features import FeatureCache, FeatureKey
 from fedpgp.clip.images import Encoder, normalise, patch_tokens
 from fedpgp.clip.model import load
@@ -177,6 +180,47 @@ def test_a_bad_image_leaves_no_shard(encode, key, tmp_path):
     with pytest.raises(DataError, match="picture 2: truncated"):
         encode([1, 2, 3], key, broken={2})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_batches_are_decoded_while_the_tower_works_and_no_more_than_those(
+    backbone, key, tmp_path, monkeypatch
+):
+    """10 pictures, two at a time: while the tower has the first two, four more are decoded, and then it waits."""
+    monkeypatch.setattr(images, "BATCH", 2)
+    monkeypatch.setattr(images, "AHEAD", 2)
+    read, seen, enough = [], [], threading.Event()
+
+    class Counting(Reader):
+        def read(self, table):
+            for row in table["number"].to_pylist():
+                read.append(row)
+                if len(read) == 6:
+                    enough.set()
+                yield picture(row)
+
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower = backbone.model.visual
+
+        def forward(self, pixels):
+            assert enough.wait(10)
+            time.sleep(0.05)
+            seen.append(len(read))
+            return self.tower(pixels)
+
+    rows = np.arange(10)
+    Encoder(Slow(), backbone.image, Counting(), key).encode_chunk(
+        pa.table({"number": rows}), rows, tmp_path / "shard.arrow"
+    )
+    assert seen[0] == 6
+    assert all(count <= most for count, most in zip(seen, [6, 8, 10, 10, 10], strict=True))
+    assert read == rows.tolist()
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert threads == []
+    whole = torch.stack([open_clip.image_transform(32, is_train=False)(picture(row)) for row in rows])
+    found = FeatureCache.open(tmp_path / "shard.arrow", key).gather(rows)
+    assert np.allclose(found, backbone.model.encode_image(whole).numpy(), atol=1e-6)
 
 
 def golden():
