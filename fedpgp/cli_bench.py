@@ -77,6 +77,14 @@ def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     _show(bench.measure(threads, _progress), as_json)
 
 
+@app.command()
+def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+    """Extraction of frozen features against the bare image tower, and their cache against Parquet."""
+    from fedpgp.bench import features as bench
+
+    _show(bench.measure(threads, _progress), as_json)
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -1,0 +1,215 @@
+"""Frozen features: extraction against the bare image tower, one actor against two, and the cache against Parquet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from fedpgp.bench.caltech import MODEL
+from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.timing import seconds
+from fedpgp.clip import features, images, model
+from fedpgp.clip.features import Array, Chunk, FeatureCache, FeatureKey, write_shard
+from fedpgp.clip.model import Backbone
+from fedpgp.config import BackboneSettings, DataSettings, ResourceSettings
+from fedpgp.data.manifest import Manifest, build, open_reader
+from fedpgp.errors import FedPGPError
+from fedpgp.federation import driver
+from fedpgp.federation.actors import ActorPool
+from fedpgp.federation.backend import Backend
+from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.serial import SerialBackend
+from fedpgp.seeding import numpy_generator
+
+PHOTOS, PHOTO_SIZE, CHUNK = 96, (500, 375), 8
+REPEATS = 3
+ROWS, WIDTH, BATCH, GROUP = 100_000, 512, 32, 64
+OPENINGS, BATCHES = 50, 50
+
+
+@dataclass(frozen=True)
+class Album:
+    """Photos on disk, and the frozen model that is to encode them."""
+
+    data: DataSettings
+    manifest: Manifest
+    backbone: Backbone
+
+    @property
+    def key(self) -> FeatureKey:
+        """What their features are of."""
+        return FeatureKey(self.manifest.files_digest, self.backbone.fingerprint, self.backbone.image.digest)
+
+    @property
+    def rows(self) -> Array:
+        """All photos."""
+        return np.arange(len(self.manifest))
+
+    def job(self) -> ExtractionJob:
+        """What a worker needs to encode them."""
+        visual: Any = self.backbone.model.visual
+        return ExtractionJob(visual, self.backbone.image, self.data, self.manifest, self.key)
+
+
+def photograph(folder: Path, count: int, backbone: Backbone) -> Album:
+    """Write JPEGs of coarse and fine noise, about as large as photos of their size are."""
+    generator = numpy_generator(1, "photos")
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize(PHOTO_SIZE)
+        fine = generator.normal(0, 8, (*reversed(PHOTO_SIZE), 3))
+        path = folder / f"class {number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).save(path, quality=90)
+    data = DataSettings(name="folder", root=folder)
+    return Album(data, build(data), backbone)
+
+
+def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of the bare tower on pixels in memory, and of a whole extraction, in turns.
+
+    The extraction is the product's: read, decode, encode, write shards and merge them.
+    """
+    backend, job = SerialBackend(threads), album.job()
+    pixels = images.cropped(list(open_reader(album.data).read(album.manifest.table)), album.backbone.image)
+
+    def bare() -> None:
+        images.encode(job.visual, job.image, pixels, "pooled", "float32")
+
+    def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
+        backend.load(job)
+        return backend.map("encode_chunk", chunks)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            features.extract(Path(folder), album.key, album.rows, run_chunks, lambda done, total: None)
+
+    images.encode(job.visual, job.image, pixels[:2], "pooled", "float32")  # warm-up
+    taken = [(seconds(bare), seconds(whole)) for _ in range(repeats)]
+    backend.close()
+    tower, extracted = (median(part) for part in zip(*taken, strict=True))
+    return tower, extracted
+
+
+def actors(album: Album, repeats: int) -> tuple[float, float]:
+    """Median seconds of the same chunks on one actor and on two, in turns, each actor with one thread."""
+    parts = np.split(album.rows, range(CHUNK, len(album.rows), CHUNK))
+
+    def encode(backend: Backend) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            chunks = [Chunk(part, Path(folder) / f"{part[0]}.arrow") for part in parts]
+            list(backend.map("encode_chunk", chunks))
+
+    with driver.connected(ResourceSettings(actors=3)), _pool(1, album) as one, _pool(2, album) as two:
+        taken = [(seconds(lambda: encode(one)), seconds(lambda: encode(two))) for _ in range(repeats)]
+    alone, together = (median(part) for part in zip(*taken, strict=True))
+    return alone, together
+
+
+@contextmanager
+def _pool(count: int, album: Album) -> Iterator[ActorPool]:
+    pool = ActorPool(ResourceSettings(actors=count))
+    try:
+        pool.load(album.job())
+        yield pool
+    finally:
+        pool.close()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Median seconds of reading features."""
+
+    opening: float
+    allocated: int  # bytes that opening allocates
+    batch: float
+    batch_of_parquet: float
+
+
+def reading(folder: Path, count: int) -> Reading:
+    """A cache of `count` features, and the same in Parquet with row groups as small as is sensible, which favours it.
+
+    Raises:
+        FedPGPError: they hold different features, or opening made a copy.
+    """
+    path, key = folder / "cache.arrow", FeatureKey("bench", "bench", "bench")
+    values = numpy_generator(1, "cache").standard_normal((count, 1, WIDTH), np.float32)
+    write_shard(path, key, np.arange(count), values)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), WIDTH)
+    pq.write_table(pa.table({"feature": column}), folder / "features.parquet", row_group_size=GROUP)
+    before = pa.total_allocated_bytes()
+    cache = FeatureCache.open(path, key)
+    allocated = pa.total_allocated_bytes() - before
+    parquet = pq.ParquetFile(folder / "features.parquet", memory_map=True)
+    batches = numpy_generator(1, "batches").integers(0, count, (BATCHES, BATCH))
+
+    def of_parquet(rows: Array) -> Array:
+        groups = np.unique(rows // GROUP)
+        table = parquet.read_row_groups(groups.tolist(), columns=["feature"])
+        read = np.concatenate([chunk.flatten().to_numpy() for chunk in table["feature"].chunks]).reshape(-1, WIDTH)
+        found: Array = read[np.searchsorted(groups, rows // GROUP) * GROUP + rows % GROUP]
+        return found
+
+    if not np.array_equal(cache.gather(batches[0]), of_parquet(batches[0])):
+        raise FedPGPError("bench features: the cache and Parquet hold different features")
+    if allocated > values.nbytes // 100:
+        raise FedPGPError(f"bench features: opening the cache allocated {allocated:,} bytes; it must map the file")
+    return Reading(
+        opening=median(seconds(lambda: FeatureCache.open(path, key)) for _ in range(OPENINGS)),
+        allocated=allocated,
+        batch=median(seconds(lambda rows=rows: cache.gather(rows)) for rows in batches),  # type: ignore[misc]
+        batch_of_parquet=median(seconds(lambda rows=rows: of_parquet(rows)) for rows in batches),  # type: ignore[misc]
+    )
+
+
+def measure(
+    threads: int,
+    progress: Callable[[str], None],
+    backbone: Backbone | None = None,
+    photos: int = PHOTOS,
+    rows: int = ROWS,
+    repeats: int = REPEATS,
+) -> Outcome:
+    """Extraction of `photos` images, then a cache of `rows` features."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        progress(f"a cache of {rows:,} x {WIDTH}")
+        cache = reading(Path(folder), rows)
+    with tempfile.TemporaryDirectory() as folder:
+        album = photograph(Path(folder), photos, backbone or model.load(BackboneSettings(name=MODEL, weights="random")))
+        progress(f"{photos} photos: the bare tower, and an extraction")
+        tower, extracted = extraction(album, threads, repeats)
+        progress(f"{photos} photos: one actor, and two")
+        alone, together = actors(album, repeats)
+    figures = {
+        "extraction_fraction_of_tower": tower / extracted,
+        "two_actor_speedup": alone / together,
+        "open_milliseconds": 1e3 * cache.opening,
+        "batch_read_ratio_to_parquet": cache.batch_of_parquet / cache.batch,
+    }
+    table = [
+        [f"bare image tower, {threads} threads, images/s", f"{photos / tower:.2f}"],
+        [f"extraction, {threads} threads, images/s", f"{photos / extracted:.2f}"],
+        ["one actor with one thread, images/s", f"{photos / alone:.2f}"],
+        ["two actors with one thread each, images/s", f"{photos / together:.2f}"],
+        [f"open a cache of {rows:,} x {WIDTH}, ms", f"{1e3 * cache.opening:.2f}"],
+        [f"{BATCH} random features of the cache, ms", f"{1e3 * cache.batch:.3f}"],
+        [f"{BATCH} random features of Parquet, ms", f"{1e3 * cache.batch_of_parquet:.2f}"],
+    ]
+    notes = (
+        f"{album.backbone.name}'s image tower with random weights; {photos} JPEGs of {PHOTO_SIZE[0]} x "
+        f"{PHOTO_SIZE[1]}; medians of {repeats} in turns; actors in chunks of {CHUNK}",
+        f"cache: the file is in the page cache; opening allocates {cache.allocated:,} bytes; medians of {OPENINGS} "
+        f"openings and {BATCHES} batches; Parquet in row groups of {GROUP}, of which only those needed are read",
+    )
+    return Outcome("features", figures, ("what", "median"), table, notes)

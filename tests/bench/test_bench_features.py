@@ -1,0 +1,41 @@
+"""The features: what is compared is equal, and the figures have the names that are promised."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fedpgp.bench import features as bench
+from fedpgp.clip.features import FeatureCache
+from fedpgp.errors import FedPGPError
+
+
+def test_photos_are_files_of_a_data_set(scene, tmp_path):
+    album = bench.photograph(tmp_path, 5, scene.backbone)
+    assert album.rows.tolist() == [0, 1, 2, 3, 4]
+    assert album.manifest.class_names == ("class 0", "class 1")
+    (size,) = {image.size for image in bench.open_reader(album.data).read(album.manifest.table)}
+    assert size == bench.PHOTO_SIZE
+
+
+def test_the_cache_must_equal_parquet_and_must_not_be_copied(tmp_path, monkeypatch):
+    found = bench.reading(tmp_path, 1000)
+    assert found.allocated < 10_000
+    assert 0 < found.batch < found.batch_of_parquet
+    gather = FeatureCache.gather
+    monkeypatch.setattr(FeatureCache, "gather", lambda cache, rows, view=0: gather(cache, rows, view) + np.float32(1))
+    with pytest.raises(FedPGPError, match="different features"):
+        bench.reading(tmp_path, 1000)
+
+
+def test_figures(scene, ray_cluster):
+    outcome = bench.measure(1, lambda what: None, scene.backbone, photos=10, rows=1000, repeats=1)
+    told = json.loads(outcome.as_json())
+    assert told["bench"] == "features"
+    assert set(told["figures"]) == {
+        "extraction_fraction_of_tower", "two_actor_speedup", "open_milliseconds", "batch_read_ratio_to_parquet",
+    }  # fmt: skip
+    assert all(value > 0 for value in told["figures"].values())
+    assert [len(row) for row in outcome.rows] == [2] * 7
