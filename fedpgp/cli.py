@@ -193,12 +193,27 @@ def runs(
 
 
 @app.command()
-def features(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Extract the frozen image features that an experiment needs, and nothing more."""
-    from fedpgp import launch
+def features(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many bytes and how much time it would take, and extract nothing.")
+    ] = False,
+) -> None:
+    """Extract the frozen image features that an experiment needs, and nothing more.
 
+    Killed and started again, it goes on where it stopped.
+    """
+    from fedpgp import launch
+    from fedpgp.report.tables import forecasts
+
+    settings = _load(config, overrides)
     with _live() as live:
-        paths = launch.extract(_load(config, overrides), live.show)
+        told = launch.forecast(settings, live.show) if dry_run else []
+        paths = [] if dry_run else launch.extract(settings, live.show)
+    if dry_run:
+        resources = settings.resources
+        out.print(forecasts(told, 1 if resources.backend == "serial" else resources.actors, resources.threads))
     for path in paths:
         out.print(f"features: {path}", highlight=False, soft_wrap=True)
 

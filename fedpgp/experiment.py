@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,10 @@ from fedpgp.data.protocol import FederatedData
 from fedpgp.data.summary import partition_table
 from fedpgp.errors import BackboneError, FedPGPError, Interrupted, RunError
 from fedpgp.evaluation import summarize
-from fedpgp.federation import checkpoint
+from fedpgp.federation import checkpoint, extraction
 from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
-from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.extraction import ExtractionJob, Forecast
 from fedpgp.federation.memory import GB
 from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
@@ -267,6 +268,20 @@ def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> l
         backend.close()
 
 
+def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
+    """What the extraction for an experiment would take, from a few images encoded in this process."""
+    emit(Progress("prepare", note="reading data and backbone"))
+    ready, resources = plan(experiment), experiment.resources
+    backend = SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
+    try:
+        return [
+            extraction.forecast(_extraction(ready, cache), cache.path, rows, backend)
+            for cache, (_, rows) in _wanted([ready]).items()
+        ]
+    finally:
+        backend.close()
+
+
 def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     """Workers as the settings say; Ray must be connected for its own."""
     if resources.backend == "serial":
@@ -361,16 +376,25 @@ def _cache(plan: Plan, views: int) -> Features:
     return Features(cache_path(experiment.storage.root.absolute() / "features", key), key)
 
 
+def _extraction(plan: Plan, cache: Features) -> ExtractionJob:
+    visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
+    return ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key)
+
+
 def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit: Emit) -> None:
     """Extract what is missing of `rows`, on the workers."""
+    begun: list[tuple[float, int]] = []
 
     def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
-        visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
-        backend.load(ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key))
+        backend.load(_extraction(plan, cache))
         return backend.map("encode_chunk", chunks)
 
     def progress(done: int, total: int) -> None:
-        emit(Progress("extract", done, total))
+        """Images per second are those since the start, without what an interrupted extraction had left."""
+        begun.append((time.monotonic(), done))
+        (start, first), (now, _) = begun[0], begun[-1]
+        rate = f"{(done - first) / (now - start):.1f} images/s" if done > first else ""
+        emit(Progress("extract", done, total, note=rate))
 
     features.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
 

@@ -16,6 +16,7 @@ from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import Interrupted, ResourceError
 from fedpgp.federation.backend import Backend
+from fedpgp.federation.extraction import Forecast
 from fedpgp.records import Progress
 
 Emit = Callable[[Progress], None]
@@ -31,6 +32,12 @@ def extract(experiment: Experiment, emit: Emit) -> list[Path]:
     """Extract the features that an experiment needs, and nothing more; their files."""
     result: list[Path] = _do(_extract, experiment, emit=emit)
     return result
+
+
+def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
+    """What `extract` would take, in bytes and time; a few images are encoded here to know it, and nothing is kept."""
+    with warnings_told(emit):
+        return experiments.forecast(config.absolute(experiment), emit)
 
 
 def detach(experiment: Experiment, resume: bool) -> str:

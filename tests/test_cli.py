@@ -120,6 +120,20 @@ def test_features_then_run_opens_the_cache(fedpgp, store):
     assert "frozen features" not in err
 
 
+def test_features_dry_run_says_bytes_and_time_and_extracts_nothing(fedpgp, tmp_path):
+    root = tmp_path / "store"
+    given = ["shapes", *SMALL, f"storage.root={root}", "protocol.shots=2"]
+    code, out, _ = fedpgp("features", *given, "--dry-run")
+    assert code == 0
+    for words in ("to encode", "bytes to write", "from 16 images encoded on this machine, for 1 workers x 1 threads"):
+        assert words in " ".join(out.split())
+    assert not list(tmp_path.rglob("*.arrow"))
+    _, _, err = fedpgp("features", *given)
+    assert "images/s" in err
+    _, out, _ = fedpgp("features", *given, "--dry-run")
+    assert "all there already" in out
+
+
 def test_methods(fedpgp):
     code, out, _ = fedpgp("methods")
     assert code == 0

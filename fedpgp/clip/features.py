@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +27,8 @@ CHUNK_ROWS = 256
 BATCH_BYTES = 1 << 28
 """About the most bytes of one record batch of a cache. Opening costs 0.03 ms for each batch, and merging shards keeps
 one in memory."""
+SHARDS = ".shards"
+"""Ending of the folder of shards beside a cache that is being made."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,15 @@ def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
     return np.setdiff1d(wanted, FeatureCache.open(path, key).rows) if path.exists() else wanted
 
 
+def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
+    """How many of `rows` an interrupted extraction has left in shards, which the next one takes up."""
+    held = [np.empty(0, np.int64)]
+    for shard in path.with_suffix(SHARDS).glob("*.arrow"):
+        with suppress(CacheError):  # torn: made again
+            held.append(FeatureCache.open(shard, key).rows)
+    return int(np.isin(rows, np.concatenate(held)).sum())
+
+
 def extract(
     folder: Path,
     key: FeatureKey,
@@ -151,7 +162,8 @@ def extract(
         CacheError: the existing file is torn or of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, shards = cache_path(folder, key), folder / f"{key.digest}.shards"
+    path = cache_path(folder, key)
+    shards = path.with_suffix(SHARDS)
     with _locked(folder / f"{key.digest}.lock"):
         wanted = missing(path, key, rows)
         if not wanted.size:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from fedpgp.clip.features import Chunk, FeatureKey
+from fedpgp.clip.features import Array, Chunk, FeatureCache, FeatureKey, done_in_shards, missing
 from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings
 from fedpgp.data.manifest import Manifest, open_reader
+from fedpgp.federation.backend import Backend
+
+SAMPLE = 16
+"""Images that are encoded to forecast the time of all."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +51,49 @@ class ExtractionWorker:
         """
         self._encoder.encode_chunk(self._table.take(chunk.rows), chunk.rows, chunk.shard)
         return chunk
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the extraction of a cache would take."""
+
+    path: Path
+    """the cache"""
+    present: int
+    """images that are there already, in the cache or in shards of an interrupted extraction"""
+    images: int
+    """images that are left to encode"""
+    num_bytes: int
+    """what they add to the disk"""
+    seconds_per_image: float
+    """all its views, in one worker"""
+    sample: int
+    """images that this was measured on"""
+
+
+def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> Forecast:
+    """Measure a few of the images that are left, read, decoded and encoded as all would be; nothing is kept of them.
+
+    Args:
+        rows: manifest rows that the cache must hold.
+        backend: a worker like those of the extraction.
+
+    Raises:
+        CacheError: the existing cache is torn or of something else.
+        DataError: an image cannot be read.
+    """
+    todo = missing(path, job.key, rows)
+    left = todo.size - done_in_shards(path, job.key, todo)
+    present = len(rows) - left
+    if not left:
+        return Forecast(path, present, 0, 0, 0.0, 0)
+    sample = todo[:SAMPLE]
+    backend.load(job)
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in ("warm-up", "measured"):
+            chunk, start = Chunk(sample, Path(folder) / turn), time.perf_counter()
+            list(backend.map("encode_chunk", [chunk]))
+            taken = time.perf_counter() - start
+        one = FeatureCache.open(chunk.shard, job.key).gather(sample[:1])
+    num_bytes = left * (one.nbytes * job.key.views + todo.itemsize)
+    return Forecast(path, present, left, num_bytes, taken / len(sample), len(sample))

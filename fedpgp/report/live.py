@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -46,6 +47,7 @@ class Live:
         )
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._last_line = 0.0
+        self._begun: dict[tuple[str, str], tuple[float, int]] = {}  # when a stage was first told of, and how far it was
 
     def __enter__(self) -> Live:
         self._bars.start()
@@ -84,13 +86,24 @@ class Live:
             task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage, title])]
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
+    def _left(self, progress: records.Progress) -> str:
+        """Time left at the speed so far, as the bar has it too; nothing before there is a speed."""
+        now, key = time.monotonic(), (progress.stage, progress.title)
+        start, first = self._begun.setdefault(key, (now, progress.done))
+        if not first < progress.done < progress.total:
+            return ""
+        seconds = (now - start) * (progress.total - progress.done) / (progress.done - first)
+        return f"{timedelta(seconds=round(seconds))} left"
+
     def _line(self, progress: records.Progress) -> None:
+        left = self._left(progress)
         ends = progress.done in (0, progress.total)
         if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = time.monotonic()
         count = f" {progress.done}/{progress.total}" if progress.total else ""
-        self._console.print(escape(f"{_title(progress)}{count}  {progress.note}".rstrip()), highlight=False)
+        told = "  ".join(part for part in (f"{_title(progress)}{count}", progress.note, left) if part)
+        self._console.print(escape(told), highlight=False)
 
 
 def _title(progress: records.Progress) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from datetime import timedelta
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.filesize import decimal
@@ -18,6 +20,9 @@ from fedpgp.evaluation import METRICS, last_evaluated, per_client_table, summari
 from fedpgp.records import Progress
 from fedpgp.report.names import METRIC_TITLES, READING_TITLES
 from fedpgp.store import RunStore
+
+if TYPE_CHECKING:
+    from fedpgp.federation.extraction import Forecast
 
 STANDING = ("local", "base", "novel", "hm")
 MAX_CLIENT_ROWS = 100
@@ -155,6 +160,30 @@ def measurement(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
         table.add_column(heading, justify="left" if heading == headings[0] else "right")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def forecasts(found: Sequence[Forecast], workers: int, threads: int) -> Table:
+    """What extractions would take: images, bytes on disk, and time on so many workers with so many threads each."""
+    measured = max((one.sample for one in found), default=0)
+    table = Table(title="Frozen features, nothing extracted")
+    table.caption = (
+        f"time: from {measured} images encoded on this machine, for {workers} workers x {threads} threads as "
+        "fast as that one was"
+        if measured
+        else "all there already"
+    )
+    for heading in ("cache", "there already", "to encode", "bytes to write", "time"):
+        table.add_column(heading, justify="left" if heading == "cache" else "right", overflow="fold")
+    for one in found:
+        seconds = one.images * one.seconds_per_image / workers
+        table.add_row(
+            one.path.name,
+            f"{one.present:,}",
+            f"{one.images:,}",
+            decimal(one.num_bytes),
+            str(timedelta(seconds=ceil(seconds))),
+        )
     return table
 
 
