@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedpgp import experiment
+from fedpgp import experiment, planning
 from fedpgp.clip import icon_clip
 from fedpgp.clip.features import FeatureCache
 from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
@@ -75,7 +75,7 @@ def zero_shot(settings: Experiment, emit: Emit) -> Alignment:
             "data": settings.data.model_copy(update={"views": 1}),
         }
     )
-    plan = experiment.plan(wanted)
+    plan = planning.plan(wanted)
     plan = replace(plan, data=replace(plan.data, pools=()))
     stop = threading.Event()
     resources = wanted.resources.model_copy(update={"backend": "serial"})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpgp import config, methods, provenance
-from fedpgp.clip import features, model
+from fedpgp import config, provenance
+from fedpgp.clip import features
 from fedpgp.clip.features import Chunk, FeatureKey, cache_path
-from fedpgp.clip.frozen import FrozenText, freeze, names_only
-from fedpgp.clip.images import check_patches
-from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.config import (
-    BackboneSettings,
-    DataSettings,
     Experiment,
-    MethodSettings,
     ResourceSettings,
-    StorageSettings,
 )
-from fedpgp.data import manifest as manifests
-from fedpgp.data import protocol
-from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import FederatedData
 from fedpgp.data.summary import partition_table
-from fedpgp.errors import BackboneError, FedPGPError, Interrupted, RunError
+from fedpgp.errors import FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
 from fedpgp.federation import checkpoint, extraction
 from fedpgp.federation.backend import Backend
@@ -46,112 +33,11 @@ from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
-from fedpgp.methods.base import BringsNetwork, Method
+from fedpgp.planning import Plan, plan
 from fedpgp.records import Progress, RoundRow
-from fedpgp.remote import Remote
-from fedpgp.seeding import torch_generator
 from fedpgp.store import RunStore
 
 Emit = Callable[[Progress], None]
-
-NO_WEIGHTS = "none"
-"""In place of a fingerprint, where nothing is frozen."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is known before the first image is read: settings complete and checked, data divided, model loaded."""
-
-    experiment: Experiment
-    method: Method
-    manifest: Manifest
-    data: FederatedData
-    backbone: Backbone | None
-    """None: the method brings a network of its own"""
-    image: ImageSpec
-    text: FrozenText
-    digest: str
-
-    @property
-    def weights(self) -> str:
-        """Fingerprint of the frozen weights."""
-        return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
-
-    def without_text(self) -> Plan:
-        """Enough to extract features, for when many plans are kept."""
-        return replace(self, text=names_only(self.data.class_names, self.experiment.data.prompt))
-
-
-def settle(experiment: Experiment) -> tuple[Experiment, Method]:
-    """The experiment with every setting of its method filled in, and the method.
-
-    Raises:
-        ConfigError: unknown method, or settings that it cannot use.
-    """
-    method = methods.create(experiment.method.name, experiment.method.settings)
-    complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
-    return experiment.model_copy(update={"method": complete}), method
-
-
-class Library:
-    """What several plans of one process have in common: data by their settings, and the last backbone and its text."""
-
-    def __init__(self) -> None:
-        self._manifests: dict[DataSettings, Manifest] = {}
-        self._backbone: tuple[BackboneSettings, Backbone] | None = None
-        self._text: tuple[Any, FrozenText] | None = None
-
-    def manifest(self, settings: DataSettings) -> Manifest:
-        """The data, read once."""
-        if settings not in self._manifests:
-            built = manifests.build(settings)
-            built.refuse_hollow()
-            self._manifests[settings] = built
-        return self._manifests[settings]
-
-    def backbone(self, settings: BackboneSettings) -> Backbone:
-        """The model, loaded once for all plans in a row that use it."""
-        if self._backbone is None or self._backbone[0] != settings:
-            self._backbone = None  # never two at a time in memory
-            self._backbone = (settings, model.load(settings))
-        return self._backbone[1]
-
-    def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
-        """The frozen side, made once for all plans in a row that want the same of it."""
-        if self._text is None or self._text[0] != key:
-            self._text = (key, make())
-        return self._text[1]
-
-
-def plan(experiment: Experiment, library: Library | None = None) -> Plan:
-    """Check everything that can be checked without reading an image.
-
-    Raises:
-        UserError: settings, data or backbone cannot be used.
-    """
-    library = library or Library()
-    experiment, method = settle(experiment)
-    manifest = library.manifest(experiment.data)
-    data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
-    if isinstance(method, BringsNetwork):
-        backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
-    else:
-        backbone = library.backbone(experiment.backbone)
-        image = backbone.image
-        key = (
-            experiment.backbone,
-            experiment.data.prompt,
-            data.class_names,
-            method.phrases,
-            method.towers,
-            method.needs,
-        )
-        text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
-    method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
-    _check_storage(experiment.storage)
-    weights = backbone.fingerprint if backbone else NO_WEIGHTS
-    digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
-    return Plan(experiment, method, manifest, data, backbone, image, text, digest)
 
 
 def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Features]:
@@ -291,15 +177,6 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     return ActorPool(resources, stop)
 
 
-def _check_storage(storage: StorageSettings) -> None:
-    root = storage.root.absolute()
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise RunError(f"storage.root: {nearest} is not a folder that can be written to; give storage.root=FOLDER")
-    if storage.uri:
-        Remote.at(storage.uri).make()
-
-
 def _create(plan: Plan) -> RunStore:
     experiment = plan.experiment
     storage, content = experiment.storage, config.dump(experiment)
@@ -397,23 +274,6 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit:
         emit(Progress("extract", done, total, note=rate))
 
     features.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
-
-
-def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
-    """The frozen side as the method needs it."""
-    try:
-        if method.needs == "patches":
-            check_patches(backbone.model.visual)  # type: ignore[arg-type]
-        return freeze(
-            backbone,
-            data.class_names,
-            experiment.data.prompt,
-            method.phrases,
-            experiment.backbone.class_chunk,
-            visual="image" in method.towers,
-        )
-    except BackboneError as error:
-        raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
 
 
 def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:

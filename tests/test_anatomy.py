@@ -8,7 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedpgp import anatomy, cli, cli_anatomy, config, experiment
+from fedpgp import anatomy, cli, config, experiment
+from fedpgp.cli import anatomy as command_line
 from fedpgp.clip import model
 from fedpgp.errors import ConfigError, RunError
 from fedpgp.store import RunStore
@@ -71,7 +72,7 @@ def test_personal_prompts_by_their_spectrum(run_of):
 
 
 def test_the_command_asks_the_question_that_fits(run_of, monkeypatch):
-    monkeypatch.setattr(cli_anatomy.out, "_file", None)
+    monkeypatch.setattr(command_line.out, "_file", None)
     lora = CliRunner().invoke(cli.app, ["anatomy", str(run_of(name="fedlora", rank=1))], catch_exceptions=False)
     assert [line.split()[1] for line in lora.output.splitlines() if line.startswith(("│ q", "│ v"))] == ["q", "v"]
     prompts = CliRunner().invoke(cli.app, ["anatomy", str(run_of(name="fedpgp", n_ctx=4, rank=1))])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from fedpgp import config, experiment
+from fedpgp import config, planning
 from fedpgp.config import Experiment
 from fedpgp.errors import ConfigError
 
@@ -98,7 +99,7 @@ def test_a_missing_file_names_the_shipped_ones():
 def test_dump_reads_back_to_the_same():
     tree = {"data": {"name": "folder", "root": "/photos", "class_names": ["é", "b"]}, "method": {"name": "fedpgp"}}
     written = config.parse(tree)
-    assert config.parse(config.yaml.safe_load(config.dump(written))) == written
+    assert config.parse(yaml.safe_load(config.dump(written))) == written
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_a_uri_as_storage_root_has_a_folder_of_its_own():
     assert storage.uri == "s3://me:secret@bucket/runs?region=x"
     assert storage.root.parent == Path.home() / ".cache" / "fedpgp"
     assert storage.root.name.startswith("bucket-runs-")
-    written = config.yaml.safe_load(config.dump(config.parse({"storage": {"root": storage.uri}})))
+    written = yaml.safe_load(config.dump(config.parse({"storage": {"root": storage.uri}})))
     assert config.parse(written).storage == storage
     with pytest.raises(ConfigError, match="root and uri are different URIs"):
         config.parse({"storage": {"root": "s3://a", "uri": "s3://b"}})
@@ -158,6 +159,6 @@ def test_paths_do_not_count_but_what_they_lead_to():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_show_every_key_with_its_comment(path):
-    complete, method = experiment.settle(config.load(path.stem))
+    complete, method = planning.settle(config.load(path.stem))
     text = "".join(path.read_text().partition("name: ")[1:])
     assert text == config.annotated(complete, type(method.settings))

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from fedpgp import config, experiment, launch
+from fedpgp import config, experiment, launch, planning
 from fedpgp.errors import ConfigError, Interrupted
 from fedpgp.store import RunStore
 
@@ -212,8 +212,8 @@ def test_views_are_cached_apart_for_training(root):
 
 
 def test_settings_of_a_method_are_checked_and_filled_in():
-    complete, _ = experiment.settle(config.parse({"method": {"name": "fedpgp", "rank": 3}}))
+    complete, _ = planning.settle(config.parse({"method": {"name": "fedpgp", "rank": 3}}))
     assert complete.method.settings["rank"] == 3
     assert complete.method.settings["mu"] == 0.5
     with pytest.raises(ConfigError, match="method fedpgp: rnk: unknown key; did you mean rank"):
-        experiment.settle(config.parse({"method": {"name": "fedpgp", "rnk": 3}}))
+        planning.settle(config.parse({"method": {"name": "fedpgp", "rnk": 3}}))

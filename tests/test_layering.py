@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "report": STORE | {"analysis", "comparison", "learned", "report.rows", "reproduce", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
-    "experiment": FEDERATION | STORE | {"provenance"}, "launch": FEDERATION | STORE | {"experiment", "tracking"},
-    "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"experiment", "launch", "tracking"},
+    "planning": CLIP | METHODS | {"remote"}, "experiment": FEDERATION | STORE | {"planning", "provenance"},
+    "launch": FEDERATION | STORE | {"experiment", "tracking"},
+    "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"planning", "experiment", "launch", "tracking"},
 }  # fmt: skip
 
 ONLY_IN = {
@@ -45,15 +46,15 @@ ONLY_IN = {
     },
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {
-        "cli.py",
-        "cli_anatomy.py",
-        "cli_bench.py",
-        "cli_data.py",
-        "cli_export.py",
-        "cli_report.py",
-        "cli_reproduce.py",
-        "cli_sweep.py",
-        "cli_track.py",
+        "cli/__init__.py",
+        "cli/anatomy.py",
+        "cli/bench.py",
+        "cli/data.py",
+        "cli/export.py",
+        "cli/report.py",
+        "cli/reproduce.py",
+        "cli/sweep.py",
+        "cli/track.py",
     },
     "matplotlib": {
         "report/confusion.py",

@@ -7,7 +7,7 @@ import threading
 import pyarrow.csv
 import pytest
 
-from fedpgp import config, experiment
+from fedpgp import config, experiment, planning
 from fedpgp.errors import DataError
 from fedpgp.report.figures import partition_of_run
 from fedpgp.store import RunStore
@@ -53,7 +53,7 @@ def test_methods_are_compared_on_the_same_partition(root):
     digests = set()
     for name in ("fedpgp", "promptfl", "zero_shot"):
         tree = {**TREE, "method": {"name": name}, "storage": {"root": str(root)}}
-        digests.add(experiment.plan(config.parse(tree)).data.digest)
+        digests.add(planning.plan(config.parse(tree)).data.digest)
     assert len(digests) == 1
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpgp import config
+from fedpgp import config, planning
 from fedpgp import experiment as experiments
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
@@ -75,7 +75,7 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
     with tempfile.TemporaryDirectory() as folder:
         wanted = experiment(Path(folder), actors)
         with driver.connected(wanted.resources):
-            ready = experiments.plan(wanted)
+            ready = planning.plan(wanted)
             backend = experiments.make_backend(wanted.resources, threading.Event())
             job = experiments.make_job(ready, *experiments.extract(ready, backend, lambda event: None))
             for count in clients:

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import ray
 
-from fedpgp import config, launch, tracking
+from fedpgp import config, launch, planning, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import ConfigError, Interrupted, ResourceError, UserError
-from fedpgp.experiment import Emit, Library, Plan
+from fedpgp.experiment import Emit
 from fedpgp.federation import driver
 from fedpgp.federation.packing import capacity, shortfall
+from fedpgp.planning import Library, Plan
 from fedpgp.records import Progress
 from fedpgp.sweeps import draw, folds, spec, tuning
 from fedpgp.sweeps.draw import Drawn, Trial
@@ -98,7 +99,7 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
     for trial in trials:
         try:
             own = draw.folds(sweep, trial, library.manifest(trial.experiment.data).domains)
-            plans[trial.id] = [experiments.plan(trial.fold(fold), library).without_text() for fold in own]
+            plans[trial.id] = [planning.plan(trial.fold(fold), library).without_text() for fold in own]
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)

@@ -13,11 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from fedpgp import experiment as experiments
-from fedpgp import launch
+from fedpgp import launch, planning
 from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.experiment import Emit, Library, reason
+from fedpgp.experiment import Emit, reason
 from fedpgp.federation.backend import Backend, Common, Job
 from fedpgp.files import locked
+from fedpgp.planning import Library
 from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold, FoldRun, Result, SweepFolder
@@ -217,7 +218,7 @@ class _Fold:
         if not self.trial.anew and (store := self.work.finished()) is not None:
             yield from store.rounds()
             return store.path
-        plan = experiments.plan(self.work.experiment, self.library)
+        plan = planning.plan(self.work.experiment, self.library)
         earlier = None if self.trial.anew else self.work.unfinished()
         parent = Parent(self.trial.sweep, self.trial.id)
         with launch.mirrored(self.work.experiment, self.emit, parent, self.close_mirror) as tell:

@@ -14,8 +14,8 @@ from ray import tune
 from fedpgp import experiment as experiments
 from fedpgp import launch
 from fedpgp.config import ResourceSettings
-from fedpgp.experiment import Library
 from fedpgp.federation.backend import Backend
+from fedpgp.planning import Library
 from fedpgp.records import Progress
 from fedpgp.sweeps import folds
 from fedpgp.sweeps.folds import TrialWork

@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from fedpgp import config, experiment
+from fedpgp import config, experiment, planning
 from fedpgp.clip import model
 from fedpgp.errors import BackboneError, ConfigError
 from fedpgp.store import RunStore
@@ -47,15 +47,15 @@ def test_every_method_runs(root, name):
     wanted = settings(root, {"name": name, **RUNS[name]})
     (row,) = RunStore.open(experiment.run(wanted, False, emit=lambda progress: None, stop=threading.Event())).rounds()
     assert {"test/local", "test/base", "test/novel", "val/hm"} <= row.metrics.keys()
-    plan = experiment.plan(wanted)
+    plan = planning.plan(wanted)
     params = plan.method.init(plan.text.on(range(2)), torch.Generator())
     assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
 
 
 @pytest.mark.parametrize("name", ["promptfl", "zero_shot", "fedotp"])
 def test_the_image_tower_goes_only_where_it_is_used(root, name):
-    assert experiment.plan(settings(root, {"name": name})).text.visual is None
-    assert experiment.plan(settings(root, {"name": "fedmaple", "depth": 1})).text.visual is not None
+    assert planning.plan(settings(root, {"name": name})).text.visual is None
+    assert planning.plan(settings(root, {"name": "fedmaple", "depth": 1})).text.visual is not None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_image_tower_goes_only_where_it_is_used(root, name):
 )
 def test_settings_that_the_backbone_cannot_follow(tmp_path, method, rule):
     with pytest.raises(ConfigError, match=rule):
-        experiment.plan(settings(tmp_path, method))
+        planning.plan(settings(tmp_path, method))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,10 +86,10 @@ POOLED = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "attentio
 def test_a_tower_that_cannot_is_refused(tmp_path, monkeypatch, name, vision):
     monkeypatch.setattr(model, "load", tower_of(vision))
     with pytest.raises(BackboneError, match=f"backbone.name: RN1 does not fit method {name}: .* need a plain ViT"):
-        experiment.plan(settings(tmp_path, {"name": name}))
+        planning.plan(settings(tmp_path, {"name": name}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fedotp_takes_a_resnet(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "load", tower_of(RESNET))
-    assert experiment.plan(settings(tmp_path, {"name": "fedotp"})).method.name == "fedotp"
+    assert planning.plan(settings(tmp_path, {"name": "fedotp"})).method.name == "fedotp"

@@ -8,11 +8,11 @@ from statistics import fmean
 
 import pytest
 
-from fedpgp import config
+from fedpgp import config, planning
 from fedpgp import experiment as experiments
-from fedpgp.experiment import Library
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.files import locked
+from fedpgp.planning import Library
 from fedpgp.store import RunStore
 from fedpgp.sweeps import folds
 from fedpgp.sweeps.folder import Fold, Planned, SweepFolder
@@ -49,7 +49,7 @@ def work(root, library, seeds=(1, 2), sweep="first", look_every=None, anew=False
         tree = {**BASE, "seed": seed, "storage": {"root": str(root)}}
         tree["federation"] = {**BASE["federation"], **federation}
         experiment = config.parse(tree)
-        own.append(FoldWork(Fold(seed), experiment, experiments.plan(experiment, library).digest))
+        own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
     planned = Planned("abc", "it", {}, tuple(one.fold for one in own))
     folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
     return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", look_every, anew)

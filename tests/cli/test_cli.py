@@ -149,7 +149,7 @@ def test_help(fedpgp, command):
 
 
 def test_the_thin_script_is_the_same_command():
-    script = Path(__file__).parents[1] / "pipelines" / "run.py"
+    script = Path(__file__).parents[2] / "pipelines" / "run.py"
     done = subprocess.run([sys.executable, script, "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "nothing: no such file, and no shipped experiment" in done.stderr

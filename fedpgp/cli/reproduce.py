@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedpgp import cli_sweep
+from fedpgp.cli import sweep
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ NAMES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
 
 def reproduce(
     table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of {NAMES}.")],
-    overrides: cli_sweep.OverridesArgument = None,
+    overrides: sweep.OverridesArgument = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; default: all. May be repeated.")
     ] = None,
@@ -42,7 +42,7 @@ def reproduce(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Write it here as Markdown and CSV, and a report with figures."),
     ] = None,
-    dry_run: cli_sweep.DryRunOption = False,
+    dry_run: sweep.DryRunOption = False,
 ) -> None:
     """Run what a table of the paper asks for, and print it with the paper's numbers beside ours.
 
@@ -54,9 +54,9 @@ def reproduce(
     plan = planning.plan(table, data or (), root, backbone, smoke, overrides or ())
     if dry_run:
         for part in plan.parts:
-            cli_sweep.preview(part.sweep)
+            sweep.preview(part.sweep)
         return
-    folders = [cli_sweep.execute(part.sweep) for part in plan.parts]
+    folders = [sweep.execute(part.sweep) for part in plan.parts]
     found = cells.fill(plan, folders)
     _print(found)
     for one in folders:

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedpgp import alignment, cli_data
+from fedpgp import alignment
+from fedpgp.cli import data as command_line
 from fedpgp.errors import ConfigError, DataError
 
 
 def call(*arguments: str) -> str:
-    result = CliRunner().invoke(cli_data.app, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(command_line.app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -22,8 +23,8 @@ def call(*arguments: str) -> str:
 @pytest.fixture(autouse=True)
 def _to_the_runner(monkeypatch):
     """Consoles find the standard output of the moment."""
-    monkeypatch.setattr(cli_data.out, "_file", None)
-    monkeypatch.setattr(cli_data.err, "_file", None)
+    monkeypatch.setattr(command_line.out, "_file", None)
+    monkeypatch.setattr(command_line.err, "_file", None)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> No
         (root / f"101_ObjectCategories/bee/{image}.png").write_bytes(b"")
     with pytest.raises(DataError, match="2 images cannot be read"):
         call("check", "caltech101", "--root", str(root))
-    result = CliRunner().invoke(cli_data.app, ["check", "caltech101", "--root", str(root)])
+    result = CliRunner().invoke(command_line.app, ["check", "caltech101", "--root", str(root)])
     assert "bee/3.png: the image is empty" in result.output
     assert "bee/7.png: the image is empty" in result.output
     assert "unreadable" not in call("check", "caltech101", "--root", str(root), "--quick")
@@ -65,7 +66,7 @@ def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypat
     monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: found)
     with pytest.raises(DataError, match="names and labels do not belong together"):
         call("check", "caltech101", "--root", str(root))
-    result = CliRunner().invoke(cli_data.app, ["check", "caltech101", "--root", str(root)])
+    result = CliRunner().invoke(command_line.app, ["check", "caltech101", "--root", str(root)])
     assert "zero-shot accuracy on 400 training images: 3.0 %, best naming 60.0 %" in result.output
     assert "ant -> bee" in result.output
     guessed = alignment.Alignment(given=51.0, best=52.0, images=400, classes=2, moved=())

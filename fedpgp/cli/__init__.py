@@ -15,17 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import (
-    __version__,
-    cli_anatomy,
-    cli_bench,
-    cli_data,
-    cli_export,
-    cli_report,
-    cli_reproduce,
-    cli_sweep,
-    cli_track,
-)
+from fedpgp import __version__
+from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
 from fedpgp.errors import FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -39,14 +30,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
 )
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_data.app, name="data")
-cli_anatomy.register(app)
-cli_export.register(app)
-cli_report.register(app)
-cli_reproduce.register(app)
-cli_sweep.register(app)
-cli_track.register(app)
+app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+anatomy.register(app)
+export.register(app)
+report.register(app)
+reproduce.register(app)
+sweep.register(app)
+track.register(app)
 out = Console()
 err = Console(stderr=True)
 
@@ -122,7 +113,7 @@ def run(
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
-        cli_sweep.lodo(config, overrides, resume=resume)
+        sweep.lodo(config, overrides, resume=resume)
         return
     if detach:
         name = launch.detach(settings, resume)
@@ -147,7 +138,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     from fedpgp.report.tables import standings
     from fedpgp.report.tradeoff import local_against_novel
 
-    folder = cli_sweep.run("demo", overrides)
+    folder = sweep.run("demo", overrides)
     compared = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
     root = folder.root
     figure, _ = save(local_against_novel(compared.groups), root / "demo")

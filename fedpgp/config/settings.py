@@ -1,19 +1,14 @@
-"""The experiment as frozen, validated settings: YAML plus `a.b=value` overrides in, one digest out."""
+"""Every setting there is: frozen, with its default, its bounds and its comment."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from fedpgp.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -30,14 +25,6 @@ TEMPLATES = {
     "food101": "a photo of {}, a type of food.",
 }
 """Hand-written prompts (CoOp's for its data sets), where they differ from "a photo of a {}."."""
-
-
-TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
-    "method": None,
-    "data": ("root", "class_names", "template"),
-    "backbone": ("weights", "activation"),
-}
-"""Settings of a section that mean nothing under another `name`: an override of the name drops them. None: all."""
 
 
 class DataSettings(Settings):
@@ -305,191 +292,3 @@ class Experiment(Settings):
         if self.partition.scheme == "domain" and self.data.name == "folder":
             raise ValueError("partition.scheme=domain needs data with domains, for example data.name=domain_folder")
         return self
-
-
-def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
-
-    Raises:
-        ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
-    """
-    return parse(override(read_yaml(config), overrides), source=config)
-
-
-def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
-    """Validate a nested mapping; errors name the field, the rule, the value and the nearest known keys."""
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, Experiment, source))) from None
-
-
-def explain(error: ValidationError, model: type[BaseModel], source: str) -> list[str]:
-    """One line per thing that is wrong."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = sorted(_fields_at(model, item["loc"][:-1]))
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
-            lines.append(f"{source}: {path}: unknown key; {hint}")
-        else:
-            what = item["msg"].removeprefix("Value error, ")
-            given = item["input"]
-            shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
-            lines.append(f"{source}: {path + ': ' if path else ''}{what}{shown}")
-    return lines
-
-
-def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
-    """The mapping in a YAML file, or in the shipped file of that name.
-
-    Args:
-        kinds: folders of `tune_configs` in which a name is looked up, in this order; "" is for sweeps.
-    """
-    path = Path(config).expanduser()
-    shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
-    found = next((file for file in (path, *shipped) if file.is_file()), None)
-    if found is None:
-        names = sorted({item.stem for kind in kinds for item in (shipped_configs() / kind).glob("*.yaml")})
-        what = "experiment" if kinds == ("experiments",) else "sweep or experiment"
-        raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
-    where = str(path) if found == path else config
-    try:
-        tree = yaml.load(found.read_text(encoding="utf-8"), _Loader)  # a safe one
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
-    return tree
-
-
-def shipped_configs() -> Path:
-    """The folder `tune_configs`: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "tune_configs"
-    return inside if inside.is_dir() else package.parent / "tune_configs"
-
-
-def absolute(experiment: Experiment) -> Experiment:
-    """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
-    data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
-    weights = backbone.weights
-    if weights is not None and Path(weights).expanduser().is_file():
-        weights = str(Path(weights).expanduser().absolute())
-    return experiment.model_copy(
-        update={
-            "data": data.model_copy(update={"root": data.root and data.root.expanduser().absolute()}),
-            "backbone": backbone.model_copy(update={"weights": weights}),
-            "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
-        }
-    )
-
-
-def dump(experiment: Experiment) -> str:
-    """The experiment as YAML that `load` reads back to the same."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
-    """The experiment as YAML with every key and its comment, as the shipped examples are.
-
-    Args:
-        method: the settings class of its method, for the comments of its keys.
-    """
-    lines: list[str] = []
-    for name, field in Experiment.model_fields.items():
-        value = getattr(experiment, name)
-        if not isinstance(value, BaseModel):
-            lines.append(_commented(name, value, field.description, indent=0))
-            continue
-        lines += ["", f"# {type(value).__doc__ or name}", f"{name}:"]
-        fields = {**type(value).model_fields, **(method.model_fields if name == "method" else {})}
-        tree = value.model_dump(mode="json")
-        lines += [_commented(key, tree[key], fields[key].description, indent=2) for key in fields if key in tree]
-    return "\n".join(lines) + "\n"
-
-
-def digest(experiment: Experiment, **identities: str) -> str:
-    """Twelve hex digits over all that can change a number, and nothing else.
-
-    Paths, resources, tracking, storage and the name are left out; what a path leads to comes in as
-    `identities` (for example `manifest=`, `weights=` digests).
-    """
-    tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
-    tree["data"].pop("root")
-    tree["data"]["template"] = experiment.data.prompt
-    tree["backbone"].pop("class_chunk")
-    if "weights" in identities:
-        tree["backbone"].pop("weights")
-    text = json.dumps({"settings": tree, "identities": identities}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A nested mapping with `a.b=value` put in place, see `assign`.
-
-    Raises:
-        ConfigError: something that is not of this form.
-    """
-    return assign(tree, dict(read_override(item) for item in overrides))
-
-
-def read_override(item: str) -> tuple[str, Any]:
-    """`a.b=value` as key and value.
-
-    Raises:
-        ConfigError: it is not of this form.
-    """
-    path, separator, text = item.partition("=")
-    if not separator or not all(path.split(".")):
-        raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
-    try:
-        return path, yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
-
-
-def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with values put in place by their dotted keys; names first, see `TIED_TO_NAME`."""
-    for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
-        keys = path.split(".")
-        node = tree
-        for key in keys[:-1]:
-            child = node.get(key)
-            node[key] = dict(child) if isinstance(child, dict) else {}
-            node = node[key]
-        if path.endswith(".name") and node.get("name", value) != value:
-            tied = TIED_TO_NAME.get(path.removesuffix(".name"), ())
-            for key in tied if tied is not None else tuple(node):
-                node.pop(key, None)
-        node[keys[-1]] = value
-    return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"{', '.join(twice)} stands twice, near line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
-    text = f"{key}: " + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True).strip()[1:-1]
-    return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

@@ -1,0 +1,44 @@
+"""The experiment as frozen, validated settings: YAML plus `a.b=value` overrides in, one digest out."""
+
+from fedpgp.config.overrides import assign, override, read_override
+from fedpgp.config.reading import explain, load, parse, read_yaml, shipped_configs
+from fedpgp.config.settings import (
+    BackboneSettings,
+    DataSettings,
+    Experiment,
+    FederationSettings,
+    MethodSettings,
+    PartitionSettings,
+    ProtocolSettings,
+    ResourceSettings,
+    Settings,
+    StorageSettings,
+    TrackingSettings,
+)
+from fedpgp.config.writing import absolute, annotated, digest, dump
+
+__all__ = [
+    "BackboneSettings",
+    "DataSettings",
+    "Experiment",
+    "FederationSettings",
+    "MethodSettings",
+    "PartitionSettings",
+    "ProtocolSettings",
+    "ResourceSettings",
+    "Settings",
+    "StorageSettings",
+    "TrackingSettings",
+    "absolute",
+    "annotated",
+    "assign",
+    "digest",
+    "dump",
+    "explain",
+    "load",
+    "override",
+    "parse",
+    "read_override",
+    "read_yaml",
+    "shipped_configs",
+]

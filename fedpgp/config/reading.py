@@ -1,0 +1,102 @@
+"""YAML in, an experiment out; what is wrong is named all at once, with the nearest known keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fedpgp.config.overrides import override
+from fedpgp.config.settings import Experiment
+from fedpgp.errors import ConfigError
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
+    """
+    return parse(override(read_yaml(config), overrides), source=config)
+
+
+def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
+    """Validate a nested mapping; errors name the field, the rule, the value and the nearest known keys."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, Experiment, source))) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> list[str]:
+    """One line per thing that is wrong."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = sorted(_fields_at(model, item["loc"][:-1]))
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"{source}: {path}: unknown key; {hint}")
+        else:
+            what = item["msg"].removeprefix("Value error, ")
+            given = item["input"]
+            shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
+            lines.append(f"{source}: {path + ': ' if path else ''}{what}{shown}")
+    return lines
+
+
+def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the shipped file of that name.
+
+    Args:
+        kinds: folders of `tune_configs` in which a name is looked up, in this order; "" is for sweeps.
+    """
+    path = Path(config).expanduser()
+    shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
+    found = next((file for file in (path, *shipped) if file.is_file()), None)
+    if found is None:
+        names = sorted({item.stem for kind in kinds for item in (shipped_configs() / kind).glob("*.yaml")})
+        what = "experiment" if kinds == ("experiments",) else "sweep or experiment"
+        raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
+    where = str(path) if found == path else config
+    try:
+        tree = yaml.load(found.read_text(encoding="utf-8"), _Loader)  # a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
+    return tree
+
+
+def shipped_configs() -> Path:
+    """The folder `tune_configs`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "tune_configs"
+    return inside if inside.is_dir() else package.parent / "tune_configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} stands twice, near line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,73 @@
+"""An experiment leaves as YAML, as one digest, or with its paths made absolute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from fedpgp.config.settings import Experiment
+
+
+def dump(experiment: Experiment) -> str:
+    """The experiment as YAML that `load` reads back to the same."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
+    """The experiment as YAML with every key and its comment, as the shipped examples are.
+
+    Args:
+        method: the settings class of its method, for the comments of its keys.
+    """
+    lines: list[str] = []
+    for name, field in Experiment.model_fields.items():
+        value = getattr(experiment, name)
+        if not isinstance(value, BaseModel):
+            lines.append(_commented(name, value, field.description, indent=0))
+            continue
+        lines += ["", f"# {type(value).__doc__ or name}", f"{name}:"]
+        fields = {**type(value).model_fields, **(method.model_fields if name == "method" else {})}
+        tree = value.model_dump(mode="json")
+        lines += [_commented(key, tree[key], fields[key].description, indent=2) for key in fields if key in tree]
+    return "\n".join(lines) + "\n"
+
+
+def digest(experiment: Experiment, **identities: str) -> str:
+    """Twelve hex digits over all that can change a number, and nothing else.
+
+    Paths, resources, tracking, storage and the name are left out; what a path leads to comes in as
+    `identities` (for example `manifest=`, `weights=` digests).
+    """
+    tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
+    tree["data"].pop("root")
+    tree["data"]["template"] = experiment.data.prompt
+    tree["backbone"].pop("class_chunk")
+    if "weights" in identities:
+        tree["backbone"].pop("weights")
+    text = json.dumps({"settings": tree, "identities": identities}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
+    data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
+    weights = backbone.weights
+    if weights is not None and Path(weights).expanduser().is_file():
+        weights = str(Path(weights).expanduser().absolute())
+    return experiment.model_copy(
+        update={
+            "data": data.model_copy(update={"root": data.root and data.root.expanduser().absolute()}),
+            "backbone": backbone.model_copy(update={"weights": weights}),
+            "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
+        }
+    )
+
+
+def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
+    text = f"{key}: " + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True).strip()[1:-1]
+    return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"
