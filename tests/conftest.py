@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import uuid
 
@@ -40,6 +41,21 @@ def ray_cluster():
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def fedpgp(monkeypatch, capsys):
+    """Run the command in this process; gives (exit code, stdout, stderr)."""
+    from fedpgp.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            sys.exit(main())
+        captured = capsys.readouterr()
+        return exited.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -14,27 +14,12 @@ import yaml
 from PIL import Image
 
 from fedpgp.bench.faults import descendants
-from fedpgp.cli import main
 from fedpgp.store import RunStore
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",
     "federation.local_epochs=1", "resources.backend=serial",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def fedpgp(monkeypatch, capsys):
-    """Run the command in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            sys.exit(main())
-        captured = capsys.readouterr()
-        return exited.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from fedpgp.cli import main
-
 HM = {"test_hm": [50, 60], "val_hm": [51, 61]}
-
-
-@pytest.fixture
-def fedpgp(monkeypatch, capsys):
-    """Run the command in this process; gives (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            sys.exit(main())
-        captured = capsys.readouterr()
-        return exited.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def test_several_runs_are_compared(fedpgp, made_run):

@@ -10,24 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedpgp.cli import main
 from fedpgp.data.sources.domains import OFFICE_CLASSES, OFFICE_DOMAINS
 from fedpgp.reproduce.tables import TABLES
 
 
-@pytest.fixture
-def fedpgp(monkeypatch, capsys, tmp_path):
-    """Run the command in this process, in a folder of its own; gives (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fedpgp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            sys.exit(main())
-        captured = capsys.readouterr()
-        return exited.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def table_in(path):
