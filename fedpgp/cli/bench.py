@@ -85,6 +85,17 @@ def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     _show(bench.measure(threads, _progress), as_json)
 
 
+@app.command()
+def sweep(
+    quick: Annotated[bool, typer.Option("--quick", help="Little of everything: about a minute, and rough.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What a sweep costs beside its trials: starts, MLflow, memory, disk. About a quarter of an hour."""
+    from fedpgp.bench import sweep as bench
+
+    _show(bench.measure(bench.QUICK if quick else bench.FULL, _progress), as_json)
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -1,0 +1,225 @@
+"""What a sweep costs beside its trials: between them, for the first moment of each, in memory and on disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from fedpgp import config, launch, planning, rounds
+from fedpgp import experiment as experiments
+from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.scale import resident
+from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.federation import checkpoint, driver
+from fedpgp.federation.backend import Backend
+from fedpgp.federation.serial import SerialBackend
+from fedpgp.planning import Library
+from fedpgp.records import Progress
+from fedpgp.store import RunStore
+from fedpgp.sweeps import draw, engine, spec
+from fedpgp.sweeps.folder import SweepFolder
+from fedpgp.sweeps.spec import Sweep
+
+CONCURRENT = 2
+WARM_UP = 10
+"""Rounds by which the length of a trial is found."""
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    trials: int
+    seconds: float
+    """of one of them"""
+    pairs: int
+    """runs with and without MLflow"""
+    tiny: int
+    """trials while memory is watched"""
+
+
+FULL = Size(trials=24, seconds=20.0, pairs=3, tiny=200)
+QUICK = Size(trials=4, seconds=6.0, pairs=1, tiny=20)
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a run of a sweep began, had its first row, and ended, in seconds since the epoch."""
+
+    began: float
+    first: float
+    ended: float
+
+
+def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
+    """FedPGP on the embedded world in a sweep, against the same runs bare; then MLflow, then memory."""
+    with tempfile.TemporaryDirectory() as name, driver.connected(ResourceSettings(actors=CONCURRENT)):
+        root = Path(name)
+        progress("how long a round takes")
+        length = _rounds(root / "bare", size.seconds)
+        progress(f"{size.trials} bare runs of {length} rounds, {CONCURRENT} at a time")
+        sweep = _sweep(root / "swept", length, size.trials)
+        bare = _bare([trial.experiment for trial in draw.draw(sweep).trials], root / "bare")
+        progress(f"the same {size.trials} as trials of a sweep")
+        shutil.copytree(root / "bare" / "features", root / "swept" / "features")
+        folder = engine.run(sweep, None, _unheard)
+        slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunStore.open(path)]])
+        disk = _bytes_besides(folder) / size.trials / MB
+        progress(f"rounds with and without MLflow, {size.pairs} time(s)")
+        tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
+        progress(f"memory over {size.tiny} tiny trials")
+        growth = _growth(root / "tiny", size.tiny)
+    first = median(one for _, one in bare)
+    figures = {
+        "overhead_percent": overhead(slots, sum(seconds for seconds, _ in bare), first),
+        "warm_start_seconds": warm_start(slots, first),
+        "tracking_percent": tracking,
+        "driver_growth_percent": growth,
+        "disk_per_trial_mb": disk,
+    }
+    notes = (
+        f"{size.trials} trials of {median(seconds for seconds, _ in bare):.1f} s bare, {len(slots)} at a time",
+        "overhead: of each trial process, from the first row of its first trial to the end of its last",
+    )
+    rows = [[name, f"{value:.2f}"] for name, value in figures.items()]
+    return Outcome("sweep", figures, ("figure", "value"), rows, notes)
+
+
+def occupied(spans: Sequence[Span]) -> list[list[Span]]:
+    """The runs by trial process: one that begins is in that which ended last, or in a new one if all are busy."""
+    slots: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: span.began):
+        free = [slot for slot in slots if slot[-1].ended <= span.began]
+        if free:
+            max(free, key=lambda slot: slot[-1].ended).append(span)
+        else:
+            slots.append([span])
+    return slots
+
+
+def overhead(slots: Sequence[Sequence[Span]], work: float, first: float) -> float:
+    """Percent by which trial processes are held longer than the bare runs take, after each one's first start.
+
+    Args:
+        work: seconds of all bare runs.
+        first: seconds that a bare run takes to its first row.
+    """
+    held = sum(slot[-1].ended - slot[0].first for slot in slots)
+    return 100 * (held / (work - len(slots) * first) - 1)
+
+
+def warm_start(slots: Sequence[Sequence[Span]], first: float) -> float:
+    """Median seconds between the end of a trial and the first row of the next, without what a bare run takes to it."""
+    return median(later.first - before.ended - first for slot in slots for before, later in pairwise(slot))
+
+
+def _sweep(root: Path, length: int, trials: int) -> Sweep:
+    values = [round(0.5 + 0.01 * number, 2) for number in range(trials)]
+    overrides = [f"federation.rounds={length}", f"storage.root='{root}'", f"tune.max_concurrent={CONCURRENT}"]
+    return spec.load("icons", [*overrides, f"method.mu={{grid_search: {values}}}"])[0]
+
+
+def _experiment(root: Path, length: int, *overrides: str) -> Experiment:
+    return config.load("icons", [f"federation.rounds={length}", f"storage.root='{root}'", *overrides])
+
+
+def _rounds(root: Path, seconds: float) -> int:
+    """Rounds that take so long."""
+    for _ in range(2):  # the first time frozen features are extracted, and the process warms up
+        taken, first = bare_run(_experiment(root, WARM_UP))
+    return max(2, round(seconds * (WARM_UP - 1) / (taken - first)))
+
+
+def _bare(wanted: Sequence[Experiment], root: Path) -> list[tuple[float, float]]:
+    """Each experiment by itself in a warm process that does nothing else, as many at a time as in the sweep."""
+    here = [one.model_copy(update={"storage": one.storage.model_copy(update={"root": root})}) for one in wanted]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(_experiment(root, 1),)) as pool:
+        return list(pool.map(bare_run, here))
+
+
+def bare_run(wanted: Experiment) -> tuple[float, float]:
+    """Seconds of a run in this process, on one thread, with its rows and checkpoints and nothing else; to its end, and
+    to its first row."""
+    plan = planning.plan(wanted, _library())
+    backend = SerialBackend(threads=1)
+    start = time.perf_counter()
+    going = experiments.advance(plan, None, _unheard, threading.Event(), backend)
+    next(going)
+    first = time.perf_counter() - start
+    experiments.to_the_end(going)
+    return time.perf_counter() - start, first
+
+
+@cache
+def _library() -> Library:
+    return Library()
+
+
+def _span(store: RunStore) -> Span:
+    first, status = store.rounds()[0].timestamp_ms, store.status["timestamp_ms"]
+    return Span(store.identity["created_ms"] / 1000, first / 1000, status / 1000)
+
+
+def _bytes_besides(folder: SweepFolder) -> int:
+    """All that a sweep leaves in its store, MLflow included, but the features and the chosen checkpoints."""
+    everything = sum(path.stat().st_size for path in folder.root.rglob("*") if path.is_file())
+    features = sum(path.stat().st_size for path in (folder.root / "features").iterdir())
+    chosen = 0
+    for _, path in folder.labelled():
+        store = RunStore.open(path)
+        reference = rounds.reference(path / "rounds" / f"{store.best:06d}.arrow")
+        chosen += sum((store.checkpoints / file).stat().st_size for file in checkpoint.files_of(reference))
+    return everything - features - chosen
+
+
+def _tracking(root: Path, features: Path, length: int, pairs: int) -> float:
+    """Percent by which a round takes longer with MLflow: a median over pairs of runs, one after the other."""
+    shutil.copytree(features, root / "features")
+    wanted = _experiment(root, length)
+    silent = wanted.model_copy(update={"tracking": wanted.tracking.model_copy(update={"mlflow": False})})
+    backend = experiments.make_backend(wanted.resources, threading.Event())
+    ratios = []
+    for number in range(pairs + 1):
+        order = (wanted, silent) if number % 2 else (silent, wanted)
+        seconds = {one.tracking.mlflow: _per_round(one, backend) for one in order}
+        ratios.append(seconds[True] / seconds[False])
+    backend.close()
+    return 100 * (median(ratios[1:]) - 1)  # the first pair is the warm-up
+
+
+def _per_round(wanted: Experiment, backend: Backend) -> float:
+    path = launch.run_mirrored(wanted, False, emit=_unheard, stop=threading.Event(), backend=backend)
+    times = [row.timestamp_ms for row in RunStore.open(path).rounds()]
+    return median(later - before for before, later in pairwise(times))
+
+
+def _growth(root: Path, trials: int) -> float:
+    """Percent by which this process, which drives the sweep, grows after the first tenth of the trials."""
+    rates = [round(0.01 + 0.001 * number, 3) for number in range(trials)]
+    tiny = ["federation.rounds=1", "federation.local_epochs=1", "protocol.shots=1", "method={name: promptfl, n_ctx: 1}"]
+    where = [f"storage.root='{root}'", "resources.actors=1", f"tune.max_concurrent={CONCURRENT}"]
+    sweep, _ = spec.load("shapes", [*tiny, *where, f"federation.lr={{grid_search: {rates}}}"])
+    seen: dict[int, int] = {}
+
+    def watch(event: Progress) -> None:
+        if event.stage == "trials":
+            seen.setdefault(event.done, resident())
+
+    engine.run(sweep, None, watch)
+    return 100 * (seen[trials] / seen[trials // 10] - 1)
+
+
+def _unheard(event: Progress) -> None:
+    """Progress that nobody reads."""
