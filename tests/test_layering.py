@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison", "sweeps.folder"},
     "report.rows": STORE | {"comparison"},
-    "reproduce": DATA | STORE | {"comparison", "gather", "report.rows", "sweeps"},
+    "reproduce": CLIP | STORE | {"comparison", "gather", "report.rows", "sweeps"},
     "report": STORE | {"analysis", "comparison", "learned", "report.rows", "reproduce", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},

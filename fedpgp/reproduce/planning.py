@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpgp.clip.model import CHECKPOINT_SUFFIXES
+from fedpgp.clip.weights import is_archive
 from fedpgp.config import Experiment
 from fedpgp.data.sources.origins import ORIGINS
 from fedpgp.errors import ConfigError
@@ -18,7 +20,6 @@ from fedpgp.sweeps.spec import Sweep
 
 CLIP = "ViT-B-16-quickgelu"
 """The papers' backbone, with OpenAI's weights."""
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 SMOKE = {
     "data.name": "icons", "backbone.name": "icon-clip", "protocol.shots": "2", "federation.rounds": "2",
     "federation.local_epochs": "1", "federation.eval_every": "2", "folds.seeds": "[1]", "resources.actors": "1",
@@ -181,4 +182,7 @@ def _told(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
 def _settings(experiment: Experiment) -> dict[str, Any]:
     tree = experiment.model_dump(mode="json", exclude={"name", "seed", "resources", "tracking", "storage"})
     tree["data"]["template"] = experiment.data.prompt
+    weights = Path(experiment.backbone.weights or "")
+    if weights.is_file() and is_archive(weights):  # which is refused unless OpenAI published it
+        tree["backbone"] |= {"weights": "openai", "activation": None}
     return {key: value for key, value in spec.leaves(tree).items() if key not in NO_NUMBER}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_a_file_is_weights_of_the_papers_model(root):
     assert found.changed[found.drawn.trials[0].id] == (
         "backbone.weights is /weights/mine.pt, not openai", "backbone.activation is quick_gelu, not None"
     )  # fmt: skip
+
+
+def test_openais_own_file_is_the_papers_model(root):
+    with zipfile.ZipFile(root / "ViT-B-16.pt", "w") as archive:  # as its list of contents tells
+        archive.writestr("ViT-B-16/code/model.py", "")
+    part = plan("table4", root=root, backbone=str(root / "ViT-B-16.pt")).parts[0]
+    assert set(part.changed.values()) == {()}
 
 
 def test_changed_settings_are_told_for_the_variants_they_change(root):
