@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from fedpgp import __version__
 from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
-from fedpgp.errors import FedPGPError, Interrupted
+from fedpgp.errors import ConfigError, FedPGPError, Interrupted
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment, ResourceSettings
@@ -113,6 +113,11 @@ def run(
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
+        if detach:
+            raise ConfigError(
+                "--detach: with protocol.held_out=all there is a run for each domain, which this command has to start; "
+                "leave --detach out, or give one domain (to leave all on a cluster: submit pipelines/lodo.py to it)"
+            )
         sweep.lodo(config, overrides, resume=resume)
         return
     if detach:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -56,7 +56,8 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
                     tuning.run(sweep.tune, folder, todo, len(trials), tell)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            folder.set_status("stopped" if stopped else "failed", experiments.reason(error))
+            with suppress(OSError):  # the disk may be full; it counts as interrupted then
+                folder.set_status("stopped" if stopped else "failed", experiments.reason(error))
             raise
         failed = sum(result.state == "failed" for result in folder.results().values())
         folder.set_status("failed" if failed else "finished", f"{failed} trial(s) failed" if failed else None)

@@ -37,7 +37,6 @@ class Telling(tune.Callback):  # type: ignore[misc]
         self._failed = 0
         self._best: float | None = None
         self._mode = folder.head["mode"]
-        self.why = "stopped"
         self.stopper = _Stopper()
         self._show()
 
@@ -107,8 +106,7 @@ class Telling(tune.Callback):  # type: ignore[misc]
             what = str(result.reason).splitlines()[0]
             self._emit(Progress("warning", note=f"{work.label} failed: {what}"))
             if DISK_FULL in what:
-                self.why = f"{DISK_FULL}: free some under {self._folder.root}"
-                self.stopper.stop()
+                self.stopper.stop(f"{DISK_FULL}: free some under {self._folder.root}")
         elif result.value is not None and result.state == "finished":
             better = max if self._mode == "max" else min
             self._best = result.value if self._best is None else better(self._best, result.value)
@@ -125,17 +123,18 @@ class Telling(tune.Callback):  # type: ignore[misc]
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
     def __init__(self) -> None:
-        self._stopped = False
+        self.why: str | None = None
+        """None: it goes on"""
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """End the sweep."""
-        self._stopped = True
+        self.why = why
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._stopped
+        return self.why is not None
 
 
 def _text_of(trial: Any) -> str:

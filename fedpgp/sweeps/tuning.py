@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import tune
 
-from fedpgp.errors import Interrupted
+from fedpgp.errors import FedPGPError, Interrupted
 from fedpgp.experiment import Emit
 from fedpgp.files import TEMPORARY
 from fedpgp.sweeps.folder import SweepFolder
@@ -40,7 +40,8 @@ def run(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], 
     """Hand the trials to Tune, and see to it that each of them has a result.
 
     Raises:
-        Interrupted: trials are left, because of a signal or a full disk.
+        Interrupted: trials are left, because of a signal.
+        FedPGPError: trials are left, because the disk is full.
     """
     work = {one.id: one for one in todo}
     rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
@@ -66,7 +67,10 @@ def run(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], 
     telling.close()
     left = [one for one in todo if folder.result(one.id) is None]
     if left:
-        raise Interrupted(f"{telling.why}; {len(left)} of {total} trials are left; go on with --resume")
+        rest = f"{len(left)} of {total} trials are left; go on with --resume"
+        if telling.stopper.why is not None:
+            raise FedPGPError(f"{telling.stopper.why}; {rest}")
+        raise Interrupted(f"stopped; {rest}")
 
 
 def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:

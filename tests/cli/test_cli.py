@@ -244,6 +244,14 @@ def test_refuses_a_label_out_of_range(fedpgp, tmp_path):
         (["backbone.name=ViT-B-61"], "no model 'ViT-B-61'; did you mean ViT-B-16"),
         (["backbone.name=ViT-B-16-SigLIP", "backbone.weights=webli"], "cannot be prompted"),
         (["backbone.weights=/none/model.pt", "backbone.activation=gelu"], "/none/model.pt"),
+        (
+            [
+                "--detach",
+                "partition={scheme: domain, clients: null}",
+                "protocol={name: leave_one_domain_out, held_out: all}",
+            ],
+            "--detach: with protocol.held_out=all there is a run for each domain",
+        ),
     ],
 )
 def test_refuses_settings(fedpgp, tmp_path, arguments, message):
