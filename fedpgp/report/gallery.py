@@ -91,7 +91,7 @@ def _heat_map(comparison: Comparison, reading: Reading) -> Iterator[Picture]:
         groups = [group for group in comparison.groups if group.method == method]
         keys = [key for key in Comparison(tuple(groups)).differing if _is_axis(groups, key)]
         keys.sort(key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
-        if len(keys) >= 2 and comparison.main is not None:
+        if len(keys) >= 2 and _is_grid(groups, keys[0], keys[1]) and comparison.main is not None:
             drawn = grids.settings_heat_map(groups, keys[0], keys[1], comparison.main, reading)
             title = f"{keys[0]} by {keys[1]}, {method}"
             yield Picture(f"grid-{method}", title, "All else that was swept is averaged over.", drawn)
@@ -99,6 +99,12 @@ def _heat_map(comparison: Comparison, reading: Reading) -> Iterator[Picture]:
 
 def _is_axis(groups: Sequence[Group], key: str) -> bool:
     return all(isinstance(group.settings.get(key), int | float) for group in groups)
+
+
+def _is_grid(groups: Sequence[Group], down: str, across: str) -> bool:
+    """Whether two settings vary by themselves, and not the one with the other."""
+    points = {(group.settings[down], group.settings[across]) for group in groups}
+    return len(points) > max(len({one[side] for one in points}) for side in (0, 1))
 
 
 def _learned(comparison: Comparison, notes: list[str]) -> Iterator[Picture]:

@@ -41,7 +41,8 @@ def held_out_matrix(accuracies: Mapping[str, Mapping[str, float]], label: str) -
     Args:
         accuracies: by held-out domain, by client; a client that has the domain is absent.
     """
-    clients = list(dict.fromkeys(name for row in accuracies.values() for name in row))
+    names = dict.fromkeys(name for row in accuracies.values() for name in row)
+    clients = list({**{domain: None for domain in accuracies if domain in names}, **names})  # rows and columns alike
     grid = np.array([[row.get(name, np.nan) for name in clients] for row in accuracies.values()])
     grid = np.column_stack([grid, np.nanmean(grid, axis=1)])
     title = f"{label}: test accuracy in percent on the held-out domain"

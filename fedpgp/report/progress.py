@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedpgp.report.names import METRIC_TITLES
 from fedpgp.report.rows import Curve
@@ -31,6 +32,7 @@ def convergence(curves: Mapping[str, Curve], metric: str) -> Figure:
         left.fill_between(curve.rounds, low, high, color=style["color"], alpha=0.15, linewidth=0)
         if max(curve.megabytes) > 0:
             right.plot(curve.megabytes, curve.mean, **style)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="round", ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")
     right.set(xlabel="megabytes sent up and down until then")
     silent = [label for label, curve in curves.items() if len(curve.rounds) > 1 and not max(curve.megabytes) > 0]

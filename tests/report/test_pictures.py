@@ -71,6 +71,19 @@ def test_the_held_out_matrix_ends_in_the_mean_of_its_row():
     assert values == pytest.approx(np.array([[60, 70, 65], [np.nan, 50, 50]]), nan_ok=True)
 
 
+def test_the_held_out_matrix_has_one_order_of_domains_and_clients():
+    figure = grids.held_out_matrix({"art": {"photo": 60.0}, "photo": {"art": 50.0}}, "fedpgp")
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["art", "photo", "mean"]
+
+
+def test_two_settings_that_vary_together_span_no_heat_map(made_run):
+    pairs = [(1, 1), (4, 4)]
+    entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[50])) for r, s in pairs]
+    assert "grid-fedpgp" not in [picture.name for picture in gallery(compare(entries))[0]]
+    entries.append(Entry(made_run("method.rank=1", "protocol.shots=4", test_hm=[50])))
+    assert "grid-fedpgp" in [picture.name for picture in gallery(compare(entries))[0]]
+
+
 def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_is_a_level():
     curves = {"a": Curve([1, 2], [50.0, 60.0], [1.0, 1.0], [3.0, 6.0]), "zero": Curve([0], [40.0], [0.0], [0.0])}
     left, right = progress.convergence(curves, "hm").axes
