@@ -78,6 +78,14 @@ def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def classes(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+    """Memory and time of a step on ImageNet's 1,000 classes, by backbone.class_chunk."""
+    from fedpgp.bench import classes as bench
+
+    _show(bench.measure(threads, _progress), as_json)
+
+
+@app.command()
 def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """Extraction of frozen features against the bare image tower, and their cache against Parquet."""
     from fedpgp.bench import features as bench
