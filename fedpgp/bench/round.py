@@ -14,6 +14,7 @@ import torch
 
 from fedpgp.bench.caltech import BASE_TEST, MU, NOVEL_TEST, TAU, Scene, job, vit_b_16
 from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import seconds
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
@@ -74,6 +75,28 @@ def our_round(wanted: FederationJob, threads: int) -> float:
         taken.append(time.perf_counter() - start)
     backend.close()
     return median(taken)
+
+
+def profile(
+    threads: int, scene: Scene | None = None, tests: tuple[int, int] = (BASE_TEST, NOVEL_TEST), batch: int = BATCH
+) -> Outcome:
+    """Where the time of our round goes, Base and Novel for every client included."""
+    torch.set_num_threads(threads)
+    backend = SerialBackend(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = job(scene or vit_b_16(), Path(folder), CLIENTS, SHOTS, batch, tests)
+        backend.load(wanted)
+        server = Server(wanted, backend)
+        state = server.initial_state()
+        stages: dict[str, float] = {}
+
+        def one() -> None:
+            stages.update(server.step(state).row.seconds)
+
+        told = where_time_goes("round", one, 1, ())
+    backend.close()
+    parts = ", ".join(f"{stage} {taken:.2f} s" for stage, taken in stages.items())
+    return replace(told, notes=(f"our round with Base and Novel, {threads} threads; by stage: {parts}",))
 
 
 def measure(

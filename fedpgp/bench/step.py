@@ -13,12 +13,14 @@ from torch import Tensor
 
 from fedpgp.bench.caltech import MODEL, MU, TAU, Scene, one_batch, vit_b_16
 from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import Peak, counted, seconds
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.errors import FedPGPError
 
 REPEATS = 3
 OURS_PER_PLAIN = 5
+PROFILED = 10
 TOLERANCE = 1e-3
 """Largest difference of loss and gradient, relative to their size, that counts as equal in float32."""
 
@@ -136,6 +138,13 @@ def measure(
     if not bfloat16_in_hardware():
         notes.append("no bf16 hardware: bfloat16 is emulated here, so its figure says nothing of CPUs that have it")
     return Outcome("step", figures, ("step", "seconds", "GFLOP", "of peak", "times faster"), rows, notes)
+
+
+def profile(threads: int, scene: Scene | None = None) -> Outcome:
+    """Where the time of our step goes, batch 32 in float32."""
+    torch.set_num_threads(threads)
+    ours = sides(scene or vit_b_16(), 32).ours
+    return where_time_goes("step", ours, PROFILED, (f"our step, batch 32, {threads} threads; mean of {PROFILED}",))
 
 
 def bfloat16_in_hardware() -> bool:

@@ -16,6 +16,8 @@ err = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Say where our time goes instead.")]
+
 ThreadsOption = Annotated[int, typer.Option(help="Torch threads.", min=1)]
 
 
@@ -54,19 +56,19 @@ def faults(
 
 
 @app.command()
-def step(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+def step(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: JsonOption = False) -> None:
     """One FedPGP local step of ViT-B/16 size against the authors' way of taking it."""
     from fedpgp.bench import step as bench
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(bench.profile(threads) if profile else bench.measure(threads, _progress), as_json)
 
 
 @app.command(name="round")
-def round_(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
+def round_(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: JsonOption = False) -> None:
     """A FedPGP round of 10 clients with its tests against the authors' way of it."""
     from fedpgp.bench import round as bench
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(bench.profile(threads) if profile else bench.measure(threads, _progress), as_json)
 
 
 @app.command()
