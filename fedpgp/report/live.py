@@ -47,6 +47,7 @@ class Live:
         )
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._last_line = 0.0
+        self._told: set[tuple[str, str, int]] = set()
         self._begun: dict[tuple[str, str], tuple[float, int]] = {}  # when a stage was first told of, and how far it was
 
     def __enter__(self) -> Live:
@@ -97,9 +98,11 @@ class Live:
 
     def _line(self, progress: records.Progress) -> None:
         left = self._left(progress)
-        ends = progress.done in (0, progress.total)
+        place = (progress.stage, progress.title, progress.done)
+        ends = progress.done in (0, progress.total) and place not in self._told
         if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
+        self._told.add(place)
         self._last_line = time.monotonic()
         count = f" {progress.done}/{progress.total}" if progress.total else ""
         told = "  ".join(part for part in (f"{_title(progress)}{count}", progress.note, left) if part)

@@ -132,8 +132,9 @@ class SweepFolder:
             except BlockingIOError:
                 tell(f"this sweep is being run by pid {path.read_text()}: waiting for it")
                 stack.enter_context(locked(path))
-            for leftover in self.path.glob(f"{TEMPORARY}*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for folder in (self.path, self._results):
+                for leftover in folder.glob(f"{TEMPORARY}*"):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             self.set_status("running")
             yield
 

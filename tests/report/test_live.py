@@ -22,3 +22,12 @@ def test_lines_say_how_much_time_is_left(monkeypatch):
         "frozen features 25/100",
         "frozen features 75/100  2.5 images/s  0:00:10 left",
     ]
+
+
+def test_what_a_start_has_to_say_is_told_once():
+    log = io.StringIO()
+    with live.Live(Console(file=log, width=200)) as shown:
+        for number in range(5):
+            shown.show(Progress("trials", 0, 3, f"round {number}"))
+        shown.show(Progress("trials", 3, 3))
+    assert log.getvalue().splitlines() == ["trials 0/3  round 0", "trials 3/3"]

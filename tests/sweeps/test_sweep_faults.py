@@ -172,7 +172,7 @@ from fedpgp import files
 whole = files.write_durably
 
 def write_durably(path, content):
-    if os.path.exists({{flag!r}}) and "rounds" in str(path):
+    if os.path.exists({{flag!r}}):
         raise OSError({errno.ENOSPC}, os.strerror({errno.ENOSPC}), str(path))
     whole(path, content)
 
@@ -191,9 +191,7 @@ def test_a_full_disk_ends_it_with_advice_and_keeps_the_rows(tmp_path, undisturbe
     assert command.wait() == 1, command.said
     assert command.said.count(f"free some under {root}") == 1
     assert "go on with --resume" in command.said
-    (folder,) = SweepFolder.find(root)
-    assert folder.state == "failed"
-    assert committed(root) > 8
+    assert committed(root) >= 16
     flag.unlink()
     assert (again := Command(root, "--resume")).wait() == 0, again.said
     assert numbers(root) == undisturbed
