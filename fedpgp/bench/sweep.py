@@ -31,8 +31,10 @@ from fedpgp.sweeps.folder import SweepFolder
 from fedpgp.sweeps.spec import Sweep
 
 CONCURRENT = 2
-WARM_UP = 10
+WARM_UP = 4
 """Rounds by which the length of a trial is found."""
+ROUND = "federation.local_epochs=4"
+"""Rounds of about a second: on real data they are no shorter."""
 MB = 2**20
 
 
@@ -89,7 +91,8 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
         "disk_per_trial_mb": disk,
     }
     notes = (
-        f"{size.trials} trials of {median(seconds for seconds, _ in bare):.1f} s bare, {len(slots)} at a time",
+        f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s bare, "
+        f"{len(slots)} at a time",
         "overhead: of each trial process, from the first row of its first trial to the end of its last",
     )
     rows = [[name, f"{value:.2f}"] for name, value in figures.items()]
@@ -126,12 +129,12 @@ def warm_start(slots: Sequence[Sequence[Span]], first: float) -> float:
 
 def _sweep(root: Path, length: int, trials: int) -> Sweep:
     values = [round(0.5 + 0.01 * number, 2) for number in range(trials)]
-    overrides = [f"federation.rounds={length}", f"storage.root='{root}'", f"tune.max_concurrent={CONCURRENT}"]
+    overrides = [ROUND, f"federation.rounds={length}", f"storage.root='{root}'", f"tune.max_concurrent={CONCURRENT}"]
     return spec.load("icons", [*overrides, f"method.mu={{grid_search: {values}}}"])[0]
 
 
-def _experiment(root: Path, length: int, *overrides: str) -> Experiment:
-    return config.load("icons", [f"federation.rounds={length}", f"storage.root='{root}'", *overrides])
+def _experiment(root: Path, length: int) -> Experiment:
+    return config.load("icons", [ROUND, f"federation.rounds={length}", f"storage.root='{root}'"])
 
 
 def _rounds(root: Path, seconds: float) -> int:
