@@ -91,7 +91,8 @@ class RunWriter:
 
     def _end(self, run_id: str, state: str) -> None:
         """How it ended, and what it leaves; nothing if all that is there already."""
-        status, rows = dict(self._store.status), self._store.rounds()
+        store = RunStore.open(self._store.path)  # one that has been open for long does not know the last checkpoints
+        status, rows = dict(store.status), store.rounds()
         if state == "interrupted" and rows:
             status["timestamp_ms"] = rows[-1].timestamp_ms
         ended = f"{state} {status['timestamp_ms']}"
@@ -99,11 +100,11 @@ class RunWriter:
             if self._client.get_run(run_id).data.tags.get(entries.MIRRORED_TAG) == ended:
                 return
             entries.end(self._client, run_id, status, state)
-            best = next((row for row in rows if row.round == self._store.best), None)
+            best = next((row for row in rows if row.round == store.best), None)
             if best is not None:
                 self._client.log_batch(run_id, metrics=entries.best(best.metrics, best.round, best.timestamp_ms))
-            self._client.set_tag(run_id, entries.NOTE_TAG, notes.of_run(self._store, yaml.safe_load(self._config)))
-            with artifacts.of_run(self._store, self._config) as folder:
+            self._client.set_tag(run_id, entries.NOTE_TAG, notes.of_run(store, yaml.safe_load(self._config)))
+            with artifacts.of_run(store, self._config) as folder:
                 self._client.log_artifacts(run_id, str(folder))
             self._client.set_tag(run_id, entries.MIRRORED_TAG, ended)
 

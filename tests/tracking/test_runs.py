@@ -198,6 +198,19 @@ def test_the_mirror_follows_a_run_and_ends_with_it(store, uri, client):
     assert run.info.status == "FINISHED"
 
 
+def test_one_that_watched_from_before_the_first_round_knows_the_best_and_the_last(store, uri, client):
+    writer = RunWriter(RunStore.open(store.path), uri)
+    writer.push()
+    for number in (1, 2, 3):
+        commit(store, number, **{"val/local": 60.0 - number})
+        writer.push()
+    store.finish({})
+    writer.push()
+    assert client.get_run(writer.run_id).data.metrics["best/val/local"] == 59
+    files = {file.path for file in client.list_artifacts(writer.run_id)}
+    assert {"prompt.safetensors", "checkpoint.safetensors"} <= files
+
+
 def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, caplog, monkeypatch):
     failed = threading.Semaphore(0)
 
