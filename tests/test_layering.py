@@ -20,6 +20,7 @@ STORE = FOUNDATION | RECORDS | {"federation", "store", "rounds", "runs", "remote
 
 MAY_IMPORT = {
     "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(), "provenance": set(),
+    "upload": {"errors"},
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
     "remote": {"errors", "files"},
@@ -43,6 +44,7 @@ ONLY_IN = {
         "sweeps/progress.py",
         "sweeps/trial.py",
         "sweeps/tuning.py",
+        "upload.py",
     },
     "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {

@@ -215,6 +215,19 @@ def features(
 
 
 @app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="What is given to --working-dir.")] = Path("."),
+) -> None:
+    """Show what `ray job submit --working-dir FOLDER` would send, and refuse what is more than a cluster takes."""
+    from fedpgp import upload as uploads
+
+    found = uploads.of(folder)
+    found.check()
+    out.print(f"{found.size / uploads.MIB:.1f} MiB in {len(found.files)} files, the biggest:", highlight=False)
+    out.print(found.biggest, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def methods() -> None:
     """List the methods: paper, what is shared, what stays with the client, numbers of parameters, settings."""
     from fedpgp.methods import METHODS
