@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from fedpgp import __version__
 from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
+from fedpgp.authentication import use_token
 from fedpgp.errors import ConfigError, FedPGPError, Interrupted
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's input, 1 a failure of ours."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
@@ -251,7 +252,7 @@ def _load(config: str, overrides: list[str] | None) -> Experiment:
 
     settings = configs.load(config, overrides or [])
     if settings.resources.address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
     return settings
 
 
@@ -259,7 +260,7 @@ def _cluster(address: str | None) -> ResourceSettings:
     from fedpgp.config import ResourceSettings
 
     if address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
     return ResourceSettings(address=address)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedpgp.authentication import use_token
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"
     from fedpgp.report.live import Live
 
     if settings.base.get("resources", {}).get("address"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
     from fedpgp.sweeps import engine
 
     with Live(err) as live:
