@@ -55,7 +55,7 @@ def detach(experiment: Experiment, resume: bool) -> str:
         )
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
-        driver.start(run_mirrored, _placed(experiment), resume, name=name, detached=True)
+        driver.start(run_mirrored, placed(experiment), resume, name=name, detached=True)
         return name
 
 
@@ -166,11 +166,11 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, emit: 
     from fedpgp.federation import driver
 
     with driver.connected(experiment.resources):
-        return driver.drive(function, _placed(experiment), *args, name=_driver_name(experiment), emit=emit)
+        return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), emit=emit)
 
 
-def _placed(experiment: Experiment) -> Experiment:
-    """The experiment with absolute paths, for a cluster that is connected.
+def placed(experiment: Experiment) -> Experiment:
+    """The experiment with absolute paths.
 
     Raises:
         ResourceError: storage.root is relative, and the folder that it starts from is not the same everywhere.
@@ -178,7 +178,7 @@ def _placed(experiment: Experiment) -> Experiment:
     from fedpgp.federation import driver
 
     root = experiment.storage.root
-    if not root.expanduser().is_absolute() and not driver.one_folder():
+    if not root.expanduser().is_absolute() and not driver.one_folder(experiment.resources):
         raise ResourceError(
             f"storage.root: {root} is relative, but a cluster of several nodes and a submitted job have no folder in "
             "common that lasts; give an absolute folder that every node sees, or a URI such as s3://BUCKET/FOLDER"

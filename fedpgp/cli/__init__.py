@@ -18,7 +18,7 @@ from rich.markup import escape
 from fedpgp import __version__
 from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
 from fedpgp.authentication import use_token
-from fedpgp.errors import ConfigError, FedPGPError, Interrupted
+from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment, ResourceSettings
@@ -159,8 +159,11 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     from fedpgp import launch
     from fedpgp.report.tables import show
 
-    with _live() as live:
-        folder = launch.attach(driver, _cluster(address), live.show)
+    try:
+        with _live() as live:
+            folder = launch.attach(driver, _cluster(address), live.show)
+    except KeyboardInterrupt:
+        raise Interrupted(f"not followed any more, but the run goes on; end it with: fedpgp stop {driver}") from None
     out.print(show(folder))
     out.print(f"run: {folder}", highlight=False, soft_wrap=True)
 
@@ -183,10 +186,15 @@ def runs(
     from fedpgp import launch
     from fedpgp.report.tables import drivers, overview
 
-    cluster = _cluster(address)
-    if address or os.environ.get("RAY_ADDRESS"):
-        out.print(drivers(launch.drivers(cluster)))
-    out.print(overview(root))
+    cluster = bool(address or os.environ.get("RAY_ADDRESS"))
+    if cluster:
+        out.print(drivers(launch.drivers(_cluster(address))))
+    try:
+        out.print(overview(root))
+    except RunError:
+        if not cluster:
+            raise
+        out.print(f"no run under {root} yet", highlight=False, soft_wrap=True)  # a driver prepares before it has one
 
 
 @app.command()

@@ -67,10 +67,13 @@ def lasting_address(resources: ResourceSettings) -> str | None:
     return resources.address or os.environ.get("RAY_ADDRESS") or None
 
 
-def one_folder() -> bool:
+def one_folder(resources: ResourceSettings) -> bool:
     """Whether the working folder is the same for all processes and lasts: one node, no working folder of a job."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return len(alive) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
+    if not ray.is_initialized() and lasting_address(resources) is None:
+        return True
+    with connected(resources):
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        return len(alive) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
 
 
 @dataclass(frozen=True)

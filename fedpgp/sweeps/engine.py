@@ -35,13 +35,14 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
         rerun: failed: those that failed, too; all: every trial, from the start.
 
     Raises:
-        UserError: a trial cannot be run (all of them named); nothing was begun.
+        UserError: a trial cannot be run (all of them named), or the store would be lost; nothing was begun.
         Interrupted: stopped by a signal; what has finished is kept.
     """
     emit(Progress("prepare", note="reading data and backbone"))
     drawn = draw.draw(sweep)
+    _refuse_scattered(drawn.trials)
+    launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
-    _refuse_scattered(trials)
     plans = _plans(sweep, trials)
     folder = _create(sweep, drawn, trials, plans)
     waiting = folder.lock(lambda note: emit(Progress("note", note=note)))
