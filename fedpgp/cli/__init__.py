@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpgp import __version__
-from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
 from fedpgp.authentication import use_token
+from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
 from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
 
 if TYPE_CHECKING:

@@ -72,7 +72,8 @@ def head():
     port, dashboard, agent, client, metrics = free_ports(5)
     command = [
         f"{BIN}/ray", "start", "--head", "--block", "--num-cpus=3", "--disable-usage-stats",
-        "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+        "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
         f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
