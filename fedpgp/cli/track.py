@@ -28,7 +28,10 @@ def ui(
 
     from fedpgp.tracking import ui as interface
 
-    with interface.serving(interface.store_of(root), port) as (address, process):
+    store = interface.store_of(root)
+    page = interface.page_of(store)
+    with interface.serving(store, port) as (base, process):
+        address = base + page
         out.print(f"MLflow: {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)

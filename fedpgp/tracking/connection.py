@@ -24,6 +24,9 @@ ENVIRONMENT = {
 }
 """Read by MLflow, where the user has not set it."""
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Its user interface then shows runs, and nothing of language models."""
+
 
 def default_uri(root: Path) -> str:
     """The SQLite store of a storage root."""
@@ -49,7 +52,7 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
         if (found := client.get_experiment_by_name(experiment)) is not None:
             return str(found.experiment_id)
         location = None if remote else (root.absolute() / "mlartifacts").as_uri()
-        return client.create_experiment(experiment, artifact_location=location)
+        return client.create_experiment(experiment, artifact_location=location, tags=KIND)
 
 
 def connect(uri: str) -> MlflowClient:

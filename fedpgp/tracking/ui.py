@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from fedpgp.errors import FedPGPError, RunError, UserError
-from fedpgp.tracking.connection import ENVIRONMENT, default_uri
+from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -40,6 +40,13 @@ def store_of(root: Path) -> str:
             f"{root}` makes one from runs that were not mirrored, and runs with a tracking.uri of their own are there"
         )
     return default_uri(root)
+
+
+def page_of(uri: str) -> str:
+    """Where the runs are, below the address of the user interface: its start page shows language models, not runs."""
+    experiments = connect(uri).search_experiments(filter_string="name != 'Default'", max_results=2)
+    place = f"/{experiments[0].experiment_id}/runs" if len(experiments) == 1 else ""
+    return f"/#/experiments{place}?workflowType=machine_learning"
 
 
 @contextmanager

@@ -46,13 +46,23 @@ def test_a_port_that_is_taken_is_refused_and_the_default_gives_way(monkeypatch):
         assert ui._port(None) not in (0, port)
 
 
+def test_the_page_is_that_of_the_runs_or_lists_the_experiments(tmp_path):
+    uri = tracking.default_uri(tmp_path)
+    made = tracking.prepare(tmp_path, uri, "mine")
+    assert ui.page_of(uri) == f"/#/experiments/{made}/runs?workflowType=machine_learning"
+    tracking.prepare(tmp_path, uri, "another")
+    assert ui.page_of(uri) == "/#/experiments?workflowType=machine_learning"
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_interface_with_its_children(tmp_path):
     tracking.prepare(tmp_path, tracking.default_uri(tmp_path), "mine")
     command = [sys.executable, "-m", "fedpgp", "ui", str(tmp_path), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}) as process:
         address = process.stdout.readline().split()[1]
+        address, _, page = address.partition("/#/")
         assert address.startswith("http://127.0.0.1:")
+        assert page == "experiments/1/runs?workflowType=machine_learning"
         wanted = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mine"
         with urllib.request.urlopen(wanted, timeout=60) as answer:
             assert b'"mine"' in answer.read()
