@@ -106,11 +106,12 @@ def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path],
     if form is Format.md:
         return sheets.as_markdown(sheets.sheets(comparison, baseline), [*sheets.remarks(comparison), *notes])
     names = ", ".join(path.absolute().name for path in runs[:3]) + (f" and {len(runs) - 3} more" if runs[3:] else "")
-    return page(comparison, baseline, f"fedpgp: {names}", pictures, notes, _commands(runs))
+    return page(comparison, baseline, f"fedpgp: {names}", pictures, notes, _commands(runs, baseline))
 
 
-def _commands(runs: list[Path]) -> list[str]:
+def _commands(runs: list[Path], baseline: str) -> list[str]:
     """What makes the sweeps, then this report, again; single runs have theirs in the report."""
     sweeps = [path.absolute() / "sweep.yaml" for path in runs if (path / "trials.json").is_file()]
     given = " ".join(shlex.quote(str(path.absolute())) for path in runs)
-    return [*(f"fedpgp sweep {shlex.quote(str(path))}" for path in sweeps), f"fedpgp report {given} --out report"]
+    told = f"fedpgp report {given} --baseline {shlex.quote(baseline)} --out report"
+    return [*(f"fedpgp sweep {shlex.quote(str(path))}" for path in sweeps), told]

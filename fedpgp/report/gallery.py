@@ -16,7 +16,7 @@ from fedpgp.store import RunStore
 
 MOST_GROUPS = 12
 """Groups of a place up to which they are drawn one beside the other."""
-MOST_PROMPTS = 3
+MOST_PROMPTS = 8
 """Groups whose prompts are looked into."""
 FIRST_KEYS = ("method.rank", "protocol.shots")
 """What a heat map shows rather than other swept settings."""
@@ -61,7 +61,7 @@ def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading)
     if main is not None:
         curves = {group.label: rows.curve(group, main) for group in groups}
         found = {label: curve for label, curve in curves.items() if curve is not None}
-        caption = "The same accuracies over rounds, and over what was sent. Dotted: nothing is trained."
+        caption = "The same accuracies over rounds, and over what was sent. Dotted level: nothing is trained."
         yield Picture("convergence", "Convergence", caption, progress.convergence(found, main))
     single = next((metric for metric in ("held_out", "local", "all") if metric in measured), None)
     if single is not None:

@@ -24,7 +24,7 @@ def convergence(curves: Mapping[str, Curve], metric: str) -> Figure:
     for number, (label, curve) in enumerate(curves.items()):
         style = look(number) | {"markersize": 4, "markevery": max(1, len(curve.rounds) // 8), "linewidth": 1.4}
         low, high = np.subtract(curve.mean, curve.spread), np.add(curve.mean, curve.spread)
-        if len(curve.rounds) == 1:  # nothing is trained
+        if list(curve.rounds) == [0]:  # nothing is trained
             for axes in (left, right):
                 axes.axhline(curve.mean[0], label=label if axes is left else None, color=style["color"], linestyle=":")
             continue
@@ -34,8 +34,8 @@ def convergence(curves: Mapping[str, Curve], metric: str) -> Figure:
             right.plot(curve.megabytes, curve.mean, **style)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="round", ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")
-    right.set(xlabel="megabytes sent up and down until then")
-    silent = [label for label, curve in curves.items() if len(curve.rounds) > 1 and not max(curve.megabytes) > 0]
+    right.set(xlabel="megabytes sent up and down until then", xscale="log" if len(right.lines) else "linear")
+    silent = [label for label, own in curves.items() if list(own.rounds) != [0] and not max(own.megabytes) > 0]
     if silent:
         right.set_title(f"sends nothing: {', '.join(silent)}", fontsize=8, color="0.4")
     figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False, handlelength=3)

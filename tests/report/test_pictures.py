@@ -9,7 +9,7 @@ from PIL import Image
 
 from fedpgp.gather import Entry, compare
 from fedpgp.report import grids, progress, prompts, style, tradeoff
-from fedpgp.report.gallery import gallery
+from fedpgp.report.gallery import MOST_GROUPS, gallery
 from fedpgp.report.rows import Curve
 
 
@@ -90,6 +90,13 @@ def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_i
     assert left.lines[0].get_xydata().tolist() == [[1, 50], [2, 60]]
     assert right.lines[0].get_xydata().tolist() == [[3, 50], [6, 60]]
     assert left.lines[1].get_ydata() == [40, 40]
+    once = progress.convergence({"a": Curve([20], [50.0], [1.0], [3.0])}, "hm").axes  # trained, evaluated at the end
+    assert [axes.lines[0].get_xydata().tolist() for axes in once] == [[[20, 50]], [[3, 50]]]
+
+
+def test_as_many_groups_as_are_drawn_can_be_told_apart():
+    shapes = [(style.look(number)["marker"], style.HATCHES[number]) for number in range(MOST_GROUPS)]
+    assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MOST_GROUPS
 
 
 def test_the_spectrum_shows_energy_by_rank():
