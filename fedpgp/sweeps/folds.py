@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -115,7 +115,8 @@ def run(
             runs = tuple(FoldRun(f.work.fold.seed, f.work.fold.held_out, f.path.name) for f in folds if f.path)
     except Exception as error:
         failed = Result(work.id, "failed", None, begun(work), reason(error))
-        sweep.record(failed, "".join(traceback.format_exception(error)))
+        with suppress(OSError):  # the disk may be full; whoever follows the reports hears of it
+            sweep.record(failed, "".join(traceback.format_exception(error)))
         yield Report(0, None, result=failed)
     else:
         finished = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)

@@ -96,7 +96,7 @@ class Telling(tune.Callback):  # type: ignore[misc]
                             store.fail(str(result.reason))
                         else:
                             store.stop("not wanted any further" if result else "asked to stop")
-                except RunError:  # another sweep goes on with it
+                except (RunError, OSError):  # another sweep goes on with it; or the disk is full: it counts as killed
                     continue
 
     def _end(self, work: TrialWork, result: Result) -> None:

@@ -84,7 +84,7 @@ def ended(root):
 
 def numbers(root):
     """What each run measured, by what it is: a run that is there twice makes two entries."""
-    found = [RunStore.open(path) for path in sorted((root / "runs").iterdir())]
+    found = [RunStore.open(path) for path in sorted((root / "runs").glob("[!.]*"))]
     assert {store.state for store in found} == {"finished"}
     measured = [
         (store.identity["config_digest"], [(row.round, dict(row.metrics)) for row in store.rounds()]) for store in found
@@ -139,7 +139,7 @@ def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
     (folder,) = SweepFolder.find(root)
     assert folder.state == "stopped"
     assert {result.state for result in folder.results().values()} == {"finished"}
-    assert {RunStore.open(path).state for path in (root / "runs").iterdir()} <= {"finished", "stopped"}
+    assert {RunStore.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
     assert "RUNNING" not in {entry.info.status for entry in entries(root)[1]}
     assert (again := Command(root, "--resume")).wait() == 0, again.said
     assert numbers(root) == undisturbed
