@@ -16,6 +16,7 @@ from fedpgp.bench.caltech import BASE_TEST, MU, NOVEL_TEST, TAU, Scene, job, vit
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import seconds
+from fedpgp.federation.allocator import keep_freed_memory
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
@@ -112,6 +113,7 @@ def measure(
         tests: number of base and of novel test images.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()  # page faults would slow the plain way down, and ours hardly
     scene = scene or vit_b_16()
     progress("the authors' way: a few steps, images and prompts")
     cost = plain_cost(scene, batch, REPEATS)

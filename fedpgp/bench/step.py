@@ -17,6 +17,7 @@ from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import Peak, counted, seconds
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.errors import FedPGPError
+from fedpgp.federation.allocator import keep_freed_memory
 
 REPEATS = 3
 OURS_PER_PLAIN = 5
@@ -111,6 +112,7 @@ def measure(
 ) -> Outcome:
     """At batch 32 and 8 in float32, and ours in bfloat16 against the plain way in float32."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # page faults would slow the plain way down, and ours hardly
     scene = scene or vit_b_16()
     peak = Peak((77 * len(scene.base), 512, 2048), (77 * len(scene.base), 2048, 512))
     races = {batch: race(scene, batch, repeats, peak, progress) for batch in (32, 8)}

@@ -15,6 +15,7 @@ from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings
 from fedpgp.data.manifest import Manifest, open_reader
+from fedpgp.federation.allocator import keep_freed_memory
 from fedpgp.federation.backend import Backend
 
 SAMPLE = 16
@@ -40,6 +41,8 @@ class ExtractionWorker:
     """Serves any chunk at any time."""
 
     def __init__(self, job: ExtractionJob, device: torch.device) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self._table = job.manifest.table
         self._encoder = Encoder(job.visual.to(device), job.image, open_reader(job.data), job.key)
 
