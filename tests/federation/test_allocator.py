@@ -12,7 +12,8 @@ CODE = """
 import resource, torch
 from fedpgp.federation.allocator import keep_freed_memory
 {call}
-torch.ones(20_000_000)
+for _ in range(12):  # until the heap has grown
+    torch.ones(20_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):
     torch.ones(20_000_000)
