@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Data sets: check, prepare, show.")
 out = Console()
 err = Console(stderr=True)
 
-RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the data set (data.root).")]
+RootOption = Annotated[str | None, typer.Option("--root", help="Folder or URI of the data set (data.root).")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
 
 
@@ -92,7 +92,7 @@ def show(
     _say([f"figure: {path}" for path in survey.show(settings, target, clients)])
 
 
-def _settings(target: str, overrides: list[str], root: Path | None) -> Experiment:
+def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
     """The experiment, or the default one on a data set that is given by its name."""
     from fedpgp import config
     from fedpgp.data.sources import SOURCES

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,6 +16,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+
+Uri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")]
 
 TEMPLATES = {
     "icons": "an icon of a {}.",
@@ -38,8 +40,8 @@ class DataSettings(Settings):
     """icons (in the package) | shapes (drawn on the fly, for tests) | folder (class/...) | domain_folder
     (domain/class/...) | parquet (Hugging Face style) | a data set by name, as it is downloaded: see
     `fedpgp data check NAME --root FOLDER`"""
-    root: Path | None = None
-    """folder of the data set; not needed for `icons` and `shapes`"""
+    root: Uri | Path | None = None
+    """folder of the data set, or for Parquet a `pyarrow.fs` URI (s3://..., gs://...); `icons` and `shapes` need none"""
     class_names: tuple[str, ...] | None = None
     """ordered names, tied to label ids 0, 1, ...; null: from the source (folders: sorted)"""
     template: str | None = None

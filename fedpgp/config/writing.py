@@ -56,12 +56,13 @@ def digest(experiment: Experiment, **identities: str) -> str:
 def absolute(experiment: Experiment) -> Experiment:
     """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
     data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
+    root = data.root.expanduser().absolute() if isinstance(data.root, Path) else data.root
     weights = backbone.weights
     if weights is not None and Path(weights).expanduser().is_file():
         weights = str(Path(weights).expanduser().absolute())
     return experiment.model_copy(
         update={
-            "data": data.model_copy(update={"root": data.root and data.root.expanduser().absolute()}),
+            "data": data.model_copy(update={"root": root}),
             "backbone": backbone.model_copy(update={"weights": weights}),
             "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
         }

@@ -151,7 +151,7 @@ def _placed(data: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
 
 def _roots(part: Part) -> list[tuple[str, Path]]:
     experiments = [trial.experiment for trial in part.drawn.trials]
-    return [(one.data.name, one.data.root) for one in experiments if one.data.root is not None]
+    return [(one.data.name, one.data.root) for one in experiments if isinstance(one.data.root, Path)]
 
 
 def _refuse_missing(roots: Sequence[tuple[str, Path]]) -> None:

@@ -71,7 +71,9 @@ def test_hundred_classes_with_fine_labels(tmp_path: Path) -> None:
 
 def test_parquet_and_folders(parquet_file: Callable[..., Path], image_tree: Callable[..., Path]) -> None:
     parquet_file("train-0.parquet", list(range(10)), names=NAMES)
-    assert build(parquet_file("test-0.parquet", [3], names=NAMES)).class_names == NAMES
+    parquet_root = parquet_file("test-0.parquet", [3], names=NAMES)
+    assert build(parquet_root).class_names == NAMES
+    assert manifest.build(DataSettings(name="cifar10", root=parquet_root.as_uri())).class_names == NAMES
     root = image_tree(*(f"{split}/{name}/0.png" for split in ("train", "test") for name in NAMES))
     assert build(root).class_names == NAMES
     with pytest.raises(DataError, match=r"cifar100: 10 classes in data.root, not 100 \(airplane, automobile, .*alone"):

@@ -171,6 +171,27 @@ def test_parquet_reads_across_row_groups_in_any_order(parquet_file: Tree) -> Non
         assert [image.getpixel((0, 0))[0] for image in images] == list(order)  # type: ignore[index]
 
 
+def test_parquet_behind_a_uri_is_the_same_data(parquet_file: Tree) -> None:
+    parquet_file("train-0.parquet", [0, 1] * 4, names=["cat", "dog"])
+    root = parquet_file("test-0.parquet", [1, 0], names=["cat", "dog"])
+    here, there = parquet(root), DataSettings(name="parquet", root=root.as_uri())
+    built = manifest.build(there)
+    assert built.files_digest == manifest.build(here).files_digest
+    ways = [[image.tobytes() for image in open_source(one).read(built.table)] for one in (here, there)]
+    assert ways[0] == ways[1]
+    assert len(ways[0]) == 10
+
+
+def test_a_uri_that_cannot_be_used_is_refused_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.root: file://.*nowhere: no such folder"):
+        open_source(DataSettings(name="parquet", root=f"{tmp_path.as_uri()}/nowhere"))
+    with pytest.raises(DataError, match=r"data.root: ftp://\*\*\*@host/x: .*URI") as told:
+        open_source(DataSettings(name="parquet", root="ftp://me:secret@host/x"))
+    assert "secret" not in str(told.value)
+    with pytest.raises(DataError, match="folder needs a folder of this machine; of a URI only Parquet is read"):
+        open_source(DataSettings(name="folder", root=tmp_path.as_uri()))
+
+
 def test_parquet_string_labels_and_domains(parquet_file: Tree) -> None:
     root = parquet_file("a.parquet", ["dog", "cat", "dog"], domain=["photo", "art", "art"])
     built = manifest.build(parquet(root))

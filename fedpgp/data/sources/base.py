@@ -73,6 +73,8 @@ def existing_root(settings: DataSettings) -> Path:
     """The folder of the data set, absolute and free of links."""
     if settings.root is None:
         raise DataError(f"data.root: {settings.name} needs the folder of the data set; give data.root=FOLDER")
+    if isinstance(settings.root, str):
+        raise DataError(f"data.root: {settings.name} needs a folder of this machine; of a URI only Parquet is read")
     root = Path(os.path.realpath(os.path.expanduser(settings.root)))
     if not root.is_dir():
         raise DataError(f"data.root: {settings.root}: no such folder; give data.root=FOLDER")

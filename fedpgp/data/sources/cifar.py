@@ -37,6 +37,8 @@ def open_cifar(settings: DataSettings) -> Source:
     Raises:
         DataError: none of them.
     """
+    if isinstance(settings.root, str):
+        return Whole(ParquetSource(settings), settings.name)
     root = existing_root(settings)
     for folder in (root, *(root / name for name in ORIGINS[settings.name].folders)):
         if any((folder / file).is_file() for file in BATCHES[settings.name]):

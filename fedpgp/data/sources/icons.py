@@ -19,5 +19,4 @@ class IconsSource(ParquetSource):
 
     def __init__(self, settings: DataSettings) -> None:
         """Everything lies in the package; `settings` choose nothing here."""
-        self.root = FOLDER.resolve()
-        self.class_names = None
+        super().__init__(settings.model_copy(update={"root": FOLDER, "class_names": None}))

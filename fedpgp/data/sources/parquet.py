@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fedpgp.config import DataSettings
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, existing_root, inside
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.files import size_and_time
+from fedpgp.data.sources.places import Place
 from fedpgp.errors import DataError
 
 PREFERRED = ("image", "img", "label", "fine_label")
@@ -46,13 +45,13 @@ class ParquetSource:
     """Every *.parquet under the root; the name of the file (train-0000.parquet) or of its folder tells the split."""
 
     def __init__(self, settings: DataSettings) -> None:
-        self.root = existing_root(settings)
+        self.root = Place(settings)
         self.class_names = settings.class_names
 
     def scan(self) -> Scan:
         """List the images; class names come from the metadata, from a string column, or from `data.class_names`."""
-        paths = sorted(self.root.rglob("*.parquet"))
-        files = [path.relative_to(self.root).as_posix() for path in paths if not _hidden(path.relative_to(self.root))]
+        found = self.root.files(".parquet")
+        files = list(found)
         if not files:
             raise DataError(f"{self.root}: no *.parquet file; give data.root=FOLDER or another data.name")
         splits = [_split(file) for file in files]
@@ -61,7 +60,7 @@ class ParquetSource:
             raise DataError(f"{self.root}: no split in the name of {nameless}; rename to train-, validation- or test-")
         columns = self._common_columns(files)
         table = pa.concat_tables(
-            self._rows(file, split, columns) for file, split in zip(files, splits, strict=True)
+            self._rows(file, split, columns, *found[file]) for file, split in zip(files, splits, strict=True)
         ).combine_chunks()
         if not len(table):
             raise DataError(f"{self.root}: no images: all *.parquet files are empty")
@@ -81,7 +80,7 @@ class ParquetSource:
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
         """The file for a `with` block, in which whatever Arrow cannot read becomes a DataError."""
         try:
-            with pq.ParquetFile(inside(self.root, file), memory_map=True) as parquet:
+            with self.root.open(file) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
@@ -130,12 +129,11 @@ class ParquetSource:
             raise DataError(f"{self.root / file}: no {kind} column ({found}); call it {kind!r}")
         return preferred[0] if preferred else candidates[0]
 
-    def _rows(self, file: str, split: str | None, columns: Columns) -> pa.Table:
+    def _rows(self, file: str, split: str | None, columns: Columns, size: int, modified: int | None) -> pa.Table:
         """The rows of one file, label and domain still as in the file."""
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
-        size, modified = size_and_time(self.root / file)
         domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
         return pa.table(
             {
@@ -145,7 +143,7 @@ class ParquetSource:
                 DOMAIN: domain if columns.domain_names else domain.cast(pa.string()),
                 "split": pa.repeat(pa.scalar(split, pa.string()), count),
                 "size": pa.repeat(size, count),
-                "modified": pa.repeat(modified, count),
+                "modified": pa.repeat(pa.scalar(modified, pa.int64()), count),
             }
         )
 
@@ -171,10 +169,6 @@ class ParquetSource:
                 f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _split(file: str) -> str | None:
