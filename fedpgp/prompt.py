@@ -16,10 +16,11 @@ from torch import Tensor
 from fedpgp import methods
 from fedpgp.clip import images as frozen_images
 from fedpgp.clip import model
-from fedpgp.clip.frozen import freeze
+from fedpgp.clip.frozen import ClassSet, freeze
 from fedpgp.config import BackboneSettings
 from fedpgp.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.files import write_durably
+from fedpgp.seeding import torch_generator
 from fedpgp.tree import ParamTree
 
 if TYPE_CHECKING:
@@ -64,11 +65,16 @@ class Prompt:
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{path}: cannot be read as a prompt ({reason}); see `fedpgp export`") from None
-        missing = [key for key in NEEDED if key not in card]
-        if card.get("format") != FORMAT or missing:
+        if not isinstance(card, dict) or card.get("format") != FORMAT or not {*NEEDED, "version"} <= card.keys():
             raise RunError(f"{path}: a safetensors file, but not a prompt that `fedpgp export` wrote")
         if card["version"] != VERSION:
             raise RunError(f"{path}: a prompt of format {card['version']}, this fedpgp reads format {VERSION}")
+        wrong = _wrong(card)
+        if wrong:
+            raise RunError(f"{path}: its card is not as `fedpgp export` wrote it: {wrong}; export the prompt again")
+        hollow = [key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()]
+        if hollow:
+            raise RunError(f"{path}: {', '.join(hollow)} holds values that are not finite; export the prompt again")
         return cls(params, card)
 
 
@@ -110,6 +116,7 @@ class Predictor:
 
         Raises:
             ConfigError: other class names for a prompt with a context for each class.
+            RunError: the parameters are not of the shapes that the method has.
             DataError: no or repeated names, or one that does not fit the text tower.
         """
         names = tuple(class_names or self.class_names)
@@ -136,9 +143,36 @@ class Predictor:
                 self._method.phrases,
                 visual="image" in self._method.towers,
             ).to("cpu", getattr(torch, self._settings.dtype))
+            classes = text.on(range(len(names)))
+            self._check_shapes(classes)
             params = {key: value.unsqueeze(0) for key, value in self._prompt.params.items()}
-            self._classifiers[names] = self._method.classifier(params, text.on(range(len(names))))
+            self._classifiers[names] = self._method.classifier(params, classes)
         return self._classifiers[names]
+
+    def _check_shapes(self, classes: ClassSet) -> None:
+        wanted = self._method.init(classes, torch_generator(0, "shapes"))
+        shapes = [{key: tuple(value.shape) for key, value in tree.items()} for tree in (self._prompt.params, wanted)]
+        if shapes[0] != shapes[1]:
+            raise RunError(
+                f"prompt: its parameters are {shapes[0]}, those of its method are {shapes[1]}; export it again"
+            )
+
+
+def _wrong(card: Mapping[str, Any]) -> str | None:
+    """What a card says in another form than an exported one; None: nothing."""
+    method, backbone, names, template = (card[key] for key in NEEDED)
+    if not (
+        isinstance(method, dict) and isinstance(method.get("name"), str) and isinstance(method.get("settings"), dict)
+    ):
+        return "method"
+    if (
+        not isinstance(backbone, dict)
+        or not {"name", "weights", "activation", "dtype", "fingerprint"} <= backbone.keys()
+    ):
+        return "backbone"
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        return "class_names"
+    return None if isinstance(template, str) and template.count("{}") == 1 else "template"
 
 
 def best(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

@@ -216,3 +216,37 @@ def test_the_mlflow_model_says_the_same(run_of, base_images, tmp_path):
     other = loaded.predict(table, params={"classes": "owl, oak tree"}).iloc[0]
     assert set(other.classes) == {"owl", "oak tree"}
     assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pt", ".bin")]
+
+
+@pytest.mark.parametrize(
+    ("params", "card", "said"),
+    [
+        ({"ctx": torch.full((2, 64), float("nan"))}, {}, "ctx holds values that are not finite"),
+        ({"ctx": torch.zeros(2, 64, dtype=torch.long)}, {}, "ctx holds values that are not finite"),
+        ({}, {"template": "{x} {}{}"}, "its card is not as `fedpgp export` wrote it: template"),
+        ({}, {"class_names": "cat"}, "class_names"),
+        ({}, {"class_names": [""]}, "class_names"),
+        ({}, {"method": "promptfl"}, "method"),
+        ({}, {"backbone": {"name": "tiny"}}, "backbone"),
+        ({}, {"version": 2}, "a prompt of format 2"),
+    ],
+)
+def test_a_prompt_from_elsewhere_is_checked(params, card, said, run_of, tmp_path):
+    prompt = Prompt.load(export(run_of("promptfl"), "global", tmp_path))
+    tensors = {**prompt.params, **params}
+    safetensors.torch.save_file(tensors, tmp_path / "bad.safetensors", {"card": json.dumps({**prompt.card, **card})})
+    with pytest.raises(RunError, match=said):
+        Prompt.load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("params", [{"ctx": torch.zeros(3, 63)}, {}, {"ctx": torch.zeros(2, 64), "U": torch.zeros(1)}])
+def test_parameters_of_another_shape_are_refused(params, run_of, base_images, tmp_path):
+    prompt = Prompt.load(export(run_of("fedpgp"), "global", tmp_path))
+    with pytest.raises(RunError, match="those of its method are"):
+        Predictor(Prompt(params, prompt.card)).probabilities(base_images[0][:1])
+
+
+def test_braces_in_a_template_are_text(run_of, base_images, tmp_path):
+    prompt = Prompt.load(export(run_of("promptfl"), "global", tmp_path))
+    card = {**prompt.card, "template": "{0.__class__} of {}"}
+    assert Predictor(Prompt(prompt.params, card)).probabilities(base_images[0][:1]).isfinite().all()

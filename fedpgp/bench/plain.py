@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.clip.frozen import readable
+from fedpgp.clip.frozen import filled, readable
 from fedpgp.clip.model import Backbone
 from fedpgp.tree import ParamTree
 
@@ -33,7 +33,7 @@ class PlainFedPGP:
         self.scale = backbone.logit_scale
         placeholders = " ".join(["X"] * n_ctx)
         self.tokens = backbone.tokenize([f"{placeholders} {readable(name)}." for name in names])
-        self.template_tokens = backbone.tokenize([template.format(readable(name)) for name in names])
+        self.template_tokens = backbone.tokenize([filled(template, readable(name)) for name in names])
         embedded: Tensor = self.model.token_embedding(self.tokens)
         self.before, self.after = embedded[:, :1], embedded[:, 1 + n_ctx :]
 

@@ -50,18 +50,11 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
 ) -> None:
     """Classify images with a learned prompt: the best classes with their probabilities."""
-    from fedpgp.data.sources.decoding import decode
-    from fedpgp.errors import DataError
+    from fedpgp.data.sources import decoding
     from fedpgp.prompt import Predictor, Prompt, best
     from fedpgp.report.predictions import predictions
 
-    def read(path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-    pictures = [decode(read(path), str(path)) for path in images]
+    pictures = [decoding.read(path, str(path)) for path in images]
     predictor = Predictor(Prompt.load(prompt), weights)
     names = predictor.class_names if classes is None else tuple(name.strip() for name in classes.split(","))
     found = best(predictor.probabilities(pictures, names), names, top)

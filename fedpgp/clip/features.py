@@ -27,6 +27,7 @@ CHUNK_ROWS = 256
 BATCH_BYTES = 1 << 28
 """About the most bytes of one record batch of a cache. Opening costs 0.03 ms for each batch, and merging shards keeps
 one in memory."""
+FEATURE_TYPES = {"pooled": pa.float32(), "patches": pa.float32(), "pixels": pa.uint8()}
 SHARDS = ".shards"
 """Ending of the folder of shards beside a cache that is being made."""
 
@@ -78,7 +79,7 @@ class FeatureCache:
             CacheError: no such file, torn, or of something else than `key`.
         """
         table = _read(path, key)
-        shape = json.loads(table.schema.metadata[b"shape"])
+        shape = _shape(table)
         blocks = [
             chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), key.views, *shape)
             for chunk in table["feature"].chunks
@@ -89,7 +90,7 @@ class FeatureCache:
         """Copy the features of `rows` (n,), in that order -> (n, *shape).
 
         Raises:
-            CacheError: some rows are not in the cache.
+            CacheError: some rows are not in the cache, or not finite.
         """
         rows = np.asarray(rows, dtype=np.int64)
         places = np.searchsorted(self.rows, rows)
@@ -105,6 +106,10 @@ class FeatureCache:
         for owner in np.unique(owners):
             mine = owners == owner
             features[mine] = self._blocks[owner][places[mine] - self._starts[owner], view]
+        if features.dtype.kind == "f" and not np.isfinite(features).all():
+            raise CacheError(
+                "the feature cache holds values that are not finite; delete it and run `fedpgp features CONFIG` again"
+            )
         return features
 
 
@@ -228,6 +233,14 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         found = json.loads(table.schema.metadata[b"key"])
+        table.validate()
+        if (
+            table.column_names != ["row", "feature"]
+            or table["row"].type != pa.int64()
+            or table["feature"].type != pa.list_(FEATURE_TYPES[key.variant], int(found["views"]) * prod(_shape(table)))
+            or not len(table)
+        ):
+            raise ValueError("columns")
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise CacheError(
             f"{path}: not a whole feature cache; delete it and run `fedpgp features CONFIG` again"
@@ -240,6 +253,11 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
             f"{path}: features of something else ({told}); delete it and run `fedpgp features CONFIG` again"
         )
     return table
+
+
+def _shape(table: pa.Table) -> tuple[int, ...]:
+    """Of the feature of one image and view."""
+    return tuple(int(size) for size in json.loads(table.schema.metadata[b"shape"]))
 
 
 def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list[pa.Table]:

@@ -82,7 +82,9 @@ def freeze(
         BackboneError: the image tower is wanted, and cannot be prompted.
     """
     names = [readable(name) for name in class_names]
-    texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(template.format(n) for n in names), *phrases])
+    texts = dict.fromkeys(
+        [*names, *(f"{name}." for name in names), *(filled(template, name) for name in names), *phrases]
+    )
     vocabulary = _tokenize(backbone, list(texts))
     ids = sorted({*vocabulary.bounds, *(token for tokens in vocabulary.texts.values() for token in tokens)})
     dense = {token: index for index, token in enumerate(ids)}
@@ -109,6 +111,11 @@ def names_only(class_names: Sequence[str], template: str) -> FrozenText:
 def readable(name: str) -> str:
     """A class name as it stands in a prompt."""
     return name.replace("_", " ")
+
+
+def filled(template: str, name: str) -> str:
+    """The hand-written prompt of a class. Other braces in it are text, and not run as a format."""
+    return template.replace("{}", name)
 
 
 def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
@@ -201,12 +208,12 @@ class ClassSet:
     def template(self) -> Tensor:
         """Text features (C, E) of the hand-written prompt of each class: zero-shot CLIP. Constant."""
         template = self._frozen.template
-        return self._constant(template, lambda name: self._frozen.vocabulary[template.format(name)])
+        return self._constant(template, lambda name: self._frozen.vocabulary[filled(template, name)])
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Text features (P, C, E) of the hand-written prompts in a tower with these adapters."""
         template, vocabulary = self._frozen.template, self._frozen.vocabulary
-        encoder = self._fixed(template, lambda name: vocabulary[template.format(name)])
+        encoder = self._fixed(template, lambda name: vocabulary[filled(template, name)])
         return encoder.encode(self._nothing(), adapters=adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:

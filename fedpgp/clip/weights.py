@@ -77,7 +77,7 @@ def fill(model: nn.Module, weights: Weights, what: str) -> None:
         what: model and file, for the error
 
     Raises:
-        BackboneError: tensors are missing, unknown or of another shape; the first of each are listed.
+        BackboneError: tensors are missing, unknown, of another shape or not finite; the first of each are listed.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
@@ -100,9 +100,12 @@ def fill(model: nn.Module, weights: Weights, what: str) -> None:
         "unknown": [name for name in tensors if name not in wanted],
         "of another shape": shapes,
     }
+    hollow = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if any(misfits.values()):
         told = "; ".join(_list(kind, names) for kind, names in misfits.items() if names)
         raise BackboneError(f"{what}: the checkpoint belongs to another model: {told}; check backbone.name")
+    if hollow:
+        raise BackboneError(f"{what}: {_list('not finite', hollow)}; the file is damaged, fetch it again")
     model.load_state_dict(tensors)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import pickle
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -233,3 +234,44 @@ def test_a_chunk_is_small_to_send(tmp_path):
     assert np.array_equal(again.rows, chunk.rows)
     assert again.shard == chunk.shard
     assert len(pickle.dumps(chunk)) < 4000
+
+
+def metadata(shape):
+    return {"key": json.dumps(asdict(KEY)), "shape": json.dumps(shape)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "shape"),
+    [
+        ({"row": pa.array([0, 1])}, [2]),
+        ({"row": pa.array([0.0, 1.0]), "feature": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))}, [2]),
+        ({"row": pa.array([0, 1]), "feature": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))}, [3]),
+        ({"row": pa.array([0, 1]), "feature": pa.array([[1, 2], [3, 4]], pa.list_(pa.float64(), 2))}, [2]),
+        ({"row": pa.array([0, 1]), "feature": pa.array([[1, 2], [3]], pa.list_(pa.float32()))}, [2]),
+        ({"row": pa.array([], pa.int64()), "feature": pa.array([], pa.list_(pa.float32(), 2))}, [2]),
+        ({"row": pa.array([0, 1]), "feature": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))}, "x"),
+    ],
+)
+def test_a_cache_with_the_right_key_and_other_columns_is_refused(tmp_path, columns, shape):
+    table = pa.table(columns).replace_schema_metadata(metadata(shape))
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    assert "not a whole feature cache" in refusal(FeatureCache.open, tmp_path / "a.arrow", KEY)
+
+
+def test_features_that_are_not_finite_are_refused_when_they_are_used(tmp_path):
+    features = np.ones((3, KEY.views, 2), np.float32)
+    features[1] = np.nan
+    write_shard(tmp_path / "a.arrow", KEY, np.arange(3), features)
+    cache = FeatureCache.open(tmp_path / "a.arrow", KEY)
+    assert np.array_equal(cache.gather(np.array([0, 2])), np.ones((2, 2)))
+    assert "not finite" in refusal(cache.gather, np.array([0, 1]))
+
+
+def test_cut_at_any_byte_a_cache_is_refused(tmp_path):
+    path = tmp_path / "a.arrow"
+    write_shard(path, KEY, np.arange(3), np.ones((3, KEY.views, 2), np.float32))
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert "not a whole feature cache" in refusal(FeatureCache.open, path, KEY)

@@ -257,6 +257,13 @@ def test_the_checkpoint_of_another_model_is_told_by_keys_and_shapes(tmp_path):
     )
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = stock(TINY)
+    model.visual.proj.data[0, 0] = float("nan")
+    told = refusal(weights=str(save(model, "state_dict", tmp_path)), activation="gelu")
+    assert "not finite: visual.proj; the file is damaged" in told
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

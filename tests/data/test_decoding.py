@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +102,20 @@ def bomb(png: bytes) -> bytes:
 
     chunk = b"IHDR" + struct.pack(">II", 60_000, 60_000) + png[24:29]
     return png[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+def test_what_another_program_would_read_is_no_image() -> None:
+    """Pillow hands PostScript, which is a program, to Ghostscript."""
+    with pytest.raises(DataError, match="not an image of a known format"):
+        decode(saved(Image.new("RGB", (3, 2)), "EPS"), "x")
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(saved(Image.new("L", (9, 11))))
+    assert decoding.read(path, "x").size == (9, 11)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10)
+    with pytest.raises(DataError, match=r"^large: \d+ bytes, more than 10: not a photo"):
+        decoding.read(path, "large")
+    with pytest.raises(DataError, match=r"^gone: cannot be read \(No such file"):
+        decoding.read(tmp_path / "gone.png", "gone")

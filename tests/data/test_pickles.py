@@ -82,6 +82,7 @@ def test_code_is_named_and_not_run(function: Any, protocol: int, tmp_path: Path)
         b"\x80\x02\x82\x01.",
         b"\x80\x02]q\x00h\x00a.",
         b"S'persistent'\nQ.",
+        b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -12,6 +13,24 @@ from fedpgp.errors import DataError
 
 MAX_PIXELS = 89_478_485
 """A larger image is taken for a decompression bomb (Pillow's own limit, which only warns)."""
+MAX_BYTES = 256 << 20
+"""A larger file is no photo."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""Pillow knows more, some of which it gives to other programs to read (EPS to Ghostscript)."""
+
+
+def read(path: Path, where: str) -> Image.Image:
+    """Decode an image file, see `decode`.
+
+    Raises:
+        DataError: it cannot be read, is larger than `MAX_BYTES`, or is no image.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise DataError(f"{where}: {size} bytes, more than {MAX_BYTES}: not a photo; replace or remove it")
+        return decode(path.read_bytes(), where)
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror})") from error
 
 
 def decode(data: bytes, where: str) -> Image.Image:
@@ -25,7 +44,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is checked below
-            opened = Image.open(io.BytesIO(data))
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
         with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")

@@ -12,8 +12,8 @@ import pyarrow as pa
 from PIL import Image
 
 from fedpgp.config import DataSettings
+from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import ROW_SCHEMA, existing_root, inside
-from fedpgp.data.sources.decoding import decode
 from fedpgp.errors import DataError
 
 SHOWN = 10
@@ -29,12 +29,7 @@ class ImageFiles:
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the files of `rows`, in order."""
         for file in rows["file"].to_pylist():
-            path = inside(self.root, file)
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{self.root / file}: cannot be read ({error.strerror})") from error
-            yield decode(data, str(self.root / file))
+            yield decoding.read(inside(self.root, file), str(self.root / file))
 
 
 def listed(

@@ -136,7 +136,12 @@ class _Machine:
         _expect(self.stack[-1], list).extend(items)
 
     def set_items(self, items: list[Any]) -> None:
-        _expect(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+        _expect(self.stack[-1], dict).update(_pairs(items))
+
+
+def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    """Keys and values of a dict; a key that holds others could take forever to hash."""
+    return [(_expect(key, str | bytes | int), value) for key, value in zip(items[::2], items[1::2], strict=True)]
 
 
 def _called(function: tuple[str, str], arguments: tuple[Any, ...]) -> Any:
@@ -254,7 +259,7 @@ def _stack_global(machine: _Machine, _: Any) -> None:
 
 def _dict(machine: _Machine, _: Any) -> None:
     items = machine.since_mark()
-    machine.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+    machine.stack.append(dict(_pairs(items)))
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
