@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check bad-inputs clean
 
 demo: $(SETUP)
 	$(BIN)/fedpgp demo
@@ -19,6 +19,9 @@ check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bad-inputs: $(SETUP)
+	FEDPGP_REWRITE_BAD_INPUTS=1 $(BIN)/python -m pytest tests/test_bad_inputs.py
 
 $(SETUP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,0 +1,249 @@
+"""What a person may give by mistake, and the message that each gets: `BAD_INPUTS.md` is made of it, and is the oracle.
+
+Messages that are meant to change are written anew by `make bad-inputs`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+LIST = Path(__file__).with_name("BAD_INPUTS.md")
+REWRITE = "FEDPGP_REWRITE_BAD_INPUTS"
+SMALL = (
+    "protocol.shots=1 partition.clients=2 method.n_ctx=1 method.rank=1 federation.rounds=1 federation.local_epochs=1 "
+    "resources.backend=serial tracking.mlflow=false storage.root=HERE/store"
+)
+RUN = f"run shapes {SMALL}"
+TINY = "backbone.name=tiny backbone.activation=gelu"
+OIL = "protocol.name=leave_one_domain_out partition.scheme=domain partition.clients=null protocol.held_out=oil"
+PHOTOS = "data.name=folder data.root=HERE"
+
+CASES = {
+    "Settings": [
+        "run nothing",
+        "run HERE/binary.yaml",
+        "run HERE/list.yaml",
+        "run HERE/torn.yaml",
+        "run HERE/twice.yaml",
+        "run HERE/python.yaml",
+        f"{RUN} federation.round=3",
+        f"{RUN} fedaration.rounds=3",
+        f"{RUN} rounds",
+        f"{RUN} =3",
+        f"{RUN} method.rank=[1",
+        f"{RUN} federation.rounds=-1",
+        f"{RUN} federation.rounds=many",
+        f"{RUN} federation.rounds=2.5",
+        f"{RUN} federation.lr=.nan",
+        f"{RUN} federation.participation=2",
+        f"{RUN} federation=fast",
+        f"{RUN} seed=-1",
+        f"{RUN} name=a/b",
+        f"{RUN} name=../up",
+        f"{RUN} method.name=fedpg",
+        f"{RUN} method.rnk=3",
+        f"{RUN} method.rank=0",
+        f"{RUN} method.rank=100000",
+        f"{RUN} method.n_ctx=100",
+        f"{RUN} method.mu=-1",
+        f"{RUN} protocol.shots=0",
+        f"{RUN} protocol.held_out=clipart",
+        f"{RUN} protocol.name=leave_one_domain_out",
+        f"{RUN} partition.scheme=domain",
+        f"{RUN} partition.beta=0",
+        f"{RUN} partition.label_skew=true",
+        f"{RUN} partition.clients=16",
+        f"{RUN} data.train_fraction=0.9",
+        f"{RUN} data.template=photo",
+        f"{RUN} resources.gpus_per_actor=1.5",
+        f"{RUN} resources.backend=threads",
+    ],
+    "Data": [
+        f"{RUN} data.name=folder",
+        f"{RUN} data.name=imagenet",
+        f"{RUN} {PHOTOS}/none",
+        f"{RUN} {PHOTOS}/empty",
+        f"{RUN} {PHOTOS}/empty_class",
+        f"{RUN} {PHOTOS}/hollow_image",
+        f"{RUN} {PHOTOS}/link",
+        f"{RUN} {PHOTOS}/bad_image",
+        f"{RUN} {PHOTOS}/postscript",
+        f"{RUN} {PHOTOS}/bomb",
+        f"{RUN} {PHOTOS}/photos data.class_names=[cat,dog]",
+        f"{RUN} {PHOTOS}/photos data.class_names=[cat,cat,dog,emu]",
+        f"{RUN} {PHOTOS}/photos data.class_names=[cat,dog,emu,{'y_' * 80}]",
+        f"{RUN} data.name=domain_folder data.root=HERE/photos",
+        f"{RUN} data.name=cifar10 data.root=HERE/cifar",
+        f"{RUN} data.name=cifar10 data.root=HERE/photos",
+        f"{RUN} data.name=parquet data.root=HERE/parquet",
+        f"{RUN} data.name=dtd data.root=HERE/photos",
+        "data check dtd --root HERE/none",
+        "data check nothing --root HERE/photos",
+        "data prepare nothing --root HERE/photos",
+    ],
+    "Domains": [
+        f"{RUN} {OIL}",
+    ],
+    "Backbones": [
+        f"{RUN} backbone.name=ViT-B-61",
+        f"{RUN} backbone.name=ViT-B-16-SigLIP backbone.weights=webli",
+        f"{RUN} backbone.name=ViT-B-16 backbone.weights=opnai",
+        f"{RUN} backbone.name=icon-clip backbone.weights=random",
+        f"{RUN} {TINY} backbone.weights=HERE/none.pt",
+        f"{RUN} backbone.name=tiny backbone.weights=HERE/other.safetensors backbone.activation=null",
+        f"{RUN} {TINY} backbone.weights=HERE/other.safetensors",
+        f"{RUN} {TINY} backbone.weights=HERE/code.pt",
+        f"{RUN} {TINY} backbone.weights=HERE/script.pt",
+        f"{RUN} {TINY} backbone.weights=HERE/torn.safetensors",
+    ],
+    "Places": [
+        f"{RUN} storage.root=HERE/file",
+        f"{RUN} storage.uri=HERE/store",
+        f"{RUN} storage.uri=nowhere://me:SECRET@host/x",
+        f"{RUN} --detach",
+        "upload HERE/none",
+        "ui HERE/empty",
+        "runs HERE/none",
+        "track sync HERE/empty",
+    ],
+    "Sweeps": [
+        "sweep nothing",
+        "sweep HERE/no_base.yaml",
+        "sweep HERE/misspelt.yaml",
+        "sweep HERE/code.yaml",
+        "sweep HERE/seeds.yaml",
+        f'sweep HERE/sweep.yaml {SMALL} method.rank={{"grid_serch":[1]}}',
+        f'sweep HERE/sweep.yaml {SMALL} method.rank={{"grid_search":[]}}',
+        f'sweep HERE/sweep.yaml {SMALL} method.mu={{"uniform":[1,0]}}',
+        f'sweep HERE/sweep.yaml {SMALL} method.rank={{"grid_search":[0,1]}} --dry-run',
+        f"sweep HERE/sweep.yaml {SMALL} tune.scheduler=hyperband",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=val/hmm",
+        f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[]",
+        f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[1,1]",
+    ],
+    "Results": [
+        "report HERE/empty",
+        "report HERE/none",
+        "report RUN --baseline nobody --out HERE/report",
+        "compare RUN HERE/empty",
+        "export RUN --client 7 --out HERE/out",
+        "export RUN --client 0 --round 3 --out HERE/out",
+        "export HERE/empty --client 0 --out HERE/out",
+        "predict HERE/photos/cat/0.png --prompt HERE/other.safetensors",
+        "predict HERE/photos/cat/0.png --prompt HERE/code.pt",
+        "predict HERE/none.png --prompt HERE/other.safetensors",
+        "predict HERE/bad_image/cat/0.png --prompt HERE/other.safetensors",
+        "reproduce table9",
+        "reproduce table1",
+        "reproduce table4 --root HERE/none",
+    ],
+}  # fmt: skip
+
+
+def photos(root, classes=("cat", "dog", "emu", "fox")):
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (60 * label, 40 * number, 99)).save(root / name / f"{number}.png")
+    return root / "cat" / "0.png"
+
+
+class Code:
+    """What an attacker would pickle."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """All that is bad."""
+    root = tmp_path_factory.mktemp("bad")
+    photos(root / "photos")
+    (root / "empty").mkdir()
+    (root / "file").write_text("")
+    photos(root / "empty_class")
+    (root / "empty_class" / "gnu").mkdir()
+    photos(root / "hollow_image").write_bytes(b"")
+    photos(root / "bad_image").write_bytes(b"<html>404</html>")
+    link = photos(root / "link")
+    link.unlink()
+    link.symlink_to(root / "file")
+    postscript = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(postscript, "EPS")
+    photos(root / "postscript").write_bytes(postscript.getvalue())
+    Image.new("1", (11000, 9000)).save(photos(root / "bomb"))
+    for name in ("cifar", "parquet"):
+        (root / name).mkdir()
+    names = [
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+        "batches.meta",
+    ]
+    for name in names:
+        (root / "cifar" / name).write_bytes(pickle.dumps({"label_names": Code(), "data": np.zeros(3)}))
+    (root / "parquet" / "train.parquet").write_bytes(b"PAR1 and then nothing")
+    (root / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (root / "list.yaml").write_text("- 1\n")
+    (root / "torn.yaml").write_text("method: {name: coop\n")
+    (root / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    (root / "python.yaml").write_text("name: !!python/object/apply:os.system [touch ran]\n")
+    (root / "sweep.yaml").write_text(yaml.safe_dump({"base": "shapes", "tune": {"metric": "val/hm"}}))
+    (root / "no_base.yaml").write_text("space: {}\n")
+    (root / "misspelt.yaml").write_text("base: shapes\nspcae: {}\n")
+    (root / "code.yaml").write_text("base: shapes\nspace: {method.mu: {sample_from: 'lambda spec: 1'}}\n")
+    (root / "seeds.yaml").write_text("base: shapes\nspace: {seed: {grid_search: [1, 2]}}\n")
+    save_file({"visual.proj": torch.zeros(3, 3)}, root / "other.safetensors")
+    (root / "torn.safetensors").write_bytes((root / "other.safetensors").read_bytes()[:-1])
+    torch.save({"state_dict": Code()}, root / "code.pt")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(root / "script.pt"))
+    return root
+
+
+def test_each_bad_input_gets_the_message_of_the_list(here, fedpgp, monkeypatch):
+    """Exit code 2, what is wrong in a line or more that start with `error`, no traceback, and no code is run."""
+    monkeypatch.chdir(here)
+    code, out, err = fedpgp(*RUN.replace("HERE", str(here)).split())
+    assert code == 0, err
+    run = out.rsplit("run: ", 1)[1].strip()
+    lines = [
+        "# Bad inputs",
+        "",
+        "What was tried, and what it got; made by `make bad-inputs`. Each ends with exit code 2.",
+    ]
+    for title, cases in CASES.items():
+        lines += ["", f"## {title}"]
+        for case in cases:
+            code, out, err = fedpgp(*case.replace("HERE", str(here)).replace("RUN", run).split())
+            said = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert (code, bool(said)) == (2, True), f"fedpgp {case}\n{out}{err}"
+            assert "Traceback" not in err
+            assert "SECRET" not in err
+            shown = stable("\n".join(err[err.index("error: ") :].splitlines()), here, run)
+            lines += ["", f"`fedpgp {case.replace(SMALL, '...')}`", "```", shown.replace("error: ", ""), "```"]
+    assert not (here / "ran").exists()
+    text = "\n".join(lines) + "\n"
+    if os.environ.get(REWRITE):
+        LIST.write_text(text, encoding="utf-8")
+    assert text == LIST.read_text(encoding="utf-8"), "if that is meant: make bad-inputs"
+
+
+def stable(text, here, run):
+    """The same on every machine, and on every day."""
+    text = text.replace(run, "RUN").replace(str(here), "HERE").rstrip()
+    return re.sub(r"SHA-256 [0-9a-f]{64}", "SHA-256 ...", text)
