@@ -12,6 +12,7 @@ import yaml
 from fedpgp import config, tracking
 from fedpgp.config import Experiment
 from fedpgp.errors import ConfigError
+from fedpgp.secrets import without_user
 from fedpgp.store import RunStore
 from fedpgp.sweeps import draw, spec
 from fedpgp.sweeps.folder import SweepFolder
@@ -41,7 +42,7 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
 
 
 def _uri(given: str | None, named: str | None, root: Path) -> str:
-    return given or named or tracking.default_uri(root)
+    return given or (named and without_user(named)) or tracking.default_uri(root)
 
 
 def _begun(sweep: SweepFolder) -> dict[str, list[Path]]:

@@ -35,6 +35,7 @@ from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.planning import Plan, plan
 from fedpgp.records import Progress, RoundRow
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 
 Emit = Callable[[Progress], None]
@@ -179,7 +180,7 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
 
 def _create(plan: Plan) -> RunStore:
     experiment = plan.experiment
-    storage, content = experiment.storage, config.dump(experiment)
+    storage, content = experiment.storage, redacted(config.dump(experiment))
     store = RunStore.create(storage.root, experiment.name, plan.digest, content, _identity(plan), storage.uri)
     store.save_partition(partition_table(plan.manifest, plan.data))
     return store
@@ -198,13 +199,13 @@ def _ending(store: RunStore) -> Iterator[None]:
             store.stop("asked to stop")
             raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
         except BaseException as error:
-            store.fail(reason(error), "".join(traceback.format_exception(error)))
+            store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
             raise
 
 
 def reason(error: BaseException) -> str:
     """What went wrong, as the status of a run has it."""
-    return str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}"
+    return redacted(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
 
 
 def _rounds(plan: Plan, server: Server, store: RunStore, emit: Emit) -> Iterator[RoundRow]:

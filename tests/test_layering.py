@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedpgp"
 
-FOUNDATION = {"errors", "seeding", "files"}
+FOUNDATION = {"errors", "seeding", "files", "secrets"}
 CONFIG = FOUNDATION | {"config"}
 DATA = CONFIG | {"data"}
 CLIP = DATA | {"clip"}
@@ -19,7 +19,8 @@ FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
 STORE = FOUNDATION | RECORDS | {"federation", "store", "rounds", "runs", "remote"}
 
 MAY_IMPORT = {
-    "errors": set(), "seeding": set(), "files": set(), "tree": set(), "records": set(), "provenance": set(),
+    "secrets": set(), "errors": set(), "seeding": set(), "files": set(),
+    "tree": set(), "records": set(), "provenance": set(),
     "upload": {"errors"},
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},

@@ -230,7 +230,8 @@ class TrackingSettings(Settings):
     mlflow: bool = True
     """false: rows on disk only"""
     uri: str | None = None
-    """tracking URI; null: a SQLite store under storage.root"""
+    """tracking URI; null: a SQLite store under storage.root. A password in it is not written down: `fedpgp track sync`
+    takes it from --uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"""
     experiment: str = "fedpgp"
     """MLflow experiment"""
 

@@ -19,6 +19,7 @@ from fedpgp.federation import driver
 from fedpgp.federation.packing import capacity, shortfall
 from fedpgp.planning import Library, Plan
 from fedpgp.records import Progress
+from fedpgp.secrets import redacted
 from fedpgp.sweeps import draw, folds, spec, tuning
 from fedpgp.sweeps.draw import Drawn, Trial
 from fedpgp.sweeps.folder import Fold, FoldRun, Planned, Result, SweepFolder
@@ -127,7 +128,9 @@ def _create(sweep: Sweep, drawn: Drawn, trials: Sequence[Trial], plans: Mapping[
         for trial in trials
     ]
     root, digest = trials[0].experiment.storage.root, draw.digest(sweep.tune, drawn.metric, planned)
-    return SweepFolder.create(root, sweep.name, digest, spec.dump(sweep), drawn.metric, sweep.tune.mode, planned)
+    return SweepFolder.create(
+        root, sweep.name, digest, redacted(spec.dump(sweep)), drawn.metric, sweep.tune.mode, planned
+    )
 
 
 def _fold(plan: Plan) -> Fold:

@@ -20,6 +20,7 @@ from fedpgp.federation.backend import Backend, Common, Job
 from fedpgp.files import locked
 from fedpgp.planning import Library
 from fedpgp.records import RoundRow
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold, FoldRun, Result, SweepFolder
 from fedpgp.tracking import Mirror, Parent
@@ -116,7 +117,7 @@ def run(
     except Exception as error:
         failed = Result(work.id, "failed", None, begun(work), reason(error))
         with suppress(OSError):  # the disk may be full; whoever follows the reports hears of it
-            sweep.record(failed, "".join(traceback.format_exception(error)))
+            sweep.record(failed, redacted("".join(traceback.format_exception(error))))
         yield Report(0, None, result=failed)
     else:
         finished = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)

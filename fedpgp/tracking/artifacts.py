@@ -16,9 +16,9 @@ from fedpgp.comparison import Group
 from fedpgp.errors import RunError
 from fedpgp.evaluation import last_evaluated, per_client_table
 from fedpgp.federation.checkpoint import State
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import SweepFolder
-from fedpgp.tracking.connection import redacted
 from fedpgp.tracking.outcome import Outcome, ranking
 from fedpgp.tree import num_bytes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpgp.errors import FedPGPError
 from fedpgp.files import locked
+from fedpgp.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -76,8 +76,3 @@ def told(uri: str) -> Iterator[None]:
     except Exception as error:  # a mirror never fails a run, whatever its libraries raise
         what = redacted(str(error)).strip().partition("\n")[0] or type(error).__name__
         raise FedPGPError(f"MLflow at {redacted(uri)}: {what}") from None
-
-
-def redacted(text: str) -> str:
-    """`text` with the user and password of every URI in it replaced."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpgp.files import locked
 from fedpgp.records import RoundRow
-from fedpgp.tracking.connection import redacted
+from fedpgp.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpgp.errors import FedPGPError
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import SweepFolder
-from fedpgp.tracking.connection import redacted
 from fedpgp.tracking.runs import RunWriter
 from fedpgp.tracking.sweeps import SweepWriter
 

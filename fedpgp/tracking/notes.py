@@ -10,8 +10,8 @@ import yaml
 
 from fedpgp.evaluation import METRICS, selections
 from fedpgp.records import RoundRow
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
-from fedpgp.tracking.connection import redacted
 from fedpgp.tracking.outcome import Outcome, best_of, ranking
 
 MOST_ROWS = 40

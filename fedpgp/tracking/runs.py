@@ -9,6 +9,7 @@ import yaml
 
 from fedpgp.files import locked
 from fedpgp.records import RoundRow
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold
 from fedpgp.tracking import artifacts, connection, entries, notes
@@ -39,7 +40,7 @@ class RunWriter:
         self._store, self._uri = store, uri
         self._lock = store.path / ".mirror.lock"
         with connection.told(uri):
-            self._config = connection.redacted(store.config_yaml)
+            self._config = redacted(store.config_yaml)
             tree = yaml.safe_load(self._config)
             experiment = under[1] if under else connection.prepare(store.root, uri, tree["tracking"]["experiment"])
             self._client = connection.connect(uri)

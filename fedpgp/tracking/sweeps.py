@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fedpgp.errors import RunError
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Result, SweepFolder
 from fedpgp.tracking import artifacts, connection, entries, notes
@@ -32,7 +33,7 @@ class SweepWriter:
         self._folder, self._uri = folder, uri
         self._outcomes: dict[str, Outcome] = {}
         with connection.told(uri):
-            self._settings = yaml.safe_load(connection.redacted(folder.spec_yaml))
+            self._settings = yaml.safe_load(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
             self._experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
@@ -93,7 +94,7 @@ class SweepWriter:
         status = {"timestamp_ms": found.ended_ms, "reason": result.reason}
         entries.end(self._client, run_id, status, result.state)
         for store in list(found.runs.values())[:1]:
-            settings = yaml.safe_load(connection.redacted(store.config_yaml))
+            settings = yaml.safe_load(redacted(store.config_yaml))
             del settings["seed"], settings["protocol"]["held_out"]
             entries.add_params(self._client, self._client.get_run(run_id), settings)
         metrics = [metric for row in found.rounds for metric in entries.of_row(row)]

@@ -17,6 +17,7 @@ from fedpgp.errors import FedPGPError, RunError
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.tracking import connection
 from fedpgp.tracking.runs import RunWriter
@@ -263,5 +264,5 @@ def test_errors_are_one_line_without_secrets(store, tmp_path):
 
 
 def test_redaction_leaves_everything_else_alone():
-    assert tracking.redacted("a://u:p@h/x b://h/y@z c@d") == "a://***@h/x b://h/y@z c@d"
-    assert tracking.redacted("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+    assert redacted("a://u:p@h/x b://h/y@z c@d") == "a://***@h/x b://h/y@z c@d"
+    assert redacted("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
