@@ -217,3 +217,16 @@ def test_settings_of_a_method_are_checked_and_filled_in():
     assert complete.method.settings["mu"] == 0.5
     with pytest.raises(ConfigError, match="method fedpgp: rnk: unknown key; did you mean rank"):
         planning.settle(config.parse({"method": {"name": "fedpgp", "rnk": 3}}))
+
+
+def test_a_cache_deleted_while_it_is_used_changes_nothing_and_is_made_again(tmp_path, reference):
+    """It is mapped: whoever has it open keeps it."""
+
+    def after_first(progress):
+        if progress.stage == "rounds" and progress.done == 1:
+            for path in (tmp_path / "features").glob("*.arrow"):
+                path.unlink()
+
+    assert numbers(run(settings(tmp_path), emit=after_first)) == numbers(reference)
+    assert not list((tmp_path / "features").glob("*.arrow"))
+    assert numbers(run(settings(tmp_path))) == numbers(reference)
