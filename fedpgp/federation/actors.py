@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from fedpgp.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backend import Common, Job, invoke
@@ -186,10 +186,10 @@ class ActorPool:
             if lost:
                 raise _Lost(lost)
             result = ray.get(reference)
-        except (RayActorError, _Lost) as error:
+        except (RayActorError, OutOfMemoryError, _Lost) as error:
             ray.kill(actor.handle)
             self._start()
-            raise _Lost(first_line(error)) from None
+            raise _Lost(_why(error)) from None
         except RayTaskError as error:
             self._idle.append(actor)
             raise cause(error) from None
@@ -232,10 +232,10 @@ class ActorPool:
             self._failed_starts = 0
         except RayTaskError as error:
             raise cause(error) from None
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             self._failed_starts += 1
             if self._failed_starts == ATTEMPTS:
-                raise FedPGPError(f"{ATTEMPTS} client actors died while starting: {first_line(error)}") from None
+                raise FedPGPError(f"{ATTEMPTS} client actors died while starting: {_why(error)}") from None
             self._start()
 
 
@@ -268,3 +268,10 @@ def cause(error: RayTaskError) -> BaseException:
 def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _why(error: Exception) -> str:
+    """Why an actor was lost, in a line; what can be done if Ray ended it for memory."""
+    if isinstance(error, OutOfMemoryError):
+        return f"{first_line(error).rstrip('.')}; give fewer resources.actors, or a smaller federation.block_size"
+    return first_line(error)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError
 
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import ClientError, FedPGPError, Interrupted, ResourceError
+from fedpgp.federation import actors
 from fedpgp.federation.actors import ATTEMPTS, ActorPool, _Client
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -127,6 +129,26 @@ def test_a_lost_actor_costs_only_its_block(pool, tmp_path, caplog):
 def test_a_block_that_kills_every_actor_ends_the_round(pool):
     with pytest.raises(FedPGPError, match=f"die block 1 of 1 on node .* {ATTEMPTS} attempts, no more"):
         list(pool.map("die", [0]))
+
+
+@pytest.mark.parametrize("kills", [1, 100])
+def test_a_worker_killed_for_memory_is_replaced_and_advice_is_given(pool, tmp_path, monkeypatch, caplog, kills):
+    """Ray ends workers of a node that runs out of memory, and says so by an error of its own."""
+    get, left = actors.ray.get, iter(range(kills))
+
+    def killed(*arguments, **options):
+        if next(left, None) is None:
+            return get(*arguments, **options)
+        raise OutOfMemoryError("Task was killed due to the node running low on memory.\nMore.")
+
+    said = "running low on memory.*; give fewer resources.actors, or a smaller federation.block_size"
+    monkeypatch.setattr(actors.ray, "get", killed)
+    if kills == 1:
+        assert list(pool.map("hang_once", [(number, tmp_path) for number in (1, 2, 3)])) == [10, 20, 30]
+        assert re.search(said, caplog.text)
+    else:
+        with pytest.raises(FedPGPError, match=said):
+            list(pool.map("hang_once", [(1, tmp_path)]))
 
 
 def test_a_late_block_is_sent_to_another_actor(tmp_path, caplog):
