@@ -11,6 +11,7 @@ from typing import Any
 
 LIBRARIES = ("fedpgp", "torch", "open_clip_torch", "timm", "ray", "mlflow", "numpy", "pyarrow")
 GIB = 2**30
+COMMIT_VARIABLE = "FEDPGP_GIT_COMMIT"
 
 
 def describe() -> dict[str, Any]:
@@ -44,7 +45,10 @@ def gpus() -> list[str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the package if it is in a git checkout, else that of the working folder; `+`: with changes."""
+    """The commit of the package if it is in a git checkout, else that of the working folder; `+`: with changes.
+
+    Where neither is one, as in a submitted job, it is what `FEDPGP_GIT_COMMIT` says.
+    """
     for folder, file in ((Path(__file__).parent, Path(__file__).name), (Path.cwd(), ".")):
         if _git(folder, "ls-files", "--error-unmatch", file) is None:
             continue
@@ -52,7 +56,7 @@ def git_commit() -> str | None:
         if commit:
             changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
             return f"{commit}+" if changed else commit
-    return None
+    return os.environ.get(COMMIT_VARIABLE) or None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,9 @@ from fedpgp.errors import FedPGPError, RunError
 from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
-from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
+from fedpgp.files import TEMPORARY, locked, sync_folder
 from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.recorded import Recorded, now_ms
 from fedpgp.remote import Remote
 from fedpgp.runs import Runs
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 
 
-class RunStore:
+class RunStore(Recorded):
     """One run on disk, `ROOT/runs/NAME-DIGEST`; a second run of the same digest gets `.2`, and so on.
 
     * `config.yaml`, `identity.json`, `status.json`, `partition.csv` (images by client, split, class and domain)
@@ -45,7 +45,7 @@ class RunStore:
     """
 
     def __init__(self, path: Path, remote: Remote | None = None) -> None:
-        self.path = path
+        super().__init__(path)
         self._remote = remote
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
@@ -76,7 +76,7 @@ class RunStore:
         draft._put("config.yaml", config_yaml.encode())
         draft._write_json(
             "identity.json",
-            {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": _now_ms(), **identity},
+            {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": now_ms(), **identity},
         )
         draft._set_status("running")
         path = runs.place(draft.path, name, digest)
@@ -135,11 +135,6 @@ class RunStore:
         return store
 
     @property
-    def root(self) -> Path:
-        """The storage root."""
-        return self.path.parent.parent
-
-    @property
     def config_yaml(self) -> str:
         """The configuration, as `config.parse` reads it."""
         return (self.path / "config.yaml").read_text(encoding="utf-8")
@@ -148,25 +143,6 @@ class RunStore:
     def identity(self) -> dict[str, Any]:
         """What was given to `create`, with `id` (unique), `name`, `config_digest` and `created_ms`."""
         return self._read_json("identity.json")
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
-        return self._read_json("status.json")
-
-    @property
-    def state(self) -> str:
-        """As in `status`, but `interrupted` for a run that says `running` and has no writer: it was killed."""
-        state = str(self.status["state"])
-        lock = self.path / ".lock"
-        if state != "running" or not lock.exists():
-            return state
-        try:
-            with locked(lock, wait=False):
-                state = str(self.status["state"])  # it may have ended just now
-                return "interrupted" if state == "running" else state
-        except BlockingIOError:
-            return state
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -311,9 +287,6 @@ class RunStore:
         """The run was ended from outside: by a signal, or early by a scheduler."""
         self._set_status("stopped", reason)
 
-    def _set_status(self, state: str, reason: str | None = None) -> None:
-        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": _now_ms()})
-
     def _prune(self) -> None:
         """Keep the checkpoints of the last rounds and of the best one."""
         references = self._known()
@@ -349,7 +322,7 @@ class RunStore:
         """Write a file of the run: first where it is kept besides, so that this folder is never ahead."""
         if self._remote:
             self._remote.put(name, content)
-        write_durably(self.path / name, content)
+        super()._put(name, content)
 
     def _remove(self, path: Path) -> None:
         path.unlink()
@@ -358,18 +331,3 @@ class RunStore:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read ({error})") from None
-        return content
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -16,14 +16,14 @@ CLIP = DATA | {"clip"}
 METHODS = CONFIG | {"tree", "clip", "methods"}
 RECORDS = {"records", "evaluation"}
 FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
-STORE = FOUNDATION | RECORDS | {"federation", "store", "rounds", "runs", "remote"}
+STORE = FOUNDATION | RECORDS | {"federation", "store", "recorded", "rounds", "runs", "remote"}
 
 MAY_IMPORT = {
     "secrets": set(), "errors": set(), "seeding": set(), "files": set(),
     "tree": set(), "records": set(), "provenance": set(),
     "upload": {"errors"},
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
-    "federation": FEDERATION, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
+    "federation": FEDERATION, "recorded": {"errors", "files"}, "store": STORE, "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"},
     "remote": {"errors", "files"},
     "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
     "comparison": {"errors", "evaluation"}, "gather": STORE | {"config", "comparison", "sweeps.folder"},
@@ -47,7 +47,7 @@ ONLY_IN = {
         "sweeps/tuning.py",
         "upload.py",
     },
-    "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/runs.py", "tracking/sweeps.py"},
+    "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/origins.py", "tracking/runs.py", "tracking/sweeps.py"},
     "typer": {
         "cli/__init__.py",
         "cli/anatomy.py",

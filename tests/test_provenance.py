@@ -17,6 +17,8 @@ def test_the_working_folder_speaks_where_the_package_is_no_checkout(tmp_path, mo
     (tmp_path / "site-packages").mkdir()
     monkeypatch.chdir(tmp_path)
     assert provenance.git_commit() is None
+    monkeypatch.setenv("FEDPGP_GIT_COMMIT", "what the submitter says")
+    assert provenance.git_commit() == "what the submitter says"
     git(tmp_path, "init")
     (tmp_path / "config.yaml").write_text("name: a\n")
     git(tmp_path, "add", "config.yaml")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 from fedpgp.errors import RunError
 from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
+from fedpgp.recorded import Recorded, now_ms
 from fedpgp.store import RunStore
 
 State = Literal["finished", "failed", "stopped"]
@@ -64,7 +63,7 @@ class Result:
     reason: str | None = None
 
 
-class SweepFolder:
+class SweepFolder(Recorded):
     """One sweep on disk, `ROOT/sweeps/NAME-DIGEST`. Its folds are ordinary runs under `ROOT/runs`.
 
     * `sweep.yaml`: the settings, overrides applied
@@ -74,7 +73,7 @@ class SweepFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._results = path / "trials"
 
     @classmethod
@@ -90,8 +89,8 @@ class SweepFolder:
         draft = cls(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=sweeps)))
         draft.path.chmod(0o755)
         draft._results.mkdir()
-        write_durably(draft.path / "sweep.yaml", spec_yaml.encode())
-        head = {"id": digest, "name": name, "created_ms": _now_ms(), "metric": metric, "mode": mode}
+        draft._put("sweep.yaml", spec_yaml.encode())
+        head = {"id": digest, "name": name, "created_ms": now_ms(), "metric": metric, "mode": mode}
         draft._write_json("trials.json", {**head, "trials": [asdict(trial) for trial in trials]})
         draft.set_status("running")
         try:
@@ -139,11 +138,6 @@ class SweepFolder:
             yield
 
     @property
-    def root(self) -> Path:
-        """The storage root."""
-        return self.path.parent.parent
-
-    @property
     def spec_yaml(self) -> str:
         """The settings, as `spec.load` reads them."""
         return (self.path / "sweep.yaml").read_text(encoding="utf-8")
@@ -160,23 +154,6 @@ class SweepFolder:
             Planned(trial["id"], trial["label"], trial["settings"], tuple(Fold(**fold) for fold in trial["folds"]))
             for trial in self._read_json("trials.json")["trials"]
         ]
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
-        return self._read_json("status.json")
-
-    @property
-    def state(self) -> str:
-        """As in `status`, but `interrupted` for a sweep that says `running` and has no process: it was killed."""
-        state = str(self.status["state"])
-        if state != "running":
-            return state
-        try:
-            with locked(self.path / ".lock", wait=False):
-                return "interrupted"
-        except BlockingIOError:
-            return state
 
     def results(self) -> dict[str, Result]:
         """How trials ended, by id, in the order of the trials; one that has not ended is absent."""
@@ -226,19 +203,4 @@ class SweepFolder:
 
     def set_status(self, state: str, reason: str | None = None) -> None:
         """`running`, or how the sweep ended."""
-        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": _now_ms()})
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_durably(self.path / name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read ({error})") from None
-        return content
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+        self._set_status(state, reason)

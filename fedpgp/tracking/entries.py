@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as the description, in Markdown."""
+SOURCE = {"mlflow.source.name": "fedpgp", "mlflow.source.type": "LOCAL"}
+DIGEST_TAG = "fedpgp.config_digest"
 REASON_TAG = "fedpgp.reason"
 MIRRORED_TAG = "fedpgp.mirrored"
 """Set last of all: the end that is mirrored whole, artifacts and all. Absent: something may be missing."""
@@ -68,7 +70,7 @@ def find_or_create(
         known = find(client, experiment, key.tag, key.value)
         found = next((run for run in known if run.data.tags.get(PARENT_TAG) == key.parent), None)
         if found is None:
-            every = {**tags, key.tag: key.value, **({PARENT_TAG: key.parent} if key.parent else {})}
+            every = {**SOURCE, **tags, key.tag: key.value, **({PARENT_TAG: key.parent} if key.parent else {})}
             found = client.create_run(experiment, start_time=created_ms, tags=every, run_name=name)
         add_params(client, found, params)
     return found

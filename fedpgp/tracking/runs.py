@@ -12,7 +12,7 @@ from fedpgp.records import RoundRow
 from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Fold
-from fedpgp.tracking import artifacts, connection, entries, notes
+from fedpgp.tracking import artifacts, connection, entries, notes, origins
 from fedpgp.tracking.entries import Key
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round: it is stored together with the others, or not at all."""
 ROUNDS_PER_BATCH = 25
 """At most 40 metrics a round and 1000 a batch, MLflow's own limit."""
-UNTAGGED = ("client_names", "class_names", "num_examples")
-"""Parts of the identity that are lists without end; artifacts have them."""
 
 
 class RunWriter:
@@ -66,17 +64,16 @@ class RunWriter:
     def _find_or_create(
         self, experiment: str, identity: Mapping[str, Any], tree: Mapping[str, Any], parent: str | None
     ) -> Run:
-        described = {key: value for key, value in identity.items() if key not in UNTAGGED and value is not None}
-        tags = {**dict(entries.flat(described, "fedpgp.")), entries.NOTE_TAG: notes.of_run(self._store, tree)}
-        if "git_commit" in identity:
-            tags["mlflow.source.git.commit"] = identity["git_commit"]
+        tags = {**origins.tags_of(identity), entries.NOTE_TAG: notes.of_run(self._store, tree)}
         name = self._store.path.name
         if parent:
             name = Fold(tree["seed"], tree["protocol"]["held_out"]).label
-        return entries.find_or_create(
+        found = entries.find_or_create(
             self._client, experiment, Key(RUN_TAG, identity["id"], parent), self._lock,
             name=name, created_ms=identity["created_ms"], tags=tags, params=tree,
         )  # fmt: skip
+        origins.add_data(self._client, found, [identity])
+        return found
 
     def _opened(self, run: Run, running: bool) -> int:
         """The last round that an entry has; one that had ended goes on if its run does."""

@@ -14,7 +14,7 @@ from fedpgp.errors import RunError
 from fedpgp.secrets import redacted
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import Result, SweepFolder
-from fedpgp.tracking import artifacts, connection, entries, notes
+from fedpgp.tracking import artifacts, connection, entries, notes, origins
 from fedpgp.tracking.entries import Key
 from fedpgp.tracking.outcome import Outcome, best_of, outcome
 from fedpgp.tracking.runs import RUN_TAG, RunWriter
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "fedpgp.sweep"
 TRIAL_TAG = "fedpgp.trial"
+SPACE = "space."
+"""Prefix of the parameters of a sweep that say what it searches over."""
 
 
 class SweepWriter:
@@ -38,8 +40,9 @@ class SweepWriter:
             tracking = self._settings["base"].get("tracking") or {}
             self._experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
             self._client = connection.connect(uri)
-            key = Key(SWEEP_TAG, f"{self._head['id']}-{self._head['created_ms']}")
-            run = self._entry(key, folder.path.name, self._head["created_ms"], _params(self._settings, self._head))
+            digest, created_ms = self._head["id"], self._head["created_ms"]
+            key = Key(SWEEP_TAG, f"{digest}-{created_ms}")
+            run = self._entry(key, folder.path.name, digest, created_ms, _params(self._settings, self._head))
             if folder.state == "running":
                 entries.reopen(self._client, run)
             self.run_id = str(run.info.run_id)
@@ -73,13 +76,13 @@ class SweepWriter:
 
     def _trial(self, trial: str, created_ms: int) -> Run:
         planned = self._planned[trial]
-        return self._entry(Key(TRIAL_TAG, trial, self.run_id), planned.label, created_ms, planned.settings)
+        return self._entry(Key(TRIAL_TAG, trial, self.run_id), planned.label, trial, created_ms, planned.settings)
 
-    def _entry(self, key: Key, name: str, created_ms: int, params: Any) -> Run:
-        lock = self._folder.path / ".mirror.lock"
+    def _entry(self, key: Key, name: str, digest: str, created_ms: int, params: Any) -> Run:
         return entries.find_or_create(
-            self._client, self._experiment, key, lock, name=name, created_ms=created_ms, tags={}, params=params
-        )
+            self._client, self._experiment, key, self._folder.path / ".mirror.lock",
+            name=name, created_ms=created_ms, tags={entries.DIGEST_TAG: digest}, params=params,
+        )  # fmt: skip
 
     def _end_trial(self, result: Result) -> Outcome:
         """A trial with its folds; nothing is sent if all is there already."""
@@ -97,6 +100,7 @@ class SweepWriter:
             settings = yaml.safe_load(redacted(store.config_yaml))
             del settings["seed"], settings["protocol"]["held_out"]
             entries.add_params(self._client, self._client.get_run(run_id), settings)
+        origins.share(self._client, run_id, [store.identity for store in found.runs.values()])
         metrics = [metric for row in found.rounds for metric in entries.of_row(row)]
         if found.best is not None:
             metrics += entries.best(found.best.metrics, found.best.round, found.best.timestamp_ms)
@@ -129,6 +133,7 @@ class SweepWriter:
         if self._client.get_run(self.run_id).data.tags.get(entries.MIRRORED_TAG) == ended:
             return
         entries.end(self._client, self.run_id, status, state)
+        origins.share(self._client, self.run_id, [store.identity for one in outcomes for store in one.runs.values()])
         with artifacts.of_sweep(self._folder, outcomes) as folder:
             self._client.log_artifacts(self.run_id, str(folder))
         self._client.set_tag(self.run_id, entries.MIRRORED_TAG, ended)
@@ -151,4 +156,4 @@ def _params(settings: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
     base = {key: value for key, value in entries.flat(settings["base"]) if key not in changed}
     variants = {"variants": json.dumps(settings["variants"])} if settings["variants"] else {}
     tune = {**settings["tune"], "metric": head["metric"], "mode": head["mode"]}
-    return {**base, **variants, "space": settings["space"], "folds": settings["folds"], "tune": tune}
+    return {**base, **variants, SPACE.rstrip("."): settings["space"], "folds": settings["folds"], "tune": tune}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from fedpgp.errors import FedPGPError, RunError, UserError
+from fedpgp.tracking import view
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri
 
 HOST = "127.0.0.1"
@@ -44,9 +45,13 @@ def store_of(root: Path) -> str:
 
 def page_of(uri: str) -> str:
     """Where the runs are, below the address of the user interface: its start page shows language models, not runs."""
-    experiments = connect(uri).search_experiments(filter_string="name != 'Default'", max_results=2)
-    place = f"/{experiments[0].experiment_id}/runs" if len(experiments) == 1 else ""
-    return f"/#/experiments{place}?workflowType=machine_learning"
+    client = connect(uri)
+    experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
+    if len(experiments) != 1:
+        return "/#/experiments?workflowType=machine_learning"
+    shown = view.renew(client, experiments[0].experiment_id)
+    page = f"/#/experiments/{experiments[0].experiment_id}/runs?workflowType=machine_learning"
+    return f"{page}&viewStateShareKey={shown}" if shown else page
 
 
 @contextmanager

@@ -81,6 +81,26 @@ def test_the_mirror_has_a_sweep_with_its_trials_and_their_folds(done, tmp_path):
     assert [point.step for point in client.get_metric_history(fold.info.run_id, "val/hm")] == [1, 2]
 
 
+def test_parents_in_the_mirror_say_what_ran_on_what(done):
+    root, _, folder, _ = done
+    client = MlflowClient(tracking.default_uri(root))
+    entries = client.search_runs([client.get_experiment_by_name("fedpgp").experiment_id])
+    parents = {entry.info.run_name: entry for entry in entries if not entry.info.run_name.startswith("seed")}
+    digests = {folder.path.name: folder.head["id"], **{trial.label: trial.id for trial in folder.trials}}
+    assert {name: entry.data.tags["fedpgp.config_digest"] for name, entry in parents.items()} == digests
+    identities = [store.identity for store in runs(root)]
+    for entry in parents.values():
+        for key in ("method", "data", "backbone", "manifest_digest"):
+            assert entry.data.tags[f"fedpgp.{key}"] == identities[0][key]
+        assert "fedpgp.hardware.cores" in entry.data.tags
+        assert "fedpgp.versions.torch" in entry.data.tags
+        assert "fedpgp.id" not in entry.data.tags
+        used = [(one.dataset.name, one.dataset.digest) for one in entry.inputs.dataset_inputs]
+        assert used == [("shapes", identities[0]["manifest_digest"])]
+    seeds = {name: entry.data.tags.get("fedpgp.seed") for name, entry in parents.items()}
+    assert seeds == {**dict.fromkeys(digests), "lr=1e+30": "1"}  # one fold began there; the others had two
+
+
 def test_what_has_ended_is_not_run_again(done, monkeypatch):
     _, wanted, folder, _ = done
     before = folder.results()

@@ -45,7 +45,10 @@ def client(uri):
 @pytest.fixture
 def store(root, request):
     text = config.dump(config.parse({"name": "demo"}))
-    identity = {"method": "fedpgp", "client_names": ["a", "b"], "class_names": ["x", "y"], "versions": {"torch": "2.0"}}
+    identity = {
+        "method": "fedpgp", "client_names": ["a", "b"], "class_names": ["x", "y"], "versions": {"torch": "2.0"},
+        "data": "shapes", "manifest_digest": "m1",
+    }  # fmt: skip
     return RunStore.create(root, request.node.name, DIGEST, text, identity)
 
 
@@ -91,6 +94,7 @@ def test_a_run_in_the_mirror_has_its_settings_identity_and_rounds(store, uri, cl
     assert run.data.tags["fedpgp.method"] == "fedpgp"
     assert run.data.tags["fedpgp.config_digest"] == DIGEST
     assert run.data.tags["fedpgp.versions.torch"] == "2.0"
+    assert run.data.tags["mlflow.source.name"] == "fedpgp"
     assert run.data.metrics == {
         "test/local": 15.0,
         "participants": 2.0,
@@ -109,6 +113,8 @@ def test_syncing_again_adds_nothing_but_what_is_new(store, uri, client):
     commit(store, 2)
     assert tracking.sync(store.path, uri) == run_id
     assert [step for step, _, _ in history(client, run_id)] == [1, 2]
+    used = [(one.dataset.name, one.dataset.digest) for one in client.get_run(run_id).inputs.dataset_inputs]
+    assert used == [("shapes", "m1")]
 
 
 def test_a_round_sent_twice_stays_one(store, uri, client):

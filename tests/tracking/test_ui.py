@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
 from fedpgp.errors import RunError
@@ -52,6 +54,22 @@ def test_the_page_is_that_of_the_runs_or_lists_the_experiments(tmp_path):
     assert ui.page_of(uri) == f"/#/experiments/{made}/runs?workflowType=machine_learning"
     tracking.prepare(tmp_path, uri, "another")
     assert ui.page_of(uri) == "/#/experiments?workflowType=machine_learning"
+
+
+def test_its_table_shows_what_sweeps_search_over(tmp_path):
+    uri = tracking.default_uri(tmp_path)
+    made = tracking.prepare(tmp_path, uri, "mine")
+    client = MlflowClient(uri)
+    for key, metric in (("method.rank", "val/hm"), ("protocol.shots", "val/local")):
+        sweep = client.create_run(made, tags={"fedpgp.sweep": "any"}).info.run_id
+        client.log_param(sweep, f"space.{key}.grid_search", "[1, 2]")
+        client.log_param(sweep, "tune.metric", metric)
+        client.log_metric(sweep, metric, 50)
+        client.log_metric(sweep, "test/hm", 50)
+    assert ui.page_of(uri).endswith("/runs?workflowType=machine_learning&viewStateShareKey=fedpgp")
+    shown = json.loads(client.get_experiment(made).tags["mlflow.sharedViewState.fedpgp"])["selectedColumns"]
+    assert sorted(shown[:2]) == ["params.`method.rank`", "params.`protocol.shots`"]
+    assert sorted(shown[2:]) == ["metrics.`test/hm`", "metrics.`val/hm`", "metrics.`val/local`"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,66 @@
+"""A folder that says how what it holds stands: JSON files, a status, and the lock of whoever is writing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedpgp.errors import RunError
+from fedpgp.files import locked, write_durably
+
+
+class Recorded:
+    """A run or a sweep on disk, in `ROOT/runs` or `ROOT/sweeps`. Its writer holds `.lock`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self.path.parent.parent
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
+        return self._read_json("status.json")
+
+    @property
+    def state(self) -> str:
+        """As in `status`, but `interrupted` for what says `running` and has no writer: it was killed."""
+        state = str(self.status["state"])
+        lock = self.path / ".lock"
+        if state != "running" or not lock.exists():
+            return state
+        try:
+            with locked(lock, wait=False):
+                state = str(self.status["state"])  # it may have ended just now
+                return "interrupted" if state == "running" else state
+        except BlockingIOError:
+            return state
+
+    def _set_status(self, state: str, reason: str | None = None) -> None:
+        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": now_ms()})
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file of the folder."""
+        write_durably(self.path / name, content)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error})") from None
+        return content
+
+
+def now_ms() -> int:
+    """Since 1970."""
+    return time.time_ns() // 1_000_000
