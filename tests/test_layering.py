@@ -47,7 +47,15 @@ ONLY_IN = {
         "sweeps/tuning.py",
         "upload.py",
     },
-    "mlflow": {"serving.py", "tracking/connection.py", "tracking/entries.py", "tracking/origins.py", "tracking/runs.py", "tracking/sweeps.py"},
+    "mlflow": {
+        "serving.py",
+        "tracking/connection.py",
+        "tracking/entries.py",
+        "tracking/origins.py",
+        "tracking/runs.py",
+        "tracking/sweeps.py",
+        "tracking/view.py",
+    },
     "typer": {
         "cli/__init__.py",
         "cli/anatomy.py",

@@ -17,7 +17,7 @@ from typing import IO
 
 from fedpgp.errors import FedPGPError, RunError, UserError
 from fedpgp.tracking import view
-from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri
+from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, told
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -44,12 +44,17 @@ def store_of(root: Path) -> str:
 
 
 def page_of(uri: str) -> str:
-    """Where the runs are, below the address of the user interface: its start page shows language models, not runs."""
-    client = connect(uri)
-    experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
-    if len(experiments) != 1:
-        return "/#/experiments?workflowType=machine_learning"
-    shown = view.renew(client, experiments[0].experiment_id)
+    """Where the runs are, below the address of the user interface: its start page shows language models, not runs.
+
+    Raises:
+        FedPGPError: the store cannot be read, or takes no view of its runs.
+    """
+    with told(uri):
+        client = connect(uri)
+        experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
+        if len(experiments) != 1:
+            return "/#/experiments?workflowType=machine_learning"
+        shown = view.renew(client, experiments[0].experiment_id)
     page = f"/#/experiments/{experiments[0].experiment_id}/runs?workflowType=machine_learning"
     return f"{page}&viewStateShareKey={shown}" if shown else page
 
