@@ -21,8 +21,8 @@ from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.files import TEMPORARY, locked, sync_folder
-from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.recorded import Recorded, now_ms
+from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.remote import Remote
 from fedpgp.runs import Runs
 

@@ -1,4 +1,4 @@
-"""What an entry came from: what ran on what, as tags, and its data set as an input. A parent has what its folds share."""
+"""What an entry came from: what ran on what, as tags, and its data as input. Parents have what their folds share."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def share(client: MlflowClient, run_id: str, identities: Sequence[Mapping[str, A
 def add_data(client: MlflowClient, run: Run, identities: Sequence[Mapping[str, Any]]) -> None:
     """Those data sets, by name and digest, that are not among an entry's inputs yet."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     used = {(one["data"], one["manifest_digest"]) for one in identities if "manifest_digest" in one}
-    known = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    known = {(one.dataset.name, one.dataset.digest) for one in inputs}
     missing = [
         DatasetInput(
             Dataset(name, digest, source_type="code", source=json.dumps({"tags": SOURCE})),
@@ -61,5 +63,9 @@ def add_data(client: MlflowClient, run: Run, identities: Sequence[Mapping[str, A
         )
         for name, digest in sorted(used - known)
     ]
-    if missing:
+    if not missing:
+        return
+    try:
+        client.log_inputs(run.info.run_id, datasets=missing)
+    except MlflowException:  # another process has put the same data set into the store, and now it is there for us too
         client.log_inputs(run.info.run_id, datasets=missing)

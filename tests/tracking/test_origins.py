@@ -45,8 +45,9 @@ def test_a_parent_has_what_its_folds_agree_on(entry):
     run_id = new()
     origins.share(client, run_id, [ONE, OTHER])
     assert told(client, run_id) == {
-        "fedpgp.config_digest": "own", "fedpgp.method": "fedpgp", "fedpgp.data": "icons", "fedpgp.manifest_digest": "m1",
-        "fedpgp.git_commit": "abc", "mlflow.source.git.commit": "abc", "fedpgp.versions.torch": "2.0",
+        "fedpgp.config_digest": "own", "fedpgp.method": "fedpgp", "fedpgp.data": "icons",
+        "fedpgp.manifest_digest": "m1", "fedpgp.git_commit": "abc", "mlflow.source.git.commit": "abc",
+        "fedpgp.versions.torch": "2.0",
     }  # fmt: skip
 
 
