@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,12 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden_folder():
+    """The authors' numbers: FEDPGP_GOLDEN names another set of them."""
+    return Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parent / "golden"))
 
 
 @pytest.fixture(scope="session")

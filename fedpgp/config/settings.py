@@ -18,6 +18,7 @@ class Settings(BaseModel):
 
 
 Uri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")]
+"""Where something lies that is not a folder of this machine."""
 
 TEMPLATES = {
     "icons": "an icon of a {}.",

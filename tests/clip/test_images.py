@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -223,16 +222,8 @@ def test_the_next_batches_are_decoded_while_the_tower_works_and_no_more_than_tho
     assert np.allclose(found, backbone.model.encode_image(whole).numpy(), atol=1e-6)
 
 
-def golden():
-    for folder in (os.environ.get("FEDPGP_GOLDEN"), ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"):
-        if folder and (Path(folder) / "fedotp.npz").is_file():
-            return Path(folder)
-    pytest.skip("no golden arrays")
-
-
-def test_patches_equal_the_references_visual_tokens(key):
-    folder = golden()
-    with np.load(folder / "base.npz") as base, np.load(folder / "fedotp.npz") as fedotp:
+def test_patches_equal_the_references_visual_tokens(key, golden_folder):
+    with np.load(golden_folder / "base.npz") as base, np.load(golden_folder / "fedotp.npz") as fedotp:
         state = {name[10:]: torch.tensor(base[name]) for name in base if name.startswith("sd/visual.")}
         pictures, expected = torch.tensor(fedotp["images"]), fedotp["visual_tokens_all"]
     visual = open_clip.model.CLIP(

@@ -377,15 +377,8 @@ def test_timm_towers_are_not_called_quick_gelu():
     assert "timm" in refusal(name="convnext_tiny", activation="quick_gelu")
 
 
-def golden():
-    for folder in (os.environ.get("FEDPGP_GOLDEN"), ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"):
-        if folder and (Path(folder) / "base.npz").is_file():
-            return Path(folder)
-    pytest.skip("no golden arrays")
-
-
-def test_reference_model_loads_and_encodes_as_the_reference_does(tmp_path, monkeypatch):
-    with np.load(golden() / "base.npz") as arrays:
+def test_reference_model_loads_and_encodes_as_the_reference_does(tmp_path, monkeypatch, golden_folder):
+    with np.load(golden_folder / "base.npz") as arrays:
         base = dict(arrays)
     state = {name[3:]: torch.tensor(array) for name, array in base.items() if name.startswith("sd/")}
     patches, patch = state["visual.positional_embedding"].shape[0] - 1, state["visual.conv1.weight"].shape[-1]

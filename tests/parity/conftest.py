@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], Arrays]:
-    folder = Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parents[1] / "golden"))
+def golden(golden_folder: Path) -> Callable[[str], Arrays]:
     cache: dict[str, Arrays] = {}
 
     def read(name: str) -> Arrays:
         if name not in cache:
-            with np.load(folder / f"{name}.npz") as arrays:
+            with np.load(golden_folder / f"{name}.npz") as arrays:
                 cache[name] = dict(arrays)
         return cache[name]
 
@@ -35,10 +33,9 @@ def golden() -> Callable[[str], Arrays]:
 
 
 @pytest.fixture(scope="session")
-def settings() -> dict[str, Any]:
+def settings(golden_folder: Path) -> dict[str, Any]:
     """The set's config.json."""
-    folder = Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parents[1] / "golden"))
-    return json.loads((folder / "config.json").read_text())
+    return json.loads((golden_folder / "config.json").read_text())
 
 
 @pytest.fixture(scope="session")

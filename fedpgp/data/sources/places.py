@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from fedpgp.config import DataSettings
 from fedpgp.data.sources.base import existing_root, inside
 from fedpgp.data.sources.files import size_and_time
 from fedpgp.errors import DataError
+from fedpgp.secrets import redacted
 
 
 class Place:
@@ -24,7 +24,7 @@ class Place:
     def __init__(self, settings: DataSettings) -> None:
         root = settings.root
         self._local = None if isinstance(root, str) else existing_root(settings)
-        self._shown = re.sub(r"://[^/]*@", "://***@", str(self._local or root))  # there may be a password
+        self._shown = redacted(str(self._local or root))
         if self._local:
             self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
             self._path = str(self._local)
