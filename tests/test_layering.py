@@ -64,6 +64,7 @@ ONLY_IN = {
         "cli/export.py",
         "cli/report.py",
         "cli/reproduce.py",
+        "cli/settings.py",
         "cli/sweep.py",
         "cli/track.py",
     },

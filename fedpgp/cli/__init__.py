@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from fedpgp import __version__
 from fedpgp.authentication import use_token
-from fedpgp.cli import anatomy, bench, data, export, report, reproduce, sweep, track
+from fedpgp.cli import anatomy, bench, data, export, report, reproduce, settings, sweep, track
 from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
 )
 app.add_typer(bench.app, name="bench")
+app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
 anatomy.register(app)
 export.register(app)

@@ -2,6 +2,7 @@
 
 from fedpgp.config.overrides import assign, override, read_override
 from fedpgp.config.reading import explain, load, parse, read_yaml, shipped_configs
+from fedpgp.config.schema import schema
 from fedpgp.config.settings import (
     BackboneSettings,
     DataSettings,
@@ -40,5 +41,6 @@ __all__ = [
     "parse",
     "read_override",
     "read_yaml",
+    "schema",
     "shipped_configs",
 ]
