@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpgp import config, provenance
+from fedpgp import config, provenance, resuming
 from fedpgp.clip import features
 from fedpgp.clip.features import Chunk, FeatureKey, cache_path
-from fedpgp.config import (
-    Experiment,
-    ResourceSettings,
-)
+from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.data.summary import partition_table
 from fedpgp.errors import FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
@@ -79,15 +76,23 @@ def _wanted(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
 
 
 def run(
-    experiment: Experiment, resume: bool, emit: Emit, stop: threading.Event, backend: Backend | None = None
+    experiment: Experiment,
+    resume: bool,
+    emit: Emit,
+    stop: threading.Event,
+    backend: Backend | None = None,
+    *,
+    restarted: bool = False,
 ) -> Path:
     """Run an experiment from this process, with client actors if its backend is ray (which must be connected).
 
     Args:
-        resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is.
+        resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is, and
+            settings that were edited since the run of this name was begun are refused.
         emit: told of progress.
         stop: set from outside to abandon the round that is going on; those before it are kept.
         backend: workers to borrow; None: its own, as the settings say.
+        restarted: this process takes the place of one that died: go on with what it began.
 
     Returns:
         The folder of the finished run.
@@ -99,9 +104,11 @@ def run(
     """
     emit(Progress("prepare", note="reading data and backbone"))
     ready = plan(experiment)
-    storage = experiment.storage
-    earlier = RunStore.find_resumable(storage.root, experiment.name, ready.digest, storage.uri) if resume else None
-    if resume and earlier is None:
+    name, storage = experiment.name, experiment.storage
+    wanted = resume or restarted
+    earlier = RunStore.find_resumable(storage.root, name, ready.digest, storage.uri) if wanted else None
+    if resume and not restarted and earlier is None:
+        resuming.refuse_edited(ready)
         emit(Progress("note", note="no earlier run of exactly these settings, data and weights: starting a new one"))
     return to_the_end(advance(ready, earlier, emit, stop, backend))
 

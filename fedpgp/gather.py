@@ -169,12 +169,11 @@ def _cost(rounds: Sequence[RoundRow]) -> Cost:
 
 
 def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """All that can change a number as dotted keys; what paths lead to stands there by its digest."""
-    tree = experiment.model_dump(mode="json", exclude={"name", "seed", "resources", "tracking", "storage"})
-    del tree["data"]["root"], tree["backbone"]["weights"], tree["backbone"]["class_chunk"], tree["protocol"]["held_out"]
-    tree["data"] |= {"template": experiment.data.prompt, "digest": identity.get("manifest_digest")}
-    tree["backbone"]["fingerprint"] = identity.get("weights_fingerprint")
-    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    """All that can change a number, but for what folds differ by."""
+    found = config.dotted(
+        experiment, manifest=identity.get("manifest_digest"), weights=identity.get("weights_fingerprint")
+    )
+    return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
 
 
 def _usable(entries: Iterable[Entry], anyway: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:

@@ -98,7 +98,7 @@ def run_mirrored(
     A driver whose process died comes back with `restarted`, and then goes on from its checkpoint.
     """
     with warnings_told(emit), mirrored(experiment, emit) as tell:
-        return experiments.run(experiment, resume or restarted, tell, stop, backend)
+        return experiments.run(experiment, resume, tell, stop, backend, restarted=restarted)
 
 
 @contextmanager

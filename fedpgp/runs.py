@@ -38,6 +38,11 @@ class Runs:
         pattern = re.compile(rf"(?!{re.escape(TEMPORARY)}).+-{digest}(\.\d+)?")
         return [self.path / name for name in self._there() if pattern.fullmatch(name)]
 
+    def named(self, name: str) -> list[Path]:
+        """The folders of this machine with runs of this name, whatever their digests."""
+        pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}(\.\d+)?")
+        return [self.path / folder for folder in self._here() if pattern.fullmatch(folder)]
+
     def draft(self) -> Path:
         """A folder to write a run into, before it has a name."""
         self.path.mkdir(parents=True, exist_ok=True)

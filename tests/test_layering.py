@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "report": STORE | {"analysis", "comparison", "learned", "report.rows", "reproduce", "sweeps"},
     "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
-    "planning": CLIP | METHODS | {"remote"}, "experiment": FEDERATION | STORE | {"planning", "provenance"},
+    "planning": CLIP | METHODS | {"remote"}, "resuming": CONFIG | STORE | {"comparison", "planning"},
+    "experiment": FEDERATION | STORE | {"planning", "provenance", "resuming"},
     "launch": FEDERATION | STORE | {"experiment", "tracking"},
     "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"planning", "experiment", "launch", "tracking"},
 }  # fmt: skip

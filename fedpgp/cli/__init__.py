@@ -95,7 +95,11 @@ def run(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of exactly these settings, if there is one.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the newest run of exactly these settings; refused where an unfinished one has others.",
+        ),
     ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave it running on a Ray that outlives this command, and return.")

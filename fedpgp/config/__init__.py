@@ -16,7 +16,7 @@ from fedpgp.config.settings import (
     StorageSettings,
     TrackingSettings,
 )
-from fedpgp.config.writing import absolute, annotated, digest, dump
+from fedpgp.config.writing import absolute, annotated, digest, dotted, dump
 
 __all__ = [
     "BackboneSettings",
@@ -34,6 +34,7 @@ __all__ = [
     "annotated",
     "assign",
     "digest",
+    "dotted",
     "dump",
     "explain",
     "load",

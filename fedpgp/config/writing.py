@@ -43,14 +43,21 @@ def digest(experiment: Experiment, **identities: str) -> str:
     Paths, resources, tracking, storage and the name are left out; what a path leads to comes in as
     `identities` (for example `manifest=`, `weights=` digests).
     """
-    tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
-    tree["data"].pop("root")
-    tree["data"]["template"] = experiment.data.prompt
-    tree["backbone"].pop("class_chunk")
+    tree = _numbers(experiment)
     if "weights" in identities:
         tree["backbone"].pop("weights")
     text = json.dumps({"settings": tree, "identities": identities}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def dotted(experiment: Experiment, *, manifest: str | None, weights: str | None) -> dict[str, Any]:
+    """What `digest` is over as dotted keys, for experiments to be compared; `data.digest` and `backbone.fingerprint`
+    stand for what paths lead to."""
+    tree = _numbers(experiment)
+    tree["backbone"].pop("weights")
+    tree["data"]["digest"], tree["backbone"]["fingerprint"] = manifest, weights
+    seed = {"seed": tree.pop("seed")}
+    return seed | {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -67,6 +74,15 @@ def absolute(experiment: Experiment) -> Experiment:
             "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
         }
     )
+
+
+def _numbers(experiment: Experiment) -> dict[str, Any]:
+    """All that can change a number, and nothing else."""
+    tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
+    tree["data"].pop("root")
+    tree["data"]["template"] = experiment.data.prompt
+    tree["backbone"].pop("class_chunk")
+    return tree
 
 
 def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
