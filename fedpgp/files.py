@@ -27,6 +27,12 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def in_the_way(folder: Path) -> Path | None:
+    """What keeps files from being put into a folder, itself or one that it is to be made in; None: nothing."""
+    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    return None if nearest.is_dir() and os.access(nearest, os.W_OK) else nearest
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.errors import BackboneError, RunError
+from fedpgp.files import in_the_way
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.remote import Remote
 from fedpgp.seeding import torch_generator
@@ -140,9 +140,7 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
 
 
 def _check_storage(storage: StorageSettings) -> None:
-    root = storage.root.absolute()
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise RunError(f"storage.root: {nearest} is not a folder that can be written to; give storage.root=FOLDER")
+    if (found := in_the_way(storage.root)) is not None:
+        raise RunError(f"storage.root: {found} is not a folder that can be written to; give storage.root=FOLDER")
     if storage.uri:
         Remote.at(storage.uri).make()

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from fedpgp.cli.places import writable
+
 if TYPE_CHECKING:
     from fedpgp.config import Experiment
     from fedpgp.data.manifest import Manifest
@@ -80,7 +82,8 @@ def show(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment.")],
     overrides: OverridesArgument = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Where the figures go; default: storage.root/figures/NAME.")
+        Path | None,
+        typer.Option("--out", help="Where the figures go; default: storage.root/figures/NAME.", callback=writable),
     ] = None,
     clients: Annotated[int, typer.Option("--clients", min=0, help="Most contact sheets.")] = 20,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedpgp.cli.places import writable
+
 out = Console()
 
 
@@ -20,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     client: Annotated[str, typer.Option(help="A client's number or name, or `global`: the server's model.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.", callback=writable)],
     which: Annotated[str, typer.Option("--round", help="last, or best: by validation images.")] = "last",
 ) -> None:
     """Write what a client or the server has learned: a safetensors file, its card as JSON, and an MLflow model."""

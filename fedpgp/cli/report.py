@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from fedpgp.cli.places import writable
+
 if TYPE_CHECKING:
     from fedpgp.comparison import Comparison
 
@@ -37,7 +39,8 @@ def report(
         Format | None, typer.Option("--format", help="Default: tables in the terminal; with --out: html.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write it here, with the figures as PNG and SVG.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write it here, with the figures as PNG and SVG.", callback=writable),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="LABEL", help="The group that differences are taken to; default: the first.")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fedpgp.cli import sweep
+from fedpgp.cli.places import writable
 from fedpgp.errors import FedPGPError
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def reproduce(
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Write it here as Markdown and CSV, and a report with figures."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Write it here as Markdown and CSV, and a report with figures.",
+            callback=writable,
+        ),
     ] = None,
     dry_run: sweep.DryRunOption = False,
 ) -> None:
