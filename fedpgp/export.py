@@ -129,6 +129,7 @@ def _card(
         "template": experiment.data.prompt,
         "class_names": trained,
         "unseen_class_names": others[0] if others else [],
+        "takes_other_names": method.transfers,
         "backbone": _backbone(experiment.backbone, identity["weights_fingerprint"]),
         "trained_on": {
             "data": experiment.data.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import io
 import logging
 import os
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedpgp import __version__
 from fedpgp.data.sources.decoding import decode
+from fedpgp.errors import ConfigError, DataError, RunError, UserError
 from fedpgp.prompt import Predictor, Prompt, best
 
 if TYPE_CHECKING:
     import pandas as pd
+    from PIL.Image import Image
 
 COLUMN = "image"
 TOP = 5
@@ -39,14 +42,28 @@ class ImageClassifier:
 
         Returns:
             Columns `class` and `probability`, and lists `classes` and `probabilities` of the `top` best.
+
+        Raises:
+            MlflowException: an image or a parameter cannot be used; a server tells its client so.
         """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._ranked(table, **(params or {}))
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _ranked(self, table: pd.DataFrame, top: int = TOP, classes: str = "") -> pd.DataFrame:
         import pandas as pd
 
-        given = params or {}
-        names = tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip())
-        names = names or self._predictor.class_names
-        images = [decode(_bytes(value), f"image {number}") for number, value in enumerate(table[COLUMN])]
-        found = best(self._predictor.probabilities(images, names), names, int(given.get("top", TOP)))
+        if top < 1:
+            raise ConfigError(f"top: at least 1 (given: {top})")
+        if table.empty:
+            raise DataError(f"no image: the column `{COLUMN}` has no row")
+        given = tuple(name.strip() for name in classes.split(",") if name.strip())
+        names = given or self._predictor.class_names
+        images = [_decoded(value, f"image {number}") for number, value in enumerate(table[COLUMN])]
+        found = best(self._predictor.probabilities(images, names), names, int(top))
         ranked = [([name for name, _ in row], [value for _, value in row]) for row in found]
         return pd.DataFrame(
             {
@@ -63,6 +80,9 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
 
     The prompt file is copied into it as it is, nothing is pickled; it runs where fedpgp is installed. `weights`, the
     checkpoint file of the backbone where there is one, stays where it is and is named in the model's configuration.
+
+    Raises:
+        RunError: there is something else.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.pyfunc
@@ -70,6 +90,8 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of every step
     if (folder / "MLmodel").is_file():
         shutil.rmtree(folder)
+    elif folder.exists():
+        raise RunError(f"{folder}: is there already and no MLflow model; export to another folder")
     card = Prompt.load(prompt_file).card
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / prompt_file.name
@@ -82,7 +104,7 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
             input_example=_example(),
             pip_requirements=[f"fedpgp=={__version__}"],
             model_config={"weights": weights},
-            metadata={key: card[key] for key in ("what", "class_names", "metrics")},
+            metadata={key: card[key] for key in ("what", "class_names", "takes_other_names", "metrics")},
         )
     return folder
 
@@ -107,15 +129,18 @@ def _signature() -> Any:
     return ModelSignature(Schema([ColSpec(DataType.binary, COLUMN)]), Schema(outputs), ParamSchema(params))
 
 
-def _example() -> pd.DataFrame:
-    """A grey picture."""
+def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A grey picture, and the parameters as they are when none is given."""
     import pandas as pd
     from PIL import Image
 
     content = io.BytesIO()
     Image.new("RGB", (32, 32), (128, 128, 128)).save(content, "PNG")
-    return pd.DataFrame({COLUMN: [content.getvalue()]})
+    return pd.DataFrame({COLUMN: [content.getvalue()]}), {"classes": "", "top": TOP}
 
 
-def _bytes(value: bytes | str) -> bytes:
-    return base64.b64decode(value) if isinstance(value, str) else value
+def _decoded(value: bytes | str, where: str) -> Image:
+    try:
+        return decode(base64.b64decode(value) if isinstance(value, str) else value, where)
+    except binascii.Error:
+        raise DataError(f"{where}: text that is not base64; give the bytes of the file, or those as base64") from None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -34,6 +38,7 @@ SMALL = {
     "fedpgp": {"n_ctx": 2, "rank": 2},
     "fedlora": {"rank": 2},
 }
+UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,7 @@ def test_the_card_stands_in_the_file_and_beside_it(run_of, tmp_path):
     card = json.loads((tmp_path / "prompt.json").read_text())
     assert Prompt.load(path).card == card
     assert card["backbone"]["licence"] == "none: random weights"
+    assert card["takes_other_names"] is True
     assert card["trained_on"]["images"] == 2 * len(card["trained_on"]["own_classes"])  # 2 shots
     assert set(card["trained_on"]["own_classes"]) < set(card["class_names"])
     assert not set(card["class_names"]) & set(card["unseen_class_names"])
@@ -144,6 +150,9 @@ def test_the_best_come_first():
     ("name", "client", "said"),
     [
         ("zero_shot", "0", "zero_shot learns no prompt"),
+        ("zero_shot", "global", "zero_shot learns no prompt"),
+        ("pfedpt", "0", "pfedpt learns no prompt"),  # a frame of pixels before a network of its own
+        ("pfedpt", "global", "pfedpt learns no prompt"),
         ("coop", "global", "coop has no global model: all of it stays with the clients"),
         ("fedotp", "global", "fedotp has no global model: its shared part is no model by itself"),
         ("fedpgp", "3", "has no client '3'; give one of client 0, client 1, client 2, a number from 0, or global"),
@@ -151,7 +160,7 @@ def test_the_best_come_first():
 )
 def test_what_cannot_be_exported(name, client, said, run_of, tmp_path):
     with pytest.raises(RunError, match=said):
-        export(run_of(name), client, tmp_path / "out")
+        export(run_of(name, **UNFIT.get(name, {})), client, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -163,12 +172,24 @@ def test_a_network_of_its_own_is_no_prompt(tmp_path):
     assert able == set(SMALL) | {"prompt_prox"}
 
 
-def test_only_a_finished_run_of_this_version(run_of, tmp_path):
-    import shutil
-
+@pytest.fixture
+def copied(run_of, tmp_path):
+    """A run of PromptFL that a test may spoil."""
     run = tmp_path / run_of("promptfl").name
     shutil.copytree(run_of("promptfl"), run)
-    store = RunStore.open(run)
+    return run
+
+
+def test_a_run_that_goes_on_is_refused_whoever_writes_it(copied, tmp_path):
+    with RunStore.open(copied).lock(), pytest.raises(RunError, match=r"the run is running, only .* wait for it"):
+        export(copied, "global", tmp_path / "out")
+    with pytest.raises(RunError, match=r"the run is interrupted, only .* finish it with `fedpgp run .* --resume`"):
+        export(copied, "global", tmp_path / "out")  # the writer was killed
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_finished_run_of_this_version(copied, tmp_path):
+    run, store = copied, RunStore.open(copied)
     store.fail("no reason")
     with pytest.raises(RunError, match="the run is failed, only a finished one is exported"):
         export(run, "global", tmp_path / "out")
@@ -216,6 +237,58 @@ def test_the_mlflow_model_says_the_same(run_of, base_images, tmp_path):
     other = loaded.predict(table, params={"classes": "owl, oak tree"}).iloc[0]
     assert set(other.classes) == {"owl", "oak tree"}
     assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pt", ".bin")]
+
+
+@pytest.mark.parametrize(
+    ("image", "params", "said"),
+    [
+        (b"no image", {}, "image 0: not an image"),
+        ("abc", {}, "image 0: text that is not base64"),
+        (None, {"top": 0}, "top: at least 1"),
+        (None, {"classes": "owl, owl"}, "class names: each once"),
+    ],
+)
+def test_a_server_is_told_what_cannot_be_used(image, params, said, run_of, tmp_path):
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    folder = serving.save(export(run_of("fedpgp"), "1", tmp_path), tmp_path / "model")
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    table = loaded.input_example if image is None else pd.DataFrame({"image": [image]})
+    with pytest.raises(MlflowException, match=said) as raised:
+        loaded.predict(table, params=params)
+    assert raised.value.get_http_status_code() == 400
+    with pytest.raises(MlflowException, match="no image"):
+        loaded.predict(pd.DataFrame({"image": pd.Series([], dtype=object)}))
+
+
+@pytest.mark.slow
+def test_mlflow_predicts_with_names_that_are_given_with_the_images(run_of, base_images, tmp_path):
+    folder = serving.save(export(run_of("fedpgp"), "1", tmp_path), tmp_path / "model")
+    request = json.loads((folder / "serving_input_example.json").read_text())
+    content = io.BytesIO()
+    base_images[0][0].save(content, "PNG")
+    request["dataframe_split"]["data"] = [[base64.b64encode(content.getvalue()).decode()]]
+    request["params"] |= {"classes": "owl, oak tree, rocket", "top": 2}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = ["-m", "mlflow", "models", "predict", "-m", str(folder), "-i", "request.json", "--env-manager", "local"]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["predictions"]
+    predictor = Predictor(Prompt.load(tmp_path / "prompt.safetensors"))
+    names = ["owl", "oak tree", "rocket"]
+    expected = best(predictor.probabilities(base_images[0][:1], names), names, 2)[0]
+    assert row["classes"] == [name for name, _ in expected]
+    assert row["probabilities"] == pytest.approx([value for _, value in expected], abs=1e-5)
+
+
+def test_what_is_no_mlflow_model_is_left_alone(run_of, tmp_path):
+    path = export(run_of("fedpgp"), "1", tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is there already and no MLflow model"):
+        serving.save(path, tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
