@@ -42,8 +42,8 @@ class Term:
 
 
 def is_term(value: Any) -> bool:
-    """Whether it is written as a term: a mapping with one key, which is no setting's name."""
-    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in TERMS
+    """Whether it is meant as a term: a mapping with one key, which is a term's name or nearly so, and no setting's."""
+    return isinstance(value, Mapping) and len(value) == 1 and bool(_near(next(iter(value)), cutoff=0.8))
 
 
 def parse(key: str, value: Any) -> Term:
@@ -59,13 +59,18 @@ def parse(key: str, value: Any) -> Term:
     if isinstance(given, str):
         raise ConfigError(f"space: {key}: {kind}: a sweep is data, text such as {given!r} is not run; {shape}")
     if kind not in TERMS:
-        near = difflib.get_close_matches(str(kind), TERMS, n=1)
+        near = _near(kind)
         raise ConfigError(f"space: {key}: unknown term {kind!r}; {f'did you mean {near[0]}? ' if near else ''}{shape}")
     if not isinstance(given, list) or not given:
         raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
     if kind in RANGES and not _is_range(kind, given):
         raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
     return Term(kind, tuple(given))
+
+
+def _near(kind: Any, cutoff: float = 0.6) -> list[str]:
+    """The term that was probably meant."""
+    return difflib.get_close_matches(str(kind), TERMS, n=1, cutoff=cutoff)
 
 
 def _is_range(kind: str, given: list[Any]) -> bool:

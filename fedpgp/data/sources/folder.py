@@ -32,7 +32,7 @@ class FolderSource(ImageFiles):
         """List the images; class names are the sorted folder names. All empty class folders are named at once."""
         try:
             groups = {group: self._class_folders(group.folder) for group in self._groups()}
-            self._refuse("no class folder", [group.folder or "." for group, found in groups.items() if not found])
+            self._refuse("no class folder", [group.folder for group, found in groups.items() if not found])
             class_names = tuple(sorted({name for found in groups.values() for name in found}))
             domains = tuple(dict.fromkeys(group.domain for group in groups))
             labels = {name: label for label, name in enumerate(class_names)}
@@ -78,7 +78,8 @@ class FolderSource(ImageFiles):
 
     def _refuse(self, what: str, folders: list[str]) -> None:
         if folders:
-            raise DataError(f"{self.root}: {what}: {', '.join(folders)}; expected {self.layout} in data.root")
+            where = f": {', '.join(folders)}" if any(folders) else ""  # the root itself has no name below it
+            raise DataError(f"{self.root}: {what}{where}; expected {self.layout} in data.root")
 
 
 class DomainFolderSource(FolderSource):
@@ -88,7 +89,7 @@ class DomainFolderSource(FolderSource):
 
     def _groups(self) -> list[Group]:
         domains = self._folders("")
-        self._refuse("no domain folder", [] if domains else ["."])
+        self._refuse("no domain folder", [] if domains else [""])
         return [Group(domain, domain, None) for domain in domains]
 
 
