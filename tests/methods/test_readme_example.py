@@ -15,7 +15,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_example_adds_its_penalty(bind, features, labels):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    section = README.read_text(encoding="utf-8").split("## Your method", 1)[1].split("\n## ", 1)[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     namespace: dict[str, type] = {}
     exec(code, namespace)
     settings = FedPGPSettings(n_ctx=3, rank=2)

@@ -1,0 +1,134 @@
+"""Every command of the README is run: here, made small, or by a test that is named; a new one has to say how."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = ("fedpgp", "make", "mlflow", "ray")
+LINES = [line.split("  #")[0].strip() for _, block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.split(" ")[0] in PROGRAMS]
+
+SMALL = (
+    "protocol.shots=1 partition.clients=2 method.n_ctx=1 federation.rounds=1 federation.local_epochs=1 "
+    "resources.backend=serial tracking.mlflow=false"
+)
+HERE = {
+    "fedpgp run icons": f"fedpgp run icons {SMALL} data.name=shapes backbone.name=tiny backbone.weights=random",
+    "fedpgp config init my.yaml": "fedpgp config init fresh.yaml",
+    "fedpgp run my.yaml federation.rounds=25 method.rank=4": "fedpgp run my.yaml federation.rounds=1 method.rank=4",
+    "fedpgp run my.yaml --resume": "",
+    "fedpgp features my.yaml [--dry-run]": "fedpgp features my.yaml --dry-run",
+    "fedpgp compare RUN_A RUN_B": "",
+    "fedpgp methods": "",
+    "fedpgp runs": "",
+    "fedpgp sweep rank_mu_tau_shots --dry-run": "",
+    "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16": (
+        "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16 --dry-run"
+    ),
+    "fedpgp report store/runs/* --baseline promptfl": "fedpgp report RUN_A RUN_B --out report --format md",
+    "fedpgp data check dtd --root /data/dtd": "fedpgp data check folder --root photos",
+    "fedpgp data show my.yaml": "",
+    "fedpgp export RUN_DIR --client 3 --out bedroom": "fedpgp export RUN_A --client 1 --out bedroom",
+    'fedpgp predict --prompt bedroom/prompt.safetensors photo.png [--classes "rocket,plane,train"]': (
+        'fedpgp predict --prompt bedroom/prompt.safetensors photo.png --classes "rocket,plane,train"'
+    ),
+    "fedpgp upload": "fedpgp upload photos",
+}
+"""A command, and the same made small ("": as it is), run in this order in a folder with `my.yaml` and photos."""
+
+ELSEWHERE = {
+    "make demo": "the file Makefile, and sweeps/test_shipped_sweeps.py::test_it_runs",
+    "make test": "the file Makefile",
+    "fedpgp reproduce table1 --root /data": "reproduce/test_planning.py::test_every_table_is_planned_as_shipped",
+    "fedpgp reproduce table4 --root /data --out table4": (
+        "reproduce/test_cli_reproduce.py::test_table_4_on_the_folders_of_its_data_set"
+    ),
+    "fedpgp reproduce table5 --smoke": (
+        "reproduce/test_cli_reproduce.py::test_the_smoke_of_every_table_ends_with_all_its_cells"
+    ),
+    "fedpgp report store/sweeps/demo-* --out report": "report/test_page.py",
+    "fedpgp data prepare dtd --root /data/dtd": "data/test_prepare.py",
+    "mlflow models predict": "test_export.py::test_mlflow_predicts_with_names_that_are_given_with_the_images",
+    "fedpgp run my.yaml --detach resources.address=auto": (
+        "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped"
+    ),
+    "fedpgp attach DRIVER": "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped",
+    "fedpgp stop DRIVER": "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped",
+    "ray job submit": "cluster/test_jobs.py::test_a_submitted_sweep_is_followed_and_mirrored",
+    "ray submit": "test_pipelines.py::test_the_cluster_file_is_one_that_ray_takes",
+    "fedpgp ui": "tracking/test_ui.py::test_the_page_is_that_of_the_runs_or_lists_the_experiments",
+}
+"""The beginning of a command, and the test that runs it or its like."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a newcomer stands: a small experiment, and some photos."""
+    settings = {
+        "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"}, "partition": {"clients": 2},
+        "protocol": {"shots": 1}, "method": {"name": "fedpgp", "n_ctx": 4, "rank": 1},
+        "federation": {"rounds": 1, "local_epochs": 1}, "resources": {"backend": "serial"},
+        "tracking": {"mlflow": False},
+    }  # fmt: skip
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    for label, name in enumerate(("cat", "dog", "emu", "fox")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), (60 * label, 12 * number, 99)).save(tmp_path / "photos" / name / f"{number}.png")
+    Image.new("RGB", (40, 30), (200, 100, 0)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_somebody_runs_it(command):
+    by = [test for start, test in ELSEWHERE.items() if command.startswith(start)]
+    assert command in HERE or by, f"no test runs `{command}`: make it small in HERE, or name a test in ELSEWHERE"
+    for test in by[:1]:
+        file, _, name = test.partition("::")
+        if not file.startswith("the file"):
+            tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+            assert not name or name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_nothing_is_run_that_the_readme_does_not_say():
+    assert set(HERE) <= set(COMMANDS)
+    assert [start for start in ELSEWHERE if not any(command.startswith(start) for command in COMMANDS)] == []
+
+
+@pytest.mark.slow
+def test_all_that_can_be_run_here(folder, fedpgp):
+    """One after the other, as a newcomer would."""
+    made = []
+    for command, small in HERE.items():
+        line = small or command
+        for name, run in zip(("RUN_A", "RUN_B"), made, strict=False):
+            line = line.replace(name, run)
+        code, out, err = fedpgp(*shlex.split(line)[1:])
+        assert code == 0, f"{line}\n{out}{err}"
+        made += [str(run) for run in sorted((folder / "fedpgp-store" / "runs").glob("*")) if str(run) not in made]
+    assert (folder / "report").is_dir()
+    assert (folder / "bedroom" / "prompt.safetensors").is_file()
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 300
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+    headings = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", README, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
