@@ -52,8 +52,8 @@ def gallery(comparison: Comparison, reading: Reading = "last") -> tuple[list[Pic
 
 def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading) -> Iterator[Picture]:
     measured = [metric for metric in tradeoff.BARS if any(group.statistic(metric, "test", reading) for group in groups)]
-    if {"local", "base", "novel"} <= set(measured):
-        caption = "Right is personal, up is general. Lines join equal harmonic means at the mean Base."
+    if {"local", "novel", "hm"} <= set(measured):
+        caption = "Right is personal, up is general. Lines join equal harmonic means of these two."
         yield Picture("tradeoff", "Local against Novel", caption, tradeoff.local_against_novel(groups, reading))
     if measured:
         yield Picture("bars", "By metric", "", tradeoff.bars(groups, measured, reading))

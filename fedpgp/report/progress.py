@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,7 +61,8 @@ def client_distribution(accuracies: Mapping[str, Sequence[float]], metric: str) 
             spots = number + 0.36 * (np.arange(len(own)) / max(1, len(own) - 1) - 0.5)
             axes.plot(spots, own, "o", color="black", markersize=2.5, alpha=0.6)
     labels = list(accuracies)
-    axes.set_xticks(range(1, len(labels) + 1), labels, rotation=25 if len(labels) > 3 else 0)
+    slant: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 3 else {}
+    axes.set_xticks(range(1, len(labels) + 1), labels, **slant)
     axes.set(ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")
     axes.set_title("A point per client and run; boxes hold the middle half")
     return figure

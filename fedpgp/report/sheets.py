@@ -204,14 +204,9 @@ def _line(
     yield from (baseline, gained.mean if gained else None, *interval, "; ".join(group.marks))
 
 
-def _rich(sheet: Sheet) -> Table:
-    table = Table(
-        title=escape(sheet.title),
-        caption=escape(sheet.caption) or None,
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+def _rich(sheet: Sheet) -> Lines:
+    """Title and caption stand beside the table, which would fold them to its own width."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate(sheet.headings):
         widest = max((len(row[number].text) for row in sheet.rows), default=0)
         least = min(widest, WIDEST_NAME) if number < sheet.names else None
@@ -220,7 +215,8 @@ def _rich(sheet: Sheet) -> Table:
         )
     for row in sheet.rows:
         table.add_row(*(Text(cell.text, STYLES.get(cell.rank or 0, "")) for cell in row))
-    return table
+    caption = [Text(sheet.caption, "dim italic")] if sheet.caption else []
+    return Lines(Text(sheet.title, "bold"), table, *caption, "")
 
 
 def _markdown(sheet: Sheet) -> str:

@@ -11,13 +11,14 @@ from typing import Any, ParamSpec
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#f0e442")
-"""Told apart with any colour vision (Okabe and Ito)."""
+COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
+          "#8b1fe0", "#772200", "#7fb35a", "#440055", "#9a86f5")  # fmt: skip
+"""Told apart with any colour vision, and read on white: Okabe and Ito's without their yellow, and as many more."""
 MARKERS = "sovDP^X*<>ph"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)),
           (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 3)), (0, (10, 3)))  # fmt: skip
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--", "**", "||", "OO", "//..")
-"""There are more shapes than colours: where colours come again, the shape tells."""
+"""As many shapes as colours, for print without them."""
 SEQUENTIAL = "cividis"
 """Rises evenly from dark to light, in grey too."""
 COUNTS = "Blues"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedpgp.comparison import Group, Reading
 from fedpgp.report.names import METRIC_TITLES
@@ -16,34 +17,40 @@ BARS = ("local", "base", "novel", "hm", "all", "held_out")
 
 @styled
 def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> Figure:
-    """Local (across) against Novel (up), bars of one standard deviation, contours of HM at the mean Base."""
+    """Local (across) against Novel (up), bars of one standard deviation, contours of the harmonic mean of these two.
+
+    HM, of Local, Base and Novel, depends on more than the place of a point: the legend has it.
+    """
     rows = [
-        (number, group.label, local, base, novel)
+        (number, f"{group.label}  {hm.mean:.1f}", local, novel)
         for number, group in enumerate(groups)
         if (local := group.statistic("local", reading=reading))
-        and (base := group.statistic("base", reading=reading))
         and (novel := group.statistic("novel", reading=reading))
+        and (hm := group.statistic("hm", reading=reading))
     ]
-    base_mean = float(np.mean([base.mean for *_, base, _ in rows]))
-    low_x, high_x = _range([local.mean for *_, local, _, _ in rows])
+    low_x, high_x = _range([local.mean for _, _, local, _ in rows])
     low_y, high_y = _range([novel.mean for *_, novel in rows])
-    figure = blank(6.4, 4.8)
+    figure = blank(8.0, 4.8)
     axes = figure.subplots()
     axes.grid(visible=False)
     x, y = np.meshgrid(np.linspace(low_x, high_x, 100), np.linspace(low_y, high_y, 100))
-    contours = axes.contour(x, y, 3 / (1 / x + 1 / y + 1 / base_mean), levels=8, colors="0.8", linewidths=0.8)
-    axes.clabel(contours, fmt="HM %.0f", fontsize=7, colors="0.5")
-    for number, label, local, _, novel in rows:
+    whole = MaxNLocator(8, integer=True)
+    contours = axes.contour(x, y, 2 / (1 / x + 1 / y), locator=whole, colors="0.75", linewidths=0.8)
+    axes.clabel(contours, fmt="%.0f", fontsize=8, colors="0.4")
+    points = [
         axes.errorbar(
-            local.mean, novel.mean, xerr=local.std, yerr=novel.std, markersize=9, capsize=3, label=label,
-            **{**look(number), "linestyle": "none"},
-        )  # fmt: skip
+            local.mean, novel.mean, xerr=local.std, yerr=novel.std, capsize=3, capthick=1.2, markersize=10,
+            markeredgecolor="white", markeredgewidth=0.7, **{**look(number), "linestyle": "none"},
+        )[0]
+        for number, _, local, novel in rows
+    ]  # fmt: skip
     axes.set(
         xlim=(low_x, high_x), ylim=(low_y, high_y), xlabel="Local: own classes, test accuracy in percent",
         ylabel="Novel: unseen classes, test accuracy in percent",
     )  # fmt: skip
-    axes.set_title(f"Personal or general? (contours: HM at the mean Base of {base_mean:.0f})")
-    axes.legend(loc="best")
+    axes.set_title("Personal or general? Lines: harmonic mean of Local and Novel")
+    labels = [label for _, label, *_ in rows]
+    figure.legend(points, labels, loc="outside right upper", title="HM of Local, Base, Novel", frameon=False)
     return figure
 
 

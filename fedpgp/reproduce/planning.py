@@ -174,9 +174,13 @@ def _told(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     for key in keys:
         named = f"{key.partition('.')[0]}.name"
         if named not in keys:
-            yield f"{key} is {ours.get(key)}, not {theirs.get(key)}"
+            yield f"{key} is {_shown(ours.get(key))}, not {_shown(theirs.get(key))}"
         elif key == named:
             yield f"{key} is {ours[key]}"
+
+
+def _shown(value: Any) -> str:
+    return "left unset" if value is None else str(value)
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

@@ -12,6 +12,21 @@ from fedpgp.report import grids, progress, prompts, style, tradeoff
 from fedpgp.report.gallery import MOST_GROUPS, gallery
 from fedpgp.report.rows import Curve
 
+VISIONS = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "no green": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "no blue": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+"""What eyes that lack a kind of cones make of linear RGB (Machado, Oliveira and Fernandes, 2009)."""
+
+
+def lab(linear):
+    """Linear sRGB (n, 3) in CIELAB, in which distances are what they look like."""
+    to_xyz = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+    x, y, z = np.cbrt(linear @ to_xyz.T / [0.9505, 1.0, 1.0888]).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
 
 @pytest.fixture
 def compared(made_run):
@@ -39,12 +54,24 @@ def compared(made_run):
 
 
 def test_the_trade_off_has_a_point_and_its_spread_for_each_group(compared):
-    (axes,) = tradeoff.local_against_novel(compared.groups).axes
+    figure = tradeoff.local_against_novel(compared.groups)
+    (axes,) = figure.axes
     points = [(container[0].get_xdata()[0], container[0].get_ydata()[0]) for container in axes.containers]
     assert points == [(81.5, 50.0), (70.0, 63.0)]
     (_, _, (_, up)) = axes.containers[1]
     assert up.get_segments()[0][:, 1] == pytest.approx([63 - 2**0.5, 63 + 2**0.5])  # standard deviation of 62 and 64
-    assert axes.get_title().endswith("mean Base of 60)")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["coop  59.5", "fedpgp  59.5"]
+    assert legend.get_title().get_text() == "HM of Local, Base, Novel"
+
+
+def test_a_contour_of_the_trade_off_joins_equal_harmonic_means_of_its_two_axes(compared):
+    (axes,) = tradeoff.local_against_novel(compared.groups).axes
+    (contours,) = [drawn for drawn in axes.collections if hasattr(drawn, "levels")]
+    assert [level for level in contours.levels if level != round(level)] == []  # the labels are whole numbers
+    for level, path in zip(contours.levels, contours.get_paths(), strict=True):
+        for local, novel in path.vertices:
+            assert 2 / (1 / local + 1 / novel) == pytest.approx(level, abs=0.05)
 
 
 def test_bars_are_means_and_what_was_not_measured_has_none(compared):
@@ -97,6 +124,7 @@ def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_i
 def test_as_many_groups_as_are_drawn_can_be_told_apart():
     shapes = [(style.look(number)["marker"], style.HATCHES[number]) for number in range(MOST_GROUPS)]
     assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MOST_GROUPS
+    assert len(set(style.COLORS)) == MOST_GROUPS
 
 
 def test_the_spectrum_shows_energy_by_rank():
@@ -128,3 +156,14 @@ def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared)
     assert len(notes) == 1
     assert "not drawn: prompts of fedpgp, seed 1:" in notes[0]
     assert "checkpoint cannot be read" in notes[0]
+
+
+def test_colours_are_told_apart_with_any_vision_and_read_on_white():
+    linear = np.array([[int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)] for color in style.COLORS])
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    contrast = 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    assert contrast.min() > 2.2  # that of the yellow of Okabe and Ito is 1.3
+    for vision, seen in VISIONS.items():
+        colors = lab(np.clip(linear @ np.array(seen).T, 0, 1))
+        apart = np.linalg.norm(colors[:, None] - colors[None], axis=2)
+        assert apart[~np.eye(len(colors), dtype=bool)].min() > 15, vision

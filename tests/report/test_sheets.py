@@ -82,6 +82,13 @@ def test_in_a_terminal_of_80_columns_nothing_is_cut(compared):
     assert "[red] is no colour" in shown
 
 
+def test_the_title_of_a_narrow_table_stays_in_one_line():
+    console = Console(width=80, file=io.StringIO())
+    narrow = sheets.Sheet("A title that is longer than its table", ("", "x"), ((sheets.Cell("a"), sheets.Cell("1")),))
+    console.print(sheets.in_terminal([narrow], []))
+    assert console.file.getvalue().startswith("A title that is longer than its table\n")
+
+
 def test_markdown_is_a_table_that_shows_the_best(compared):
     text = sheets.as_markdown([sheets.accuracies(compared, "")], ["a | b <c>"])
     lines = text.splitlines()

@@ -74,7 +74,7 @@ def test_a_file_is_weights_of_the_papers_model(root):
     chosen = found.drawn.trials[0].experiment.backbone
     assert (chosen.name, chosen.weights, chosen.activation) == (CLIP, "/weights/mine.pt", "quick_gelu")
     assert found.changed[found.drawn.trials[0].id] == (
-        "backbone.weights is /weights/mine.pt, not openai", "backbone.activation is quick_gelu, not None"
+        "backbone.weights is /weights/mine.pt, not openai", "backbone.activation is quick_gelu, not left unset"
     )  # fmt: skip
 
 
