@@ -133,7 +133,7 @@ def measure(
     notes = [
         f"{MODEL} with random weights, {len(scene.base)} Caltech101 names, {threads} threads; medians of {repeats} "
         f"plain steps and {OURS_PER_PLAIN} times as many of ours, in turns",
-        f"peak {peak.rate / 1e9:.0f} GFLOP/s, the best of {len(peak.shapes)} shapes of matrices in this run",
+        f"peak {peak.rate / 1e9:.0f} GFLOP/s, the best of {len(peak.shapes)} shapes of matrices by their medians",
         f"loss and gradients equal within {TOLERANCE:g}, relative; logits within "
         f"{figures['max_abs_logit_difference']:.1e}",
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ ATTENTION_ON_CPU = {
 
 SQUARES = (1024, 2048, 3072)
 """Sizes of the square matrices that are multiplied to find the peak."""
+
+TRIES = 5
 
 Shape = tuple[int, int, int]
 
@@ -43,18 +47,23 @@ def counted(run: Callable[[], Any]) -> tuple[Any, int]:
 
 
 class Peak:
-    """The best rate of matrix products seen so far, in operations per second. Tried again and again during a bench."""
+    """The best rate of matrix products, in operations per second: each shape by the median of its tries during a bench.
+
+    Work that is measured by its median is held against the same, not against one lucky product.
+    """
 
     def __init__(self, *shapes: Shape) -> None:
         """Products (m, k) x (k, n): squares, and those of the work that is measured."""
-        self.rate = 0.0
         self.shapes = (*((size, size, size) for size in SQUARES), *shapes)
         self._pairs = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in self.shapes]
+        self._rates: list[list[float]] = [[] for _ in self.shapes]
 
     def probe(self) -> None:
-        """Multiply each pair, twice."""
-        for left, right in self._pairs * 2:
-            start = time.perf_counter()
-            torch.mm(left, right)
-            taken = time.perf_counter() - start
-            self.rate = max(self.rate, 2 * left.shape[0] * left.shape[1] * right.shape[1] / taken)
+        """Multiply each pair, several times."""
+        for (m, k, n), (left, right), rates in zip(self.shapes, self._pairs, self._rates, strict=True):
+            rates += [2 * m * k * n / seconds(partial(torch.mm, left, right)) for _ in range(TRIES)]
+
+    @property
+    def rate(self) -> float:
+        """Of the best shape."""
+        return max(map(median, self._rates))
