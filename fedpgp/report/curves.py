@@ -89,4 +89,4 @@ def _line(rounds: Sequence[RoundRow], metric: str) -> Line:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None}, bbox_inches="tight")

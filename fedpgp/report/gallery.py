@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from matplotlib.figure import Figure
 
@@ -14,6 +15,8 @@ from fedpgp.report import figures, grids, progress, prompts, rows, tradeoff
 from fedpgp.report.names import METRIC_TITLES
 from fedpgp.store import RunStore
 
+MOST_PLACES = 6
+"""Places whose groups are drawn."""
 MOST_GROUPS = 12
 """Groups of a place up to which they are drawn one beside the other."""
 MOST_PROMPTS = 8
@@ -37,7 +40,9 @@ def gallery(comparison: Comparison, reading: Reading = "last") -> tuple[list[Pic
     notes: list[str] = []
     pictures: list[Picture] = []
     places = comparison.places
-    for number, (place, groups) in enumerate(places.items(), start=1):
+    if len(places) > MOST_PLACES:
+        notes.append(f"figures show the first {MOST_PLACES} of {len(places)} places (data, partitions, protocols)")
+    for number, (place, groups) in enumerate(islice(places.items(), MOST_PLACES), start=1):
         ending = f"-{number}" if len(places) > 1 else ""
         where = f" ({place})" if place else ""
         shown = groups[:MOST_GROUPS]
@@ -61,8 +66,9 @@ def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading)
     if main is not None:
         curves = {group.label: rows.curve(group, main) for group in groups}
         found = {label: curve for label, curve in curves.items() if curve is not None}
-        caption = "The same accuracies over rounds, and over what was sent. Dotted level: nothing is trained."
-        yield Picture("convergence", "Convergence", caption, progress.convergence(found, main))
+        if any(len(curve.rounds) > 1 for curve in found.values()):
+            caption = "The same accuracies over rounds, and over what was sent. Dotted level: nothing is trained."
+            yield Picture("convergence", "Convergence", caption, progress.convergence(found, main))
     single = next((metric for metric in ("held_out", "local", "all") if metric in measured), None)
     if single is not None:
         pooled = {group.label: rows.pooled_clients(group, single) for group in groups}

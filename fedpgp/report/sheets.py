@@ -20,7 +20,7 @@ from fedpgp.report.names import METRIC_TITLES, READING_SENTENCES, READING_TITLES
 
 MARKS = "†‡§¶"
 STYLES = {1: "bold green", 2: "underline"}
-WIDEST_NAME = 14
+WIDEST_NAME = 18
 """Letters that a name is never folded below."""
 TAGS = {1: "**{}**", 2: "<u>{}</u>"}
 """Markdown for the best and the second best of a column."""

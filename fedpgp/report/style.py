@@ -84,11 +84,11 @@ def annotate(axes: Any, shown: Any, values: Any, form: str = "{:.1f}") -> None:
 
 
 def encoded(figure: Figure, format: str) -> bytes:
-    """The figure as `png` or `svg`, the same bytes every time."""
+    """The figure as `png` or `svg`, the same bytes every time; it grows where a title or a label needs it."""
     sink = io.BytesIO()
     metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
     with rc_context(RC):
-        figure.savefig(sink, format=format, dpi=DPI, metadata=metadata)
+        figure.savefig(sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
     return sink.getvalue()
 
 

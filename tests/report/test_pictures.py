@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 
 from fedpgp.gather import Entry, compare
 from fedpgp.report import grids, progress, prompts, style, tradeoff
-from fedpgp.report.gallery import MOST_GROUPS, gallery
+from fedpgp.report.gallery import MOST_GROUPS, MOST_PLACES, gallery
 from fedpgp.report.rows import Curve
 
 VISIONS = {
@@ -121,6 +123,14 @@ def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_i
     assert [axes.lines[0].get_xydata().tolist() for axes in once] == [[[20, 50]], [[3, 50]]]
 
 
+def test_of_many_places_the_first_are_drawn(made_run):
+    entries = [Entry(made_run(f"protocol.shots={s}", partition=f"p{s}", test_hm=[50, 60])) for s in range(1, 9)]
+    pictures, notes = gallery(compare(entries))
+    drawn = [picture.title for picture in pictures if picture.name.startswith("convergence")]
+    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MOST_PLACES + 1)]
+    assert f"figures show the first {MOST_PLACES} of 8 places (data, partitions, protocols)" in notes
+
+
 def test_as_many_groups_as_are_drawn_can_be_told_apart():
     shapes = [(style.look(number)["marker"], style.HATCHES[number]) for number in range(MOST_GROUPS)]
     assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MOST_GROUPS
@@ -143,10 +153,18 @@ def test_figures_are_files_of_two_kinds_the_same_every_time(tmp_path, compared):
         assert image.format == "PNG"
 
 
+def test_a_title_longer_than_its_figure_is_not_cut():
+    def width(label):
+        with Image.open(io.BytesIO(style.encoded(prompts.similarity(np.eye(2), ["a", "b"], label), "png"))) as image:
+            return image.width
+
+    assert width("a label of many letters, with settings, seed 1") > width("short") + 100
+
+
 def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared):
     pictures, notes = gallery(compared)
     names = {picture.name for picture in pictures}
-    assert names == {"tradeoff", "bars", "convergence", "spectrum-2", "similarity-2"}
+    assert names == {"tradeoff", "bars", "spectrum-2", "similarity-2"}  # one round is no curve
     assert len(notes) == 1  # the words need the backbone, and that is another one
     assert "backbone.weights: random are not those that the run was made with" in notes[0]
     (first, *_) = compared.groups[1].runs.values()
