@@ -21,10 +21,10 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.data.summary import partition_table
 from fedpgp.errors import FedPGPError, Interrupted
 from fedpgp.evaluation import summarize
-from fedpgp.federation import checkpoint, extraction
+from fedpgp.federation import checkpoint
 from fedpgp.federation.backend import Backend
 from fedpgp.federation.checkpoint import State
-from fedpgp.federation.extraction import ExtractionJob, Forecast
+from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.memory import GB
 from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
@@ -49,7 +49,7 @@ def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Feature
 
 def extract_all(plans: Iterable[Plan], backend: Backend, emit: Emit) -> list[Path]:
     """Frozen features for several plans, each image once; the files."""
-    wanted = _wanted(plans)
+    wanted = wanted_features(plans)
     for cache, (one, rows) in wanted.items():
         _fill(one, cache, rows, backend, emit)
     return sorted(cache.path for cache in wanted)
@@ -57,10 +57,12 @@ def extract_all(plans: Iterable[Plan], backend: Backend, emit: Emit) -> list[Pat
 
 def all_extracted(plans: Iterable[Plan]) -> bool:
     """Whether there is nothing left for `extract_all`."""
-    return not any(features.missing(cache.path, cache.key, rows).size for cache, (_, rows) in _wanted(plans).items())
+    return not any(
+        features.missing(cache.path, cache.key, rows).size for cache, (_, rows) in wanted_features(plans).items()
+    )
 
 
-def _wanted(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
+def wanted_features(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
     """The caches, each with the rows that it must hold and a plan that knows how they are made."""
     wanted: dict[Features, tuple[Plan, np.ndarray]] = {}
     for one in plans:
@@ -162,20 +164,6 @@ def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> l
         backend.close()
 
 
-def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
-    """What the extraction for an experiment would take, from a few images encoded in this process."""
-    emit(Progress("prepare", note="reading data and backbone"))
-    ready, resources = plan(experiment), experiment.resources
-    backend = SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
-    try:
-        return [
-            extraction.forecast(_extraction(ready, cache), cache.path, rows, backend)
-            for cache, (_, rows) in _wanted([ready]).items()
-        ]
-    finally:
-        backend.close()
-
-
 def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     """Workers as the settings say; Ray must be connected for its own."""
     if resources.backend == "serial":
@@ -261,7 +249,8 @@ def _cache(plan: Plan, views: int) -> Features:
     return Features(cache_path(experiment.storage.root.absolute() / "features", key), key)
 
 
-def _extraction(plan: Plan, cache: Features) -> ExtractionJob:
+def extraction_job(plan: Plan, cache: Features) -> ExtractionJob:
+    """What the workers need to fill a cache of the plan."""
     visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
     return ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key)
 
@@ -271,7 +260,7 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit:
     begun: list[tuple[float, int]] = []
 
     def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
-        backend.load(_extraction(plan, cache))
+        backend.load(extraction_job(plan, cache))
         return backend.map("encode_chunk", chunks)
 
     def progress(done: int, total: int) -> None:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedpgp import config, tracking
+from fedpgp import config, needs, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import Interrupted, ResourceError
 from fedpgp.federation.backend import Backend
 from fedpgp.federation.extraction import Forecast
+from fedpgp.planning import plan
 from fedpgp.records import Progress
 
 Emit = Callable[[Progress], None]
@@ -37,7 +38,8 @@ def extract(experiment: Experiment, emit: Emit) -> list[Path]:
 def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
     """What `extract` would take, in bytes and time; a few images are encoded here to know it, and nothing is kept."""
     with warnings_told(emit):
-        return experiments.forecast(config.absolute(experiment), emit)
+        emit(Progress("prepare", note="reading data and backbone"))
+        return needs.forecast(plan(config.absolute(experiment)))
 
 
 def detach(experiment: Experiment, resume: bool) -> str:

@@ -31,7 +31,7 @@ def hardware() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": platform.machine(),
-        "processor": _named("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
+        "processor": named("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "memory_gib": round(memory / GIB, 1),
         "gpus": gpus(),
@@ -41,7 +41,7 @@ def hardware() -> dict[str, Any]:
 def gpus() -> list[str]:
     """NVIDIA's GPUs of this node by model, as its driver tells."""
     found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    return [_named(str(path), "Model") or "unknown" for path in found]
+    return [named(str(path), "Model") or "unknown" for path in found]
 
 
 def git_commit() -> str | None:
@@ -68,10 +68,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _named(path: str, name: str) -> str | None:
-    """The value in the first line `name: value` of a file of the kernel."""
+def named(path: str, name: str) -> str | None:
+    """The value in the first line `name: value` of a file of the kernel; None: there is none."""
+    return next((line.partition(":")[2].strip() for line in lines(path) if line.startswith(name)), None)
+
+
+def lines(path: str) -> list[str]:
+    """The lines of a file of the kernel; none if it has no such file."""
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+        return []

@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
     "planning": CLIP | METHODS | {"remote"}, "resuming": CONFIG | STORE | {"comparison", "planning"},
     "experiment": FEDERATION | STORE | {"planning", "provenance", "resuming"},
-    "launch": FEDERATION | STORE | {"experiment", "tracking"},
+    "needs": FEDERATION | {"planning", "experiment"},
+    "launch": FEDERATION | STORE | {"planning", "needs", "experiment", "tracking"},
+    "doctor": FEDERATION | STORE | {"authentication", "planning", "needs", "provenance", "sweeps.folder", "tracking"},
     "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"planning", "experiment", "launch", "tracking"},
 }  # fmt: skip
 
@@ -62,6 +64,7 @@ ONLY_IN = {
         "cli/anatomy.py",
         "cli/bench.py",
         "cli/data.py",
+        "cli/doctor.py",
         "cli/export.py",
         "cli/report.py",
         "cli/reproduce.py",

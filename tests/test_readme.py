@@ -31,6 +31,7 @@ HERE = {
     "fedpgp compare RUN_A RUN_B": "",
     "fedpgp methods": "",
     "fedpgp runs": "",
+    "fedpgp doctor [my.yaml]": "fedpgp doctor my.yaml",
     "fedpgp sweep rank_mu_tau_shots --dry-run": "",
     "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16": (
         "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16 --dry-run"

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from fedpgp import __version__
 from fedpgp.authentication import use_token
-from fedpgp.cli import anatomy, bench, data, export, report, reproduce, settings, sweep, track
+from fedpgp.cli import anatomy, bench, data, doctor, export, report, reproduce, settings, sweep, track
 from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
 anatomy.register(app)
+doctor.register(app)
 export.register(app)
 report.register(app)
 reproduce.register(app)

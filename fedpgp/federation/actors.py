@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -244,10 +244,14 @@ class _Lost(Exception):
 
 
 def _preflight(resources: ResourceSettings) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    short = shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes)
+    short = shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes())
     if short:
         raise ResourceError(short)
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """What each node that is alive has, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _num_bytes(common: Common | None) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +22,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import FedPGPError, ResourceError
-from fedpgp.federation.actors import cause, first_line
+from fedpgp.federation.actors import cause, first_line, nodes
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "fedpgp"
 RESTARTS = 2
 POLL_SECONDS = 1.0
+KNOCK_SECONDS = 10.0
 
 Emit = Callable[[Any], None]
 
@@ -42,18 +45,14 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         yield
         return
     address = lasting_address(resources)
-    # A cluster of our own is sized to the plan: on one core two actors take turns, which is slow but right.
-    wanted = max(os.cpu_count() or 1, int(resources.actors * resources.cpus_per_actor + 0.999))
-    local = {"num_cpus": wanted, "include_dashboard": False} if address is None else {"address": address}
+    if address is not None:
+        _knock(address)
+    local = {"num_cpus": own_cpus(resources), "include_dashboard": False} if address is None else {"address": address}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        what = " ".join(str(error).split())
-        raise ResourceError(
-            f"Ray at {address or 'this machine'}: {what[:200]}; check that the head runs, and if it uses token "
-            "authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
-        ) from None
+        raise _unreachable(address or "this machine", error) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # ray has put its own there, which ends the process at once
     try:
@@ -62,9 +61,45 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """See whether anything listens at `HOST:PORT`: Ray itself goes on asking for minutes, and then ends the process."""
+    place = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if place is None:
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> ResourceError:
+    what = " ".join(str(error).split())
+    return ResourceError(
+        f"Ray at {address}: {what[:200]}; check that the head runs, and if it uses token authentication set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
+    )
+
+
+def own_cpus(resources: ResourceSettings) -> int:
+    """CPUs of a cluster of our own, sized to the plan: on one core two actors take turns, which is slow but right."""
+    return max(os.cpu_count() or 1, int(resources.actors * resources.cpus_per_actor + 0.999))
+
+
 def lasting_address(resources: ResourceSettings) -> str | None:
     """The address of a cluster that outlives this command; None: there is none, a local one would be started."""
     return resources.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
+    """What each node of the cluster has, as Ray counts it; None: there is no cluster, a local one would be started.
+
+    Raises:
+        ResourceError: there is no cluster at the address.
+    """
+    if not ray.is_initialized() and lasting_address(resources) is None:
+        return None
+    with connected(resources):
+        return nodes()
 
 
 def one_folder(resources: ResourceSettings) -> bool:
@@ -72,8 +107,7 @@ def one_folder(resources: ResourceSettings) -> bool:
     if not ray.is_initialized() and lasting_address(resources) is None:
         return True
     with connected(resources):
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        return len(alive) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
+        return len(nodes()) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ SPACE = "space."
 """Prefix of the parameters of a sweep that say what it searches over."""
 
 
+def tag_of(head: Mapping[str, Any]) -> str:
+    """The value of `SWEEP_TAG` by which a sweep finds its entry: another sweep of the same digest has another."""
+    return f"{head['id']}-{head['created_ms']}"
+
+
 class SweepWriter:
     """The entries of one sweep: its own is found or created at once, the others as trials begin and end."""
 
@@ -41,7 +46,7 @@ class SweepWriter:
             self._experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
             self._client = connection.connect(uri)
             digest, created_ms = self._head["id"], self._head["created_ms"]
-            key = Key(SWEEP_TAG, f"{digest}-{created_ms}")
+            key = Key(SWEEP_TAG, tag_of(self._head))
             run = self._entry(key, folder.path.name, digest, created_ms, _params(self._settings, self._head))
             if folder.state == "running":
                 entries.reopen(self._client, run)
