@@ -12,6 +12,7 @@ from fedpgp.records import CLIENT_SCHEMA
 from fedpgp.report import reproduced
 from fedpgp.reproduce import cells, planning
 from fedpgp.reproduce.paper import Key
+from fedpgp.reproduce.tables import TABLES
 from fedpgp.sweeps import draw
 from fedpgp.sweeps.folder import Fold, FoldRun, Planned, Result, SweepFolder
 
@@ -161,6 +162,30 @@ def test_table_11_is_read_by_rank_and_shots(root, swept):
     assert found.cells[Key("dtd", "rank 4", "16 shots")].ours.by_seed == {1: 4.16}
     assert len(found.cells) == 20
     assert list(found.blocks["dtd"]["rank 1"]) == ["1 shot", "2 shots", "4 shots", "8 shots", "16 shots"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_number_doubt_and_assumption_of_the_paper_is_printed_also_without_runs(table, root, swept):
+    plan = planning.plan(table, root=root)
+    folders = [swept(part, lambda trial, fold: None, ("one", "two")) for part in plan.parts]
+    found = cells.fill(plan, folders)
+    known, told = found.paper, reproduced.remarks(found)
+    signs = {line.partition(" the paper's number is doubtful: ")[2]: line[0] for line in told if "doubtful" in line}
+    assert set(signs) == set(known.doubtful.values())
+    shown = [
+        cell.text
+        for sheet in reproduced.sheets(found)
+        for row in sheet.rows
+        if row[0].text == "  paper"
+        for cell in row[1:]
+        if cell.text
+    ]
+    expected = [
+        f"{value:.2f}" + ("" if std is None else f" ± {std:.2f}") + signs.get(known.doubtful.get(key), "")
+        for key, (value, std) in known.values.items()
+    ]
+    assert sorted(shown) == sorted(expected)
+    assert told[-1 - len(known.assumed) :] == [f"paper: {known.source}", *known.assumed]
 
 
 def test_in_a_smoke_one_data_set_takes_the_place_of_all_and_is_marked(swept):

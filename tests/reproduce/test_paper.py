@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from statistics import fmean, harmonic_mean, stdev
 
 import pytest
@@ -10,6 +12,14 @@ from fedpgp.reproduce import paper
 from fedpgp.reproduce.paper import Key, Printed
 from fedpgp.reproduce.tables import FIVE, TABLES
 
+POSTER = Path(__file__).parents[2].parent / "shared" / "paper" / "tables.json"
+"""The tables as someone else has typed them, where they lie beside the checkout."""
+ROWS = {
+    "zero_shot_clip": "CLIP", "coop": "CoOp", "promptfl": "PromptFL", "prompt_prox": "Prompt+Prox",
+    "fedmaple": "FedMaPLe", "fedcocoop": "FedCoCoOp", "fedotp": "FedOTP", "fedpgp": "FedPGP",
+    "fedpgp_no_positive": "FedPGP w/o Positive", "fedpgp_full_rank": "FedPGP w/ Full-rank Adaption",
+    "fedpgp_no_negative": "FedPGP w/o Negative",
+}  # fmt: skip
 ROUNDED = 0.0151
 """Half a unit of the last digit in each of the numbers that are compared."""
 
@@ -66,3 +76,38 @@ def test_what_is_doubtful_is_a_cell():
     for name in TABLES:
         known = paper.read(name)
         assert set(known.doubtful) <= set(known.values)
+
+
+def typed(table, data):
+    """The numbers of a table of `POSTER`, by cell."""
+    office = ("amazon", "caltech", "dslr", "webcam", "office_avg")
+    for outer, rows in data.items():
+        for inner, value in rows.items():
+            match table:
+                case "table1":
+                    yield from ((Key(outer, ROWS[inner], metric), Printed(one)) for metric, one in value.items())
+                case "table2":
+                    column = "mean" if inner.endswith("_avg") else inner
+                    yield (
+                        Key("office_caltech10" if inner in office else "domainnet10", ROWS[outer], column),
+                        Printed(value),
+                    )
+                case "table4":
+                    cells = {**value["clients"], "mean": value["mean"], "spread": value["std"]}
+                    for column, one in cells.items():
+                        if one is not None:
+                            yield Key(ROWS[outer], inner, column), Printed(one)
+                case "table5" | "table7":
+                    yield Key("", ROWS[outer], inner), Printed(value["mean"], value["std"])
+                case "table6":
+                    yield Key("average", ROWS[outer], inner), Printed(value)
+                case "table11":
+                    for shots, one in value.items():
+                        column = f"{shots} shot" if shots == "1" else f"{shots} shots"
+                        yield Key(outer, f"rank {inner}", column), Printed(one)
+
+
+@pytest.mark.skipif(not POSTER.is_file(), reason="needs the tables beside the checkout")
+@pytest.mark.parametrize("table", ["table1", "table2", "table4", "table5", "table6", "table7", "table11"])
+def test_every_number_is_as_it_was_typed_from_the_poster(table):
+    assert dict(paper.read(table).values) == dict(typed(table, json.loads(POSTER.read_text())[table]["data"]))
