@@ -105,11 +105,6 @@ class ActorPool:
         if resources.gpus_per_actor and any(actor.place["device"] == "cpu" for actor in self._idle):
             log.warning("resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU")
 
-    @property
-    def placement(self) -> list[dict[str, Any]]:
-        """Device, GPU ids, node and address of each idle actor."""
-        return [actor.place for actor in self._idle]
-
     def load(self, job: Job) -> None:
         """Send the job once to the object store, from where every actor takes it."""
         self._job = ray.put(job)

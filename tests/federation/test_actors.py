@@ -84,7 +84,7 @@ def pool(two_actors):
 
 def test_two_actors_share_each_gpu(caplog):
     pool = ActorPool(ResourceSettings(actors=4, gpus_per_actor=0.5))
-    places = pool.placement
+    places = [actor.place for actor in pool._idle]
     pool.close()
     assert Counter(tuple(place["gpu_ids"]) for place in places) == {(0,): 2, (1,): 2}
     assert [record.message for record in caplog.records].count(
