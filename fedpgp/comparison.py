@@ -69,6 +69,11 @@ class Run:
         return str(self.identity.get("versions", {}).get("fedpgp", "unknown"))
 
     @property
+    def partition(self) -> str:
+        """Digest of who holds which image."""
+        return str(self.identity.get("partition_digest"))
+
+    @property
     def place(self) -> dict[str, Any]:
         """The settings that say on what it was trained and tested."""
         return {key: value for key, value in self.settings.items() if is_place(key)}

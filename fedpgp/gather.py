@@ -1,10 +1,9 @@
-"""From folders to a comparison: runs read, refused where they do not fit, grouped and named."""
+"""From folders to a comparison: the runs behind them, read, and refused where they do not fit."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 import yaml
 
 from fedpgp import __version__, config
-from fedpgp.comparison import Comparison, Cost, Fold, Group, Run, differing, is_place
+from fedpgp.comparison import Comparison, Cost, Fold, Run, differing
 from fedpgp.errors import ConfigError, RunError
 from fedpgp.evaluation import selections
+from fedpgp.groups import grouped
 from fedpgp.records import RoundRow
 from fedpgp.store import RunStore
 from fedpgp.sweeps.folder import SweepFolder
-
-DIGESTS = ("digest", "fingerprint")
-"""Settings that are digests of what a path leads to."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def pair(first: Path, second: Path, anyway: bool = False) -> tuple[Run, Run, lis
     """
     marks = compare([Entry(path, label=path.name, strict=True) for path in (first, second)], anyway).groups[-1].marks
     ours, theirs = read(first), read(second)
-    if _partition(ours) == _partition(theirs):
+    if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
     what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
     if not anyway:
@@ -125,8 +122,8 @@ def compare(
     if not members:
         raise RunError("; ".join(["no finished run to compare", *said]))
     _refuse_mixture([run for entry, run in members if entry.strict], anyway)
-    groups = _marked(_grouped(members, one_place=anyway, notes=said))
-    return Comparison(tuple(groups), tuple(said), tuple(dict.fromkeys(selected)))
+    groups, left_out = grouped([(entry.label, run) for entry, run in members], one_place=anyway)
+    return Comparison(tuple(groups), (*said, *left_out), tuple(dict.fromkeys(selected)))
 
 
 def _behind(path: Path) -> Found:
@@ -218,93 +215,8 @@ def _refuse_mixture(runs: Sequence[Run], anyway: bool) -> None:
     by_fold: dict[Fold, Run] = {}
     for run in runs:
         other = by_fold.setdefault(run.fold, run)
-        if _partition(run) != _partition(other):
+        if run.partition != other.partition:
             raise RunError(
-                f"{other.path.name} and {run.path.name} have different partitions, {_partition(other)} and "
-                f"{_partition(run)}; `--anyway` compares them, marked"
+                f"{other.path.name} and {run.path.name} have different partitions, {other.partition} and "
+                f"{run.partition}; `--anyway` compares them, marked"
             )
-
-
-def _grouped(members: Sequence[tuple[Entry, Run]], one_place: bool, notes: list[str]) -> list[Group]:
-    """Runs of equal settings together, named by what sets them apart."""
-    together: dict[tuple[str, str], dict[Fold, Run]] = {}
-    for entry, run in members:
-        key = (entry.label or str(run.settings["method.name"]), json.dumps(run.settings, sort_keys=True))
-        runs = together.setdefault(key, {})
-        earlier = runs.setdefault(run.fold, run)
-        if earlier is not run:
-            older, runs[run.fold] = sorted([earlier, run], key=lambda one: one.identity["created_ms"])
-            notes.append(f"left out: {older.path.name}, since {runs[run.fold].path.name} is newer")
-    samples = [next(iter(runs.values())) for runs in together.values()]
-    where = [] if one_place else differing([run.place for run in samples])
-    places = [_named(run.settings, where) for run in samples]
-    labels = _labels([name for name, _ in together], places, [run.settings for run in samples], one_place)
-    folds: dict[str, set[Fold]] = {}
-    for place, runs in zip(places, together.values(), strict=True):
-        folds.setdefault(place, set()).update(runs)
-    return [
-        Group(label, place, dict(sorted(runs.items(), key=str)), frozenset(folds[place]))
-        for label, place, runs in zip(labels, places, together.values(), strict=True)
-    ]
-
-
-def _labels(
-    names: Sequence[str], places: Sequence[str], settings: Sequence[Mapping[str, Any]], one_place: bool
-) -> list[str]:
-    """The names, and to those that several groups of a place share what these differ in.
-
-    Args:
-        one_place: groups of different places stand together, and their labels tell.
-    """
-    rivals: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for name, place, tree in zip(names, places, settings, strict=True):
-        rivals.setdefault((name, place), []).append(tree)
-    where = [key for key in differing(settings) if is_place(key)] if one_place else []
-    apart: dict[str, dict[str, None]] = {name: {} for name in names}
-    for (name, _), trees in rivals.items():
-        apart[name].update(dict.fromkeys(key for key in differing(trees) if not is_place(key)))
-    return [
-        ", ".join(part for part in (name, _named(tree, [*apart[name], *where])) if part)
-        for name, tree in zip(names, settings, strict=True)
-    ]
-
-
-def _named(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """`rank=4, shots=2`; digests only where nothing else tells."""
-    plain = [key for key in keys if key.rpartition(".")[2] not in DIGESTS] or keys
-    last = [key.rpartition(".")[2] for key in plain]
-    shown = [
-        short if last.count(short) == 1 and short != "name" else key for key, short in zip(plain, last, strict=True)
-    ]
-    return ", ".join(f"{short}={_value(settings.get(key))}" for key, short in zip(plain, shown, strict=True))
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _marked(groups: Sequence[Group]) -> list[Group]:
-    """The groups with what sets their numbers apart from those of the first of their place."""
-    first: dict[str, Group] = {}
-    marked = []
-    for group in groups:
-        other = first.setdefault(group.place, group)
-        marks = [f"{fold}: {run.state}" for fold, run in group.runs.items() if run.state != "finished"]
-        common = group.runs.keys() & other.runs.keys()
-        if differing([_place(group), _place(other)]) or any(
-            _partition(group.runs[fold]) != _partition(other.runs[fold]) for fold in common
-        ):
-            marks.append(f"another partition than {other.label}")
-        versions = {run.version for run in group.runs.values()} | {run.version for run in other.runs.values()}
-        if len(versions) > 1:
-            marks.append(f"fedpgp {' and '.join(sorted(versions))}")
-        marked.append(replace(group, marks=tuple(marks)))
-    return marked
-
-
-def _place(group: Group) -> dict[str, Any]:
-    return next(iter(group.runs.values())).place
-
-
-def _partition(run: Run) -> str:
-    return str(run.identity.get("partition_digest"))

@@ -26,24 +26,6 @@ def test_a_run_is_read_from_its_rows(made_run):
     assert not hidden & run.settings.keys()
 
 
-def test_seeds_are_one_group_and_names_say_what_differs(made_run):
-    paths = [made_run(f"seed={seed}", f"method.rank={rank}", **HM) for rank in (2, 4) for seed in (1, 2)]
-    paths.append(made_run(*PROMPTFL, "federation.lr=0.5", **HM))
-    found = compare(strict(*paths))
-    assert [(one.label, one.seeds) for one in found.groups] == [
-        ("fedpgp, rank=2", [1, 2]),
-        ("fedpgp, rank=4", [1, 2]),
-        ("promptfl", [1]),
-    ]
-    assert found.differing == ["method.name", "method.rank", "federation.lr"]
-    assert found.missing() == ["promptfl: no run of seed 2"]
-
-
-def test_given_labels_are_kept(made_run):
-    entries = [Entry(made_run(**HM), "ours"), Entry(made_run(*PROMPTFL, **HM), "theirs")]
-    assert compare(entries).labels == ["ours", "theirs"]
-
-
 def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run):
     paths = [made_run(**HM), made_run(*PROMPTFL, "partition.clients=5", **HM)]
     with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--anyway` compares them, marked"):
@@ -59,18 +41,6 @@ def test_equal_settings_with_another_partition_are_refused(made_run):
     with pytest.raises(RunError, match="different partitions, p1 and other"):
         compare(strict(*paths))
     assert compare(strict(*paths), anyway=True).groups[1].marks == ("another partition than fedpgp",)
-
-
-def test_a_folder_of_runs_on_different_things_becomes_places(made_run):
-    shots = [
-        made_run(f"protocol.shots={shots}", f"method.rank={rank}", partition=f"p{shots}", **HM)
-        for shots in (2, 4)
-        for rank in (1, 2)
-    ]
-    found = compare([Entry(path) for path in shots[:-1]])
-    assert list(found.places) == ["shots=2", "shots=4"]
-    assert [one.label for one in found.groups] == ["fedpgp, rank=1", "fedpgp, rank=2", "fedpgp, rank=1"]
-    assert found.missing() == ["no run on shots=4 of fedpgp, rank=2"]
 
 
 @pytest.mark.parametrize(("state", "told"), [("failed", "failed: disk full"), ("running", "running")])
