@@ -24,6 +24,12 @@ ENVIRONMENT = {
 }
 """Read by MLflow, where the user has not set it."""
 
+QUIET = {
+    "mlflow.store.db.utils": logging.WARNING,  # a line per table of a new store
+    "alembic.runtime.migration": logging.WARNING,
+    "urllib3.connectionpool": logging.ERROR,  # a line per retry, where one is told at the end
+}
+
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Its user interface then shows runs, and nothing of language models."""
 
@@ -61,8 +67,8 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "alembic.runtime.migration"):  # a line per table of a new store
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
     return MlflowClient(tracking_uri=uri)
 
 
