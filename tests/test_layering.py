@@ -45,7 +45,6 @@ ONLY_IN = {
     "ray": {
         "federation/actors.py",
         "federation/driver.py",
-        "sweeps/engine.py",
         "sweeps/progress.py",
         "sweeps/trial.py",
         "sweeps/tuning.py",

@@ -106,6 +106,17 @@ def sweep(
     _show(bench.measure(bench.QUICK if quick else bench.FULL, _progress), as_json)
 
 
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(help="How long; at least five cycles are run.", min=0)] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs and sweeps one after the other: memory, file handles, threads, object store and disk must not grow."""
+    from fedpgp.bench import soak as bench
+
+    _show(bench.measure(minutes, _progress), as_json)
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -249,6 +249,12 @@ def nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def stored_bytes() -> float:
+    """Bytes that objects take in the shared memory of all nodes."""
+    kind = "object_store_memory"
+    return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
+
+
 def _num_bytes(common: Common | None) -> int:
     return sum(value.nbytes for value in common.values()) if common else 0
 

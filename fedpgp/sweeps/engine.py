@@ -8,14 +8,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
-import ray
-
 from fedpgp import config, launch, planning, tracking
 from fedpgp import experiment as experiments
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.errors import ConfigError, Interrupted, ResourceError, UserError
 from fedpgp.experiment import Emit
 from fedpgp.federation import driver
+from fedpgp.federation.actors import nodes
 from fedpgp.federation.packing import capacity, shortfall
 from fedpgp.planning import Library, Plan
 from fedpgp.records import Progress
@@ -198,14 +197,14 @@ def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, emit: Emit) -
     Raises:
         ResourceError: a trial would wait forever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = nodes()
     least = max_concurrent
     for resources in dict.fromkeys(wanted):
         actors = 1 if resources.backend == "serial" else resources.actors
         size = resources.cpus_per_actor, resources.gpus_per_actor
-        if short := shortfall(actors, *size, nodes):
+        if short := shortfall(actors, *size, there):
             raise ResourceError(f"a trial does not fit: {short}")
-        least = min(least, sum(capacity(node, *size) for node in nodes) // actors)
+        least = min(least, sum(capacity(node, *size) for node in there) // actors)
     if least < min(max_concurrent, len(wanted)):
         emit(Progress("note", note=f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}"))
     return least

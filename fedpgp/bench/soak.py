@@ -1,0 +1,171 @@
+"""Runs and sweeps for a long time in one process and one Ray: does anything grow that should stay as it is?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, linear_regression
+
+from fedpgp import config, launch
+from fedpgp.bench.faults import descendants
+from fedpgp.bench.outcome import Outcome
+from fedpgp.config import ResourceSettings
+from fedpgp.federation import driver
+from fedpgp.federation.actors import stored_bytes
+from fedpgp.records import Progress
+from fedpgp.store import RunStore
+from fedpgp.sweeps import engine, spec
+
+ROUNDS = 5
+"""Of the run of each cycle."""
+TRIALS = 2
+"""Of the sweep of each cycle; a round each."""
+WARM_UP = 0.2
+"""Share of the cycles after which growth counts: until then caches fill and libraries are loaded."""
+LEAST = 5
+"""Cycles, however short the time."""
+REST = 3.0
+"""Seconds after a cycle until processes that have nothing to do are gone."""
+TOLERATED = 5.0
+"""Percent of its mean that a value may grow by, from the end of the warm-up to the end."""
+MB = 2**20
+
+JUDGED = {
+    "memory_mb": "memory of all processes, MB",
+    "handles": "open files and sockets",
+    "threads": "threads",
+    "processes": "processes",
+    "objects_mb": "Ray's object store, MB",
+    "session_mb": "Ray's files, MB",
+    "written_mb": "written in a cycle, MB",
+}
+"""What must not grow, and how it is called."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a value went after the warm-up."""
+
+    mean: float
+    growth: float
+    """percent of the mean (at least 1, for what is nearly nothing), by the straight line through all values"""
+
+    @property
+    def flat(self) -> bool:
+        """Whether it grew by no more than is tolerated."""
+        return self.growth <= TOLERATED
+
+
+def measure(minutes: float, progress: Callable[[str], None]) -> Outcome:
+    """Cycles of a FedPGP run and a small sweep on the embedded world; everything is measured while nothing goes on."""
+    samples: list[Mapping[str, float]] = []
+    with tempfile.TemporaryDirectory() as name, _ray_below(Path(name)), driver.connected(ResourceSettings(actors=2)):
+        root, start, before = Path(name) / "store", time.monotonic(), 0
+        while time.monotonic() - start < 60 * minutes or len(samples) < LEAST:
+            began = time.monotonic()
+            _cycle(root, len(samples))
+            seconds = time.monotonic() - began
+            time.sleep(REST)
+            store = size(root)
+            sample = {
+                **usage([os.getpid(), *descendants(os.getpid())]),
+                "objects_mb": stored_bytes() / MB,
+                "session_mb": size(Path(name) / "ray") / MB,
+                "written_mb": (store - before) / MB,
+                "cycle_seconds": seconds,
+            }
+            before = store
+            samples.append(sample)
+            progress(f"{(time.monotonic() - start) / 60:.1f} min: " + _told(sample))
+        runs = RunStore.find(root)
+        rounds = sum(len(run.rounds()) for run in runs)
+    return outcome(samples, f"{len(samples)} cycles, {len(runs)} runs, {rounds} rounds in {minutes:g} minutes")
+
+
+def outcome(samples: Sequence[Mapping[str, float]], done: str) -> Outcome:
+    """The trends of all samples, and whether they are flat."""
+    found = {name: trend([sample[name] for sample in samples]) for name in samples[0]}
+    growing = [JUDGED[name] for name in JUDGED if not found[name].flat]
+    rows = [
+        (JUDGED.get(name, name), f"{samples[0][name]:.1f}", f"{one.mean:.1f}", f"{samples[-1][name]:.1f}",
+         f"{one.growth:+.1f}%")
+        for name, one in found.items()
+    ]  # fmt: skip
+    figures = {name: one.mean for name, one in found.items()}
+    figures |= {f"{name}_growth_percent": one.growth for name, one in found.items()}
+    verdict = f"grows: {', '.join(growing)}" if growing else "flat: nothing grows"
+    notes = (f"{verdict} by more than {TOLERATED:g}%", done)
+    headings = ("what", "first", "mean", "last", "growth")
+    return Outcome("soak", {**figures, "cycles": len(samples), "flat": int(not growing)}, headings, rows, notes)
+
+
+def trend(values: Sequence[float]) -> Trend:
+    """Mean and growth of the values after the warm-up."""
+    kept = values[int(WARM_UP * len(values)) :]
+    mean = fmean(kept)
+    slope = linear_regression(range(len(kept)), kept).slope
+    return Trend(mean, 100 * slope * (len(kept) - 1) / max(mean, 1.0))
+
+
+def usage(pids: Sequence[int]) -> dict[str, float]:
+    """What these processes hold together (Linux); memory that they share counts once."""
+    found = {"memory_mb": 0.0, "handles": 0.0, "threads": 0.0, "processes": 0.0}
+    for pid in pids:
+        folder = Path("/proc", str(pid))
+        try:
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            own = next(line for line in lines if line.startswith("Pss:"))
+            handles, threads = len(os.listdir(folder / "fd")), len(os.listdir(folder / "task"))
+        except (OSError, StopIteration):
+            continue
+        found["memory_mb"] += int(own.split()[1]) / 1024
+        found["handles"] += handles
+        found["threads"] += threads
+        found["processes"] += 1
+    return found
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):  # gone in the meantime
+                total += os.lstat(os.path.join(place, file)).st_size
+    return total
+
+
+def _cycle(root: Path, number: int) -> None:
+    """A run and a sweep of settings that no cycle before has had, so that nothing is left out as known."""
+    where = [f"storage.root='{root}'", "resources.actors=1", "federation.local_epochs=1"]
+    rates = [round(0.1 + 0.001 * number + 0.0001 * trial, 4) for trial in range(TRIALS + 1)]
+    run = config.load("icons", [*where, f"federation.rounds={ROUNDS}", f"federation.lr={rates[0]}"])
+    launch.run(run, False, _unheard)
+    short = ["federation.rounds=1", f"federation.lr={{grid_search: {rates[1:]}}}", f"tune.max_concurrent={TRIALS}"]
+    engine.run(spec.load("icons", [*where, *short])[0], None, _unheard)
+
+
+@contextmanager
+def _ray_below(folder: Path) -> Iterator[None]:
+    """Ray keeps its files there."""
+    earlier = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_TMPDIR")
+        if earlier is not None:
+            os.environ["RAY_TMPDIR"] = earlier
+
+
+def _told(sample: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in sample.items())
+
+
+def _unheard(event: Progress) -> None:
+    """Progress that nobody reads."""

@@ -1,0 +1,80 @@
+"""The soak: what grows is found and named, what holds still is not, and a short one ends with all its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+
+from fedpgp.bench import soak
+
+
+def samples(**series):
+    return [dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True)]
+
+
+def still(count=10):
+    return {name: [100.0] * count for name in soak.JUDGED} | {"cycle_seconds": [9.0] * count}
+
+
+def test_growth_is_that_of_the_straight_line_after_the_warm_up():
+    """Of ten values two are warm-up; the eight others rise by 1 each, from 97 to 104: 7 of their mean 100.5."""
+    found = soak.trend([5, 500, 97, 98, 99, 100, 101, 102, 103, 104])
+    assert (found.mean, found.growth) == (100.5, pytest.approx(100 * 7 / 100.5))
+    assert not found.flat
+    assert soak.trend([5, 500, *[100] * 8]).flat
+    assert soak.trend([300, 200, 104, 103, 102, 101, 100, 99]).flat  # what shrinks does not grow
+
+
+def test_of_nearly_nothing_a_little_more_is_no_growth():
+    assert soak.trend([0.0] * 4 + [0.01] * 6).flat
+    assert soak.trend([0.0] * 10).growth == 0
+
+
+def test_what_grows_is_named_and_time_is_not_judged():
+    flat = soak.outcome(samples(**still()), "10 cycles")
+    assert flat.figures["flat"] == 1
+    assert flat.notes[0].startswith("flat: nothing grows by more than 5%")
+    slower = still() | {"cycle_seconds": [float(value) for value in range(9, 19)]}
+    assert soak.outcome(samples(**slower), "").figures["flat"] == 1
+    leaking = still() | {"handles": [100.0 + value for value in range(10)]}
+    found = soak.outcome(samples(**leaking), "")
+    assert found.figures["flat"] == 0
+    assert found.notes[0].startswith("grows: open files and sockets by more than 5%")
+    assert {row[0] for row in found.rows} == {*soak.JUDGED.values(), "cycle_seconds"}
+
+
+def test_usage_sees_a_file_a_thread_and_memory_of_this_process(tmp_path):
+    before, done = soak.usage([os.getpid()]), threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    ballast = bytearray(os.urandom(1 << 26))
+    with (tmp_path / "open").open("w"):
+        after = soak.usage([os.getpid()])
+    done.set()
+    thread.join()
+    assert after["handles"] == before["handles"] + 1
+    assert after["threads"] == before["threads"] + 1
+    assert after["memory_mb"] - before["memory_mb"] == pytest.approx(len(ballast) / soak.MB, rel=0.2)
+    gone = 2**22 + 1  # above the largest process id
+    assert soak.usage([os.getpid(), gone])["processes"] == 1
+
+
+def test_size_is_that_of_all_files_below(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_bytes(b"12345")
+    (tmp_path / "a" / "all").symlink_to(tmp_path)  # not followed
+    assert soak.size(tmp_path) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_short_soak_has_its_figures():
+    said = []
+    told = json.loads(soak.measure(0, said.append).as_json())
+    assert told["bench"] == "soak"
+    assert {f"{name}_growth_percent" for name in soak.JUDGED} < set(told["figures"])
+    assert told["figures"]["cycles"] == soak.LEAST == len(said)
+    assert told["figures"]["written_mb"] > 0
