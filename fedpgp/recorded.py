@@ -56,6 +56,8 @@ class Recorded:
         path = self.path / name
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("not a mapping")
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error})") from None
         return content

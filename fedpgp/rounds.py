@@ -69,5 +69,9 @@ def _read(path: Path) -> pa.RecordBatchFileReader:
 
 
 def _metadata(path: Path, key: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(_read(path).schema.metadata[key.encode()])
+    metadata = _read(path).schema.metadata or {}
+    try:
+        content: dict[str, Any] = json.loads(metadata[key.encode()])
+    except (KeyError, ValueError):
+        raise RunError(f"{path}: is not a round (it has no {key}); resuming the run repairs it") from None
     return content

@@ -18,6 +18,9 @@ from fedpgp.sweeps.folder import SweepFolder
 from fedpgp.tracking.left import left_running
 from fedpgp.tracking.sweeps import tag_of
 
+FILE = "sqlite:///"
+"""Before the path of an MLflow store that is a file: looking into one that is not there would make it."""
+
 
 def examine(experiment: Experiment) -> Iterator[Finding]:
     """Everything under `storage.root`."""
@@ -100,8 +103,8 @@ def _sweep(path: Path) -> tuple[Recorded, str]:
 
 def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
     uri = given or tracking.default_uri(root)
-    if given is None and not (root / "mlflow.db").is_file():
-        return ok("tracking", "no MLflow store yet; the first run makes one")
+    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).is_file():
+        return ok("tracking", f"no MLflow store at {uri} yet; the first run makes one")
     try:
         left = left_running(uri, ended)
     except FedPGPError as error:
