@@ -350,6 +350,13 @@ def test_too_little_memory_is_a_problem(tmp_path):
     assert "but 1.0 MB are free" in found.what
 
 
+def test_memory_of_gpus_is_not_judged(tmp_path):
+    wanted = of(small(tmp_path, "resources.gpus_per_actor=1"), {**NODE, "memory": 1e6})["memory"]
+    assert (wanted.state, wanted.what.partition(" on ")[2]) == (
+        State.ok, "shares of GPUs, with whose memory it was not compared"
+    )  # fmt: skip
+
+
 def test_too_little_disk_for_the_features_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"total": 1e9, "free": 10}))
     found = of(small(tmp_path), NODE)["features"]

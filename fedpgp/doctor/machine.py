@@ -76,21 +76,18 @@ def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
         use: what is written there.
         busy: Ray writes there too, and stops when the disk is nearly full.
     """
-    place = nearest(folder)
+    place, advice = nearest(folder), f"make room, or give another folder: {'RAY_TMPDIR' if busy else 'storage.root'}"
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"x")
     except OSError as error:
-        what = f"{use}: nothing can be written to {place} ({error.strerror})"
-        return problem(name, what, "make room, or give another folder: " + ("RAY_TMPDIR" if busy else "storage.root"))
+        return problem(name, f"{use}: nothing can be written to {place} ({error.strerror})", advice)
     usage = shutil.disk_usage(place)
     told = f"{use}: {size(usage.free)} of {size(usage.total)} free at {place}"
     if busy and usage.free < (1 - RAY_STOPS_AT) * usage.total:
-        return warning(
-            name, told, f"Ray writes no more once {RAY_STOPS_AT:.0%} are in use: make room, or set RAY_TMPDIR"
-        )
+        return warning(name, f"{told}; Ray puts no objects there once {RAY_STOPS_AT:.0%} are in use", advice)
     if usage.free < LITTLE:
-        return warning(name, told, "make room, or give another storage.root")
+        return warning(name, told, advice)
     return ok(name, told)
 
 

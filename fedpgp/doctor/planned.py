@@ -93,10 +93,12 @@ def memory(ready: Plan, free: float) -> Finding:
     if each is None:
         return ok("memory", f"{ready.method.name} trains nothing")
     actors = 1 if settings.backend == "serial" else settings.actors
-    told = f"{actors} x about {size(each)}" + (", on shares of GPUs" if settings.gpus_per_actor else "")
+    told = f"{actors} x about {size(each)}"
+    if settings.gpus_per_actor:
+        return ok("memory", f"{told} on shares of GPUs, with whose memory it was not compared")
     if not free:
         return ok("memory", told)
-    if actors * each > free and not settings.gpus_per_actor:
+    if actors * each > free:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
         return problem("memory", f"{told}, but {size(free)} are free", advice)
     return ok("memory", f"{told}, and {size(free)} are free")

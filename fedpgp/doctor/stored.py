@@ -79,7 +79,7 @@ class _Folders:
     def findings(self, name: str, advice: str) -> Iterator[Finding]:
         """The damaged, the killed, and all others in one line."""
         for what in self.damaged.values():
-            yield problem(name, what, "move the folder away, or bring it back from a copy")
+            yield problem(name, what, "resume it if it is to go on, else move the folder away")
         told = ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()))
         if self.interrupted:
             yield warning(name, f"{told}: killed was {', '.join(self.interrupted)}", advice)
