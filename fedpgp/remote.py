@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
@@ -76,8 +76,15 @@ class Remote:
                 self._fs.delete_file(f"{self._path}/{name}")
 
     def fetch(self, folder: Path) -> None:
-        """Copy everything below into an existing folder."""
+        """Copy everything below into an existing folder.
+
+        Raises:
+            RunError: an object's name leads out of that folder.
+        """
         with self._told():
+            for item in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
+                if ".." in PurePosixPath(item.path).parts:
+                    raise RunError(f"storage.uri: {item.path} there leads out of its folder; remove it")
             fs.copy_files(self._path, str(folder), source_filesystem=self._fs, destination_filesystem=LOCAL)
 
     @contextmanager

@@ -172,6 +172,18 @@ def test_objects_on_a_plain_disk_get_their_name_when_they_are_whole(tmp_path):
     assert (there / "a").names() == []
 
 
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, bucket, monkeypatch):
+    there = Remote(fs.PyFileSystem(bucket), "kept")
+    there.put("a.txt", b"good")
+    listed = bucket.get_file_info_selector
+    hostile = fs.FileInfo("kept/../../escaped.txt", fs.FileType.File)
+    monkeypatch.setattr(bucket, "get_file_info_selector", lambda selector: [*listed(selector), hostile])
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(RunError, match=r"kept/\.\./\.\./escaped\.txt there leads out of its folder"):
+        there.fetch(tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
 def test_pyarrows_file_system_in_memory():
     there = Remote(*fs.FileSystem.from_uri("mock:///kept"))
     there.make()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,7 +47,7 @@ def _download(name: str, root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as fresh:
+        with TemporaryDirectory(prefix=".download-", dir=root) as fresh, _contained():
             DOWNLOADERS[name](Path(fresh))
             for entry in sorted(Path(fresh).iterdir()):
                 entry.replace(root / entry.name)
@@ -55,6 +57,17 @@ def _download(name: str, root: Path) -> None:
                 folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(_by_hand(name, root, f"could not be downloaded ({reason})")) from error
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Nothing in a tar archive leaves the folder that it is unpacked in; torchvision does not ask for that itself."""
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _by_hand(name: str, root: Path, what: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from torchvision.datasets.utils import extract_archive
 
 from fedpgp.data import prepare as module
 from fedpgp.data.prepare import prepare
@@ -64,6 +67,29 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(DataError, match=r"could not be downloaded \(no space left\)"):
             prepare("caltech101", root, lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("kind", ["path", "link"])
+def test_an_archive_that_leaves_its_folder_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file beside the folder, or one that is written through a link to outside."""
+    archive, root = tmp_path / "hostile.tar.gz", tmp_path / "root"
+    with tarfile.open(archive, "w:gz") as tar:
+        if kind == "link":
+            link = tarfile.TarInfo("out")
+            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+            tar.addfile(link)
+        file = tarfile.TarInfo("../../escaped.txt" if kind == "path" else "out/escaped.txt")
+        tar.addfile(file, io.BytesIO())
+
+    def unpack(fresh: Path) -> None:
+        extract_archive(str(archive), str(fresh))
+
+    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", unpack)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="outside"):
+        prepare("caltech101", root, lambda line: None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["hostile.tar.gz"]
 
 
 def test_what_is_in_the_way_is_named_before_anything_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
