@@ -87,7 +87,7 @@ def test_an_archive_that_leaves_its_folder_is_refused(
         extract_archive(str(archive), str(fresh))
 
     monkeypatch.setitem(module.DOWNLOADERS, "caltech101", unpack)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="outside"):
+    with pytest.raises(DataError, match=r"outside|to an absolute path"):
         prepare("caltech101", root, lambda line: None)
     assert [path.name for path in tmp_path.rglob("*")] == ["hostile.tar.gz"]
 
