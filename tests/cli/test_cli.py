@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -198,7 +199,9 @@ def running(pid):
         return False
 
 
-def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "Ctrl-C twice"])
+def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     root = tmp_path / "store"
     command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -206,7 +209,9 @@ def test_sigterm_ends_a_run_on_ray_as_ctrl_c_does(tmp_path):
     while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline:
         time.sleep(0.05)
     started = descendants(process.pid)
-    process.terminate()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert any(command.startswith("ray::_Client") for command in started.values())
