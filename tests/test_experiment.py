@@ -93,7 +93,9 @@ def test_counts_are_exact(reference):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("actors", [1, 2, 3])
+@pytest.mark.parametrize(
+    "actors", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
     assert numbers(launch.run(wanted, False, lambda progress: None)) == numbers(reference)
@@ -133,6 +135,7 @@ def test_resuming_a_finished_run_changes_nothing(root, reference):
     assert {path.name: path.stat().st_mtime_ns for path in newest.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_run_goes_on_to_the_same_bits(root, reference, tmp_path):
     """SIGKILL in the middle, twice, then resume: every round once, and the uninterrupted run's bits."""
     file = tmp_path / "killed.yaml"

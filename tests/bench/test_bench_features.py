@@ -30,6 +30,7 @@ def test_the_cache_must_equal_parquet_and_must_not_be_copied(tmp_path, monkeypat
         bench.reading(tmp_path, 1000)
 
 
+@pytest.mark.slow
 def test_figures(scene, ray_cluster):
     outcome = bench.measure(1, lambda what: None, scene.backbone, photos=10, rows=1000, repeats=1)
     told = json.loads(outcome.as_json())
