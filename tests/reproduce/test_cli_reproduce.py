@@ -78,10 +78,17 @@ def test_table_4_on_the_folders_of_its_data_set(fedpgp, office):
     assert f"fedpgp reproduce table4 --root {office}" in page
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """One round of one epoch, and one store for all tables: their features are extracted once."""
+    root = tmp_path_factory.mktemp("smokes")
+    return ["tracking.mlflow=false", "federation.rounds=1", "federation.local_epochs=1", f"storage.root={root}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
-def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table):
-    code, out, err = fedpgp("reproduce", table, "--smoke", "--out", "here", "tracking.mlflow=false")
+def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table, short):
+    code, out, err = fedpgp("reproduce", table, "--smoke", "--out", "here", *short)
     assert code == 0, err
     assert f"{table}: {TABLES[table].title}" in out
     rows = table_in(f"here/{table}.csv")
@@ -89,7 +96,7 @@ def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table):
     assert [row for row in rows if not row["mean"]] == []
     assert {row["seeds"] for row in rows} == {"1"}
     assert all("data" in row["differs"] and "settings" in row["differs"] for row in rows)
-    again = fedpgp("reproduce", table, "--smoke", "tracking.mlflow=false")
+    again = fedpgp("reproduce", table, "--smoke", *short)
     assert (again[0], "finished before" in again[2]) == (0, True)  # nothing is run twice
 
 
