@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-import yaml
 from torch import Tensor
 
 from fedpgp import config, methods
@@ -71,7 +70,7 @@ def personal_parts(run: Path) -> Spectrum:
 
 def has_adapters(run: Path) -> bool:
     """Whether `adapters` is the question to ask, or else `personal_parts`."""
-    return bool(yaml.safe_load(RunStore.open(run).config_yaml)["method"]["name"] == FedLoRA.name)
+    return config.load(str(RunStore.open(run).config_path)).method.name == FedLoRA.name
 
 
 def _read(run: Path) -> tuple[Experiment, RunStore, State]:
@@ -79,7 +78,7 @@ def _read(run: Path) -> tuple[Experiment, RunStore, State]:
     rounds = store.rounds()
     if not rounds:
         raise RunError(f"{run}: no round has been done")
-    experiment = config.parse(yaml.safe_load(store.config_yaml), source=str(store.path / "config.yaml"))
+    experiment = config.load(str(store.config_path))
     return experiment, store, store.state_at(rounds[-1].round)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-import yaml
 
 from fedpgp import __version__, config, methods
 from fedpgp.clip import icon_clip
@@ -73,7 +72,7 @@ def _checked(store: RunStore) -> tuple[Experiment, Method]:
     made_by = store.identity.get("versions", {}).get("fedpgp")
     if made_by != __version__:
         raise RunError(f"{store.path}: made by fedpgp {made_by}, this is {__version__}; export it with that version")
-    experiment = config.parse(yaml.safe_load(store.config_yaml), source=str(store.path / "config.yaml"))
+    experiment = config.load(str(store.config_path))
     method = methods.create(experiment.method.name, experiment.method.settings)
     if not prompts_text(method):
         able = ", ".join(name for name, kind in methods.METHODS.items() if prompts_text(kind(kind.settings_type())))
@@ -83,7 +82,9 @@ def _checked(store: RunStore) -> tuple[Experiment, Method]:
 
 def _round(store: RunStore, which: Which) -> int:
     if which == "last":
-        return store.rounds()[-1].round
+        if not (rounds := store.rounds()):
+            raise RunError(f"{store.path}: has no round, there is nothing to export; restore its folder")
+        return rounds[-1].round
     if store.best is None:
         raise RunError(f"{store.path}: no round was validated, so there is no best one; give --round last")
     return store.best

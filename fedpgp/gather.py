@@ -85,12 +85,11 @@ def read(path: Path) -> Run:
     store = RunStore.open(path)
     identity, status = store.identity, store.status
     try:
-        experiment = config.parse(yaml.safe_load(store.config_yaml), source="config.yaml")
-    except (ConfigError, yaml.YAMLError) as error:
+        experiment = config.load(str(store.config_path))
+    except ConfigError as error:
         version = identity.get("versions", {}).get("fedpgp", "unknown")
-        raise RunError(
-            f"{path}: made by fedpgp {version}, this is {__version__} and reads other settings: {error}"
-        ) from None
+        other = f"{path}: made by fedpgp {version}, this is {__version__} and reads other settings: "
+        raise RunError(f"{'' if version == __version__ else other}{error}") from None
     rounds = store.rounds()
     return Run(
         path=store.path,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from fedpgp import config
@@ -81,7 +80,7 @@ def near_words(store: RunStore, context: Tensor, count: int = 4) -> list[NearWor
     Raises:
         BackboneError: the run's backbone is not there, or is another one now.
     """
-    settings = config.parse(yaml.safe_load(store.config_yaml)).backbone
+    settings = config.load(str(store.config_path)).backbone
     words, vectors = _words(settings, store.identity["weights_fingerprint"])
     distances = torch.cdist(context.float(), vectors)
     near, which = distances.topk(min(count, len(words)), largest=False)

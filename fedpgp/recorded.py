@@ -8,8 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from fedpgp.errors import RunError
 from fedpgp.files import locked, write_durably
+
+
+class Status(TypedDict):
+    """How a run or a sweep stands."""
+
+    state: str
+    reason: str | None
+    timestamp_ms: int
+
+
+class Told(dict[str, Any]):
+    """What a JSON file says; to ask for what it does not say is an error that names the file."""
+
+    path: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise RunError(
+            f"{self.path}: does not say {key!r}, so it is not as fedpgp wrote it; restore or remove its folder"
+        )
+
+
+ANYTHING, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Status)
 
 
 class Recorded:
@@ -26,7 +51,7 @@ class Recorded:
     @property
     def status(self) -> dict[str, Any]:
         """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
-        return self._read_json("status.json")
+        return self._read_json("status.json", STATUS)
 
     @property
     def state(self) -> str:
@@ -52,15 +77,24 @@ class Recorded:
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str, form: TypeAdapter[Any] = ANYTHING) -> Told:
         path = self.path / name
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("not a mapping")
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read ({error})") from None
-        return content
+            content = json.loads(path.read_text(encoding="utf-8"))
+            form.validate_python(content, strict=True)
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise RunError(
+                f"{path}: not as fedpgp wrote it: {where}{first['msg']}; restore or remove its folder"
+            ) from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise RunError(f"{path}: cannot be read ({error}); restore or remove its folder") from None
+        told = Told(content)
+        told.path = path
+        return told
 
 
 def now_ms() -> int:

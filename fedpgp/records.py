@@ -35,6 +35,18 @@ CONFUSION_SCHEMA = pa.schema(
 """What was taken for what after the last round: the pairs that occurred."""
 
 
+PARTITION_SCHEMA = pa.schema(
+    [
+        ("client", pa.string()),
+        ("split", pa.string()),  # train: after shots; val and test: the images of the client's Local
+        ("class", pa.string()),
+        ("domain", pa.string()),
+        ("images", pa.int64()),  # at least 1
+    ]
+)
+"""Who holds how many images of which class."""
+
+
 @dataclass(frozen=True)
 class RoundRow:
     """One committed round."""

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
+from pydantic import TypeAdapter
 
 from fedpgp import rounds
 from fedpgp.errors import FedPGPError, RunError
@@ -21,14 +23,19 @@ from fedpgp.evaluation import selection_score
 from fedpgp.federation import checkpoint
 from fedpgp.federation.checkpoint import State
 from fedpgp.files import TEMPORARY, locked, sync_folder
+from fedpgp.identity import Identity
 from fedpgp.recorded import Recorded, now_ms
-from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow
 from fedpgp.remote import Remote
 from fedpgp.runs import Runs
 
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
+IDENTITY = TypeAdapter(Identity)
+PARTITION = pyarrow.csv.ConvertOptions(
+    include_columns=PARTITION_SCHEMA.names, column_types=PARTITION_SCHEMA, strings_can_be_null=False
+)
 
 
 class RunStore(Recorded):
@@ -135,14 +142,19 @@ class RunStore(Recorded):
         return store
 
     @property
+    def config_path(self) -> Path:
+        """The file with the configuration, as `config.load` reads it."""
+        return self.path / "config.yaml"
+
+    @property
     def config_yaml(self) -> str:
         """The configuration, as `config.parse` reads it."""
-        return (self.path / "config.yaml").read_text(encoding="utf-8")
+        return self.config_path.read_text(encoding="utf-8")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What was given to `create`, with `id` (unique), `name`, `config_digest` and `created_ms`."""
-        return self._read_json("identity.json")
+        return self._read_json("identity.json", IDENTITY)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -154,10 +166,10 @@ class RunStore(Recorded):
         """What was given to `save_partition`; None before."""
         path = self.path / "partition.csv"
         try:
-            return pyarrow.csv.read_csv(path)
+            return pyarrow.csv.read_csv(path, convert_options=PARTITION)
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise RunError(f"{path}: cannot be read ({error})") from None
 
     def save_partition(self, table: pa.Table) -> None:
@@ -210,7 +222,11 @@ class RunStore(Recorded):
     def clients(self) -> pa.Table:
         """All rounds' client rows, in order, in `records.CLIENT_SCHEMA`."""
         tables = [rounds.table(path) for path in self._round_paths()]
-        return pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
+        found = pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
+        named = self.identity.get("client_names")
+        if named is not None and (pc.max(found["client"]).as_py() or 0) >= len(named):
+            raise RunError(f"{self.path}: has rows of more clients than the {len(named)} that identity.json names")
+        return found
 
     def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
         """The newest state that can be read, with its reference; None: begin anew.

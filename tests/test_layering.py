@@ -16,7 +16,7 @@ CLIP = DATA | {"clip"}
 METHODS = CONFIG | {"tree", "clip", "methods"}
 RECORDS = {"records", "evaluation"}
 FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
-STORE = FOUNDATION | RECORDS | {"federation", "store", "recorded", "rounds", "runs", "remote"}
+STORE = FOUNDATION | RECORDS | {"identity", "federation", "store", "recorded", "rounds", "runs", "remote"}
 
 MAY_IMPORT = {
     "secrets": set(), "errors": set(), "seeding": set(), "files": set(),
@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "upload": {"errors"},
     "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
     "federation": FEDERATION, "recorded": {"errors", "files"}, "store": STORE,
-    "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"}, "remote": {"errors", "files"},
+    "identity": set(), "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"}, "remote": {"errors", "files"},
     "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
     "comparison": {"errors", "evaluation"}, "groups": {"comparison"},
     "gather": STORE | {"config", "comparison", "groups", "sweeps.folder"},

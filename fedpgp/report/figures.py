@@ -11,6 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedpgp.errors import RunError
 from fedpgp.report.style import COUNTS, blank, styled
 from fedpgp.store import RunStore
 
@@ -52,13 +53,15 @@ def partition_of_run(run_dir: Path) -> Figure | None:
     """The heat map of a run's partition, drawn from its table. None if the run has no table.
 
     Raises:
-        RunError: the folder is not that of a run.
+        RunError: the folder is not that of a run, or its table is of something else.
     """
     store = RunStore.open(run_dir)
     table, identity = store.partition, store.identity
     if table is None:
         return None
-    held = set(table["class"].unique().to_pylist())
+    held, holders = (set(table[column].unique().to_pylist()) for column in ("class", "client"))
+    if strange := sorted([*held.difference(identity["class_names"]), *holders.difference(identity["client_names"])]):
+        raise RunError(f"{run_dir}: partition.csv has {', '.join(strange[:3])}, which identity.json does not name")
     classes = [name for name in identity["class_names"] if name in held]
     return partition_heat_map(table, identity["client_names"], classes)
 

@@ -136,7 +136,8 @@ def overview(root: Path) -> Table:
         try:
             rounds, identity = store.rounds(), store.identity
             done = str(rounds[-1].round if rounds else 0)
-            table.add_row(store.path.name, identity.get("method"), identity.get("data"), store.state, done)
+            told = (store.path.name, identity.get("method", "-"), identity.get("data", "-"), store.state, done)
+            table.add_row(*map(escape, told))
         except RunError:  # one torn run does not hide the others
             table.add_row(store.path.name, "-", "-", "unreadable", "-")
     return table
