@@ -83,7 +83,7 @@ def _checked(store: RunStore) -> tuple[Experiment, Method]:
 def _round(store: RunStore, which: Which) -> int:
     if which == "last":
         if not (rounds := store.rounds()):
-            raise RunError(f"{store.path}: has no round, there is nothing to export; restore its folder")
+            raise RunError(f"{store.path}: has no round, there is nothing to export")
         return rounds[-1].round
     if store.best is None:
         raise RunError(f"{store.path}: no round was validated, so there is no best one; give --round last")

@@ -132,8 +132,13 @@ def _behind(path: Path) -> Found:
         return _of_sweep(SweepFolder.open(path))
     if not any(path.glob("runs/*/identity.json")) and not any(path.glob("*/identity.json")):
         raise RunError(f"{path}: not the folder of a run or of a sweep, nor a storage root with runs")
-    stores = sorted(RunStore.find(path), key=lambda store: store.identity["created_ms"])
-    return Found(tuple(Entry(store.path) for store in stores))
+    made, notes = [], []
+    for store in RunStore.find(path):
+        try:
+            made.append((store.identity["created_ms"], store.path))
+        except RunError as error:
+            notes.append(f"left out: {error}")
+    return Found(tuple(Entry(path) for _, path in sorted(made)), tuple(notes))
 
 
 def _of_sweep(folder: SweepFolder) -> Found:

@@ -30,7 +30,7 @@ class Told(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise RunError(
-            f"{self.path}: does not say {key!r}, so it is not as fedpgp wrote it; restore or remove its folder"
+            f"{self.path}: does not say {key!r}, so it is not as fedpgp wrote it; restore its folder or move it away"
         )
 
 
@@ -86,12 +86,12 @@ class Recorded:
             (first, *_) = error.errors()
             where = "".join(f"{part}: " for part in first["loc"])
             raise RunError(
-                f"{path}: not as fedpgp wrote it: {where}{first['msg']}; restore or remove its folder"
+                f"{path}: not as fedpgp wrote it: {where}{first['msg']}; restore its folder or move it away"
             ) from None
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
-            raise RunError(f"{path}: cannot be read ({error}); restore or remove its folder") from None
+            raise RunError(f"{path}: cannot be read ({error}); restore its folder or move it away") from None
         told = Told(content)
         told.path = path
         return told

@@ -30,7 +30,11 @@ def encode(row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> by
 
 def row(path: Path) -> RoundRow:
     """The round's row."""
-    return RoundRow(**_metadata(path, "round"))
+    told = _metadata(path, "round")
+    try:
+        return RoundRow(**told)
+    except TypeError as error:
+        raise RunError(f"{path}: is a round in another form ({error}); resuming the run repairs it") from None
 
 
 def reference(path: Path) -> dict[str, Any]:

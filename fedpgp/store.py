@@ -224,7 +224,7 @@ class RunStore(Recorded):
         tables = [rounds.table(path) for path in self._round_paths()]
         found = pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
         named = self.identity.get("client_names")
-        if named is not None and (pc.max(found["client"]).as_py() or 0) >= len(named):
+        if named is not None and found.num_rows and pc.max(found["client"]).as_py() >= len(named):
             raise RunError(f"{self.path}: has rows of more clients than the {len(named)} that identity.json names")
         return found
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+import pyarrow as pa
 import pytest
 
 from fedpgp.comparison import Fold
 from fedpgp.errors import RunError
 from fedpgp.gather import Entry, compare, find, pair, read
+from fedpgp.records import CLIENT_SCHEMA
+from fedpgp.store import RunStore
 
 HM = {"test_hm": [50, 60]}
 PROMPTFL = ["method.name=promptfl"]
@@ -145,3 +151,71 @@ def test_a_pair_must_hold_the_same_images(made_run):
     with pytest.raises(RunError, match=r"different partitions \(seed 1 and seed 2\)"):
         pair(a, other)
     assert len(pair(a, other, anyway=True)[2]) == 1
+
+
+def says(key, value):
+    """Change a key of identity.json."""
+
+    def damage(run):
+        path = run / "identity.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return damage
+
+
+def lacks_created_ms(run):
+    path = run / "identity.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "created_ms"})
+    )
+
+
+WRONG = "identity.json: not as fedpgp wrote it: "
+DAMAGE = {
+    f"{WRONG}client_names: ": says("client_names", 3),
+    f"{WRONG}client_names: 0: ": says("client_names", [["anna"]]),
+    f"{WRONG}versions: ": says("versions", ["1"]),
+    f"{WRONG}created_ms: ": says("created_ms", None),
+    f"{WRONG}Input should be a valid dictionary": lambda run: (run / "identity.json").write_text("[]"),
+    "identity.json: cannot be read": lambda run: (run / "identity.json").write_bytes(b"\xff\xfe"),
+    "identity.json: does not say 'created_ms'": lacks_created_ms,
+    "status.json: not as fedpgp wrote it: state: ": lambda run: (run / "status.json").write_text("{}"),
+    "status.json: cannot be read (No such file or directory)": lambda run: (run / "status.json").unlink(),
+    "config.yaml: no such file": lambda run: (run / "config.yaml").unlink(),
+    "config.yaml: not readable as YAML": lambda run: (run / "config.yaml").write_text("a: {b"),
+    "config.yaml: cannot be read as UTF-8": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGE)
+def test_a_damaged_run_is_refused_by_name_and_hides_no_other_in_a_folder(made_run, tmp_path, told):
+    good, bad = made_run(**HM), made_run(*PROMPTFL, **HM)
+    DAMAGE[told](bad)
+    if DAMAGE[told] is not lacks_created_ms:  # which only the order of runs in a folder needs
+        with pytest.raises(RunError, match=re.escape(told)):
+            compare(strict(good, bad))
+    found = find([tmp_path / "store"]).compare()
+    assert found.labels == ["fedpgp"]
+    assert [note for note in found.notes if told in note and note.startswith("left out: ")]
+
+
+def test_rows_of_clients_that_nobody_names_are_refused(made_run):
+    row = {"round": 1, "client": 2, "split": "test", "metric": "local", "correct": 1, "total": 2}
+    run = made_run(state="running", test_local=[50], clients=pa.Table.from_pylist([row], CLIENT_SCHEMA))
+    with pytest.raises(RunError, match=r"has rows of more clients than the 2 that identity\.json names"):
+        RunStore.open(run).clients()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a,b\n1,2\n", "Column 'client'"),
+        ("client,split,class,domain,images\nanna,train,cat,x,many\n", "many"),
+        ("", "Empty CSV"),
+    ],
+)
+def test_a_table_of_something_else_is_no_partition(made_run, content, told):
+    run = made_run(**HM)
+    (run / "partition.csv").write_text(content)
+    with pytest.raises(RunError, match=rf"partition\.csv: cannot be read .*{told}"):
+        _ = RunStore.open(run).partition

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from PIL import Image
 
+from fedpgp.errors import RunError
 from fedpgp.report import figures
 from fedpgp.report.style import save
+from fedpgp.store import RunStore
 
 TABLE = pa.table(
     {
@@ -57,3 +60,10 @@ def test_contact_sheet_has_a_row_per_class_and_keeps_proportions(tmp_path: Path)
     assert red.sum() == figures.SIDE * figures.SIDE // 4
     assert blue.sum() == 2 * figures.SIDE * figures.SIDE // 4
     assert pixels.shape[0] == 2 * (figures.SIDE + figures.MARGIN + figures.LABEL) + figures.MARGIN
+
+
+def test_a_partition_of_others_is_refused(made_run) -> None:
+    run = made_run(test_hm=[50])
+    RunStore.open(run).save_partition(TABLE)  # of clients a and b; the run has anna and ben, cats and dogs
+    with pytest.raises(RunError, match=r"partition\.csv has a, b, which identity\.json does not name"):
+        figures.partition_of_run(run)
