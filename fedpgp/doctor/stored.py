@@ -66,8 +66,8 @@ class _Folders:
                 state = one.state
             except RunError as error:
                 found.damaged[path.name] = str(error)
-            except (OSError, LookupError, TypeError, ValueError) as error:
-                found.damaged[path.name] = f"{path}: cannot be read ({type(error).__name__}: {error})"
+            except OSError as error:
+                found.damaged[path.name] = f"{path}: cannot be read ({error.strerror})"
             else:
                 found.states[state] += 1
                 if state == "interrupted":
