@@ -7,7 +7,7 @@ SETUP := $(VENV)/.installed
 # What looks dead to vulture: names that MLflow, Jinja and torch call; those of Ray Tune; fields that are read, and methods
 # and stages that are called, by their names in strings.
 CALLED_BY_OTHERS := _load_pyfunc,filters,forward,on_trial_*,iteration,trial_id,stop_all,setup,reset_config,cleanup
-CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),transform,evaluate,_teacher,_vit,_joint,_context
+CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),transform,evaluate,_teacher,_vit,_joint,_context,partition_digest,weights_fingerprint
 
 .PHONY: demo test test-all check bad-inputs clean
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from fedpgp import __version__, config
 from fedpgp.comparison import Comparison, Cost, Fold, Run, differing
 from fedpgp.errors import ConfigError, RunError
@@ -143,7 +141,7 @@ def _behind(path: Path) -> Found:
 
 def _of_sweep(folder: SweepFolder) -> Found:
     """A sweep's folds, called by its variants; those that it has no run of are noted."""
-    variants = yaml.safe_load(folder.spec_yaml).get("variants") or {}
+    variants = config.read_yaml(str(folder.path / "sweep.yaml")).get("variants") or {}
     results = folder.results()
     entries, notes = [], []
     for trial in folder.trials:

@@ -80,8 +80,9 @@ class Recorded:
     def _read_json(self, name: str, form: TypeAdapter[Any] = ANYTHING) -> Told:
         path = self.path / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            form.validate_python(content, strict=True)
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text)
+            form.validate_json(text, strict=True)
         except ValidationError as error:
             (first, *_) = error.errors()
             where = "".join(f"{part}: " for part in first["loc"])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.comparison import Fold
-from fedpgp.errors import RunError
+from fedpgp.errors import RunError, UserError
 from fedpgp.gather import Entry, compare, find, pair, read
 from fedpgp.records import CLIENT_SCHEMA
 from fedpgp.store import RunStore
@@ -134,6 +134,23 @@ def test_a_sweep_is_called_by_its_variants_and_what_it_lacks_is_named(sweep):
     assert found.missing() == ["A and more: no run of seed 2"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("trials.json", "[]", "trials.json: not as fedpgp wrote it"),
+        ("trials.json", '{"trials": ["t0"]}', "trials.json: not as fedpgp wrote it: trials: 0: "),
+        ("trials/t0.json", "{}", "t0.json: not as fedpgp wrote it: state: "),
+        ("trials/t0.json", "{", "t0.json: cannot be read"),
+        ("sweep.yaml", "- 1", "sweep.yaml: expected a mapping"),
+        ("sweep.yaml", "a: {", "sweep.yaml: not readable as YAML"),
+    ],
+)
+def test_a_damaged_sweep_is_refused_by_name(sweep, file, content, told):
+    (sweep / file).write_text(content)
+    with pytest.raises(UserError, match=re.escape(told)):
+        find([sweep])
+
+
 def test_a_storage_root_gives_its_runs_in_the_order_in_which_they_were_made(made_run, tmp_path):
     first = made_run("name=zz", **HM)
     made_run("name=aa", *PROMPTFL, **HM)
@@ -176,7 +193,7 @@ DAMAGE = {
     f"{WRONG}client_names: 0: ": says("client_names", [["anna"]]),
     f"{WRONG}versions: ": says("versions", ["1"]),
     f"{WRONG}created_ms: ": says("created_ms", None),
-    f"{WRONG}Input should be a valid dictionary": lambda run: (run / "identity.json").write_text("[]"),
+    f"{WRONG}Input should be an object": lambda run: (run / "identity.json").write_text("[]"),
     "identity.json: cannot be read": lambda run: (run / "identity.json").write_bytes(b"\xff\xfe"),
     "identity.json: does not say 'created_ms'": lacks_created_ms,
     "status.json: not as fedpgp wrote it: state: ": lambda run: (run / "status.json").write_text("{}"),

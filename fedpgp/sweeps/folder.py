@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from fedpgp.errors import RunError
 from fedpgp.files import TEMPORARY, locked, sync_folder, write_durably
 from fedpgp.recorded import Recorded, now_ms
@@ -61,6 +64,20 @@ class Result:
     """mean over folds of the sweep's metric after the last round; None: not measured"""
     folds: tuple[FoldRun, ...]
     reason: str | None = None
+
+
+class _Trials(TypedDict):
+    trials: list[Planned]
+
+
+class _Result(TypedDict):
+    state: State
+    value: float | None
+    folds: list[FoldRun]
+    reason: str | None
+
+
+TRIALS, RESULT = TypeAdapter(_Trials), TypeAdapter(_Result)
 
 
 class SweepFolder(Recorded):
@@ -152,7 +169,7 @@ class SweepFolder(Recorded):
         """All trials, in the order in which they were drawn."""
         return [
             Planned(trial["id"], trial["label"], trial["settings"], tuple(Fold(**fold) for fold in trial["folds"]))
-            for trial in self._read_json("trials.json")["trials"]
+            for trial in self._read_json("trials.json", TRIALS)["trials"]
         ]
 
     def results(self) -> dict[str, Result]:
@@ -164,7 +181,7 @@ class SweepFolder(Recorded):
         """How a trial ended; None: it has not."""
         if not (self._results / f"{trial}.json").exists():
             return None
-        tree = self._read_json(f"trials/{trial}.json")
+        tree = self._read_json(f"trials/{trial}.json", RESULT)
         folds = tuple(FoldRun(**fold) for fold in tree["folds"])
         return Result(trial, tree["state"], tree["value"], folds, tree["reason"])
 
