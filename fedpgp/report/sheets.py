@@ -231,10 +231,11 @@ def _markdown(sheet: Sheet) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is."""
+    """Text that Markdown takes as it is, indented or not."""
     for sign in "\\`*_[]<>|":
         text = text.replace(sign, f"\\{sign}")
-    return text.replace("\n", " ")
+    words = text.lstrip(" ")
+    return ("" if words == text else "&emsp;") + words.replace("\n", " ")
 
 
 def _measured(groups: Sequence[Group], split: str) -> list[str]:

@@ -89,6 +89,13 @@ def test_the_title_of_a_narrow_table_stays_in_one_line():
     assert console.file.getvalue().startswith("A title that is longer than its table\n")
 
 
+def test_what_is_indented_stays_so_in_markdown():
+    sheet = sheets.Sheet(
+        "t", ("", "x"), ((sheets.Cell("a"), sheets.Cell("1")), (sheets.Cell("  below"), sheets.Cell("2")))
+    )
+    assert "| a | 1 |\n| &emsp;below | 2 |\n" in sheets.as_markdown([sheet], [])
+
+
 def test_markdown_is_a_table_that_shows_the_best(compared):
     text = sheets.as_markdown([sheets.accuracies(compared, "")], ["a | b <c>"])
     lines = text.splitlines()
