@@ -6,34 +6,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fedpgp.clip.features import FeatureCache
 from fedpgp.clip.frozen import ClassSet
-from fedpgp.data.protocol import Pool
+from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.federation.confusion import count_confusion
-from fedpgp.federation.messages import Counts, EvaluateCall
-from fedpgp.methods.base import Classifier, HasGlobalModel
+from fedpgp.federation.messages import Counts, EvaluateCall, Features
+from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.tree import ParamTree
-
-if TYPE_CHECKING:
-    from fedpgp.federation.worker import FederationJob
 
 VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
 
 
 class Scorer:
-    """Tests models on the images of a job.
+    """Tests models on the pools of images.
 
     Args:
+        features: of the images to test on.
+        evaluate_global: whether the global model is tested on every pool, and not on the held-out one alone.
         frozen: gives the frozen side of a class set, by its name.
     """
 
-    def __init__(self, job: FederationJob, frozen: Callable[[str], ClassSet], device: torch.device) -> None:
-        self._job = job
+    def __init__(
+        self,
+        method: Method,
+        data: FederatedData,
+        features: Features,
+        evaluate_global: bool,
+        frozen: Callable[[str], ClassSet],
+        device: torch.device,
+    ) -> None:
+        self._method, self._data, self._features = method, data, features
+        self._evaluate_global = evaluate_global
         self._frozen = frozen
         self._device = device
 
@@ -51,10 +58,10 @@ class Scorer:
         classifiers: dict[str, Classifier] = {}
         counts = []
         for pool in pools:
-            if pool.class_set != self._job.data.train_set and not self._job.method.transfers:
+            if pool.class_set != self._data.train_set and not self._method.transfers:
                 continue
             if pool.class_set not in classifiers:
-                classifiers[pool.class_set] = self._job.method.classifier(params, self._frozen(pool.class_set))
+                classifiers[pool.class_set] = self._method.classifier(params, self._frozen(pool.class_set))
             answers = self._answers(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
             num_classes = self._frozen(pool.class_set).num_classes if confusion else None
             if pool.members is not None:
@@ -71,14 +78,14 @@ class Scorer:
         On a held-out domain always, on the rest if it is asked for. Nothing if the method has no such model: all of it
         is personal, or its shared part is no model.
         """
-        pools = [pool for pool in self._job.data.pools if pool.held_out or self._job.federation.evaluate_global]
+        pools = [pool for pool in self._data.pools if pool.held_out or self._evaluate_global]
         if not pools or not shares:
             return []
         params = {key: value[:1] for key, value in params.items()}
         if call.personal:
-            if not isinstance(self._job.method, HasGlobalModel):
+            if not isinstance(self._method, HasGlobalModel):
                 return []
-            params = self._job.method.global_model(params)
+            params = self._method.global_model(params)
         counts = self.counts(params, call.clients, pools, whole=True)
         return [replace(part, metric=f"{part.metric}_global") for part in counts]
 
@@ -102,7 +109,7 @@ class Scorer:
         num_classes: int | None,
     ) -> Counts:
         """What each client's model (or the one of all) got right among its members, or in the whole pool."""
-        domains = len(self._job.data.domains)
+        domains = len(self._data.domains)
         right = np.broadcast_to(answers == pool.labels, (len(clients), len(pool.rows)))
         chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
         correct = [
@@ -122,4 +129,4 @@ class Scorer:
 
     @cached_property
     def _cache(self) -> FeatureCache:
-        return FeatureCache.open(self._job.test_features.path, self._job.test_features.key)
+        return FeatureCache.open(self._features.path, self._features.key)

@@ -53,7 +53,8 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
-        self._scorer = Scorer(job, self._frozen, device)
+        everywhere = job.federation.evaluate_global
+        self._scorer = Scorer(job.method, job.data, job.test_features, everywhere, self._frozen, device)
 
     def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
         """Local training of a block, in chunks of clients.
