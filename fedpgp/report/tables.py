@@ -71,8 +71,8 @@ def _counted(keys: Set[str], number: int) -> str:
 
 
 def _accuracies(run: str, numbers: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{escape(run)}: accuracy in percent, mean over clients")
-    table.caption = "max on test selects on the test images"
+    table = Table(title=f"{escape(run)}: accuracy in percent")
+    table.caption = "mean over clients\nmax on test selects on the test images"
     for heading in ("split", "metric"):
         table.add_column(heading, overflow="fold")
     for heading in READING_TITLES.values():
