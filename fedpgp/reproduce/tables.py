@@ -88,7 +88,7 @@ def find(name: str) -> Table:
         ConfigError: there is none of that name.
     """
     if name not in TABLES:
-        near = difflib.get_close_matches(name, TABLES, n=1)
+        near = difflib.get_close_matches(name.lower(), TABLES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{name}: no such table; {hint}there is {', '.join(TABLES)}")
     return TABLES[name]

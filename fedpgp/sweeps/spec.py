@@ -160,6 +160,12 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
             )
         else:
             base[key.removeprefix("base.")] = value
+    folds = tree["folds"] if isinstance(tree.get("folds"), Mapping) else {}
+    repeated = {f"folds.{key}": value for key, value in folds.items()} | own
+    for key, instead in FOLD_KEYS.items():
+        option = instead.partition("=")[0]
+        if key in base and repeated.get(option) is not None:
+            raise ConfigError(f"override {key}: {option} decides over what every trial is repeated; give {instead}")
     wanted = {key: dict(tree[key]) if isinstance(tree.get(key), Mapping) else {} for key in ("space", "variants")}
     for key, value in base.items():
         said += _displace(wanted, key, value)

@@ -46,6 +46,15 @@ def test_an_override_wins_over_the_space_and_says_so(tmp_path, key):
     assert said == ["space: method.rank was {'grid_search': [1, 2]}, is now method.rank=3"]
 
 
+def test_what_every_trial_is_repeated_over_is_not_set_in_the_base(tmp_path):
+    assert spec.load(write(tmp_path), ["seed=7"])[0].base["seed"] == 7  # it is repeated over nothing
+    for given in ({"folds": {"seeds": [1, 2]}}, {"folds": {"seeds": [1]}}):
+        with pytest.raises(ConfigError, match=r"override seed: folds\.seeds decides .* give folds\.seeds=\[1, 2, 3\]"):
+            spec.load(write(tmp_path, **given), ["seed=7"])
+    with pytest.raises(ConfigError, match=r"override protocol\.held_out: folds\.held_out decides"):
+        spec.load(write(tmp_path), ["folds.held_out=all", "protocol.held_out=dotted"])
+
+
 def test_an_override_can_be_a_term(tmp_path):
     sweep, said = spec.load(
         write(tmp_path, space=GRID), ["method.rank={grid_search: [4, 8]}", "method.tau={choice: [1]}"]
