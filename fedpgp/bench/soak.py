@@ -27,7 +27,7 @@ TRIALS = 2
 """Of the sweep of each cycle; a round each."""
 WARM_UP = 1 / 3
 """Share of the cycles after which growth counts: until then libraries are loaded, and the heap finds its size."""
-LEAST = 5
+LEAST = 3
 """Cycles, however short the time."""
 REST = 3.0
 """Seconds after a cycle until processes that have nothing to do are gone."""

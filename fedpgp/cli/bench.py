@@ -108,7 +108,7 @@ def sweep(
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(help="How long; at least five cycles are run.", min=0)] = 30.0,
+    minutes: Annotated[float, typer.Option(help="How long; at least three cycles are run.", min=0)] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
     """Runs and sweeps one after the other: memory, file handles, threads, object store and disk must not grow."""
