@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 
@@ -50,7 +51,8 @@ def test_usage_sees_a_file_a_thread_and_memory_of_this_process(tmp_path):
     before, done = soak.usage([os.getpid()]), threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
-    ballast = bytearray(os.urandom(1 << 26))
+    ballast = mmap.mmap(-1, 1 << 26)  # not from the heap, which may have as much to spare
+    ballast.write(b"x" * len(ballast))
     with (tmp_path / "open").open("w"):
         after = soak.usage([os.getpid()])
     done.set()
