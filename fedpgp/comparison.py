@@ -16,7 +16,7 @@ from fedpgp.evaluation import METRICS
 
 Reading = Literal["last", "mean_last_5", "max"]
 READINGS: tuple[Reading, ...] = ("last", "mean_last_5", "max")
-MAIN = ("hm", "held_out", "all", "local")
+MAIN = ("hm", "held_out", "local", "all")
 """What a comparison is about first of all: the first of these that was measured."""
 PLACE = ("data", "partition", "protocol")
 """Sections of the settings that say on what a run was trained and tested."""
