@@ -36,7 +36,7 @@ HERE = {
     "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16": (
         "fedpgp sweep rank_mu_tau_shots method.tau=0.5 protocol.shots=16 --dry-run"
     ),
-    "fedpgp report store/runs/* --baseline promptfl": "fedpgp report RUN_A RUN_B --out report --format md",
+    "fedpgp report fedpgp-store/sweeps/demo-* --out report": "fedpgp report RUN_A RUN_B --out report --format md",
     "fedpgp data check dtd --root /data/dtd": "fedpgp data check folder --root photos",
     "fedpgp data show my.yaml": "",
     "fedpgp export RUN_DIR --client 3 --out bedroom": "fedpgp export RUN_A --client 1 --out bedroom",
@@ -57,7 +57,7 @@ ELSEWHERE = {
     "fedpgp reproduce table5 --smoke": (
         "reproduce/test_cli_reproduce.py::test_the_smoke_of_every_table_ends_with_all_its_cells"
     ),
-    "fedpgp report store/sweeps/demo-* --out report": "report/test_page.py",
+    "fedpgp report fedpgp-store/sweeps/demo-* --baseline PromptFL": "cli/test_cli_report.py",
     "fedpgp data prepare dtd --root /data/dtd": "data/test_prepare.py",
     "mlflow models predict": "test_export.py::test_mlflow_predicts_with_names_that_are_given_with_the_images",
     "fedpgp run my.yaml --detach resources.address=auto": (
