@@ -117,17 +117,21 @@ def trend(values: Sequence[float]) -> Trend:
 
 
 def usage(pids: Sequence[int]) -> dict[str, float]:
-    """What these processes hold together (Linux); memory that they share counts once."""
+    """What these processes hold together (Linux); memory that they share counts once.
+
+    Files that are mapped do not count as memory: the kernel drops their pages when it likes, and divides them among all
+    processes that map them, so that they would seem to grow when somebody else's process ends.
+    """
     found = {"memory_mb": 0.0, "handles": 0.0, "threads": 0.0, "processes": 0.0}
     for pid in pids:
         folder = Path("/proc", str(pid))
         try:
             lines = (folder / "smaps_rollup").read_text().splitlines()
-            own = next(line for line in lines if line.startswith("Pss:"))
+            own = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
             handles, threads = len(os.listdir(folder / "fd")), len(os.listdir(folder / "task"))
-        except (OSError, StopIteration):
+        except OSError:
             continue
-        found["memory_mb"] += int(own.split()[1]) / 1024
+        found["memory_mb"] += sum(own) / 1024
         found["handles"] += handles
         found["threads"] += threads
         found["processes"] += 1

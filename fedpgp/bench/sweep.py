@@ -70,14 +70,18 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
         root = Path(name)
         progress("how long a round takes")
         length = _rounds(root / "bare", size.seconds)
-        progress(f"{size.trials} bare runs of {length} rounds, {CONCURRENT} at a time")
         sweep = _sweep(root / "swept", length, size.trials)
-        bare = _bare([trial.experiment for trial in draw.draw(sweep).trials], root / "bare")
-        progress(f"the same {size.trials} as trials of a sweep")
+        wanted = [trial.experiment for trial in draw.draw(sweep).trials]
+        half = size.trials // 2
+        progress(f"{half} bare runs of {length} rounds, {CONCURRENT} at a time")
+        bare = _bare(wanted[:half], root / "bare")
+        progress(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
         folder = engine.run(sweep, None, _unheard)
         slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunStore.open(path)]])
         disk = _bytes_besides(folder) / size.trials / MB
+        progress("the other bare runs: a machine that slows down or speeds up does so for both")
+        bare += _bare(wanted[half:], root / "bare")
         progress(f"rounds with and without MLflow, {size.pairs} time(s)")
         tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
         progress(f"memory over {size.tiny} tiny trials")
@@ -92,7 +96,7 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
     }
     notes = (
         f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s bare, "
-        f"{len(slots)} at a time",
+        f"{len(slots)} at a time; half of the bare runs before the sweep, half after it",
         "overhead: of each trial process, from the first row of its first trial to the end of its last",
     )
     rows = [[name, f"{value:.2f}"] for name, value in figures.items()]

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedpgp.config import ResourceSettings
 from fedpgp.errors import FedPGPError, ResourceError
 from fedpgp.federation.actors import cause, first_line, nodes
+from fedpgp.federation.allocator import share_heaps
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ Emit = Callable[[Any], None]
 def connected(resources: ResourceSettings) -> Iterator[None]:
     """A connection to Ray: the one that is open already, the given or RAY_ADDRESS cluster, else a local one of our own.
 
+    Ray lets nobody into either without its token (a local one makes its own, and asks for it on every interface that it
+    listens on). The process has few heaps from now on, as it will have many threads.
+
     Raises:
         ResourceError: there is no cluster at the address, or it wants a token.
     """
@@ -48,6 +52,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     if address is not None:
         _knock(address)
     local = {"num_cpus": own_cpus(resources), "include_dashboard": False} if address is None else {"address": address}
+    share_heaps()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -1,4 +1,4 @@
-"""Freed memory is used again: large tensors fault in no pages after the first time."""
+"""Freed memory is used again: large tensors fault in no pages after the first time, and threads share few heaps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,48 @@ for _ in range(3):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+HEAPS = """
+import ctypes, sys, threading
+from fedpgp.federation.allocator import share_heaps
+{call}
+start, kept = threading.Barrier(12), []
+def allocate():
+    start.wait()
+    kept.append(bytearray(10_000))
+    start.wait()  # no thread takes over the heap of one that has ended
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, file)
+libc.fflush(file)
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+
+
+def told(code, call):
+    done = subprocess.run([sys.executable, "-c", code.format(call=call)], capture_output=True, text=True, check=True)
+    return done.stdout
+
 
 def faults(call):
-    done = subprocess.run([sys.executable, "-c", CODE.format(call=call)], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return int(told(CODE, call))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def heaps(call):
+    return told(HEAPS, call).count("<heap nr=")
+
+
+def test_twelve_threads_share_two_heaps():
+    assert heaps("") > 4
+    assert heaps("assert share_heaps()") == 2
+
+
 def test_large_tensors_fault_in_no_pages_again():
     """80 MB three times, in pages of 4 KB or of 2 MB."""
     assert faults("") > 3 * 30
