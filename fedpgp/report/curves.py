@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fedpgp.evaluation import METRICS
 from fedpgp.records import RoundRow
-from fedpgp.report.style import COLORS, DASHES, blank, styled
+from fedpgp.report.style import COLORS, DASHES, styled
 
 MOST_LABELLED = 14
 MOST_DOTS = 30
@@ -71,7 +71,7 @@ def _accuracy_and_loss(lines: Mapping[str, Line], loss: Line) -> Figure:
 
 @styled
 def _side_by_side(lines: Mapping[str, Line], metric: str) -> Figure:
-    figure = blank(8.0, 4.4)
+    figure = Figure(figsize=(8.0, 4.4))  # grown when it is saved: to the legend beside it
     axes = figure.subplots()
     for number, (label, line) in enumerate(lines.items()):
         dashes = DASHES[number // len(COLORS) % len(DASHES)]
