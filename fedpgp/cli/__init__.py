@@ -73,6 +73,11 @@ def main() -> None:
         for line in str(error).splitlines():
             err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # not about a place that somebody gave
+            raise
+        err.print(f"[red]error[/]: {escape(f'{error.filename}: {error.strerror}')}", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)

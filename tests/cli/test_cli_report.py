@@ -33,6 +33,12 @@ def test_a_folder_gets_the_page_and_the_figures(fedpgp, made_run, tmp_path):
     assert (tmp_path / "md" / "report.md").read_text().startswith("**Accuracy")
 
 
+def test_a_file_that_cannot_be_written_is_named_in_a_line(fedpgp, made_run, tmp_path):
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    code, _, err = fedpgp("report", made_run(**HM), "--out", tmp_path / "out")
+    assert (code, err) == (1, f"error: {tmp_path}/out/report.html: Is a directory\n")
+
+
 def test_different_partitions_are_refused_or_marked(fedpgp, made_run):
     paths = [made_run(**HM), made_run("method.name=coop", "partition.clients=5", **HM)]
     code, out, err = fedpgp("report", *paths)
