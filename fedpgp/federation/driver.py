@@ -21,7 +21,7 @@ from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedpgp.config import ResourceSettings
-from fedpgp.errors import FedPGPError, ResourceError
+from fedpgp.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.actors import cause, first_line, nodes
 from fedpgp.federation.allocator import share_heaps
 
@@ -262,7 +262,11 @@ def follow(driver: ActorHandle, emit: Emit) -> Any:
 
 
 def drive(function: Callable[..., Any], *args: Any, name: str, emit: Emit) -> Any:
-    """Start a driver, follow it, and end it. Ctrl-C asks it to stop and waits for that; a second one leaves at once."""
+    """Start a driver, follow it, and end it. Ctrl-C asks it to stop and waits for that; a second one leaves at once.
+
+    Raises:
+        Interrupted: it has stopped, or was left before it had.
+    """
     driver = start(function, *args, name=name)
     try:
         try:
@@ -270,5 +274,7 @@ def drive(function: Callable[..., Any], *args: Any, name: str, emit: Emit) -> An
         except KeyboardInterrupt:
             ray.get(driver.stop.remote())
             return follow(driver, lambda event: None)
+    except KeyboardInterrupt:
+        raise Interrupted("left before it had stopped; no round is lost, go on with --resume") from None
     finally:
         ray.kill(driver)

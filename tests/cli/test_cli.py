@@ -219,9 +219,10 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     while (left := [command for pid, command in started.items() if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
-    assert "stopped; the run lies in" in err
     (store,) = RunStore.find(root)
-    assert store.state == "stopped"
+    stopped = "stopped; the run lies in" in err and store.state == "stopped"
+    at_once = len(signals) == 2 and "left before it had stopped" in err and store.state in ("stopped", "interrupted")
+    assert stopped or at_once  # the second signal may come when it has stopped, and while it does
 
 
 def test_refuses_a_label_out_of_range(fedpgp, tmp_path):
