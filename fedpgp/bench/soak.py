@@ -15,6 +15,7 @@ from fedpgp import config, launch
 from fedpgp.bench.faults import descendants
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import ResourceSettings
+from fedpgp.errors import FedPGPError
 from fedpgp.federation import driver
 from fedpgp.federation.actors import stored_bytes
 from fedpgp.records import Progress
@@ -121,6 +122,9 @@ def usage(pids: Sequence[int]) -> dict[str, float]:
 
     Files that are mapped do not count as memory: the kernel drops their pages when it likes, and divides them among all
     processes that map them, so that they would seem to grow when somebody else's process ends.
+
+    Raises:
+        FedPGPError: this kernel does not tell them apart.
     """
     found = {"memory_mb": 0.0, "handles": 0.0, "threads": 0.0, "processes": 0.0}
     for pid in pids:
@@ -131,6 +135,8 @@ def usage(pids: Sequence[int]) -> dict[str, float]:
             handles, threads = len(os.listdir(folder / "fd")), len(os.listdir(folder / "task"))
         except OSError:
             continue
+        if not own:
+            raise FedPGPError(f"{folder}/smaps_rollup: no Pss_Anon; the soak needs Linux 5.9 or later")
         found["memory_mb"] += sum(own) / 1024
         found["handles"] += handles
         found["threads"] += threads
