@@ -21,6 +21,12 @@ TREE_NODES = 256
 """About the most nodes of one tree. Attention costs the square of a tree's nodes, and each further tree begins with
 the shared context again; both are below a tenth of the work here, at the sizes of CLIP's text towers."""
 
+FILLER: Slot = 0
+
+MULTIPLE = 4
+"""Of which a tree's nodes are made a multiple. Two prompts then have a multiple of 8 tokens, and every row of features
+that `Affine.transposed` writes begins where a vector register can load: more is won than the added nodes cost."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -28,7 +34,8 @@ class Layout:
 
     The tower is causal, so what it makes of a token depends on the tokens before it only: prompts that begin alike
     share nodes (start-of-text and context, and the first words of names such as "cougar body" and "cougar face").
-    It is pooled at end-of-text, so nothing stands behind that. The F learned tokens come first, then the fixed ones.
+    It is pooled at end-of-text, so nothing stands behind that. The F learned tokens come first, then the fixed ones,
+    of which the last few may be there to fill up, seen by themselves only.
     """
 
     learned: Tensor  # (F,) which context token stands there
@@ -64,6 +71,7 @@ def _grow(prompts: Sequence[Sequence[Slot]]) -> tuple[list[tuple[int, Slot]], li
 
 def _lay_out(prompts: Sequence[Sequence[Slot]]) -> Layout:
     nodes, ends = _grow(prompts)
+    nodes += [(-1, FILLER)] * (-len(nodes) % MULTIPLE)
     sees, depth = torch.eye(len(nodes), dtype=torch.bool), torch.zeros(len(nodes), dtype=torch.long)
     for node, (parent, _) in enumerate(nodes):
         if parent >= 0:

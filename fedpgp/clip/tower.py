@@ -27,6 +27,13 @@ class Affine:
         """`x @ weight.T + bias`."""
         return F.linear(x, self.weight, self.bias)
 
+    def transposed(self, x: Tensor) -> Tensor:
+        """`weight @ x.T + bias`, features in rows: (O, M) from (M, D).
+
+        On a CPU a map to more features than there are tokens is up to a fifth faster so, for M in multiples of 8.
+        """
+        return self.weight @ x.T if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x.T)
+
     def norm(self, x: Tensor, eps: float) -> Tensor:
         """Layer normalisation over the last axis."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps)
@@ -50,7 +57,8 @@ class Block:
     def finish(self, x: Tensor, mixed: Tensor, eps: float, activation: Activation) -> Tensor:
         """Both residual additions, given the attention's mixture of values."""
         x = x + self.out.linear(mixed)
-        return x + self.mlp_out.linear(activate(self.mlp_in.linear(self.norm_2.norm(x, eps)), activation))
+        hidden = activate(self.mlp_in.transposed(self.norm_2.norm(x, eps).flatten(0, -2)), activation)
+        return x + self.mlp_out.linear(hidden.T).view_as(x)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from fedpgp.clip.frozen import freeze
 from fedpgp.clip.layout import arrange
 from fedpgp.clip.model import Backbone, ImageSpec
+from fedpgp.clip.tower import Affine
 from fedpgp.errors import DataError
 
 NAMES = ["cat", "american_bulldog", "staffordshire_bull_terrier", "dog", "wine glass", "o'hare", "x-ray 42"]
@@ -173,10 +174,15 @@ def test_what_prompts_share_is_laid_out_once():
 
 
 def test_many_classes_make_several_trees():
-    """300 names of one token are 904 nodes: four trees of 75 classes, each with start and context of its own."""
+    """300 names of one token are 904 nodes: four trees of 75 classes, each with start and context of its own.
+
+    229 nodes are filled up to a multiple of four, with nodes that nobody else sees.
+    """
     layouts = arrange([[0, -1, -2, -3, 5 + name, 3, 1] for name in range(300)])
     assert [len(layout.ends) for layout in layouts] == [75] * 4
-    assert [len(layout.positions) for layout in layouts] == [4 + 75 * 3] * 4
+    assert [len(layout.positions) for layout in layouts] == [4 + 75 * 3 + 3] * 4
+    for layout in layouts:
+        assert torch.equal(layout.sees[:, -3:].nonzero(), torch.tensor([[229, 0], [230, 1], [231, 2]]))
 
 
 def test_a_name_that_does_not_fit_is_named(model):
@@ -185,3 +191,11 @@ def test_a_name_that_does_not_fit_is_named(model):
         frozen.on([0, 1]).encode(torch.zeros(1, 16, D))
     with pytest.raises(DataError, match="longer than the 77 tokens"):
         freeze(backbone(model), ["dog " * 80], "{}")
+
+
+@pytest.mark.parametrize("bias", [torch.tensor([10.0, 20.0]), None])
+def test_a_map_with_its_features_in_rows(bias):
+    affine, x = Affine(torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]), bias), torch.arange(6.0).view(2, 3)
+    added = [0, 0] if bias is None else [10, 20]
+    assert affine.transposed(x).tolist() == [[4 + added[0], 13 + added[0]], [3 + added[1], 12 + added[1]]]
+    assert torch.equal(affine.transposed(x).T, affine.linear(x))
