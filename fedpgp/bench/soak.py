@@ -50,6 +50,8 @@ JUDGED = {
     "logged_mb": "Ray's logs: written in a cycle, MB",
 }
 """What must not grow, and how it is called."""
+BESIDES = {"driver_memory_mb": "of it this process's, MB", "cycle_seconds": "seconds of a cycle"}
+"""What helps to read the rest."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def measure(minutes: float, progress: Callable[[str], None]) -> Outcome:
             now = size(root), size(Path(name) / "ray")
             sample = {
                 **usage([os.getpid(), *descendants(os.getpid())]),
+                "driver_memory_mb": usage([os.getpid()])["memory_mb"],
                 "objects_mb": stored_bytes() / MB,
                 "written_mb": (now[0] - before[0]) / MB,
                 "logged_mb": (now[1] - before[1]) / MB,
@@ -97,7 +100,7 @@ def outcome(samples: Sequence[Mapping[str, float]], done: str) -> Outcome:
     found = {name: trend([sample[name] for sample in samples]) for name in samples[0]}
     growing = [JUDGED[name] for name in JUDGED if not found[name].flat]
     rows = [
-        (JUDGED.get(name, name), f"{samples[0][name]:.1f}", f"{one.mean:.1f}", f"{samples[-1][name]:.1f}",
+        ((JUDGED | BESIDES)[name], f"{samples[0][name]:.1f}", f"{one.mean:.1f}", f"{samples[-1][name]:.1f}",
          f"{one.growth:+.1f}%")
         for name, one in found.items()
     ]  # fmt: skip

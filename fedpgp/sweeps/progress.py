@@ -50,12 +50,12 @@ class Telling(tune.Callback):  # type: ignore[misc]
         """A trial has come further."""
         for event in result["events"]:
             self._emit(event)
-        self._running[trial.config["trial"]] = result["report"]
+        self._running[trial.config["trial"].id] = result["report"]
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or early."""
-        work = self._work[trial.config["trial"]]
+        work = trial.config["trial"]
         report = self._running.pop(work.id, None)
         if report is None:  # stopped by a signal before it had got anywhere
             return
@@ -68,7 +68,7 @@ class Telling(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died."""
-        work = self._work[trial.config["trial"]]
+        work = trial.config["trial"]
         self._running.pop(work.id, None)
         if (recorded := self._folder.result(work.id)) is not None:  # after it had done its work
             self._end(work, recorded)

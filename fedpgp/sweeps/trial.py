@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,15 +25,10 @@ TOLD = ("warning", "extract")
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
-    """Runs the trial of its `config["trial"]`, then the next one it is given. A trial that raises ends as `failed`."""
+    """Runs the work of its `config["trial"]`, then the next it is given. A trial that raises ends as `failed`."""
 
-    def setup(self, config: dict[str, Any], work: Mapping[str, TrialWork]) -> None:
-        """Called once in the life of the process.
-
-        Args:
-            work: all trials of the sweep, by id.
-        """
-        self._work = work
+    def setup(self, config: dict[str, Any]) -> None:
+        """Called once in the life of the process."""
         self._library = Library()
         self._workers: tuple[ResourceSettings, Backend] | None = None
         self._events: list[Progress] = []
@@ -74,7 +68,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self._open.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._trial = self._work[config["trial"]]
+        self._trial: TrialWork = config["trial"]
         resources = self._trial.resources
         self._reports = folds.run(
             self._trial, lambda: self._ready(resources), self._library, self._tell, self._mirrors.add

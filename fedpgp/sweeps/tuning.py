@@ -48,8 +48,9 @@ def run(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], 
     telling = Telling(folder, work, settings.scheduler, total, emit)
     with _quiet(), _scratch(folder) as scratch:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(SweepTrial, work=work), lambda one: _bundles(work[one["trial"]])),
-            param_space={"trial": tune.grid_search(list(work))},
+            # Work goes by way of each trial's config: what `with_parameters` puts into the object store stays there.
+            tune.with_resources(SweepTrial, lambda config: _bundles(config["trial"])),
+            param_space={"trial": tune.grid_search(list(todo))},
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(settings, rounds),
                 max_concurrent_trials=settings.max_concurrent,
