@@ -22,6 +22,7 @@ TREE_NODES = 256
 the shared context again; both are below a tenth of the work here, at the sizes of CLIP's text towers."""
 
 FILLER: Slot = 0
+"""Some token, whichever: nothing is read from the nodes that fill up a tree."""
 
 MULTIPLE = 4
 """Of which a tree's nodes are made a multiple. Two prompts then have a multiple of 8 tokens, and every row of features

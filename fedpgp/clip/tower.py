@@ -30,7 +30,8 @@ class Affine:
     def transposed(self, x: Tensor) -> Tensor:
         """`weight @ x.T + bias`, features in rows: (O, M) from (M, D).
 
-        On a CPU a map to more features than there are tokens is up to a fifth faster so, for M in multiples of 8.
+        On a CPU a map to more features than there are tokens is up to a fifth faster so where M is a multiple of 8, and
+        as much slower where M is none.
         """
         return self.weight @ x.T if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x.T)
 
