@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ from fedpgp.files import in_the_way
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.remote import Remote
 from fedpgp.seeding import torch_generator
+
+log = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"
 """In place of a fingerprint, where nothing is frozen."""
@@ -115,7 +118,9 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
             method.needs,
         )
         text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
-    method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
+    for name, classes in data.class_sets.items():
+        if name == data.train_set or method.transfers:  # it refuses a frozen side that its settings do not fit
+            method.init(text.on(classes), torch_generator(experiment.seed, "init"))
     _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
@@ -127,7 +132,7 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
     try:
         if method.needs == "patches":
             check_patches(backbone.model.visual)  # type: ignore[arg-type]
-        return freeze(
+        text = freeze(
             backbone,
             data.class_names,
             experiment.data.prompt,
@@ -137,6 +142,16 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
         )
     except BackboneError as error:
         raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
+    if alike := text.alike():
+        log.warning(
+            "%d of %d classes have the same tokens as another for backbone %s (%s), so no prompt that they share tells "
+            "them apart; rename them, or take a backbone that knows their words",
+            len(alike),
+            len(text.class_names),
+            backbone.name,
+            ", ".join(alike[:5]) + (", ..." if len(alike) > 5 else ""),
+        )
+    return text
 
 
 def _check_storage(storage: StorageSettings) -> None:

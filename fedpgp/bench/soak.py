@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import time
@@ -78,6 +79,7 @@ def measure(minutes: float, progress: Callable[[str], None]) -> Outcome:
             _cycle(root, len(samples))
             seconds = time.monotonic() - began
             time.sleep(REST)
+            gc.collect()  # what nothing refers to does not grow, whenever the collector would have come to it
             now = size(root), size(Path(name) / "ray")
             sample = {
                 **usage([os.getpid(), *descendants(os.getpid())]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -55,6 +56,11 @@ class FrozenText:
         visual = None if self.visual is None else self.visual.to(device, dtype)
         tower = None if self.tower is None else self.tower.to(device, dtype)
         return replace(self, tower=tower, visual=visual)
+
+    def alike(self) -> list[str]:
+        """Names with the tokens of another: apart in capitals only, or in words that the tower does not know."""
+        counts = Counter(self.vocabulary[name] for name in self.class_names)
+        return [name for name in self.class_names if counts[self.vocabulary[name]] > 1]
 
     def on(self, classes: Sequence[int]) -> ClassSet:
         """The frozen side bound to the classes with these labels, in this order."""
@@ -205,6 +211,16 @@ class ClassSet:
             self._encoders[key] = self._encoder(prompts)
         return self._encoders[key].encode(ctx, deep)
 
+    def check_room(self, tokens: int) -> None:
+        """See before any work whether a prompt of so many tokens and a name fits into the tower, for every name.
+
+        Raises:
+            DataError: it does not.
+        """
+        bodies = (self._frozen.vocabulary[f"{name}."] for name in self.names)
+        lengths = [len(self._frozen.vocabulary.bounds) + tokens + len(body) for body in bodies]
+        check_lengths(lengths, self.names, limit=len(self._tower.positions))
+
     def template(self) -> Tensor:
         """Text features (C, E) of the hand-written prompt of each class: zero-shot CLIP. Constant."""
         template = self._frozen.template
@@ -227,7 +243,7 @@ class ClassSet:
 
     def word_vectors(self, phrase: str) -> Tensor:
         """Token embeddings (L, D) of a phrase that the method asked for."""
-        return self._tower.tokens[torch.tensor(self.token_ids(phrase))].float()
+        return self._tower.tokens[torch.tensor(self.token_ids(phrase), dtype=torch.long)].float()
 
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
@@ -248,6 +264,6 @@ class ClassSet:
 
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
         tower = self._tower
-        check_lengths(prompts, self.names, limit=len(tower.positions))
+        check_lengths([len(prompt) for prompt in prompts], self.names, limit=len(tower.positions))
         chunk = self._frozen.class_chunk
         return PromptEncoder(tower, arrange(prompts, chunk), bounded=chunk is not None)

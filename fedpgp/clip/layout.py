@@ -119,13 +119,13 @@ def prompt_slots(
     return prompts
 
 
-def check_lengths(prompts: Sequence[Sequence[Slot]], names: Sequence[str], limit: int) -> None:
+def check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int) -> None:
     """Refuse prompts that do not fit the tower, naming the classes.
 
     Raises:
         DataError: a prompt is longer than `limit` tokens.
     """
-    long = [f"{name!r} ({len(p)} tokens)" for name, p in zip(names, prompts, strict=True) if len(p) > limit]
+    long = [f"{name!r} ({size} tokens)" for name, size in zip(names, lengths, strict=True) if size > limit]
     if long:
         shown = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
         raise DataError(f"class {shown}: longer than the {limit} tokens of the text tower; shorten the name or n_ctx")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpgp.config import FederationSettings
 from fedpgp.federation.client import Update
-from fedpgp.tree import ParamTree, select, without
+from fedpgp.tree import ParamTree, select
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ def admit(update: Update, received: ParamTree, federation: FederationSettings) -
     """
     shared = select(update.params, received)
     deltas = {key: value - received[key] for key, value in shared.items()}
-    finite = update.finite & _all_finite(shared) & _all_finite(without(update.params, received))
+    finite = sound(update)
     norm = _norm(deltas) if deltas else torch.zeros_like(update.loss)
     limit = federation.max_update_norm
     long = finite & (norm > limit) if limit is not None else torch.zeros_like(finite)
     events: list[str | None] = [None] * len(finite)
     for place in (~finite).nonzero().flatten().tolist():
-        loss = update.loss[place].item()
-        events[place] = f"loss is {loss}" if not update.finite[place] else "a parameter is not finite"
+        events[place] = fault(update, place)
     for place in long.nonzero().flatten().tolist():
         events[place] = f"update norm {norm[place].item():.4g} above max_update_norm {limit:g}"
     if federation.policy == "fail":
@@ -59,7 +58,7 @@ def admit(update: Update, received: ParamTree, federation: FederationSettings) -
                 raise Refusal(place, event)
     if federation.policy == "clip" and limit is not None:
         scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
-        shared = {key: _clipped(received[key], delta, long, scale) for key, delta in deltas.items()}
+        shared = {key: _clipped(shared[key], received[key], delta, long, scale) for key, delta in deltas.items()}
         long = torch.zeros_like(long)
     admitted = finite & ~long
     done = ["clipped" if in_sum else "excluded" for in_sum in admitted.tolist()]
@@ -67,17 +66,23 @@ def admit(update: Update, received: ParamTree, federation: FederationSettings) -
     return Admission(shared, admitted, tuple(told))
 
 
+def sound(update: Update) -> Tensor:
+    """Whose losses and parameters are all finite (K,)."""
+    params = (value.isfinite().flatten(1).all(1) for value in update.params.values())
+    return torch.stack([update.finite, *params]).all(0)
+
+
+def fault(update: Update, place: int) -> str:
+    """What is not finite of the client at a place of the block, in words."""
+    return "a parameter is not finite" if update.finite[place] else f"loss is {update.loss[place].item()}"
+
+
 def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def _clipped(received: Tensor, delta: Tensor, long: Tensor, scale: Tensor) -> Tensor:
-    return received + torch.where(_rows(long, delta), delta * _rows(scale, delta), delta)
-
-
-def _all_finite(tree: ParamTree) -> Tensor | bool:
-    flags = [torch.isfinite(value).flatten(1).all(1) for value in tree.values()]
-    return torch.stack(flags).all(0) if flags else True
+def _clipped(value: Tensor, received: Tensor, delta: Tensor, long: Tensor, scale: Tensor) -> Tensor:
+    return torch.where(_rows(long, delta), received + delta * _rows(scale, delta), value)
 
 
 def _norm(tree: ParamTree) -> Tensor:

@@ -31,7 +31,7 @@ class Update:
     """What local training gives."""
 
     params: ParamTree  # (K, ...)
-    loss: Tensor  # (K,) mean over the client's steps of the last phase; if it failed, the loss that is not finite
+    loss: Tensor  # (K,) mean over the client's steps of the last phase; if it failed, of the phase where it did
     finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
 
 
@@ -102,7 +102,9 @@ def local_update(
     finite = torch.ones_like(loss, dtype=torch.bool)
     for phase, order in zip(method.phases, orders, strict=True):
         within = optimizer.within(phase, round)
-        loss = _run_phase(method, frozen, params, received, data, order, phase.keys, within, finite)
+        going = finite.clone()
+        found = _run_phase(method, frozen, params, received, data, order, phase.keys, within, finite)
+        loss = torch.where(going, found, loss)
     return Update(params, loss, finite)
 
 

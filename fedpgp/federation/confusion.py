@@ -26,7 +26,8 @@ def count_confusion(
 
     Args:
         labels: of the images (n,).
-        answers: of each client's model, or of the one that all have (models, n).
+        answers: of each client's model, or of the one that all have (models, n). What is none of the classes is left
+            out: -1 of a model that has no answer, and the columns of further prompt sets (see `FedPGP`).
         members: each client's images; None: all of them.
 
     Returns:
@@ -34,14 +35,15 @@ def count_confusion(
     """
     if num_classes > MOST_CLASSES:
         return None
-    pairs = labels * num_classes + answers
+    classes = (answers >= 0) & (answers < num_classes)
+    pairs = np.where(classes, labels * num_classes + answers, num_classes**2)
     if members is None:
         counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
     else:
         rows = np.broadcast_to(pairs, (clients, len(labels)))
         own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
         counts = np.bincount(own, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes).astype(np.int64)
+    return counts[: num_classes**2].reshape(num_classes, num_classes).astype(np.int64)
 
 
 class Confusion:

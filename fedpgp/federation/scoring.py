@@ -90,13 +90,14 @@ class Scorer:
         return [replace(part, metric=f"{part.metric}_global") for part in counts]
 
     def _answers(self, classifier: Classifier, pool: Pool, models: int) -> np.ndarray:
-        """The class that each model takes each image for (models, n)."""
+        """The class that each model takes each image for (models, n); -1 where its logits are not finite."""
         num_classes = self._frozen(pool.class_set).num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._cache.shape)))
         parts = []
         for start in range(0, len(pool.rows), size):
             features = torch.from_numpy(self._cache.gather(pool.rows[start : start + size])).to(self._device)
-            parts.append(classifier(features.unsqueeze(0)).argmax(-1).int())
+            best, answers = classifier(features.unsqueeze(0)).max(-1)
+            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max takes NaN before any number
         return torch.cat(parts, dim=1).cpu().numpy()
 
     def _tally(

@@ -16,7 +16,7 @@ from fedpgp.clip.tower import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData
 from fedpgp.errors import ClientError
-from fedpgp.federation.admission import Refusal, admit
+from fedpgp.federation.admission import Refusal, admit, fault, sound
 from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
 from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
@@ -86,7 +86,7 @@ class FederationWorker:
             weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
             events=admission.events,
-            before_aggregation=self._before_aggregation(update.params, call.clients),
+            before_aggregation=self._before_aggregation(update.params, call.clients, admission.admitted),
         )
 
     def _update(
@@ -141,24 +141,39 @@ class FederationWorker:
 
         Without personal parameters all clients have one model, which is run once; with `finetune_epochs` each has its
         own, trained for so long from where it stands.
+
+        Raises:
+            ClientError: fine-tuning went wrong, and the policy is to fail.
         """
         received, personal = self._tree(shared), self._tree(call.personal)
-        epochs = self.job.federation.finetune_epochs
         models = len(call.clients) if personal else 1
         params = {**repeated(received, models), **personal}
         tested = params
-        if epochs:
-            tested = self._update("finetune", call.round, call.clients, received, personal, epochs).params
+        if self.job.federation.finetune_epochs:
+            tested = self._finetuned(call, received, personal)
         return [
             *self._scorer.counts(tested, call.clients, self.job.data.pools, whole=True, confusion=call.confusion),
             *self._scorer.global_counts(params, call, bool(shared)),
         ]
 
-    def _before_aggregation(self, params: ParamTree, clients: np.ndarray) -> list[Counts]:
-        if not self.job.federation.evaluate_before_aggregation:
+    def _finetuned(self, call: EvaluateCall, received: ParamTree, personal: ParamTree) -> ParamTree:
+        """Each client's model after some epochs of its own; as it stands where they went wrong, unless that fails."""
+        federation = self.job.federation
+        update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
+        fine = sound(update)
+        if federation.policy == "fail" and not bool(fine.all()):
+            place = int((~fine).nonzero()[0])
+            what = f"{fault(update, place)}; lower the learning rate"
+            raise ClientError("fine-tuning", call.round, int(call.clients[place]), what)
+        return choose(fine, update.params, {**repeated(received, len(call.clients)), **personal})
+
+    def _before_aggregation(self, params: ParamTree, clients: np.ndarray, admitted: Tensor) -> list[Counts]:
+        """Local counts of those who take part in the average."""
+        if not (self.job.federation.evaluate_before_aggregation and bool(admitted.any())):
             return []
         pools = [pool for pool in self.job.data.pools if pool.members is not None]
-        return self._scorer.counts(params, clients, pools, whole=False, local="local_before_aggregation")
+        kept = clients[admitted.cpu().numpy()]
+        return self._scorer.counts(rows(params, admitted), kept, pools, whole=False, local="local_before_aggregation")
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         job = self.job

@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.frozen import ClassSet, readable
 from fedpgp.clip.layout import Position
 from fedpgp.config import Settings
+from fedpgp.errors import ConfigError
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
 from fedpgp.tree import ParamTree
 
@@ -29,14 +30,24 @@ class ContextSettings(Settings):
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """Texts whose tokens are needed."""
-        return (self.ctx_init,) if self.ctx_init else ()
+        """Texts whose tokens are needed: `ctx_init`, its underscores read as spaces, as in CoOp."""
+        return (readable(self.ctx_init),) if self.ctx_init else ()
 
     def draw(self, frozen: ClassSet, generator: torch.Generator) -> Tensor:
-        """An initial context (L, D)."""
+        """An initial context (L, D).
+
+        Raises:
+            ConfigError: there is no word in `ctx_init`.
+            DataError: a prompt of it and of a class name would be longer than the text tower allows.
+        """
         if self.ctx_init:
-            return frozen.word_vectors(self.ctx_init).cpu().clone()
-        return INIT_STD * torch.randn(self.n_ctx, frozen.width, generator=generator)
+            ctx = frozen.word_vectors(readable(self.ctx_init)).cpu().clone()
+        else:
+            ctx = INIT_STD * torch.randn(self.n_ctx, frozen.width, generator=generator)
+        if not len(ctx):
+            raise ConfigError(f"method.ctx_init: no word in {self.ctx_init!r}; null starts with a random context")
+        frozen.check_room(len(ctx))
+        return ctx
 
 
 class CoOpSettings(ContextSettings):

@@ -21,6 +21,9 @@ REDUCTION = 16
 PROMPTS_PER_CHUNK = 1024
 """Most class prompts whose activations are kept at once."""
 
+VALUES_OF_CONTEXTS = 1 << 24
+"""Most values of the contexts that exist at once: 64 MB of float32."""
+
 
 class FedCoCoOpSettings(ContextSettings):
     """Settings of CoCoOp."""
@@ -73,14 +76,18 @@ class FedCoCoOp:
             text = frozen.encode(ctx, self.settings.position)
             return (F.normalize(text, dim=-1) @ unit.unsqueeze(-1)).squeeze(-1)
 
-        def logits(features: Tensor) -> Tensor:
+        def per_image(features: Tensor) -> Tensor:
             unit = F.normalize(features, dim=-1)
             bias = meta_net(params, unit)  # (K, B, D)
             ctx = params["ctx"].unsqueeze(1) + bias.unsqueeze(2)  # (K, B, L, D)
             unit = unit.expand(len(bias), -1, -1)
             flat = in_chunks(cosines, chunk, ctx.flatten(0, 1), unit.flatten(0, 1))
-            per_image: Tensor = flat.unflatten(0, bias.shape[:2])
-            return frozen.logit_scale * per_image
+            cosines_KBC: Tensor = flat.unflatten(0, bias.shape[:2])
+            return cosines_KBC
+
+        def logits(features: Tensor) -> Tensor:
+            parts = features.split(max(1, VALUES_OF_CONTEXTS // params["ctx"].numel()), dim=1)
+            return frozen.logit_scale * torch.cat([per_image(part) for part in parts], dim=1)
 
         return logits
 

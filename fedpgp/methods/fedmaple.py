@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.frozen import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.errors import ConfigError
 from fedpgp.methods.base import (
@@ -63,21 +63,23 @@ class FedMaPLe:
 
     def __init__(self, settings: FedMaPLeSettings) -> None:
         self.settings = settings
-        self.phrases = (settings.ctx_init,) if settings.ctx_init else ()
+        self.phrases = (readable(settings.ctx_init),) if settings.ctx_init else ()
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Prompts, the first from words or all N(0, 0.02), and couplings as torch starts linear layers.
 
         Raises:
             ConfigError: more layers than a tower has, or more tokens than the words.
+            DataError: a prompt would be longer than the text tower allows.
         """
-        n_ctx, depth, words = self.settings.n_ctx, self.settings.depth, self.settings.ctx_init
+        n_ctx, depth = self.settings.n_ctx, self.settings.depth
         layers = min(frozen.layers, len(frozen.visual.blocks))
         depth = depth or max(1, 3 * layers // 4)
         if depth > layers:
             raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
         ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)
-        if words:
+        frozen.check_room(n_ctx + len(self._kept(frozen)))
+        for words in self.phrases:
             vectors = frozen.word_vectors(words)
             if n_ctx > len(vectors):
                 raise ConfigError(
@@ -94,9 +96,8 @@ class FedMaPLe:
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled cosines of the prompted image features with the prompted text features."""
-        ctx, words = params["ctx"], self.settings.ctx_init
-        fixed = frozen.token_ids(words)[self.settings.n_ctx :] if words else ()
-        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=fixed)
+        ctx = params["ctx"]
+        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=self._kept(frozen))
         prompts = couple(params)
 
         def logits(pixels: Tensor) -> Tensor:
@@ -106,6 +107,10 @@ class FedMaPLe:
             return cosine_logits(images.unflatten(0, shape), text, frozen.logit_scale)
 
         return logits
+
+    def _kept(self, frozen: ClassSet) -> tuple[int, ...]:
+        """The tokens of the words that stay as they are."""
+        return tuple(token for words in self.phrases for token in frozen.token_ids(words)[self.settings.n_ctx :])
 
 
 def couple(params: ParamTree) -> Tensor:

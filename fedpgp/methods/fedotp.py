@@ -49,7 +49,8 @@ class FedOTP:
 
     Departs from the authors' code: each image stops its iterations by itself, so that its result does not depend on
     those beside it (theirs by `stop: batch`); the solver runs in fp32, on kernels that are scaled by their largest
-    entry, which changes no plan and keeps those of a small `eps` from vanishing.
+    entry, which changes no plan and keeps those of a small `eps` from vanishing. With `stop: batch`, tested
+    images stop together by up to 100 of a pool in its order (theirs by 100 of each client's own).
     """
 
     name: ClassVar[str] = "fedotp"

@@ -22,9 +22,10 @@ def parameter_counts(method: Method) -> tuple[int, int]:
 
 
 def _reference(phrases: tuple[str, ...]) -> ClassSet:
-    """A frozen side of the right shape, without weights; each word of a phrase is one token."""
-    words = sorted({word for phrase in phrases for word in phrase.split()})
-    vocabulary = {phrase: tuple(words.index(word) for word in phrase.split()) for phrase in phrases}
+    """A frozen side of the right shape, without weights; each word of a text is one token."""
+    texts = (*phrases, "class.")
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {text: tuple(words.index(word) for word in text.split()) for text in texts}
     nothing = Affine(torch.empty(0), None)
     blocks = (Block(*[nothing] * 6),) * LAYERS
     tower = TextTower(

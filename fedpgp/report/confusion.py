@@ -88,7 +88,7 @@ def _draw(axes: Axes, metric: str, names: Sequence[str], counts_CC: np.ndarray, 
     for row in () if repeated else range(0, len(names), step):
         axes.text(-0.015, row, names[row], transform=across, ha="right", va="center", fontsize=7)
     right = 100 * counts_CC.trace() / counts_CC.sum()
-    axes.set_title(f"{metric}: {right:.1f} % of all clients' answers are right", fontsize=9)
+    axes.set_title(f"{metric}: {right:.1f} % of these answers are right", fontsize=9)
     below = "\n".join(["down: is, across: taken for", *_told(names, counts_CC, percent_CC)])
     axes.text(0.5, -0.02, below, transform=axes.transAxes, ha="center", va="top", fontsize=8)
 

@@ -126,6 +126,18 @@ def test_a_client_whose_loss_is_not_finite_rests_and_is_marked():
     assert torch.equal(update.params["w"][0], alone.params["w"][0])
 
 
+def test_a_client_that_fails_in_an_earlier_phase_keeps_that_loss():
+    class Twice(OneWeight):
+        phases = (Phase(frozenset({"w"})), Phase(frozenset({"w"})))
+
+    data = LocalData(torch.tensor([[1e30], [3.0]]), torch.zeros(2, dtype=torch.long), np.array([0, 1]))
+    once = [[np.array([0])]] * 2
+    settings = Optimizer(0.5, 0.0, 0.0)
+    update = local_update(Twice(), None, {"w": torch.zeros(2, 1)}, {}, data, [once, once], settings)
+    assert update.finite.tolist() == [False, True]
+    assert update.loss.tolist() == [float("inf"), 1.5**2 / 2]  # the other's is that of its last phase
+
+
 def order(count, **changes):
     settings = {"views": 1, "batch_size": 4, "epochs": 2, "drop_last": False, **changes}
     return batches(count, **settings, generator=np.random.default_rng(0))

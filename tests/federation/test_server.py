@@ -11,6 +11,8 @@ from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.errors import ClientError
+from fedpgp.federation.admission import admit
+from fedpgp.federation.client import Update
 from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
@@ -141,6 +143,25 @@ def test_one_model_counts_for_every_client_and_too_many_classes_are_not_counted(
     assert count_confusion(labels, answers, 3, None, MOST_CLASSES + 1) is None
 
 
+def test_an_answer_that_is_none_of_the_classes_is_not_counted():
+    """Nothing (-1), and columns 2 and 3 of a second set, which must not land in another row or behind the last."""
+    labels, answers = np.array([0, 0, 1, 1]), np.array([[0, 2, 3, 1], [-1, 1, -1, 0]])
+    assert count_confusion(labels, answers, 2, None, 2).tolist() == [[1, 1], [1, 1]]
+    assert count_confusion(labels, answers, 2, [np.array([1, 2]), np.array([0, 3])], 2).tolist() == [[0, 0], [1, 0]]
+
+
+def test_a_model_without_finite_logits_has_no_right_answer(server):
+    """A sum that is infinite or undefined: not one image of class 0, though argmax would say so."""
+    federation = server("", rounds=1)
+    start = federation.initial_state()
+    start.personal["a"][:] = torch.tensor([[float("nan")], [float("inf")], [0.0]])
+    counts, confusion = federation._evaluate(start, last=True)
+    (everything,) = (part for part in counts if part.metric == "all")
+    assert everything.correct.flatten().tolist() == [0, 0, 6]
+    rows = confusion.filter(pc.field("metric") == "all").to_pylist()
+    assert {tuple(row.values())[2:] for row in rows} == {(0, 0, 3), (1, 1, 3)}
+
+
 def test_nothing_shared(server):
     (result,) = server("", rounds=1).run(server("", rounds=1).initial_state())
     assert result.state.shared == {}
@@ -220,6 +241,23 @@ def test_a_bad_client_can_be_excluded(server, block_size):
     assert result.row.metrics["train/loss"] == pytest.approx((2.5 + 8) / 2)
 
 
+def test_who_is_excluded_is_not_tested_before_aggregation(server):
+    result, _ = one_bad(server, policy="exclude", evaluate_before_aggregation=True)
+    tested = result.clients.filter(pc.field("metric") == "local_before_aggregation")
+    assert tested["client"].to_pylist() == [0, 2]
+    everyone, _ = one_bad(server, policy="exclude", evaluate_before_aggregation=True, max_update_norm=0.01)
+    assert not everyone.clients.filter(pc.field("metric") == "local_before_aggregation").num_rows
+
+
+def test_a_limit_that_nobody_exceeds_changes_no_bit():
+    values = torch.tensor([[0.1], [0.3], [1e-8]])
+    update = Update({"a": values}, torch.zeros(3), torch.ones(3, dtype=torch.bool))
+    settings = FederationSettings(policy="clip", max_update_norm=1e9)
+    admission = admit(update, {"a": torch.tensor([1e3 / 3])}, settings)
+    assert torch.equal(admission.shared["a"], values)
+    assert admission.events == (None, None, None)
+
+
 def test_a_long_update_can_be_excluded(server):
     """Updates 1, 2.5, -2 against a norm of 2.25: y is left out as above."""
     federation = server("a", rounds=1, policy="exclude", max_update_norm=2.25)
@@ -266,3 +304,14 @@ def test_finetuning_before_evaluation_leaves_the_state_as_it_was(server):
     assert result.state.shared["a"].item() == -0.25
     local = result.clients.filter(pc.field("metric") == "local")
     assert local["correct"].to_pylist() == [1, 0, 3]
+
+
+def test_finetuning_that_goes_wrong_follows_the_policy(server):
+    """Client y's image is out of range. Left out, it is tested where it stands, at the cut 0, and is right."""
+    images = [[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]]
+    federation = server("ab", images=images, finetune_epochs=1)
+    with pytest.raises(ClientError, match="client 1, round 0, fine-tuning: loss is inf; lower the learning rate"):
+        federation._evaluate(federation.initial_state(), last=False)
+    federation = server("ab", images=images, finetune_epochs=1, policy="exclude")
+    counts, _ = federation._evaluate(federation.initial_state(), last=False)
+    assert [part.correct.flatten().tolist() for part in counts if part.metric == "local"] == [[1, 1, 3]]

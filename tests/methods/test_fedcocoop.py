@@ -59,6 +59,18 @@ def test_memory_is_that_of_a_chunk(bind, features, labels, monkeypatch):
     assert seen == [4, 4, 4, 4, 4, 4, 3]  # three clients, padded to 9 images each
 
 
+def test_contexts_of_a_large_pool_are_made_for_some_images_at_a_time(bind, features, monkeypatch):
+    frozen, made = bind(METHOD), []
+    params, _ = apart(METHOD, frozen)
+    images = features["pooled"][None]
+    whole = METHOD.classifier(params, frozen)(images)
+    monkeypatch.setattr(fedcocoop, "VALUES_OF_CONTEXTS", 2 * params["ctx"].numel())
+    in_chunks = fedcocoop.in_chunks
+    monkeypatch.setattr(fedcocoop, "in_chunks", lambda *args: made.append(len(args[2])) or in_chunks(*args))
+    torch.testing.assert_close(METHOD.classifier(params, frozen)(images), whole, atol=1e-4, rtol=0)
+    assert set(made) == {2 * len(params["ctx"]), len(params["ctx"])}  # of each client two images, then the last
+
+
 def test_the_hidden_layer_is_a_sixteenth(bind):
     params = METHOD.init(bind(METHOD), torch.Generator().manual_seed(0))
     assert params["meta_1.weight"].shape == (4, 64)

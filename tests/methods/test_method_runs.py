@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 
 from fedpgp import config, experiment, planning
 from fedpgp.clip import model
-from fedpgp.errors import BackboneError, ConfigError
+from fedpgp.errors import BackboneError, ConfigError, UserError
 from fedpgp.store import RunStore
 
 RUNS = {
@@ -70,6 +70,44 @@ def test_settings_that_the_backbone_cannot_follow(tmp_path, method, rule):
     with pytest.raises(ConfigError, match=rule):
         planning.plan(settings(tmp_path, method))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ({"name": "promptfl", "n_ctx": 64}, r"class 'a .* x' \(\d\d tokens\): longer than the 77 tokens"),
+        ({"name": "fedmaple", "n_ctx": 64, "depth": 1, "ctx_init": None}, "longer than the 77 tokens"),
+        ({"name": "coop", "ctx_init": " "}, r"method\.ctx_init: no word in ' '"),
+        ({"name": "fedmaple", "depth": 1, "ctx_init": " "}, "n_ctx: 2 is more than the 0 tokens of ctx_init ' '"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused_for_novel_classes_too(tmp_path, method, what):
+    """The last class, a novel one, has the longest name."""
+    names = list(planning.plan(settings(tmp_path, {"name": "zero_shot"})).data.class_names)
+    names[-1] = "a very long name of twenty words" + 12 * " x"
+    with pytest.raises(UserError, match=what):
+        planning.plan(settings(tmp_path, method, class_names=names))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_underscores_in_initial_words_are_spaces(root):
+    plans = [
+        planning.plan(settings(root, {"name": "promptfl", "ctx_init": words}))
+        for words in ("a photo of a", "a_photo_of_a")
+    ]
+    spaces, underscores = (one.method.init(one.text.on([0]), torch.Generator())["ctx"] for one in plans)
+    assert len(spaces) == 4
+    assert torch.equal(spaces, underscores)
+
+
+def test_names_with_the_same_tokens_are_told(tmp_path, caplog):
+    names = list(planning.plan(settings(tmp_path, {"name": "zero_shot"})).data.class_names)
+    assert not caplog.records
+    names[0], names[1] = "Cat", "cat"
+    planning.plan(settings(tmp_path, {"name": "zero_shot"}, class_names=names))
+    (record,) = caplog.records
+    told = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so no prompt that they share"
+    assert record.getMessage().startswith(told)
 
 
 def tower_of(vision):
