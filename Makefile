@@ -17,8 +17,8 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(SETUP)
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedpgp.errors import RunError
-from fedpgp.report.style import COUNTS, blank, styled
+from fedpgp.report.style import COUNTS, blank, short, styled
 from fedpgp.store import RunStore
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def partition_heat_map(table: pa.Table, clients: Sequence[str], classes: Sequenc
     figure.colorbar(shown, label="training images", ticks=MaxNLocator(integer=True))
     for axis, names in ((axes.xaxis, classes), (axes.yaxis, clients)):
         step = max(1, -(-len(names) // MOST_TICKS))
-        axis.set_ticks(range(0, len(names), step), [_short(name) for name in names[::step]], fontsize=7)
+        axis.set_ticks(range(0, len(names), step), [short(name) for name in names[::step]], fontsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.set_title(f"{int(counts_KC.sum())} training images, {len(clients)} clients, {len(classes)} classes")
     return figure
@@ -103,7 +103,3 @@ def fitted(image: Image) -> Image:
     small.thumbnail((SIDE, SIDE))
     square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedpgp.report.style import COLORS, DIVERGING, annotate, blank, styled
+from fedpgp.report.style import COLORS, DIVERGING, annotate, blank, short, styled
 
 MOST_NUMBERS = 12
 """Clients up to whom the similarities are written into the cells."""
@@ -43,7 +43,8 @@ def spectra(values: np.ndarray, label: str) -> Figure:
 @styled
 def similarity(cosines: np.ndarray, names: Sequence[str], label: str) -> Figure:
     """Cosine similarities (K, K) of the clients' own parts."""
-    side = min(10.0, 2.2 + 0.42 * len(names))
+    labels = [short(name) for name in names]
+    side = min(10.0, max(2.2, 1.4 + 0.08 * max(map(len, labels))) + 0.42 * len(names))
     figure = blank(side + 0.8, side)
     axes = figure.subplots()
     axes.grid(visible=False)
@@ -51,8 +52,8 @@ def similarity(cosines: np.ndarray, names: Sequence[str], label: str) -> Figure:
     if len(names) <= MOST_NUMBERS:
         annotate(axes, shown, cosines, "{:.2f}")
     step = -(-len(names) // MOST_TICKS)
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90)
-    axes.set_yticks(range(0, len(names), step), names[::step])
+    axes.set_xticks(range(0, len(names), step), labels[::step], rotation=90)
+    axes.set_yticks(range(0, len(names), step), labels[::step])
     axes.set_title(f"{label}: cosine similarity", loc="left")
     figure.colorbar(shown, shrink=0.8)
     return figure

@@ -25,6 +25,8 @@ COUNTS = "Blues"
 """White is nothing."""
 DIVERGING = "PuOr"
 DPI = 120
+LONGEST_NAME = 24
+"""Letters of a name at an axis."""
 RC: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -62,6 +64,11 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def blank(width: float, height: float) -> Figure:
     """An empty figure of this many inches."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def short(name: str) -> str:
+    """A name as it can stand at an axis."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def look(number: int) -> dict[str, Any]:

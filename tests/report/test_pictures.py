@@ -161,6 +161,12 @@ def test_a_title_longer_than_its_figure_is_not_cut():
     assert width("a label of many letters, with settings, seed 1") > width("short") + 100
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_long_names_of_clients_leave_room_for_the_matrix(count):
+    style.encoded(prompts.similarity(np.eye(count), ["a client with a name of many words"] * count, "short"), "png")
+
+
 def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared):
     pictures, notes = gallery(compared)
     names = {picture.name for picture in pictures}
