@@ -11,7 +11,7 @@ import yaml
 
 from fedpgp import config, tracking
 from fedpgp.config import Experiment
-from fedpgp.errors import ConfigError
+from fedpgp.errors import ConfigError, RunError
 from fedpgp.secrets import without_user
 from fedpgp.store import RunStore
 from fedpgp.sweeps import draw, spec
@@ -35,7 +35,13 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
         yield sweep.path
     if [sweep.path for sweep in sweeps] == [path.absolute()]:
         return
-    for store in RunStore.find(path):
+    try:
+        stores = RunStore.find(path)
+    except RunError:
+        if not sweeps:
+            raise
+        return  # they were stopped before their first run
+    for store in stores:
         named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
         tracking.sync(store.path, _uri(uri, named, store.root))
         yield store.path

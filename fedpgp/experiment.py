@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fedpgp.federation.messages import Features
 from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
+from fedpgp.files import is_full
 from fedpgp.planning import Plan, plan
 from fedpgp.records import Progress, RoundRow
 from fedpgp.secrets import redacted
@@ -194,7 +195,10 @@ def _ending(store: RunStore) -> Iterator[None]:
             store.stop("asked to stop")
             raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
         except BaseException as error:
-            store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
+            with suppress(OSError):  # the disk may be full; it counts as interrupted then
+                store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
+            if isinstance(error, OSError) and is_full(error):
+                raise FedPGPError(f"{store.path}: {error.strerror}; free some, and go on with --resume") from None
             raise
 
 

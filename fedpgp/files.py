@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 TEMPORARY = ".tmp-"
 """Prefix of the name that a file has while it is being written."""
+LOOKS, LOOK_SECONDS = 10, 0.02
+"""How often, and how far apart, a lock is asked for that is not waited for: who looks at it has it for a moment."""
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -25,6 +30,11 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether something could not be written as there is no room for it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_the_way(folder: Path) -> Path | None:
@@ -50,8 +60,31 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: someone else holds it and `wait` is false.
     """
     with path.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            _lock_now(file)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def looked_at(path: Path) -> Iterator[None]:
+    """Keep everyone from locking `path`, which must be there, for a moment; others may look too. Nothing is written.
+
+    Raises:
+        BlockingIOError: someone holds it.
+    """
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def _lock_now(file: IO[str]) -> None:
+    for _ in range(LOOKS - 1):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOOK_SECONDS)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

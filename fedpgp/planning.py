@@ -157,5 +157,10 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
 def _check_storage(storage: StorageSettings) -> None:
     if (found := in_the_way(storage.root)) is not None:
         raise RunError(f"storage.root: {found} is not a folder that can be written to; give storage.root=FOLDER")
+    if "?" in str(storage.root.absolute()):
+        raise RunError(
+            f"storage.root: {storage.root.absolute()}: what follows ? would not be taken as part of the folder of "
+            "MLflow's store; give a folder without it"
+        )
     if storage.uri:
         Remote.at(storage.uri).make()

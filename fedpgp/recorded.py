@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedpgp.errors import RunError
-from fedpgp.files import locked, write_durably
+from fedpgp.files import looked_at, write_durably
 
 
 class Status(TypedDict):
@@ -61,7 +61,7 @@ class Recorded:
         if state != "running" or not lock.exists():
             return state
         try:
-            with locked(lock, wait=False):
+            with looked_at(lock):
                 state = str(self.status["state"])  # it may have ended just now
                 return "interrupted" if state == "running" else state
         except BlockingIOError:

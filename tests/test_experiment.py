@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedpgp import config, experiment, launch, planning
-from fedpgp.errors import ConfigError, Interrupted
+from fedpgp.errors import ConfigError, FedPGPError, Interrupted
 from fedpgp.store import RunStore
 
 BASE = {
@@ -161,6 +163,32 @@ def test_a_failed_run_says_why_and_resumes(root, monkeypatch):
         run(wanted)
     (path,) = (p for p in root.glob("runs/small-*") if RunStore.open(p).status["state"] == "failed")
     assert "loss is nan" in RunStore.open(path).status["reason"]
+
+
+def test_a_full_disk_ends_a_run_in_a_line_that_says_where(reference, root, monkeypatch):
+    """Nothing can be written any more, the status neither: killed, as far as others see, and it goes on from there."""
+    wanted, commit = settings(root, federation__lr=0.3), RunStore.commit
+
+    def full(*anything):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def filling(store, row, *rest):
+        if row.round == 2:
+            monkeypatch.setattr(RunStore, "_put", full)
+        commit(store, row, *rest)
+
+    with monkeypatch.context() as filled:
+        filled.setattr(RunStore, "commit", filling)
+        put = RunStore._put
+        with pytest.raises(
+            FedPGPError, match=r"small-\S+: No space left on device; free some, and go on with --resume"
+        ):
+            run(wanted)
+        monkeypatch.setattr(RunStore, "_put", put)
+    (path,) = (p for p in root.glob("runs/small-*") if RunStore.open(p).state == "interrupted")
+    assert [row.round for row in RunStore.open(path).rounds()] == [1]
+    assert run(wanted, resume=True) == path
+    assert [row.round for row in RunStore.open(path).rounds()] == [1, 2, 3]
 
 
 def test_zero_shot_has_one_round_and_sends_nothing(root):

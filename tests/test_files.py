@@ -1,6 +1,8 @@
 """A file is the old one or the new one, and a lock has one holder."""
 
 import os
+import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -35,4 +37,20 @@ def test_a_lock_has_one_holder_and_names_it(tmp_path):
         with pytest.raises(BlockingIOError), files.locked(path, wait=False):
             pass
     with files.locked(path, wait=False):
+        pass
+
+
+def test_looking_at_a_lock_takes_nothing_from_anybody(tmp_path, monkeypatch):
+    """Others who look see the same, the holder's name stays, and who wants the lock has it as soon as they are gone."""
+    path = tmp_path / "lock"
+    path.write_text("17")
+    path.chmod(0o444)
+    looking = ExitStack()
+    looking.enter_context(files.looked_at(path))
+    with files.looked_at(path):
+        assert path.read_text() == "17"
+    with pytest.raises(BlockingIOError), files.locked(path, wait=False):
+        pass
+    monkeypatch.setattr(time, "sleep", lambda seconds: looking.close())
+    with files.locked(path, wait=False), pytest.raises(BlockingIOError), files.looked_at(path):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from fedpgp import __version__
 from fedpgp.authentication import use_token
 from fedpgp.cli import anatomy, bench, data, doctor, export, report, reproduce, settings, sweep, track
 from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
+from fedpgp.files import is_full
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment, ResourceSettings
@@ -64,6 +66,9 @@ def main() -> None:
     if os.environ.get("RAY_ADDRESS"):
         use_token()
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal does not have ends nothing
     try:
         app()
     except Interrupted as error:
@@ -74,9 +79,10 @@ def main() -> None:
             err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None:  # not about a place that somebody gave
+        if error.filename is None and not is_full(error):  # not about a place that somebody gave
             raise
-        err.print(f"[red]error[/]: {escape(f'{error.filename}: {error.strerror}')}", highlight=False, soft_wrap=True)
+        what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}; free some"
+        err.print(f"[red]error[/]: {escape(what)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -92,7 +98,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if version:
-        out.print(__version__, highlight=False)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -134,14 +140,14 @@ def run(
         return
     if detach:
         name = launch.detach(settings, resume)
-        out.print(f"driver: {name}\nfollow it with: fedpgp attach {name}", highlight=False, soft_wrap=True)
+        typer.echo(f"driver: {name}\nfollow it with: fedpgp attach {name}")
         return
     with _live() as live:
         folder = launch.run(settings, resume, live.show)
     if (heat_map := partition_of_run(folder)) is not None:
         save(heat_map, folder / "partition")
     out.print(show(folder))
-    out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+    typer.echo(f"run: {folder}")
 
 
 @app.command()
@@ -160,8 +166,8 @@ def demo(overrides: OverridesArgument = None) -> None:
     root = folder.root
     figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
-    out.print(f"figure: {figure}", highlight=False, soft_wrap=True)
-    out.print(f"MLflow: {_beside('fedpgp')} ui {root}", soft_wrap=True)
+    typer.echo(f"figure: {figure}")
+    typer.echo(f"MLflow: {_beside('fedpgp')} ui {root}")
 
 
 @app.command()
@@ -176,7 +182,7 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     except KeyboardInterrupt:
         raise Interrupted(f"not followed any more, but the run goes on; end it with: fedpgp stop {driver}") from None
     out.print(show(folder))
-    out.print(f"run: {folder}", highlight=False, soft_wrap=True)
+    typer.echo(f"run: {folder}")
 
 
 @app.command()
@@ -185,7 +191,7 @@ def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     from fedpgp import launch
 
     launch.stop(driver, _cluster(address))
-    out.print(f"stopping: {driver}", highlight=False)
+    typer.echo(f"stopping: {driver}")
 
 
 @app.command()
@@ -205,7 +211,7 @@ def runs(
     except RunError:
         if not cluster:
             raise
-        out.print(f"no run under {root} yet", highlight=False, soft_wrap=True)  # a driver prepares before it has one
+        typer.echo(f"no run under {root} yet")  # a driver prepares before it has one
 
 
 @app.command()
@@ -231,7 +237,7 @@ def features(
         resources = settings.resources
         out.print(forecasts(told, 1 if resources.backend == "serial" else resources.actors, resources.threads))
     for path in paths:
-        out.print(f"features: {path}", highlight=False, soft_wrap=True)
+        typer.echo(f"features: {path}")
 
 
 @app.command()
@@ -243,8 +249,8 @@ def upload(
 
     found = uploads.of(folder)
     found.check()
-    out.print(f"{found.size / uploads.MIB:.1f} MiB in {len(found.files)} files, the biggest:", highlight=False)
-    out.print(found.biggest, highlight=False, markup=False, soft_wrap=True)
+    typer.echo(f"{found.size / uploads.MIB:.1f} MiB in {len(found.files)} files, the biggest:")
+    typer.echo(found.biggest)
 
 
 @app.command()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from fedpgp.cli.places import writable
 
@@ -89,8 +88,9 @@ def show(
 ) -> None:
     """Draw what each client trains on (a contact sheet) and how the classes are divided (a heat map)."""
     from fedpgp import survey
+    from fedpgp.config import absolute
 
-    settings = _settings(config, overrides or [], None)
+    settings = absolute(_settings(config, overrides or [], None))
     target = folder or settings.storage.root / "figures" / settings.name
     _say([f"figure: {path}" for path in survey.show(settings, target, clients)])
 
@@ -143,4 +143,4 @@ def _describe(manifest: Manifest) -> None:
 
 def _say(lines: list[str]) -> None:
     for line in lines:
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        typer.echo(line)

@@ -39,7 +39,7 @@ def export(
     weights = yaml.safe_load(RunStore.open(run).config_yaml)["backbone"]["weights"]
     served = serving.save(path, folder / "mlflow-model", weights if weights and Path(weights).is_file() else None)
     for title, item in (("prompt", path), ("card", path.with_suffix(".json")), ("MLflow model", served)):
-        out.print(f"{title}: {item}", highlight=False, soft_wrap=True)
+        typer.echo(f"{title}: {item}")
 
 
 def predict(

@@ -70,7 +70,7 @@ def report(
         return
     path = folder / f"report.{chosen_form}"
     path.write_text(text, encoding="utf-8")
-    out.print(f"report: {path}", highlight=False, soft_wrap=True)
+    typer.echo(f"report: {path}")
 
 
 def compare(

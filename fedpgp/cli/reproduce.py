@@ -66,7 +66,7 @@ def reproduce(
     found = cells.fill(plan, folders)
     _print(found)
     for one in folders:
-        out.print(f"sweep: {one.path}", highlight=False, soft_wrap=True)
+        typer.echo(f"sweep: {one.path}")
     if folder is not None:
         _write(found, folder, [one.path for one in folders])
     failed = [f"{one.path.name}: {one.status['reason']}" for one in folders if one.state == "failed"]
@@ -108,4 +108,4 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
         path = folder / f"{name}.{suffix}"
         path.write_text(text, encoding="utf-8")
-        out.print(f"table: {path}", highlight=False, soft_wrap=True)
+        typer.echo(f"table: {path}")

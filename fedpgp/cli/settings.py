@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="Every setting: a file to start from, a schema for an editor.")
-out = Console()
 
 HEAD = """\
 # Every setting with its default, written by `fedpgp config init`. A key left out has the value given here.
@@ -44,7 +42,7 @@ def init(
         raise ConfigError(f"{file}: is there already; give another name, or --force to write over it") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written ({error.strerror}); give a file in a folder of yours") from None
-    out.print(f"settings: {file}", highlight=False, soft_wrap=True)
+    typer.echo(f"settings: {file}")
 
 
 @app.command()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from fedpgp.authentication import use_token
 from fedpgp.errors import FedPGPError
@@ -65,7 +64,7 @@ def sweep(
         return
     folder = execute(settings, resume, rerun)
     out.print(ranking(folder))
-    out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
+    typer.echo(f"sweep: {folder.path}")
     _refuse_failed(folder)
 
 
@@ -91,7 +90,7 @@ def lodo(
         return
     folder = execute(settings, resume, rerun)
     out.print(held_out(folder))
-    out.print(f"sweep: {folder.path}", highlight=False, soft_wrap=True)
+    typer.echo(f"sweep: {folder.path}")
     _refuse_failed(folder)
 
 
@@ -133,7 +132,7 @@ def preview(settings: Sweep) -> None:
 
 def _say(lines: list[str]) -> None:
     for line in lines:
-        err.print(escape(line), highlight=False, soft_wrap=True)
+        typer.echo(line, err=True)
 
 
 def _refuse_failed(folder: SweepFolder) -> None:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sweeps.")
-out = Console()
 
 RootArgument = Annotated[Path, typer.Argument(metavar="[STORAGE_ROOT]", help="The storage.root of your runs.")]
 
@@ -32,7 +30,7 @@ def ui(
     page = interface.page_of(store)
     with interface.serving(store, port) as (base, process):
         address = base + page
-        out.print(f"MLflow: {address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        typer.echo(f"MLflow: {address}   (Ctrl-C ends it)")
         if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)
         process.wait()
@@ -52,7 +50,7 @@ def sync(
     from fedpgp import catch_up
 
     for folder in catch_up.everything(runs, uri):
-        out.print(f"synced: {folder}", highlight=False, soft_wrap=True)
+        typer.echo(f"synced: {folder}")
 
 
 def register(command_line: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+from rich.markup import escape
 from rich.table import Table
 
 MOST_ROWS = 60
@@ -22,7 +23,7 @@ def split_counts(counts: pa.Table, by: str) -> Table:
         table.add_column(split, justify="right")
     for name in names[:MOST_ROWS]:
         own = [found.get((name, split), 0) for split in SPLITS]
-        table.add_row(name, *(str(count) for count in (*own, sum(own))))
+        table.add_row(escape(name), *(str(count) for count in (*own, sum(own))))
     total = [sum(count for (_, split), count in found.items() if split == wanted) for wanted in SPLITS]
     table.add_section()
     table.add_row("all", *(str(count) for count in (*total, sum(total))))

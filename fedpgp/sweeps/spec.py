@@ -61,6 +61,14 @@ class TuneSettings(Settings):
         raise ValueError(f"unknown metric; {hint}")
 
 
+SECTIONS = frozenset(
+    key
+    for key, field in config.Experiment.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+)
+"""Keys of an experiment that have settings below them."""
+
+
 class Sweep(Settings):
     """One sweep, complete."""
 
@@ -74,6 +82,14 @@ class Sweep(Settings):
     """dotted keys, or sections whose values are merged into them, in Tune's terms"""
     folds: FoldSettings = FoldSettings()
     tune: TuneSettings = TuneSettings()
+
+    @field_validator("base")
+    @classmethod
+    def _sections_are_mappings(cls, base: dict[str, Any]) -> dict[str, Any]:
+        for key, value in base.items():
+            if key in SECTIONS and not isinstance(value, Mapping):
+                raise ValueError(f"{key}: give settings below it, or leave it out (given: {value!r})")
+        return base
 
     @property
     def terms(self) -> dict[str, Term]:

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 """Read by MLflow, where the user has not set it."""
 
 QUIET = {
-    "mlflow.store.db.utils": logging.WARNING,  # a line per table of a new store
+    "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store, and pages on a failure that is told
     "alembic.runtime.migration": logging.WARNING,
     "urllib3.connectionpool": logging.ERROR,  # a line per retry, where one is told at the end
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +19,8 @@ from PIL import Image
 
 from fedpgp.bench.faults import descendants
 from fedpgp.store import RunStore
+from fedpgp.sweeps import spec
+from fedpgp.sweeps.folder import Fold, Planned, SweepFolder
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",
@@ -78,6 +83,12 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
         assert (code, said.count("synced: ")) == (0, 1)
     (mirrored,) = MlflowClient(f"sqlite:///{root}/mlflow.db").search_runs(["1"])
     assert mirrored.info.run_name == Path(out.rsplit("run: ", 1)[1].strip()).name
+    planned = Planned("abc", "it", {}, (Fold(1),))
+    given = spec.dump(spec.load("shapes")[0])
+    begun = SweepFolder.create(tmp_path / "begun", "new", "0" * 12, given, "val/hm", "max", [planned])
+    begun.set_status("stopped", "before its first run")
+    code, said, err = fedpgp("track", "sync", tmp_path / "begun")
+    assert (code, said, err) == (0, f"synced: {begun.path}\n", "")
     code, _, err = fedpgp("track", "sync", tmp_path / "nowhere")
     assert (code, "no run here" in err) == (2, True)
 
@@ -189,6 +200,40 @@ def test_refuses_a_storage_that_is_a_file(fedpgp, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={tmp_path / 'file'}")
     assert (code, "storage.root" in err) == (2, True)
+
+
+def test_refuses_a_storage_that_mlflow_would_misread(fedpgp, tmp_path):
+    message = "storage.root: .*what.x: what follows . would not be taken as part of the folder of MLflow's store"
+    code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={tmp_path / 'what?x'}")
+    assert code == 2
+    assert re.search(message, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_is_printed_as_it_is(fedpgp, tmp_path):
+    """Brackets are no colours."""
+    for name in ("st [red] 'q\"", "a[/b]"):
+        root = tmp_path / name
+        code, out, _ = fedpgp("run", "shapes", *SMALL, f"storage.root={root}", "tracking.mlflow=false")
+        assert code == 0
+        assert Path(out.rsplit("run: ", 1)[1].strip()).parent == root / "runs"
+
+
+def test_a_full_disk_is_a_line(fedpgp, monkeypatch):
+    def full(*anything, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fedpgp.config.load", full)
+    assert fedpgp("run", "shapes") == (1, "", "error: No space left on device; free some\n")
+
+
+def test_a_terminal_without_some_sign_ends_nothing(made_run):
+    """The tables have a plus-minus sign."""
+    runs = [made_run(f"seed={seed}", test_local=[50, 50 + seed]) for seed in (1, 2)]
+    environment = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fedpgp", "report", *map(str, runs)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"51.50 ?" in done.stdout
 
 
 def running(pid):

@@ -101,6 +101,22 @@ def test_show_draws_the_partition_and_the_clients(root: Path, tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "few").iterdir()} == {"partition.png", "partition.svg"}
 
 
+def test_names_and_folders_are_what_they_are(tmp_path: Path, monkeypatch) -> None:
+    """Brackets in names are no colours, and ~ is the home folder."""
+    for name in ("cat [red]", "[bold]dog"):
+        for image in range(4):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (image, 0, 0)).save(tmp_path / "photos" / name / f"{image}.png")
+    output = call("check", "folder", "--root", str(tmp_path / "photos"))
+    assert "│ cat [red]" in output
+    assert "│ [bold]dog" in output
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    output = call("show", "shapes", "storage.root=~/st", "partition.clients=2", "--clients", "0")
+    assert f"figure: {tmp_path}/home/st/figures/shapes/partition.png" in output
+    assert not (tmp_path / "~").exists()
+
+
 def test_show_draws_nothing_if_an_image_cannot_be_read(root: Path, tmp_path: Path) -> None:
     changes = ["data.name=caltech101", f"data.root={root}", "partition.clients=2", "protocol.name=all_classes"]
     for image in range(10):

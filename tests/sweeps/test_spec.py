@@ -101,6 +101,7 @@ def test_an_override_wins_over_variants_and_says_so(tmp_path):
         ({"space": {"seed": {"grid_search": [1, 2]}}}, r"seed makes a fold .* give folds.seeds"),
         ({"variants": {"a": {"protocol.held_out": "x"}}}, r"protocol.held_out makes a fold .* folds.held_out=all"),
         ({"space": GRID, "variants": {"a": {"method": {"mu": 1}}}}, "method.mu: in the space and in a variant"),
+        ({"base": {"resources": None}}, r"base: resources: give settings below it, or leave it out \(given: None\)"),
         ({"base": 3}, "base: give a shipped experiment, a path or a mapping"),
         ({"base": "nothing"}, "nothing: no such file, and no shipped experiment"),
     ],
