@@ -15,7 +15,8 @@ from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower
 from fedpgp.methods.coop import ContextSettings
 from fedpgp.tree import ParamTree
 
-SIMILARITIES_PER_CHUNK = 1 << 24  # 64 MB of float32 each of them and of their plan
+SIMILARITIES_PER_CHUNK = 1 << 20  # 4 MB of float32 each of them and of their plan: near a core
+GATHERED_BELOW = 0.75  # share of images that still move, below which the others are taken out
 AUTHORS_TEST_BATCH = 100
 
 
@@ -111,30 +112,54 @@ def plan(sim: Tensor, settings: FedOTPSettings, mask: Tensor | None = None) -> T
         u_m = 1 / (M (G v)_m), at most 1 with cot;  v_n = top_percent / (N (G^T u)_n);  T_nm = v_n G_nm u_m,
 
     until v (cot) or u (sinkhorn) moves by less than `thresh` on average. G is divided by its largest entry for each
-    image and class; the scaling whose movement is measured takes the factor up.
+    image and class; the scaling whose movement is measured takes the factor up. Images lie side by side in memory.
 
     Args:
         mask: real images (K, B); None: all.
     """
+    together = sim.shape[1] if settings.stop == "batch" else 1  # how many images stop as one
+
+    def grouped(of_images: Tensor) -> Tensor:
+        return of_images.reshape(-1, together, *of_images.shape[2:])
+
+    real = grouped(torch.ones_like(sim[..., 0, 0, 0]) if mask is None else mask.to(sim.dtype))
+    largest = sim.amax((-2, -1))
+    factor = grouped(torch.exp((largest - 1) / settings.eps))
+    kernel = grouped(torch.exp((sim - largest[..., None, None]) / settings.eps)).permute(3, 4, 0, 1, 2).contiguous()
+    u, v = _scalings(kernel, factor, real, settings)
+    return (v.unsqueeze(1) * kernel * u).permute(2, 3, 4, 0, 1).reshape(sim.shape)
+
+
+def _scalings(kernel: Tensor, factor: Tensor, real: Tensor, settings: FedOTPSettings) -> tuple[Tensor, Tensor]:
+    """u (M, G, I, C) and v (N, G, I, C) of kernels (N, M, G, I, C) of G groups whose I images stop as one.
+
+    Groups that have stopped are taken out once they are many; `factor` is (G, I, C), `real` (G, I).
+    """
     cot = settings.transport == "cot"
-    prompts, patches = sim.shape[-2:]
+    prompts, patches = kernel.shape[:2]
     received, given = (settings.top_percent if cot else 1.0) / prompts, 1.0 / patches
-    largest = sim.amax((-2, -1), keepdim=True)
-    kernel, factor = torch.exp((sim - largest) / settings.eps), torch.exp((largest - 1) / settings.eps)
-    ones = torch.ones_like(factor)
-    u, v = (ones, factor) if cot else (factor, ones)
-    going = torch.ones(sim.shape[:2], dtype=torch.bool, device=sim.device) if mask is None else mask
-    real = going
-    for _ in range(settings.max_iter):
-        new_u = given / (kernel * v).sum(-2, keepdim=True)
-        new_u = new_u.clamp(max=1.0) if cot else new_u
-        new_v = received / (kernel * new_u).sum(-1, keepdim=True)
-        moved = ((new_v - v if cot else new_u - u).abs() / factor).flatten(2).mean(2)  # (K, B)
-        if settings.stop == "batch":
-            moved = (moved * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-        rows = going[:, :, None, None, None]
-        u, v = torch.where(rows, new_u, u), torch.where(rows, new_v, v)
-        going = going & ~(moved < settings.thresh)
-        if not bool(going.any()):
+    u, v = torch.ones_like(kernel[0]), torch.ones_like(kernel[:, 0])
+    u, v = (u, v * factor) if cot else (u * factor, v)
+    all_u, all_v = torch.empty_like(u), torch.empty_like(v)
+    group = torch.arange(len(factor), device=factor.device)
+    going = torch.ones_like(group, dtype=torch.bool)
+    for iteration in range(settings.max_iter):
+        before = v if cot else u
+        spread = kernel[0] * v[0]
+        for row, scaling in zip(kernel[1:], v[1:], strict=True):
+            spread.addcmul_(row, scaling)
+        u = given / spread
+        u = u.clamp_(max=1.0) if cot else u
+        v = received / torch.stack([(row * u).sum(0) for row in kernel])
+        moved = (((v if cot else u) - before).abs_() / factor).mean((0, 3))
+        moved = (moved * real).sum(1) / real.sum(1).clamp(min=1)
+        stopped = going & (moved < settings.thresh) if iteration + 1 < settings.max_iter else going
+        all_u[:, group[stopped]], all_v[:, group[stopped]] = u[:, stopped], v[:, stopped]
+        going = going & ~stopped
+        share = float(going.float().mean())
+        if share == 0:
             break
-    return v * kernel * u
+        if share < GATHERED_BELOW:
+            kernel, u, v = kernel[:, :, going], u[:, going], v[:, going]
+            factor, real, group, going = factor[going], real[going], group[going], going[going]
+    return all_u, all_v
