@@ -15,12 +15,13 @@ import typer
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from fedpgp import config, gather
+from fedpgp import config
+from fedpgp.analysis import gather
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.sweeps import engine, spec
+from fedpgp.experiments.sweeps import engine, spec
 
 BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
 

@@ -72,10 +72,10 @@ def made_run(tmp_path):
     Call it with overrides, and with the metrics of each of its rounds (`test_local=[50, 60]`).
     """
     from fedpgp import config
-    from fedpgp.federation import checkpoint
-    from fedpgp.federation.checkpoint import State
-    from fedpgp.records import CLIENT_SCHEMA, RoundRow
-    from fedpgp.store import RunStore
+    from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+    from fedpgp.storage import checkpoint
+    from fedpgp.storage.checkpoint import State
+    from fedpgp.storage.store import RunStore
 
     def make(
         *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x",

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedpgp import config, planning
+from fedpgp import config
 from fedpgp.config import Experiment
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
+from fedpgp.experiments import planning
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments").glob("*.yaml"))
 

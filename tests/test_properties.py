@@ -13,18 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from fedpgp import config, experiment
+from fedpgp import config
 from fedpgp.clip import model
 from fedpgp.clip.features import FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.frozen import freeze, readable
 from fedpgp.config import BackboneSettings, PartitionSettings
+from fedpgp.core.errors import DataError, RunError, UserError
 from fedpgp.data.partition import Labelled, assign
-from fedpgp.errors import DataError, RunError, UserError
-from fedpgp.federation import aggregate, checkpoint
-from fedpgp.federation.checkpoint import State
+from fedpgp.experiments import experiment
+from fedpgp.federation import aggregate
+from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.methods import METHODS
-from fedpgp.records import CLIENT_SCHEMA, RoundRow
-from fedpgp.store import RunStore
+from fedpgp.storage import checkpoint
+from fedpgp.storage.checkpoint import State
+from fedpgp.storage.store import RunStore
 
 tried = settings(
     derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck)

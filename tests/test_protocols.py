@@ -7,10 +7,11 @@ import threading
 import pyarrow.csv
 import pytest
 
-from fedpgp import config, experiment, planning
-from fedpgp.errors import DataError
-from fedpgp.report.figures import partition_of_run
-from fedpgp.store import RunStore
+from fedpgp import config
+from fedpgp.analysis.report.figures import partition_of_run
+from fedpgp.core.errors import DataError
+from fedpgp.experiments import experiment, planning
+from fedpgp.storage.store import RunStore
 
 TREE = {
     "data": {"name": "shapes"},

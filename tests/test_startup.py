@@ -32,7 +32,7 @@ def test_the_command_line_brings_what_it_prints_with():
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [
-        ("fedpgp.federation.actors", set()),
+        ("fedpgp.federation.backends.actors", set()),
         ("fedpgp.federation.worker, fedpgp.methods.fedpgp", {"pyarrow", "pydantic", "yaml"}),
     ],
     ids=["ready", "holding a job"],

@@ -18,13 +18,13 @@ from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.clip.frozen import ClassSet, FrozenText, freeze
 from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, FederationSettings
+from fedpgp.core.seeding import numpy_generator, torch_generator
+from fedpgp.core.tree import ParamTree
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.federation.messages import Features
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Batch
 from fedpgp.methods.fedpgp import FedPGP, FedPGPSettings
-from fedpgp.seeding import numpy_generator, torch_generator
-from fedpgp.tree import ParamTree
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import safetensors.numpy
 
-from fedpgp import config, launch
+from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
-from fedpgp.errors import FedPGPError
-from fedpgp.seeding import derive_seed
-from fedpgp.store import RunStore
+from fedpgp.core.errors import FedPGPError
+from fedpgp.core.seeding import derive_seed
+from fedpgp.experiments import launch
+from fedpgp.storage.store import RunStore
 
 KINDS = {"actor": "ray::_Client", "driver": "ray::_Driver", "run": ""}
 """What is killed, and how its processes are called; a run is the command with everything that it started."""

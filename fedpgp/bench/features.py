@@ -23,15 +23,15 @@ from fedpgp.clip import features, images, model
 from fedpgp.clip.features import Array, Chunk, FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, DataSettings, ResourceSettings
+from fedpgp.core.errors import FedPGPError
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.manifest import Manifest, build, open_reader
-from fedpgp.errors import FedPGPError
-from fedpgp.federation import driver
-from fedpgp.federation.actors import ActorPool
-from fedpgp.federation.allocator import keep_freed_memory
-from fedpgp.federation.backend import Backend
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.actors import ActorPool
+from fedpgp.federation.backends.allocator import keep_freed_memory
+from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
-from fedpgp.federation.serial import SerialBackend
-from fedpgp.seeding import numpy_generator
 
 PHOTOS, PHOTO_SIZE, CHUNK = 96, (500, 375), 8
 REPEATS = 3

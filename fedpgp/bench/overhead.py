@@ -16,16 +16,17 @@ import torch
 from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment, FederationSettings, ResourceSettings
+from fedpgp.core.tree import ParamTree
 from fedpgp.data.protocol import FederatedData
-from fedpgp.federation import checkpoint, driver
-from fedpgp.federation.actors import ActorPool
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.messages import Arrays, TrainCall, TrainResult
 from fedpgp.federation.server import RoundResult, Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
-from fedpgp.store import RunStore
+from fedpgp.storage import checkpoint
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking import default_uri, sync
-from fedpgp.tree import ParamTree
 
 N_CTX, WIDTH, RANK = 16, 512, 8
 WARM_UP, MEASURED, APART = 3, 15, 5

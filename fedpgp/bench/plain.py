@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import filled, readable
 from fedpgp.clip.model import Backbone
-from fedpgp.tree import ParamTree
+from fedpgp.core.tree import ParamTree
 
 
 class PlainFedPGP:

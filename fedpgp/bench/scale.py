@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpgp import config, planning
-from fedpgp import experiment as experiments
+from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.protocol import FederatedData
-from fedpgp.federation import driver
+from fedpgp.experiments import experiment as experiments
+from fedpgp.experiments import planning
+from fedpgp.federation.backends import driver
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
-from fedpgp.seeding import numpy_generator
 
 IMAGES_PER_CLIENT = 16
 WARM_UP, MEASURED = 2, 5

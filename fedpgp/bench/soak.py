@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, linear_regression
 
-from fedpgp import config, launch
+from fedpgp import config
 from fedpgp.bench.faults import descendants
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import ResourceSettings
-from fedpgp.errors import FedPGPError
-from fedpgp.federation import driver
-from fedpgp.federation.actors import stored_bytes
-from fedpgp.records import Progress
-from fedpgp.store import RunStore
-from fedpgp.sweeps import engine, spec
+from fedpgp.core.errors import FedPGPError
+from fedpgp.experiments import launch
+from fedpgp.experiments.sweeps import engine, spec
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.actors import stored_bytes
+from fedpgp.federation.records import Progress
+from fedpgp.storage.store import RunStore
 
 ROUNDS = 5
 """Of the run of each cycle."""

@@ -16,8 +16,8 @@ from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import Peak, counted, seconds
 from fedpgp.clip.frozen import ClassSet
-from fedpgp.errors import FedPGPError
-from fedpgp.federation.allocator import keep_freed_memory
+from fedpgp.core.errors import FedPGPError
+from fedpgp.federation.backends.allocator import keep_freed_memory
 
 REPEATS = 3
 OURS_PER_PLAIN = 5

@@ -15,20 +15,22 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from fedpgp import config, launch, planning, rounds
-from fedpgp import experiment as experiments
+from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.scale import resident
 from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.federation import checkpoint, driver
-from fedpgp.federation.backend import Backend
-from fedpgp.federation.serial import SerialBackend
-from fedpgp.planning import Library
-from fedpgp.records import Progress
-from fedpgp.store import RunStore
-from fedpgp.sweeps import draw, engine, spec
-from fedpgp.sweeps.folder import SweepFolder
-from fedpgp.sweeps.spec import Sweep
+from fedpgp.experiments import experiment as experiments
+from fedpgp.experiments import launch, planning
+from fedpgp.experiments.planning import Library
+from fedpgp.experiments.sweeps import draw, engine, spec
+from fedpgp.experiments.sweeps.spec import Sweep
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.records import Progress
+from fedpgp.storage import checkpoint, rounds
+from fedpgp.storage.folder import SweepFolder
+from fedpgp.storage.store import RunStore
 
 CONCURRENT = 2
 WARM_UP = 4

@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpgp import __version__
-from fedpgp.authentication import use_token
-from fedpgp.cli import anatomy, bench, data, doctor, export, report, reproduce, settings, sweep, track
-from fedpgp.errors import ConfigError, FedPGPError, Interrupted, RunError
-from fedpgp.files import is_full
+from fedpgp.cli import anatomy, bench, data, export, report, reproduce, settings, sweep, track
+from fedpgp.cli.doctor import command
+from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
+from fedpgp.core.files import is_full
+from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
+    from fedpgp.analysis.report.live import Live
     from fedpgp.config import Experiment, ResourceSettings
-    from fedpgp.report.live import Live
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +38,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
 anatomy.register(app)
-doctor.register(app)
+command.register(app)
 export.register(app)
 report.register(app)
 reproduce.register(app)
@@ -123,11 +124,11 @@ def run(
     on and keeps those before it. With protocol.held_out=all every domain is held out once, and what has been run
     already is not run again.
     """
-    from fedpgp import launch
+    from fedpgp.analysis.report.figures import partition_of_run
+    from fedpgp.analysis.report.style import save
+    from fedpgp.analysis.report.tables import show
     from fedpgp.data.protocol import EVERY_DOMAIN
-    from fedpgp.report.figures import partition_of_run
-    from fedpgp.report.style import save
-    from fedpgp.report.tables import show
+    from fedpgp.experiments import launch
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
@@ -156,10 +157,10 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
-    from fedpgp import gather
-    from fedpgp.report.style import save
-    from fedpgp.report.tables import standings
-    from fedpgp.report.tradeoff import local_against_novel
+    from fedpgp.analysis import gather
+    from fedpgp.analysis.report.style import save
+    from fedpgp.analysis.report.tables import standings
+    from fedpgp.analysis.report.tradeoff import local_against_novel
 
     folder = sweep.run("demo", overrides)
     compared = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
@@ -173,8 +174,8 @@ def demo(overrides: OverridesArgument = None) -> None:
 @app.command()
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C leaves the run alone."""
-    from fedpgp import launch
-    from fedpgp.report.tables import show
+    from fedpgp.analysis.report.tables import show
+    from fedpgp.experiments import launch
 
     try:
         with _live() as live:
@@ -188,7 +189,7 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
 @app.command()
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     """End a detached run: its round is abandoned, those before are kept, `--resume` goes on."""
-    from fedpgp import launch
+    from fedpgp.experiments import launch
 
     launch.stop(driver, _cluster(address))
     typer.echo(f"stopping: {driver}")
@@ -200,8 +201,8 @@ def runs(
     address: AddressOption = None,
 ) -> None:
     """List the runs under a storage root and how they ended, and the drivers on a cluster."""
-    from fedpgp import launch
-    from fedpgp.report.tables import drivers, overview
+    from fedpgp.analysis.report.tables import drivers, overview
+    from fedpgp.experiments import launch
 
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
     if cluster:
@@ -226,8 +227,8 @@ def features(
 
     Killed and started again, it goes on where it stopped.
     """
-    from fedpgp import launch
-    from fedpgp.report.tables import forecasts
+    from fedpgp.analysis.report.tables import forecasts
+    from fedpgp.experiments import launch
 
     settings = _load(config, overrides)
     with _live() as live:
@@ -245,7 +246,7 @@ def upload(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="What is given to --working-dir.")] = Path("."),
 ) -> None:
     """Show what `ray job submit --working-dir FOLDER` would send, and refuse what is more than a cluster takes."""
-    from fedpgp import upload as uploads
+    from fedpgp.federation.backends import upload as uploads
 
     found = uploads.of(folder)
     found.check()
@@ -256,9 +257,9 @@ def upload(
 @app.command()
 def methods() -> None:
     """List the methods: paper, what is shared, what stays with the client, numbers of parameters, settings."""
+    from fedpgp.analysis.report.tables import method_table
     from fedpgp.methods import METHODS
     from fedpgp.methods.size import REFERENCE, parameter_counts
-    from fedpgp.report.tables import method_table
 
     out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
 
@@ -291,7 +292,7 @@ def _cluster(address: str | None) -> ResourceSettings:
 
 @contextmanager
 def _live() -> Iterator[Live]:
-    from fedpgp.report.live import Live
+    from fedpgp.analysis.report.live import Live
 
     with Live(err) as live:
         yield live

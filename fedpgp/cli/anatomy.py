@@ -21,8 +21,8 @@ def anatomy(
     rank: Annotated[int | None, typer.Option(help="fedlora: singular directions; default: the adapters' rank.")] = None,
 ) -> None:
     """Take apart what was learned: adapters against their weights, or the spectrum of the personal prompts."""
-    from fedpgp import anatomy as parts
-    from fedpgp.report.anatomy import overlaps, ranks
+    from fedpgp.analysis import anatomy as parts
+    from fedpgp.analysis.report.anatomy import overlaps, ranks
 
     if parts.has_adapters(run):
         out.print(overlaps(parts.adapters(run, rank)))

@@ -33,13 +33,13 @@ def check(
 
     Exits with 2 if the data cannot be used as they are.
     """
+    from fedpgp.analysis.report.data import lines, split_counts
+    from fedpgp.analysis.report.live import Live
+    from fedpgp.core.errors import DataError
     from fedpgp.data import check as checks
     from fedpgp.data import manifest
     from fedpgp.data.summary import manifest_table
-    from fedpgp.errors import DataError
-    from fedpgp.records import Progress
-    from fedpgp.report.data import lines, split_counts
-    from fedpgp.report.live import Live
+    from fedpgp.federation.records import Progress
 
     settings = _settings(target, overrides or [], root)
     built = manifest.build(settings.data)
@@ -87,7 +87,7 @@ def show(
     clients: Annotated[int, typer.Option("--clients", min=0, help="Most contact sheets.")] = 20,
 ) -> None:
     """Draw what each client trains on (a contact sheet) and how the classes are divided (a heat map)."""
-    from fedpgp import survey
+    from fedpgp.analysis import survey
     from fedpgp.config import absolute
 
     settings = absolute(_settings(config, overrides or [], None))
@@ -109,8 +109,8 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 
 def _names_fit(settings: Experiment) -> list[str]:
     """What is wrong between names and labels, if the backbone can tell."""
-    from fedpgp import alignment
-    from fedpgp.report.live import Live
+    from fedpgp.analysis import alignment
+    from fedpgp.analysis.report.live import Live
 
     if not alignment.can_judge(settings):
         _say(["zero-shot check: not done, the backbone knows no such images; give backbone.name, backbone.weights"])

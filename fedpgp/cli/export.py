@@ -28,10 +28,10 @@ def export(
     """Write what a client or the server has learned: a safetensors file, its card as JSON, and an MLflow model."""
     import yaml
 
-    from fedpgp import serving
-    from fedpgp.errors import ConfigError
-    from fedpgp.export import export as write
-    from fedpgp.store import RunStore
+    from fedpgp.core.errors import ConfigError
+    from fedpgp.export import serving
+    from fedpgp.export.export import export as write
+    from fedpgp.storage.store import RunStore
 
     if which not in ("last", "best"):
         raise ConfigError(f"--round: last or best (given: {which})")
@@ -52,9 +52,9 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
 ) -> None:
     """Classify images with a learned prompt: the best classes with their probabilities."""
+    from fedpgp.analysis.report.predictions import predictions
     from fedpgp.data.sources import decoding
-    from fedpgp.prompt import Predictor, Prompt, best
-    from fedpgp.report.predictions import predictions
+    from fedpgp.export.prompt import Predictor, Prompt, best
 
     pictures = [decoding.read(path, str(path)) for path in images]
     predictor = Predictor(Prompt.load(prompt), weights)

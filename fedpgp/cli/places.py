@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpgp.errors import ConfigError
-from fedpgp.files import in_the_way
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.files import in_the_way
 
 
 def writable(folder: Path | None) -> Path | None:

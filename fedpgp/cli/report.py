@@ -13,7 +13,7 @@ from rich.console import Console
 from fedpgp.cli.places import writable
 
 if TYPE_CHECKING:
-    from fedpgp.comparison import Comparison
+    from fedpgp.analysis.comparison import Comparison
 
 out = Console()
 
@@ -52,8 +52,8 @@ def report(
     Runs that differ by seed and held-out domain only are one group. Runs on different data or partitions are not
     compared with one another.
     """
-    from fedpgp import gather
-    from fedpgp.report import sheets, tables
+    from fedpgp.analysis import gather
+    from fedpgp.analysis.report import sheets, tables
 
     if form is None and folder is None and len(runs) == 1 and (runs[0] / "identity.json").is_file():
         out.print(tables.show(runs[0]))
@@ -79,8 +79,8 @@ def compare(
     anyway: AnywayOption = False,
 ) -> None:
     """Compare two runs: the settings that differ, their metrics, and what each client gains or loses."""
-    from fedpgp import gather
-    from fedpgp.report import duel
+    from fedpgp.analysis import gather
+    from fedpgp.analysis.report import duel
 
     first, second, notes = gather.pair(run_a, run_b, anyway)
     out.print(duel.side_by_side(first, second, notes))
@@ -94,10 +94,10 @@ def register(app: typer.Typer) -> None:
 
 def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path], folder: Path | None) -> str:
     """The report; its figures go into the folder too, if there is one."""
-    from fedpgp.report import sheets
-    from fedpgp.report.gallery import gallery
-    from fedpgp.report.page import page
-    from fedpgp.report.style import save
+    from fedpgp.analysis.report import sheets
+    from fedpgp.analysis.report.gallery import gallery
+    from fedpgp.analysis.report.page import page
+    from fedpgp.analysis.report.style import save
 
     pictures, notes = gallery(comparison) if folder is not None or form is Format.html else ([], [])
     if folder is not None:

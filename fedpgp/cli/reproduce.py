@@ -12,10 +12,10 @@ from rich.console import Console
 
 from fedpgp.cli import sweep
 from fedpgp.cli.places import writable
-from fedpgp.errors import FedPGPError
+from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
-    from fedpgp.reproduce.cells import Reproduction
+    from fedpgp.analysis.reproduce.cells import Reproduction
 
 out = Console()
 NAMES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
@@ -55,7 +55,7 @@ def reproduce(
     Each table is a sweep: what has finished, in this table or another, is never run again, and after a kill the same
     command goes on. What differs from the paper is marked.
     """
-    from fedpgp.reproduce import cells, planning
+    from fedpgp.analysis.reproduce import cells, planning
 
     plan = planning.plan(table, data or (), root, backbone, smoke, overrides or ())
     if dry_run:
@@ -80,20 +80,20 @@ def register(app: typer.Typer) -> None:
 
 
 def _print(found: Reproduction) -> None:
-    from fedpgp.report import reproduced
-    from fedpgp.report.sheets import in_terminal
+    from fedpgp.analysis.report import reproduced
+    from fedpgp.analysis.report.sheets import in_terminal
 
     out.print(in_terminal(reproduced.sheets(found), reproduced.remarks(found)), highlight=False)
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Markdown and CSV of the table; HTML of it and of the comparison of its runs, with their figures beside it."""
-    from fedpgp import gather
-    from fedpgp.report import reproduced
-    from fedpgp.report.gallery import gallery
-    from fedpgp.report.page import page
-    from fedpgp.report.sheets import as_markdown
-    from fedpgp.report.style import save
+    from fedpgp.analysis import gather
+    from fedpgp.analysis.report import reproduced
+    from fedpgp.analysis.report.gallery import gallery
+    from fedpgp.analysis.report.page import page
+    from fedpgp.analysis.report.sheets import as_markdown
+    from fedpgp.analysis.report.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
     name, tables, remarks = found.plan.name, reproduced.sheets(found), reproduced.remarks(found)

@@ -28,8 +28,8 @@ def init(
 ) -> None:
     """Write an experiment with every key and its comment. It runs as it is, on the world in the package."""
     from fedpgp import config
-    from fedpgp.errors import ConfigError
-    from fedpgp.planning import settle
+    from fedpgp.core.errors import ConfigError
+    from fedpgp.experiments.planning import settle
 
     if "=" in str(file):
         raise ConfigError(f"{file}: is a setting; give the file first, then settings")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fedpgp.authentication import use_token
-from fedpgp.errors import FedPGPError
+from fedpgp.core.errors import FedPGPError
+from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
-    from fedpgp.sweeps.folder import SweepFolder
-    from fedpgp.sweeps.spec import Sweep
+    from fedpgp.experiments.sweeps.spec import Sweep
+    from fedpgp.storage.folder import SweepFolder
 
 out = Console()
 err = Console(stderr=True)
@@ -54,8 +54,8 @@ def sweep(
     All trials are drawn and checked before the first starts. What has finished, in this sweep or another, is never run
     again. Ctrl-C stops the trials that are going on; `--resume` goes on from there.
     """
-    from fedpgp.report.sweeps import ranking
-    from fedpgp.sweeps import spec
+    from fedpgp.analysis.report.sweeps import ranking
+    from fedpgp.experiments.sweeps import spec
 
     settings, said = spec.load(config, overrides or [])
     _say(said)
@@ -79,8 +79,8 @@ def lodo(
 
     CONFIG is an experiment, or a sweep whose every trial is run so.
     """
-    from fedpgp.report.sweeps import held_out
-    from fedpgp.sweeps import spec
+    from fedpgp.analysis.report.sweeps import held_out
+    from fedpgp.experiments.sweeps import spec
 
     settings, said = spec.load(config, overrides or [])
     settings = spec.leave_one_domain_out(settings)
@@ -100,7 +100,7 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
     Raises:
         FedPGPError: a trial failed.
     """
-    from fedpgp.sweeps import spec
+    from fedpgp.experiments.sweeps import spec
 
     settings, said = spec.load(config, overrides or [])
     _say(said)
@@ -111,11 +111,11 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
 
 def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"] | None = None) -> SweepFolder:
     """Run a sweep with progress, and nothing printed at its end."""
-    from fedpgp.report.live import Live
+    from fedpgp.analysis.report.live import Live
 
     if settings.base.get("resources", {}).get("address"):
         use_token()
-    from fedpgp.sweeps import engine
+    from fedpgp.experiments.sweeps import engine
 
     with Live(err) as live:
         return engine.run(settings, rerun or ("failed" if resume else None), live.show)
@@ -123,8 +123,8 @@ def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"
 
 def preview(settings: Sweep) -> None:
     """Say what a sweep would run, and start nothing."""
-    from fedpgp.report.sweeps import dry_run
-    from fedpgp.sweeps import draw, estimate
+    from fedpgp.analysis.report.sweeps import dry_run
+    from fedpgp.experiments.sweeps import draw, estimate
 
     drawn = draw.draw(settings)
     out.print(dry_run(settings, drawn, estimate.estimate(settings, drawn)), highlight=False)

@@ -47,7 +47,7 @@ def sync(
 
     What was killed is closed there as KILLED, unless it is running again.
     """
-    from fedpgp import catch_up
+    from fedpgp.tracking import catch_up
 
     for folder in catch_up.everything(runs, uri):
         typer.echo(f"synced: {folder}")

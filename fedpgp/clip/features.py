@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fedpgp.errors import CacheError
+from fedpgp.core.errors import CacheError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Variant = Literal["pooled", "patches", "pixels"]

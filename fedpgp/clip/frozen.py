@@ -15,7 +15,7 @@ from fedpgp.clip.layout import Position, Slot, arrange, check_lengths, prompt_sl
 from fedpgp.clip.text import PromptEncoder
 from fedpgp.clip.tower import TextTower
 from fedpgp.clip.vision import VisualTower
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 if TYPE_CHECKING:
     from fedpgp.clip.model import Backbone

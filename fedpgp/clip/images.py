@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedpgp.clip.features import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.tower import merge_heads, split_heads
-from fedpgp.errors import BackboneError
-from fedpgp.seeding import derive_seed
+from fedpgp.core.errors import BackboneError
+from fedpgp.core.seeding import derive_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

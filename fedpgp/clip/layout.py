@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 Position = Literal["end", "middle", "front"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedpgp.clip import icon_clip
 from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
-from fedpgp.errors import BackboneError
-from fedpgp.seeding import derive_seed
+from fedpgp.core.errors import BackboneError
+from fedpgp.core.seeding import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from fedpgp.clip.features import FeatureCache, FeatureKey
-from fedpgp.errors import CacheError
+from fedpgp.core.errors import CacheError
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from fedpgp.clip.tower import (
     read_blocks,
     split_heads,
 )
-from fedpgp.errors import BackboneError
+from fedpgp.core.errors import BackboneError
 
 IMAGES_PER_CHUNK = 32  # images whose activations are kept at once
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpgp.errors import BackboneError
+from fedpgp.core.errors import BackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 
 TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
     "method": None,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedpgp.config.overrides import override
 from fedpgp.config.settings import Experiment
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> Experiment:

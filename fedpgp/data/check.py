@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.manifest import Manifest, open_reader
 from fedpgp.data.protocol import SPLITS
-from fedpgp.errors import DataError
 
 CHUNK = 512
 

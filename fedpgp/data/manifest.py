@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.files import write_durably
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.sources import open_source
 from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
-from fedpgp.errors import DataError
-from fedpgp.files import write_durably
-from fedpgp.seeding import numpy_generator
 
 __all__ = ["ImageReader", "Manifest", "build", "open_reader"]
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from fedpgp.config import PartitionSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data import authors
 from fedpgp.data.grouping import shuffled_order
-from fedpgp.errors import DataError
-from fedpgp.seeding import numpy_generator
 
 NOBODY = -1
 ATTEMPTS = 100

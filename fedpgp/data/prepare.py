@@ -10,11 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.files import write_durably
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.origins import ORIGINS
-from fedpgp.errors import DataError
-from fedpgp.files import write_durably
 
 
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedpgp.config import PartitionSettings, ProtocolSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.partition import Labelled, assign
-from fedpgp.errors import DataError
-from fedpgp.seeding import numpy_generator
 
 if TYPE_CHECKING:
     from fedpgp.data.manifest import Manifest

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedpgp.config import FederationSettings
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.federation.client import Update
-from fedpgp.tree import ParamTree, select
 
 
 @dataclass(frozen=True)

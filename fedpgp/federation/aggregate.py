@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 import torch
 
-from fedpgp.tree import ParamTree
+from fedpgp.core.tree import ParamTree
 
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.methods.base import Batch, Method, Phase
-from fedpgp.tree import ParamTree, select
 
 Order = list[np.ndarray]
 """One client's batches in order: each an array of indices into its own rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedpgp.seeding import numpy_generator
+from fedpgp.core.seeding import numpy_generator
 
 
 def cohort(seed: int, round: int, clients: int, participation: float, everyone_first: bool) -> np.ndarray:

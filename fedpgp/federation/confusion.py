@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedpgp.data.protocol import FederatedData
-from fedpgp.records import CONFUSION_SCHEMA
+from fedpgp.federation.records import CONFUSION_SCHEMA
 
 if TYPE_CHECKING:
     from fedpgp.federation.messages import Counts

@@ -15,8 +15,8 @@ from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings
 from fedpgp.data.manifest import Manifest, open_reader
-from fedpgp.federation.allocator import keep_freed_memory
-from fedpgp.federation.backend import Backend
+from fedpgp.federation.backends.allocator import keep_freed_memory
+from fedpgp.federation.backends.base import Backend
 
 SAMPLE = 16
 """Images that are encoded to forecast the time of all."""

@@ -12,11 +12,11 @@ import torch
 
 from fedpgp.clip.features import FeatureCache
 from fedpgp.clip.frozen import ClassSet
+from fedpgp.core.tree import ParamTree
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.federation.confusion import count_confusion
 from fedpgp.federation.messages import Counts, EvaluateCall, Features
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
-from fedpgp.tree import ParamTree
 
 VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
 

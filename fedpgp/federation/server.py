@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from fedpgp.evaluation import round_metrics
+from fedpgp.core.seeding import torch_generator
+from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.aggregate import add, average
-from fedpgp.federation.backend import Backend
-from fedpgp.federation.checkpoint import State
+from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.cohort import blocks, cohort
 from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
+from fedpgp.federation.metrics import round_metrics
+from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
-from fedpgp.records import CLIENT_SCHEMA, RoundRow
-from fedpgp.seeding import torch_generator
-from fedpgp.tree import ParamTree, num_bytes, select, stack, without
+from fedpgp.storage.checkpoint import State
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,10 @@ from fedpgp.clip.features import FeatureCache
 from fedpgp.clip.frozen import ClassSet, FrozenText
 from fedpgp.clip.tower import tensors_of
 from fedpgp.config import FederationSettings
+from fedpgp.core.errors import ClientError
+from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
 from fedpgp.data.protocol import FederatedData
-from fedpgp.errors import ClientError
 from fedpgp.federation.admission import Refusal, admit, fault, sound
 from fedpgp.federation.aggregate import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
@@ -23,8 +25,6 @@ from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
 from fedpgp.federation.scoring import Scorer
 from fedpgp.methods.base import Method
-from fedpgp.seeding import numpy_generator
-from fedpgp.tree import ParamTree, choose, repeated, rows, without
 
 
 @dataclass(frozen=True)

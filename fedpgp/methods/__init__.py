@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedpgp.config import explain
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedcocoop import FedCoCoOp

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import Settings
-from fedpgp.tree import ParamTree
+from fedpgp.core.tree import ParamTree
 
 Inputs = Literal["pooled", "patches", "pixels"]
 """The form in which a method sees an image: one feature, one per patch, or the picture itself."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from fedpgp.clip.frozen import ClassSet, readable
 from fedpgp.clip.layout import Position
 from fedpgp.config import Settings
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
-from fedpgp.tree import ParamTree
 
 INIT_STD = 0.02
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from fedpgp.clip.chunking import in_chunks
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy, draw_linear
 from fedpgp.methods.coop import ContextSettings
-from fedpgp.tree import ParamTree
 
 REDUCTION = 16
 """Width of the joint space over width of the meta-net's hidden layer."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet, readable
 from fedpgp.config import Settings
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import (
     Batch,
     Classifier,
@@ -23,7 +24,6 @@ from fedpgp.methods.base import (
     draw_linear,
 )
 from fedpgp.methods.coop import INIT_STD
-from fedpgp.tree import ParamTree
 
 
 class FedMaPLeSettings(Settings):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy
 from fedpgp.methods.coop import ContextSettings
-from fedpgp.tree import ParamTree
 
 SIMILARITIES_PER_CHUNK = 1 << 20  # 4 MB of float32 each of them and of their plan: near a core
 GATHERED_BELOW = 0.75  # share of images that still move, below which the others are taken out

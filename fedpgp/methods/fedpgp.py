@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
 from fedpgp.methods.coop import INIT_STD, ContextSettings
-from fedpgp.tree import ParamTree
 
 
 class FedPGPSettings(ContextSettings):

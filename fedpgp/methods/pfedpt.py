@@ -16,8 +16,8 @@ from fedpgp.clip.frozen import ClassSet
 from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower
-from fedpgp.tree import ParamTree
 
 BASE = "base."
 FRAME = ("up", "down", "left", "right")

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Metrics
 from fedpgp.methods.coop import CoOpSettings
 from fedpgp.methods.promptfl import PromptFL
-from fedpgp.tree import ParamTree
 
 
 class PromptProxSettings(CoOpSettings):

@@ -8,8 +8,8 @@ from fedpgp.clip.frozen import ClassSet, FrozenText, Vocabulary
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.tower import Affine, Block, TextTower
 from fedpgp.clip.vision import VisualTower
+from fedpgp.core.tree import num_values, select, without
 from fedpgp.methods.base import Method
-from fedpgp.tree import num_values, select, without
 
 REFERENCE = "ViT-B/16"
 LAYERS, TEXT_WIDTH, IMAGE_WIDTH, JOINT_WIDTH, CONTEXT, PATCHES = 12, 512, 768, 512, 77, 196

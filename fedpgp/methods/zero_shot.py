@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedpgp.clip.frozen import ClassSet
 from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits
-from fedpgp.tree import ParamTree
 
 
 class ZeroShotSettings(Settings):

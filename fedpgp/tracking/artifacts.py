@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.csv
 import safetensors.torch
 
-from fedpgp.comparison import Group
-from fedpgp.errors import RunError
-from fedpgp.evaluation import last_evaluated, per_client_table
-from fedpgp.federation.checkpoint import State
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
-from fedpgp.sweeps.folder import SweepFolder
+from fedpgp.analysis.comparison import Group
+from fedpgp.core.errors import RunError
+from fedpgp.core.secrets import redacted
+from fedpgp.core.tree import num_bytes
+from fedpgp.federation.metrics import last_evaluated, per_client_table
+from fedpgp.storage.checkpoint import State
+from fedpgp.storage.folder import SweepFolder
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking.outcome import Outcome, ranking
-from fedpgp.tree import num_bytes
 
 MOST_COMPARED = 12
 """Trials in a figure that shows each by itself."""
@@ -54,7 +54,7 @@ def of_run(store: RunStore, config_yaml: str) -> Iterator[Path]:
 @contextmanager
 def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
     """A folder with what a trial leaves: `folds.csv`, `figures/curves.png`, and `traceback.txt` of one that failed."""
-    from fedpgp.report.curves import curves_of_several
+    from fedpgp.analysis.report.curves import curves_of_several
 
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
@@ -83,8 +83,8 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
 
 
 def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
-    from fedpgp import gather
-    from fedpgp.report import curves, grids, sheets, style, tradeoff
+    from fedpgp.analysis import gather
+    from fedpgp.analysis.report import curves, grids, sheets, style, tradeoff
 
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
     curves.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
@@ -127,8 +127,8 @@ def _tables(store: RunStore, folder: Path) -> None:
 
 
 def _figures(store: RunStore, folder: Path) -> None:
-    from fedpgp.report.confusion import confusion_matrices  # matplotlib, which a round never waits for
-    from fedpgp.report.curves import curves_of_run
+    from fedpgp.analysis.report.confusion import confusion_matrices
+    from fedpgp.analysis.report.curves import curves_of_run
 
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:

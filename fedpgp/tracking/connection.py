@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpgp.errors import FedPGPError
-from fedpgp.files import locked
-from fedpgp.secrets import redacted
+from fedpgp.core.errors import FedPGPError
+from fedpgp.core.files import locked
+from fedpgp.core.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

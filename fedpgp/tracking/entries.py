@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpgp.files import locked
-from fedpgp.records import RoundRow
-from fedpgp.secrets import redacted
+from fedpgp.core.files import locked
+from fedpgp.core.secrets import redacted
+from fedpgp.federation.records import RoundRow
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fedpgp.errors import FedPGPError
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
-from fedpgp.sweeps.folder import SweepFolder
+from fedpgp.core.errors import FedPGPError
+from fedpgp.core.secrets import redacted
+from fedpgp.storage.folder import SweepFolder
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking.runs import RunWriter
 from fedpgp.tracking.sweeps import SweepWriter
 

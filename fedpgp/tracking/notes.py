@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from fedpgp.evaluation import METRICS, selections
-from fedpgp.records import RoundRow
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
+from fedpgp.core.secrets import redacted
+from fedpgp.federation.metrics import METRICS, selections
+from fedpgp.federation.records import RoundRow
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking.outcome import Outcome, best_of, ranking
 
 MOST_ROWS = 40

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from fedpgp.records import RoundRow
-from fedpgp.store import RunStore
-from fedpgp.sweeps.folder import Fold, Planned, Result, SweepFolder
+from fedpgp.federation.records import RoundRow
+from fedpgp.storage.folder import Fold, Planned, Result, SweepFolder
+from fedpgp.storage.store import RunStore
 
 
 @dataclass(frozen=True)

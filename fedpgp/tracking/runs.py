@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fedpgp.files import locked
-from fedpgp.records import RoundRow
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
-from fedpgp.sweeps.folder import Fold
+from fedpgp.core.files import locked
+from fedpgp.core.secrets import redacted
+from fedpgp.federation.records import RoundRow
+from fedpgp.storage.folder import Fold
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking import artifacts, connection, entries, notes, origins
 from fedpgp.tracking.entries import Key
 

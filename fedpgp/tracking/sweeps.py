@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fedpgp.errors import RunError
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
-from fedpgp.sweeps.folder import Result, SweepFolder
+from fedpgp.core.errors import RunError
+from fedpgp.core.secrets import redacted
+from fedpgp.storage.folder import Result, SweepFolder
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking import artifacts, connection, entries, notes, origins
 from fedpgp.tracking.entries import Key
 from fedpgp.tracking.outcome import Outcome, best_of, outcome

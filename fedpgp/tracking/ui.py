@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from fedpgp.errors import FedPGPError, RunError, UserError
+from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.tracking import view
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, told
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedpgp.bench import features as bench
 from fedpgp.clip.features import FeatureCache
-from fedpgp.errors import FedPGPError
+from fedpgp.core.errors import FedPGPError
 
 
 def test_photos_are_files_of_a_data_set(scene, tmp_path):

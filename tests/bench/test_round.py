@@ -6,7 +6,7 @@ import json
 
 from fedpgp.bench import round as bench
 from fedpgp.bench.caltech import job
-from fedpgp.federation.serial import SerialBackend
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.server import Server
 
 

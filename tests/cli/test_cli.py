@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from fedpgp.bench.faults import descendants
-from fedpgp.store import RunStore
-from fedpgp.sweeps import spec
-from fedpgp.sweeps.folder import Fold, Planned, SweepFolder
+from fedpgp.experiments.sweeps import spec
+from fedpgp.storage.folder import Fold, Planned, SweepFolder
+from fedpgp.storage.store import RunStore
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",

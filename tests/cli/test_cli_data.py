@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedpgp import alignment
+from fedpgp.analysis import alignment
 from fedpgp.cli import data as command_line
-from fedpgp.errors import ConfigError, DataError
+from fedpgp.core.errors import ConfigError, DataError
 
 
 def call(*arguments: str) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from fedpgp.store import RunStore
+from fedpgp.storage.store import RunStore
 
 SMALL = (
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=1",

@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
-from fedpgp import config, planning
+from fedpgp import config
 from fedpgp.config import Experiment
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
+from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
 
 SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments").glob("*.yaml"))

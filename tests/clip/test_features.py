@@ -14,7 +14,7 @@ import pytest
 
 from fedpgp.clip import features
 from fedpgp.clip.features import CHUNK_ROWS, Chunk, FeatureCache, FeatureKey, cache_path, extract, missing, write_shard
-from fedpgp.errors import CacheError
+from fedpgp.core.errors import CacheError
 
 KEY = FeatureKey(manifest="m" * 16, weights="w" * 16, transform="t" * 16)
 

@@ -17,9 +17,9 @@ from fedpgp.clip.icon_clip import PAD, START, UNKNOWN, ReducedTokenizer
 from fedpgp.clip.images import cropped, encode
 from fedpgp.clip.model import Backbone, load
 from fedpgp.config import BackboneSettings, DataSettings
+from fedpgp.core.errors import BackboneError
 from fedpgp.data import manifest
 from fedpgp.data.sources import open_source
-from fedpgp.errors import BackboneError
 
 TEMPLATE = "an icon of a {}."
 

@@ -20,7 +20,7 @@ from fedpgp.clip.features import FeatureCache, FeatureKey
 from fedpgp.clip.images import Encoder, normalise, patch_tokens
 from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings
-from fedpgp.errors import BackboneError, DataError
+from fedpgp.core.errors import BackboneError, DataError
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(50, 40), (32, 32), (20, 31), (200, 90), (33, 64), (31, 31)]

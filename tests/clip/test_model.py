@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from fedpgp.clip import weights
 from fedpgp.clip.model import TINY, load
 from fedpgp.config import BackboneSettings
-from fedpgp.errors import BackboneError
+from fedpgp.core.errors import BackboneError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from fedpgp.clip.frozen import freeze
 from fedpgp.clip.layout import arrange
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.tower import Affine
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 NAMES = ["cat", "american_bulldog", "staffordshire_bull_terrier", "dog", "wine glass", "o'hare", "x-ray 42"]
 L, D = 5, 32

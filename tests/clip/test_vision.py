@@ -11,7 +11,7 @@ from fedpgp.clip import vision
 from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.vision import VisualTower
-from fedpgp.errors import BackboneError
+from fedpgp.core.errors import BackboneError
 
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", "shortest")
 DEPTH, L, W = 2, 3, 32

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from fedpgp.store import RunStore
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking import default_uri
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fedpgp.config import PartitionSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data import authors
 from fedpgp.data.partition import Labelled, assign
-from fedpgp.errors import DataError
 
 FOLDER = Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parents[1] / "golden"))
 GOLDEN = json.loads((FOLDER / "partition.json").read_text())

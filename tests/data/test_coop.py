@@ -15,10 +15,10 @@ import pytest
 from scipy.io import savemat
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.splits import SPLITS
-from fedpgp.errors import DataError
 
 Write = Callable[..., Path]
 

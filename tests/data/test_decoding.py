@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.decoding import decode
-from fedpgp.errors import DataError
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

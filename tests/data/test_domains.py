@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.domains import DOMAINNET10_CLASSES, DOMAINNET_DOMAINS, OFFICE_CLASSES, OFFICE_DOMAINS
-from fedpgp.errors import DataError
 
 Tree = Callable[..., Path]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.errors import DataError
 
 Tree = Callable[..., Path]
 

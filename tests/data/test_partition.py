@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedpgp.config import PartitionSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.partition import Labelled, assign
-from fedpgp.errors import DataError
 
 Positions = tuple[np.ndarray, ...]
 

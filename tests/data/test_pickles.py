@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
-from fedpgp.errors import DataError
 
 DATA: list[Any] = [
     {"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 3], "name": "cat", "pi": 3.5, "none": None},

@@ -11,9 +11,9 @@ from urllib.error import URLError
 import pytest
 from torchvision.datasets.utils import extract_archive
 
+from fedpgp.core.errors import DataError
 from fedpgp.data import prepare as module
 from fedpgp.data.prepare import prepare
-from fedpgp.errors import DataError
 
 Tree = Callable[..., Path]
 IMAGES = [f"101_ObjectCategories/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(10)]

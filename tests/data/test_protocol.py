@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.config import PartitionSettings, ProtocolSettings, parse
+from fedpgp.core.errors import ConfigError, DataError
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData, Pool
 from fedpgp.data.sources.base import ROW_SCHEMA
 from fedpgp.data.summary import manifest_table, partition_table
-from fedpgp.errors import ConfigError, DataError
 
 BASE_TO_NOVEL = ProtocolSettings()
 ALL_CLASSES = ProtocolSettings(name="all_classes")

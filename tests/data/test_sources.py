@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import SOURCES, open_source
 from fedpgp.data.sources.shapes import CLASS_NAMES, COLORS, OUTLINES, STYLES, draw
-from fedpgp.errors import DataError
 
 Tree = Callable[..., Path]
 

@@ -12,10 +12,10 @@ from fedpgp.clip import features
 from fedpgp.clip.features import FeatureCache, FeatureKey, cache_path, extract
 from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings, DataSettings
+from fedpgp.core.errors import Interrupted
 from fedpgp.data import manifest
-from fedpgp.errors import Interrupted
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import SAMPLE, ExtractionJob, forecast
-from fedpgp.federation.serial import SerialBackend
 
 ROWS = np.arange(20, 50)
 

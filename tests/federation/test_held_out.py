@@ -10,12 +10,12 @@ from test_server import NoText, Sum
 from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.evaluation import per_client_table
-from fedpgp.federation.checkpoint import State
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.messages import Features
-from fedpgp.federation.serial import SerialBackend
+from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
+from fedpgp.storage.checkpoint import State
 
 
 class SharedA(Sum):

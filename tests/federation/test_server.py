@@ -9,13 +9,13 @@ import torch
 
 from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
+from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.errors import ClientError
 from fedpgp.federation.admission import admit
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.client import Update
 from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Features
-from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase

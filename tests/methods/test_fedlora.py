@@ -15,7 +15,7 @@ from fedpgp.clip.adapters import adapt
 from fedpgp.clip.frozen import freeze
 from fedpgp.clip.tower import Affine, Block
 from fedpgp.config import BackboneSettings
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 
 ALL = {"targets": ["q", "k", "v", "o"], "rank": 2, "alpha": 3.0}
 

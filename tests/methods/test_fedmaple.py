@@ -7,7 +7,7 @@ import torch
 from three_clients import apart, batch, gradients, learned
 
 from fedpgp import methods
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 from fedpgp.methods.fedmaple import couple
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedpgp import methods
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 from fedpgp.methods.fedotp import plan
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from fedpgp import config, experiment, planning
+from fedpgp import config
 from fedpgp.clip import model
-from fedpgp.errors import BackboneError, ConfigError, UserError
-from fedpgp.store import RunStore
+from fedpgp.core.errors import BackboneError, ConfigError, UserError
+from fedpgp.experiments import experiment, planning
+from fedpgp.storage.store import RunStore
 
 RUNS = {
     "prompt_prox": {"n_ctx": 2},

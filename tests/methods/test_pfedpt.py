@@ -15,10 +15,10 @@ from fedpgp.clip.features import FeatureKey, write_shard
 from fedpgp.clip.frozen import names_only
 from fedpgp.clip.images import normalise
 from fedpgp.config import FederationSettings, ResourceSettings
+from fedpgp.core.errors import ConfigError
 from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.errors import ConfigError
+from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.messages import Features
-from fedpgp.federation.serial import SerialBackend
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods import pfedpt
@@ -257,7 +257,7 @@ def test_the_network_without_a_frame_is_tested_if_asked_for(federation, method, 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_actors_give_the_bits_of_the_serial_backend(federation, method, features, labels):
-    from fedpgp.federation.actors import ActorPool
+    from fedpgp.federation.backends.actors import ActorPool
 
     pool = ActorPool(ResourceSettings(actors=2))
     try:

@@ -7,7 +7,7 @@ import torch
 from three_clients import apart, batch, gradients, learned, train
 
 from fedpgp import methods
-from fedpgp.errors import ConfigError
+from fedpgp.core.errors import ConfigError
 
 PLAIN = methods.create("promptfl", {"n_ctx": 3})
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedpgp.core.tree import select, stack
 from fedpgp.federation.client import LocalData, Optimizer, local_update
 from fedpgp.methods.base import Batch
-from fedpgp.tree import select, stack
 
 NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
 COUNTS = (6, 4, 9)

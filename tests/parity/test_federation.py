@@ -8,9 +8,9 @@ import torch
 from agreement import same_logits, same_params
 
 from fedpgp import methods
+from fedpgp.core.tree import stack
 from fedpgp.federation.aggregate import average, weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, local_update
-from fedpgp.tree import stack
 
 FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}
 PROMPTFL = {"ctx": ("ctx", ...)}

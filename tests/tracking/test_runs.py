@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from fedpgp import config, tracking
-from fedpgp.errors import FedPGPError, RunError
-from fedpgp.federation import checkpoint
-from fedpgp.federation.checkpoint import State
-from fedpgp.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
-from fedpgp.secrets import redacted
-from fedpgp.store import RunStore
+from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.core.secrets import redacted
+from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.storage import checkpoint
+from fedpgp.storage.checkpoint import State
+from fedpgp.storage.store import RunStore
 from fedpgp.tracking import connection
 from fedpgp.tracking.runs import RunWriter
 

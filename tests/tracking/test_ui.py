@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.errors import RunError
+from fedpgp.core.errors import RunError
 from fedpgp.tracking import ui
 
 

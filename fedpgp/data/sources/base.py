@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fedpgp.config import DataSettings
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What a file or folder calls a split -> what we call it."""

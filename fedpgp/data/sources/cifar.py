@@ -12,13 +12,13 @@ import pyarrow as pa
 from PIL import Image
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, Scan, Source, existing_root
 from fedpgp.data.sources.files import size_and_time
 from fedpgp.data.sources.folder import FolderSource
 from fedpgp.data.sources.origins import ORIGINS
 from fedpgp.data.sources.parquet import ParquetSource
-from fedpgp.errors import DataError
 
 SIDE = 32
 BATCHES: Mapping[str, Mapping[str, str]] = {

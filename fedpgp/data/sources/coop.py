@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan
 from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
 from fedpgp.data.sources.folder import SUFFIXES
@@ -24,7 +25,6 @@ from fedpgp.data.sources.splits import (
     read_split,
     save,
 )
-from fedpgp.errors import DataError
 
 
 class CoOpSource(ImageFiles):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 MAX_PIXELS = 89_478_485
 """A larger image is taken for a decompression bomb (Pillow's own limit, which only warns)."""

@@ -12,9 +12,9 @@ import pyarrow as pa
 from PIL import Image
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import ROW_SCHEMA, existing_root, inside
-from fedpgp.errors import DataError
 
 SHOWN = 10
 """Most names in one message."""

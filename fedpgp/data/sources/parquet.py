@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan
 from fedpgp.data.sources.decoding import decode
 from fedpgp.data.sources.places import Place
-from fedpgp.errors import DataError
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Which column is meant if several could be (CIFAR-100 has fine and coarse labels)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpgp.errors import DataError
+from fedpgp.core.errors import DataError
 
 MAX_BYTES = 1 << 30
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.secrets import redacted
 from fedpgp.data.sources.base import existing_root, inside
 from fedpgp.data.sources.files import size_and_time
-from fedpgp.errors import DataError
-from fedpgp.secrets import redacted
 
 
 class Place:

@@ -9,9 +9,9 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.sources.base import ROW_SCHEMA, Scan
-from fedpgp.errors import DataError
-from fedpgp.seeding import numpy_generator
 
 SIZE = 48
 PER_CLASS_AND_STYLE = 40

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedpgp.core.errors import DataError
+from fedpgp.core.files import write_durably
 from fedpgp.data.sources.files import shown
-from fedpgp.errors import DataError
-from fedpgp.files import write_durably
 
 log = logging.getLogger(__name__)
 

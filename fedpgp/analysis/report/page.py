@@ -1,0 +1,136 @@
+"""A comparison as one HTML file that needs nothing else: opened from disk, sent by mail, printed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import yaml
+
+from fedpgp.analysis.comparison import Comparison, Group
+from fedpgp.analysis.report import sheets
+from fedpgp.analysis.report.gallery import Picture
+from fedpgp.analysis.report.names import METRIC_TITLES
+from fedpgp.analysis.report.sheets import Sheet
+from fedpgp.analysis.report.style import encoded
+from fedpgp.storage.store import RunStore
+
+CLASSES = {1: "best", 2: "second"}
+HIDDEN = "tracking"
+"""Section that is not shown: it changes no number, and may name a server with its password."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a group was made."""
+
+    label: str
+    commands: Sequence[str]
+    config: str
+    """of its first run, as YAML"""
+
+
+def page(
+    comparison: Comparison,
+    baseline: str,
+    title: str,
+    pictures: Sequence[Picture],
+    notes: Sequence[str],
+    commands: Sequence[str],
+    first: Sequence[Sheet] = (),
+) -> str:
+    """The whole file; all text is escaped, figures are embedded.
+
+    Args:
+        notes: on pictures that are not there.
+        commands: those that make all of it again.
+        first: tables that come before those of the comparison.
+    """
+    loader = jinja2.PackageLoader("fedpgp.analysis.report", "")
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template.filters |= {"svg": _svg, "rank": lambda rank: CLASSES.get(rank, "")}
+    return template.get_template("page.html").render(
+        title=title,
+        summary=summary(comparison, baseline),
+        tables=[*first, *sheets.sheets(comparison, baseline)],
+        notes=[*sheets.remarks(comparison), *notes],
+        pictures=pictures,
+        differing=sheets.settings(comparison),
+        common=_common(comparison),
+        environment=environment(comparison),
+        commands=commands,
+        recipes=[_recipe(group) for group in comparison.groups],
+    )
+
+
+def summary(comparison: Comparison, baseline: str) -> list[str]:
+    """The comparison in a few sentences: who is ahead, and whether by more than seeds scatter."""
+    runs = sum(len(group.runs) for group in comparison.groups)
+    said = [
+        f"{runs} runs in {len(comparison.groups)} groups; the runs of a group differ by seed and held-out domain only."
+    ]
+    metric = comparison.main
+    for place, groups in comparison.places.items() if metric is not None else ():
+        means = [(found.mean, group) for group in groups if (found := group.statistic(str(metric)))]
+        if len(means) > 1:
+            mean, best = max(means, key=lambda one: one[0])
+            where = f" on {place}" if place else ""
+            said.append(f"Highest {METRIC_TITLES[str(metric)]}{where}: {best.label} with {mean:.2f}. " + _margin(
+                comparison, best, baseline, str(metric)
+            ))  # fmt: skip
+    return said
+
+
+def environment(comparison: Comparison) -> dict[str, str]:
+    """What the runs were made with; all values where they differ."""
+    rows: dict[str, dict[str, None]] = {}
+    for run in (run for group in comparison.groups for run in group.runs.values()):
+        told: dict[str, Any] = {key: run.identity.get(key) for key in ("data", "backbone", "git_commit")}
+        told |= run.identity.get("hardware", {})
+        told |= {"data digest": run.identity.get("manifest_digest"), "weights": run.identity.get("weights_fingerprint")}
+        told |= run.identity.get("versions", {})
+        for key, value in told.items():
+            if value not in (None, []):
+                rows.setdefault(key.replace("_", " "), {})[str(value)] = None
+    return {key: ", ".join(values) for key, values in rows.items()}
+
+
+def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> str:
+    """What is to be said of the best one's lead over the baseline."""
+    if best.label == baseline:
+        return "That is the baseline."
+    found = comparison.difference(best, baseline, metric)
+    if found is None:
+        return f"There is no {baseline} with common seeds to compare it with."
+    if found.interval is None:
+        return f"Against {baseline} there are too few common seeds for an interval."
+    low, high = found.interval
+    verdict = "excludes" if low > 0 else "includes"
+    return (
+        f"That is {found.mean:+.2f} against {baseline}, 95% confidence interval {low:+.2f} to {high:+.2f} over "
+        f"{len(found.by_seed)} seeds, which {verdict} 0."
+    )
+
+
+def _common(comparison: Comparison) -> list[tuple[str, Any]]:
+    """The settings that all groups share."""
+    first = comparison.groups[0].settings
+    return [(key, value) for key, value in first.items() if key not in comparison.differing]
+
+
+def _recipe(group: Group) -> Recipe:
+    runs = list(group.runs.values())
+    tree = yaml.safe_load(RunStore.open(runs[0].path).config_yaml)
+    shown = {key: value for key, value in tree.items() if key != HIDDEN}
+    label = f"{group.label} ({group.place})" if group.place else group.label
+    return Recipe(
+        label, [f"fedpgp run {run.path / 'config.yaml'}" for run in runs], yaml.safe_dump(shown, sort_keys=False)
+    )
+
+
+def _svg(figure: Any) -> str:
+    """A figure as a data address."""
+    return "data:image/svg+xml;base64," + base64.b64encode(encoded(figure, "svg")).decode()

@@ -1,0 +1,145 @@
+"""Which numbers of which runs stand in which cell of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, harmonic_mean, stdev
+
+from fedpgp.analysis.comparison import Fold, Run
+from fedpgp.analysis.report.rows import client_accuracies
+from fedpgp.analysis.reproduce.paper import Key
+
+AVERAGE = "average"
+"""Block of the means over data sets."""
+MEAN, SPREAD = "mean", "spread"
+"""Columns of the mean over the others, and of their standard deviation (ddof 1)."""
+OVERLAP, SPECTRUM = "overlap", "spectrum"
+"""Blocks of what the adapters of LoRA, or personal parts of prompts, look like."""
+PARTS = ("local", "base", "novel")
+
+RANKS = (1, 4, 8)
+
+Numbers = dict[Key, dict[int, float]]
+"""A number for each seed."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a table."""
+
+    variant: str
+    data: tuple[str, ...]
+    """the paper's data sets that it stands for; several where one data set takes the place of all"""
+    run: Run
+    folds: frozenset[Fold]
+    """all that its trial was to have"""
+
+    def value(self, metric: str) -> float | None:
+        """A metric on the test images after the last round; None: not measured."""
+        found = self.run.metrics.get(f"test/{metric}")
+        return None if found is None else found["last"]
+
+
+def base_to_novel(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """A block per data set and one of their means: variants by Local, Base, Novel, HM.
+
+    HM of the means is the harmonic mean of the means of the others, as in the paper.
+    """
+    numbers = _collected(
+        (Key(data, one.variant, metric), one, metric)
+        for one in members
+        for data in one.data
+        for metric in (*PARTS, "hm")
+    )
+    if len(asked) > 1:
+        for variant in dict.fromkeys(one.variant for one in members):
+            means = {part: _mean([numbers.get(Key(data, variant, part), {}) for data in asked]) for part in PARTS}
+            seeds = set.intersection(*map(set, means.values()))
+            means["hm"] = {seed: harmonic_mean([means[part][seed] for part in PARTS]) for seed in sorted(seeds)}
+            numbers |= {Key(AVERAGE, variant, metric): own for metric, own in means.items() if own}
+    return numbers
+
+
+def local_by_data(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """Variants by data set: accuracy on own classes."""
+    return _collected((Key("", one.variant, data), one, "local") for one in members for data in one.data)
+
+
+def local_only(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """Variants by data set: a block for each, with the one column Local."""
+    return _collected((Key(data, one.variant, "local"), one, "local") for one in members for data in one.data)
+
+
+def rank_by_shots(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """A block per data set: ranks by shots (the variants), accuracy on own classes."""
+    return _collected(
+        (Key(data, f"rank {one.run.settings['method.rank']}", one.variant), one, "local")
+        for one in members
+        for data in one.data
+    )
+
+
+def held_out(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """A block per data set: variants by held-out domain, mean over the clients, and the mean over the domains."""
+    numbers = _collected(
+        (Key(data, one.variant, str(one.run.fold.held_out)), one, "held_out") for one in members for data in one.data
+    )
+    for data, variant, domains in {(data, one.variant, _domains(one)): None for one in members for data in one.data}:
+        if mean := _mean([numbers.get(Key(data, variant, domain), {}) for domain in domains]):
+            numbers[Key(data, variant, MEAN)] = mean
+    return numbers
+
+
+def held_out_by_client(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """A block per variant: held-out domain by client, their mean and how far they spread."""
+    numbers: Numbers = {}
+    for one in members:
+        domain, seed = str(one.run.fold.held_out), one.run.fold.seed
+        clients = client_accuracies(one.run, "held_out")
+        values = {**clients, MEAN: fmean(clients.values())}
+        if len(clients) > 1:
+            values[SPREAD] = stdev(clients.values())
+        for column, value in values.items():
+            numbers.setdefault(Key(one.variant, domain, column), {})[seed] = value
+    return numbers
+
+
+def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
+    """What `base_to_novel` has, and LoRA's two questions: do changes repeat the weights, and how many ranks they need.
+
+    The query projections of the adapters' layers, as in LoRA's paper; the personal parts of prompts.
+    """
+    from fedpgp.analysis import anatomy
+
+    numbers = base_to_novel(members, asked)
+    for one in members:
+        if anatomy.has_adapters(one.run.path):
+            values = asdict(anatomy.adapters(one.run.path)["q"])
+            block = OVERLAP
+        else:
+            found = anatomy.personal_parts(one.run.path)
+            shares = {f"rank {rank}": 100 * float(found.energy(rank).mean()) for rank in RANKS}
+            values = {**shares, "ranks for 90 %": float(found.effective_rank().double().mean())}
+            block = SPECTRUM
+        for column, value in values.items():
+            numbers.setdefault(Key(block, one.variant, column), {})[one.run.fold.seed] = value
+    return numbers
+
+
+def _domains(one: Member) -> tuple[str, ...]:
+    return tuple(sorted({str(fold.held_out) for fold in one.folds}))
+
+
+def _collected(cells: Iterator[tuple[Key, Member, str]]) -> Numbers:
+    numbers: Numbers = {}
+    for key, one, metric in cells:
+        if (value := one.value(metric)) is not None:
+            numbers.setdefault(key, {})[one.run.fold.seed] = value
+    return numbers
+
+
+def _mean(parts: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """By seed, for those seeds that all parts have."""
+    seeds = set.intersection(*map(set, parts)) if parts else set()
+    return {seed: fmean(part[seed] for part in parts) for seed in sorted(seeds)}

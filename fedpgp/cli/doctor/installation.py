@@ -1,0 +1,79 @@
+"""Python and the packages: there, inside the ranges that fedpgp asks for, and whether its tests have seen them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
+
+PACKAGE = "fedpgp"
+TESTED = {
+    "python": "3.11",
+    "mlflow": "3.17",
+    "numpy": "2.4",
+    "open_clip_torch": "3.3",
+    "pyarrow": "25.0",
+    "ray": "2.60",
+    "scipy": "1.17",
+    "timm": "1.0",
+    "torch": "2.14",
+    "torchvision": "0.29",
+}
+"""What the tests have last passed with. Of others nothing is known, as long as they are inside the range."""
+
+
+def examine() -> Iterator[Finding]:
+    """Python, then what is wrong with single packages, then all others together."""
+    try:
+        about, texts = importlib.metadata.metadata(PACKAGE), importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield problem("packages", f"{PACKAGE} is not installed, only its files are here", "pip install -e .")
+        return
+    yield _python(about["Requires-Python"])
+    wanted = [requirement for requirement in map(Requirement, texts) if _always(requirement)]
+    found = [finding for finding in map(_package, wanted) if finding is not None]
+    yield from found
+    yield ok("packages", f"{len(wanted) - len(found)} of {len(wanted)} as fedpgp {about['Version']} wants them")
+
+
+def _python(wanted: str | None) -> Finding:
+    version = platform.python_version()
+    if not SpecifierSet(wanted or "").contains(version, prereleases=True):
+        return problem("python", f"{version}, but {PACKAGE} needs {wanted}", "make a new environment with another one")
+    return _seen("python", version) or ok("python", version)
+
+
+def _package(requirement: Requirement) -> Finding | None:
+    """What is wrong with a package; None: nothing."""
+    name, label = requirement.name, f"package {requirement.name}"
+    repair = f'pip install "{name}{requirement.specifier}"'
+    try:
+        version = importlib.metadata.version(name)
+        fits = requirement.specifier.contains(Version(version), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return problem(label, "is not installed", repair)
+    except InvalidVersion:
+        return problem(label, f"has the version {version!r}, which is none", repair)
+    if not fits:
+        return problem(label, f"{version}, but {PACKAGE} needs {requirement.specifier}", repair)
+    return _seen(name, version)
+
+
+def _seen(name: str, version: str) -> Finding | None:
+    """A warning if the tests have not seen a version with these first two numbers; None: no reason to."""
+    tested = TESTED.get(name)
+    if tested is None or Version(version).release[:2] == Version(tested).release:
+        return None
+    label = name if name == "python" else f"package {name}"
+    return warning(label, f"{version} is untested, {tested} is what the tests have seen", "run `make test` with it")
+
+
+def _always(requirement: Requirement) -> bool:
+    """Not only for an extra, or another platform."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})

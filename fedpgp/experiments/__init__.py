@@ -1,0 +1,1 @@
+"""Plan, estimate, run and resume experiments; `sweeps/` runs many of them on Ray Tune."""

@@ -1,0 +1,166 @@
+"""What is known before the first image is read: settings complete and checked, data divided, model loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedpgp import config, methods
+from fedpgp.clip import model
+from fedpgp.clip.frozen import FrozenText, freeze, names_only
+from fedpgp.clip.images import check_patches
+from fedpgp.clip.model import Backbone, ImageSpec
+from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, StorageSettings
+from fedpgp.core.errors import BackboneError, RunError
+from fedpgp.core.files import in_the_way
+from fedpgp.core.seeding import torch_generator
+from fedpgp.data import manifest as manifests
+from fedpgp.data import protocol
+from fedpgp.data.manifest import Manifest
+from fedpgp.data.protocol import FederatedData
+from fedpgp.methods.base import BringsNetwork, Method
+from fedpgp.storage.remote import Remote
+
+log = logging.getLogger(__name__)
+
+NO_WEIGHTS = "none"
+"""In place of a fingerprint, where nothing is frozen."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first image is read: settings complete and checked, data divided, model loaded."""
+
+    experiment: Experiment
+    method: Method
+    manifest: Manifest
+    data: FederatedData
+    backbone: Backbone | None
+    """None: the method brings a network of its own"""
+    image: ImageSpec
+    text: FrozenText
+    digest: str
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the frozen weights."""
+        return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
+
+    def without_text(self) -> Plan:
+        """Enough to extract features, for when many plans are kept."""
+        return replace(self, text=names_only(self.data.class_names, self.experiment.data.prompt))
+
+
+def settle(experiment: Experiment) -> tuple[Experiment, Method]:
+    """The experiment with every setting of its method filled in, and the method.
+
+    Raises:
+        ConfigError: unknown method, or settings that it cannot use.
+    """
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
+    return experiment.model_copy(update={"method": complete}), method
+
+
+class Library:
+    """What several plans of one process have in common: data by their settings, and the last backbone and its text."""
+
+    def __init__(self) -> None:
+        self._manifests: dict[DataSettings, Manifest] = {}
+        self._backbone: tuple[BackboneSettings, Backbone] | None = None
+        self._text: tuple[Any, FrozenText] | None = None
+
+    def manifest(self, settings: DataSettings) -> Manifest:
+        """The data, read once."""
+        if settings not in self._manifests:
+            built = manifests.build(settings)
+            built.refuse_hollow()
+            self._manifests[settings] = built
+        return self._manifests[settings]
+
+    def backbone(self, settings: BackboneSettings) -> Backbone:
+        """The model, loaded once for all plans in a row that use it."""
+        if self._backbone is None or self._backbone[0] != settings:
+            self._backbone = None  # never two at a time in memory
+            self._backbone = (settings, model.load(settings))
+        return self._backbone[1]
+
+    def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
+        """The frozen side, made once for all plans in a row that want the same of it."""
+        if self._text is None or self._text[0] != key:
+            self._text = (key, make())
+        return self._text[1]
+
+
+def plan(experiment: Experiment, library: Library | None = None) -> Plan:
+    """Check everything that can be checked without reading an image.
+
+    Raises:
+        UserError: settings, data or backbone cannot be used.
+    """
+    library = library or Library()
+    experiment, method = settle(experiment)
+    manifest = library.manifest(experiment.data)
+    data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
+    if isinstance(method, BringsNetwork):
+        backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
+    else:
+        backbone = library.backbone(experiment.backbone)
+        image = backbone.image
+        key = (
+            experiment.backbone,
+            experiment.data.prompt,
+            data.class_names,
+            method.phrases,
+            method.towers,
+            method.needs,
+        )
+        text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
+    for name, classes in data.class_sets.items():
+        if name == data.train_set or method.transfers:  # it refuses a frozen side that its settings do not fit
+            method.init(text.on(classes), torch_generator(experiment.seed, "init"))
+    _check_storage(experiment.storage)
+    weights = backbone.fingerprint if backbone else NO_WEIGHTS
+    digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
+    return Plan(experiment, method, manifest, data, backbone, image, text, digest)
+
+
+def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
+    """The frozen side as the method needs it."""
+    try:
+        if method.needs == "patches":
+            check_patches(backbone.model.visual)  # type: ignore[arg-type]
+        text = freeze(
+            backbone,
+            data.class_names,
+            experiment.data.prompt,
+            method.phrases,
+            experiment.backbone.class_chunk,
+            visual="image" in method.towers,
+        )
+    except BackboneError as error:
+        raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
+    if alike := text.alike():
+        log.warning(
+            "%d of %d classes have the same tokens as another for backbone %s (%s), so no prompt that they share tells "
+            "them apart; rename them, or take a backbone that knows their words",
+            len(alike),
+            len(text.class_names),
+            backbone.name,
+            ", ".join(alike[:5]) + (", ..." if len(alike) > 5 else ""),
+        )
+    return text
+
+
+def _check_storage(storage: StorageSettings) -> None:
+    if (found := in_the_way(storage.root)) is not None:
+        raise RunError(f"storage.root: {found} is not a folder that can be written to; give storage.root=FOLDER")
+    if "?" in str(storage.root.absolute()):
+        raise RunError(
+            f"storage.root: {storage.root.absolute()}: what follows ? would not be taken as part of the folder of "
+            "MLflow's store; give a folder without it"
+        )
+    if storage.uri:
+        Remote.at(storage.uri).make()

@@ -1,0 +1,81 @@
+"""A search space in Ray Tune's own terms, read from YAML as data: no code is run. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedpgp.core.errors import ConfigError
+
+GRID = "grid_search"
+RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
+TERMS = (GRID, "choice", *RANGES)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one key may be: `grid_search` and `choice` of values; `uniform`, `loguniform`, `randint` of [low, high)."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether every value is tried."""
+        return self.kind == GRID
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """One value of a term that is no grid."""
+        if self.kind == "choice":
+            return self.values[int(generator.integers(len(self.values)))]
+        low, high = self.values
+        if self.kind == "randint":
+            return int(generator.integers(low, high))
+        if self.kind == "uniform":
+            return float(generator.uniform(low, high))
+        return math.exp(generator.uniform(math.log(low), math.log(high)))
+
+
+def is_term(value: Any) -> bool:
+    """Whether it is meant as a term: a mapping with one key, which is a term's name or nearly so, and no setting's."""
+    return isinstance(value, Mapping) and len(value) == 1 and bool(_near(next(iter(value)), cutoff=0.8))
+
+
+def parse(key: str, value: Any) -> Term:
+    """A term as it stands in YAML: `{grid_search: [1, 2, 4]}`, `{loguniform: [0.001, 0.1]}`.
+
+    Raises:
+        ConfigError: it is no such term, or one that cannot be drawn from.
+    """
+    shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
+    ((kind, given),) = value.items()
+    if isinstance(given, str):
+        raise ConfigError(f"space: {key}: {kind}: a sweep is data, text such as {given!r} is not run; {shape}")
+    if kind not in TERMS:
+        near = _near(kind)
+        raise ConfigError(f"space: {key}: unknown term {kind!r}; {f'did you mean {near[0]}? ' if near else ''}{shape}")
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
+    if kind in RANGES and not _is_range(kind, given):
+        raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
+    return Term(kind, tuple(given))
+
+
+def _near(kind: Any, cutoff: float = 0.6) -> list[str]:
+    """The term that was probably meant."""
+    return difflib.get_close_matches(str(kind), TERMS, n=1, cutoff=cutoff)
+
+
+def _is_range(kind: str, given: list[Any]) -> bool:
+    kinds: type | tuple[type, ...] = int if kind == "randint" else (int, float)
+    if len(given) != 2 or not all(isinstance(bound, kinds) and not isinstance(bound, bool) for bound in given):
+        return False
+    low, high = given
+    return bool(-math.inf < low < high < math.inf and (kind != "loguniform" or low > 0))

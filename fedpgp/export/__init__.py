@@ -1,0 +1,1 @@
+"""Learned prompts as files of their own, and as MLflow models."""

@@ -1,0 +1,282 @@
+"""The Ray backend: client actors with fractional GPUs. Any of them serves any block, at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
+from fedpgp.federation.backends.base import Common, Job, invoke
+from fedpgp.federation.backends.packing import shortfall
+
+if TYPE_CHECKING:
+    from fedpgp.config import ResourceSettings
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+"""How often a block is sent out, or an actor started in a row, before the run fails."""
+INLINE_BYTES = 100 * 1024
+"""Larger arguments Ray puts into the object store, one copy for each call."""
+POLL_SECONDS = 0.5
+"""How soon a request to stop or a late block is noticed."""
+
+
+class _Client:
+    """A client actor: holds one job, serves its calls."""
+
+    def __init__(self, threads: int, gpus: float) -> None:
+        torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+        if self._device.type == "cuda" and gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
+        self._worker: Any = None
+
+    def ready(self) -> dict[str, Any]:
+        """Where this actor is."""
+        context = ray.get_runtime_context()
+        place = {"device": self._device.type, "gpu_ids": ray.get_gpu_ids(), "node": context.get_node_id()}
+        return {**place, "address": ray.util.get_node_ip_address()}
+
+    def load(self, job: Job) -> dict[str, Any]:
+        """Hold this job in place of the one before."""
+        self._worker = job.build(self._device)
+        return self.ready()
+
+    def call(self, method: str, call: Any, common: Common | None) -> Any:
+        """One block."""
+        return invoke(self._worker, method, call, common)
+
+
+@dataclass(frozen=True, eq=False)
+class _Actor:
+    """A client actor and where it is."""
+
+    handle: ActorHandle
+    place: dict[str, Any]
+
+    @property
+    def node(self) -> str:
+        return f"node {self.place['node'][:8]} at {self.place['address']}"
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A call that an actor is working on."""
+
+    index: int
+    actor: _Actor
+    since: float
+
+
+class ActorPool:
+    """Client actors. A lost one costs only its call, which goes to another at once; a replacement joins when ready.
+
+    Args:
+        resources: how many actors, and what each reserves.
+        stop: set from outside to abandon what is going on.
+
+    Raises:
+        ResourceError: the plan does not fit the cluster, or the actors are not ready in time.
+    """
+
+    def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
+        self._resources = resources
+        self._stop = stop or threading.Event()
+        self._job: Any = None
+        self._starting: dict[Any, ActorHandle] = {}
+        self._idle: list[_Actor] = []
+        self._failed_starts = 0
+        _preflight(resources)
+        for _ in range(resources.actors):
+            self._start()
+        self._await_all()
+        if resources.gpus_per_actor and any(actor.place["device"] == "cpu" for actor in self._idle):
+            log.warning("resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU")
+
+    def load(self, job: Job) -> None:
+        """Send the job once to the object store, from where every actor takes it."""
+        self._job = ray.put(job)
+        handles = [*(actor.handle for actor in self._idle), *self._starting.values()]
+        self._idle, self._starting = [], {handle.load.remote(self._job): handle for handle in handles}
+        self._await_all()
+
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+        """The results of the calls, in their order, each as soon as those before it are there.
+
+        What is common goes to the object store once, from where the actors of a node read it in place, unless it is so
+        small that Ray would send it along anyway.
+
+        Raises:
+            FedPGPError: a call raised it, or its actors died or were late too often (names block, clients and node).
+            Interrupted: `stop` was set.
+        """
+        waiting, attempts = deque(range(len(calls))), [0] * len(calls)
+        running: dict[Any, _Running] = {}
+        results: dict[int, Any] = {}
+        following = 0
+        everywhere = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
+        try:
+            while following < len(calls):
+                while waiting and self._idle:
+                    index, actor = waiting.popleft(), self._idle.pop()
+                    attempts[index] += 1
+                    reference = actor.handle.call.remote(method, calls[index], everywhere)
+                    running[reference] = _Running(index, actor, time.monotonic())
+                for reference, lost in self._next(running):
+                    work = running.pop(reference)
+                    try:
+                        results[work.index] = self._result(reference, work.actor, lost)
+                    except _Lost as error:
+                        what = f"{method} {_block(work.index, calls)} on {work.actor.node}: {error}"
+                        if attempts[work.index] == ATTEMPTS:
+                            raise FedPGPError(f"{what}; {ATTEMPTS} attempts, no more") from None
+                        log.warning("%s; sent again to another actor", what)
+                        waiting.appendleft(work.index)
+                while following in results:
+                    yield results.pop(following)
+                    following += 1
+        finally:  # after an error the others finish what they have and are there for what comes next
+            self._idle += [work.actor for work in running.values()]
+
+    def close(self) -> None:
+        """End all actors."""
+        for handle in [*(actor.handle for actor in self._idle), *self._starting.values()]:
+            ray.kill(handle)
+        self._idle, self._starting = [], {}
+
+    def _next(self, running: dict[Any, _Running]) -> Iterator[tuple[Any, str | None]]:
+        """Calls that have ended, or that are given up because they are late (and why)."""
+        done, _ = ray.wait([*running, *self._starting], timeout=POLL_SECONDS)
+        if self._stop.is_set():
+            raise Interrupted("asked to stop")
+        for reference in done:
+            if reference in running:
+                yield reference, None
+            else:
+                self._welcome(reference)
+        limit = self._resources.block_timeout
+        for reference, work in list(running.items()) if limit else ():
+            if reference not in done and time.monotonic() - work.since > (limit or 0):
+                yield reference, f"no answer within {limit:g} s"
+        if running or self._idle:
+            self._alone_since = time.monotonic()
+        elif time.monotonic() - self._alone_since > self._resources.ready_timeout:
+            raise ResourceError(f"no actor became ready within {self._resources.ready_timeout:g} s; see `ray status`")
+
+    def _result(self, reference: Any, actor: _Actor, lost: str | None) -> Any:
+        """What a call gave. Its actor is free again, or replaced if it is lost."""
+        try:
+            if lost:
+                raise _Lost(lost)
+            result = ray.get(reference)
+        except (RayActorError, OutOfMemoryError, _Lost) as error:
+            ray.kill(actor.handle)
+            self._start()
+            raise _Lost(_why(error)) from None
+        except RayTaskError as error:
+            self._idle.append(actor)
+            raise cause(error) from None
+        self._idle.append(actor)
+        return result
+
+    def _start(self) -> None:
+        resources = self._resources
+        handle = (
+            ray.remote(_Client)
+            .options(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0)
+            .remote(resources.threads, resources.gpus_per_actor)
+        )
+        reference = handle.ready.remote() if self._job is None else handle.load.remote(self._job)
+        self._starting[reference] = handle
+
+    def _await_all(self) -> None:
+        """Wait until every starting actor is ready."""
+        deadline = time.monotonic() + self._resources.ready_timeout
+        while self._starting:
+            done, _ = ray.wait(list(self._starting), timeout=POLL_SECONDS)
+            for reference in done:
+                self._welcome(reference)
+            if self._stop.is_set():
+                raise Interrupted("asked to stop")
+            if self._starting and time.monotonic() > deadline:
+                late, count = len(self._starting), self._resources.actors
+                self.close()
+                raise ResourceError(
+                    f"{late} of {count} actors not ready within {self._resources.ready_timeout:g} s; "
+                    "fewer resources.actors, or a longer resources.ready_timeout"
+                )
+        self._alone_since = time.monotonic()
+
+    def _welcome(self, reference: Any) -> None:
+        """Take a ready actor in, or start another if it died before that."""
+        handle = self._starting.pop(reference)
+        try:
+            self._idle.append(_Actor(handle, ray.get(reference)))
+            self._failed_starts = 0
+        except RayTaskError as error:
+            raise cause(error) from None
+        except (RayActorError, OutOfMemoryError) as error:
+            self._failed_starts += 1
+            if self._failed_starts == ATTEMPTS:
+                raise FedPGPError(f"{ATTEMPTS} client actors died while starting: {_why(error)}") from None
+            self._start()
+
+
+class _Lost(Exception):
+    """An actor died or was given up."""
+
+
+def _preflight(resources: ResourceSettings) -> None:
+    short = shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes())
+    if short:
+        raise ResourceError(short)
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """What each node that is alive has, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def stored_bytes() -> float:
+    """Bytes that objects take in the shared memory of all nodes."""
+    kind = "object_store_memory"
+    return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
+
+
+def _num_bytes(common: Common | None) -> int:
+    return sum(value.nbytes for value in common.values()) if common else 0
+
+
+def _block(index: int, calls: Sequence[Any]) -> str:
+    clients = np.asarray(getattr(calls[index], "clients", ()))
+    some = ", ".join(map(str, clients[:10])) + (", ..." if len(clients) > 10 else "")
+    return f"block {index + 1} of {len(calls)}" + (f" (clients {some})" if some else "")
+
+
+def cause(error: RayTaskError) -> BaseException:
+    """Our own error as it was raised; anything else whole, with the remote traceback."""
+    return error.cause if isinstance(error.cause, FedPGPError | KeyboardInterrupt) else error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _why(error: Exception) -> str:
+    """Why an actor was lost, in a line; what can be done if Ray ended it for memory."""
+    if isinstance(error, OutOfMemoryError):
+        return f"{first_line(error).rstrip('.')}; give fewer resources.actors, or a smaller federation.block_size"
+    return first_line(error)

@@ -1,0 +1,48 @@
+"""The serial backend: one worker in this process, for debugging and as the oracle of the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from fedpgp.core.errors import Interrupted
+from fedpgp.federation.backends.base import Common, Job, invoke
+
+
+class SerialBackend:
+    """Runs every call here, on the CPU or the first GPU.
+
+    Args:
+        threads: torch threads while it is open; equal threads give equal bits.
+        gpu: whether to use a GPU, if there is one.
+        stop: set from outside to abandon what is going on.
+    """
+
+    def __init__(self, threads: int, gpu: bool = False, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        self._worker: Any = None
+
+    def load(self, job: Job) -> None:
+        """Build the worker here."""
+        self._worker = job.build(self._device)
+
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+        """One after another, lazily.
+
+        Raises:
+            Interrupted: `stop` was set.
+        """
+        for call in calls:
+            if self._stop.is_set():
+                raise Interrupted("asked to stop")
+            yield invoke(self._worker, method, call, common)
+
+    def close(self) -> None:
+        """Give the threads back."""
+        torch.set_num_threads(self._threads_before)

@@ -1,0 +1,117 @@
+"""Counts to accuracies: Local, Base, Novel and their harmonic mean, per client and on average. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedpgp.federation.records import RoundRow
+
+METRICS = (
+    "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
+    "held_out_global", "local_before_aggregation",
+)  # fmt: skip
+"""What a split is measured by, in the order of the tables; `hm` derives from local, base and novel."""
+DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
+"""What two runs must have in common to be the same experiment on the same things."""
+
+
+def round_metrics(clients: pa.Table) -> dict[str, float]:
+    """The metrics of one round, for example `val/local`, `test/hm`, `train/loss`.
+
+    Args:
+        clients: the round's rows, in `records.CLIENT_SCHEMA`.
+
+    Returns:
+        Accuracies in percent: the unweighted mean over the clients that have images for it. `hm` is the harmonic
+        mean of the three means, as in the paper, and not the mean of the clients' own. What was not measured is absent.
+    """
+    by_split: dict[str, dict[str, float]] = {}
+    means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
+    for row in means.to_pylist():
+        by_split.setdefault(row["split"], {})[row["metric"]] = row["percent_mean"]
+    metrics = {
+        f"{split}/{name}": values[name]
+        for split, values in ((split, _with_hm(values)) for split, values in sorted(by_split.items()))
+        for name in METRICS
+        if name in values
+    }
+    losses = clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss")))["loss"]
+    if (loss := pc.mean(losses).as_py()) is not None:
+        metrics["train/loss"] = loss
+    return metrics
+
+
+def per_client_table(clients: pa.Table, round: int) -> pa.Table:
+    """One row per client and split: client, split, and a column in percent for each metric that was measured.
+
+    A client without images for a metric has null there.
+    """
+    by_client: dict[tuple[int, str], dict[str, float]] = {}
+    for row in _accuracies(clients.filter(pc.field("round") == round)).to_pylist():
+        by_client.setdefault((row["client"], row["split"]), {})[row["metric"]] = row["percent"]
+    rows = {key: _with_hm(values) for key, values in sorted(by_client.items())}
+    measured = [name for name in METRICS if any(name in values for values in rows.values())]
+    columns = [
+        pa.array([client for client, _ in rows], pa.int32()),
+        pa.array([split for _, split in rows], pa.string()),
+    ]
+    columns += [pa.array([values.get(name) for values in rows.values()], pa.float64()) for name in measured]
+    return pa.table(columns, names=["client", "split", *measured])
+
+
+def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:
+    """Three readings of every metric over the rounds that measured it: `last`, `mean_last_5` and `max`.
+
+    Round 0, which nothing has trained, counts only if there is no other.
+    """
+    trained = [row for row in rounds if row.round > 0] or rounds
+    series: dict[str, list[float]] = {}
+    for row in trained:
+        for name, value in row.metrics.items():
+            series.setdefault(name, []).append(value)
+    return {
+        name: {"last": values[-1], "mean_last_5": fmean(values[-5:]), "max": max(values)}
+        for name, values in series.items()
+    }
+
+
+def summarize(identity: Mapping[str, Any], rounds: Sequence[RoundRow]) -> dict[str, Any]:
+    """A run in numbers: `selections` of every metric, total bytes, mean seconds of each stage over its rounds."""
+    stages = dict.fromkeys(stage for row in rounds for stage in row.seconds)
+    return {
+        "method": identity["method"],
+        "data": identity["data"],
+        "rounds": rounds[-1].round if rounds else 0,
+        "digests": {key: identity[key] for key in DIGESTS if key in identity},
+        "metrics": selections(rounds),
+        "bytes_up": sum(row.bytes_up for row in rounds),
+        "bytes_down": sum(row.bytes_down for row in rounds),
+        "seconds": {stage: fmean(row.seconds[stage] for row in rounds if stage in row.seconds) for stage in stages},
+    }
+
+
+def selection_score(metrics: Mapping[str, float]) -> float | None:
+    """What the best round is chosen by, on validation images alone: HM, else Local, else All; None: not measured."""
+    return next((metrics[name] for name in ("val/hm", "val/local", "val/all") if name in metrics), None)
+
+
+def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
+    """The last round with an accuracy; None: there is none."""
+    return max((row.round for row in rounds if set(row.metrics) - {"train/loss"}), default=None)
+
+
+def _accuracies(clients: pa.Table) -> pa.Table:
+    """The rows over all domains that have images, with `percent`."""
+    measured = clients.filter((pc.field("split") != "train") & pc.field("domain").is_null() & (pc.field("total") > 0))
+    percent = pc.divide(pc.multiply(pc.cast(measured["correct"], pa.float64()), 100.0), measured["total"])
+    return measured.append_column("percent", percent)
+
+
+def _with_hm(values: Mapping[str, float]) -> dict[str, float]:
+    parts = [values[name] for name in ("local", "base", "novel") if name in values]
+    return {**values, "hm": harmonic_mean(parts)} if len(parts) == 3 else dict(values)

@@ -1,0 +1,70 @@
+"""The HTML report: whole, by itself, and never taking a name for markup."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fedpgp.analysis.gather import Entry, compare
+from fedpgp.analysis.report import page
+from fedpgp.analysis.report.gallery import Picture
+from fedpgp.analysis.report.tradeoff import bars
+
+
+@pytest.fixture
+def compared(made_run):
+    entries = []
+    for seed in (1, 2, 3):
+        password = "tracking.uri=http://me:secret@host"
+        entries.append(
+            Entry(made_run(f"seed={seed}", "method.name=coop", password, test_hm=[60 + seed]), "<b>coop</b>")
+        )
+        entries.append(Entry(made_run(f"seed={seed}", test_hm=[70 + seed]), "fedpgp"))
+    return compare(entries)
+
+
+def rendered(compared, **changes):
+    pictures = [Picture("bars", "<i>By metric</i>", "", bars(compared.groups, ["hm"]))]
+    given = {"pictures": pictures, "notes": ["not drawn: <x>"], "commands": ["fedpgp report 'a & b'"], **changes}
+    return page.page(compared, compared.labels[0], "t <script>alert(1)</script>", **given)
+
+
+def test_all_text_is_escaped(compared):
+    text = rendered(compared)
+    assert "<script" not in text
+    assert "<b>coop" not in text
+    assert "&lt;b&gt;coop&lt;/b&gt;" in text
+    assert "<i>By metric" not in text
+    assert "fedpgp report &#39;a &amp; b&#39;" in text
+
+
+def test_nothing_is_fetched_and_no_password_is_told(compared):
+    text = rendered(compared)
+    assert re.findall(r'(?:src|href)="(?!#|data:)', text) == []
+    assert "url(" not in text
+    assert "secret" not in text
+    assert text.count("data:image/svg+xml;base64,") == 1
+
+
+def test_it_has_every_part(compared):
+    text = rendered(compared)
+    for part in ("results", "notes", "figures", "settings", "environment", "repeat"):
+        assert f'<section id="{part}">' in text
+    assert '<td class="number best">72.00 ± 1.00</td>' in text
+    assert '<td class="number second">62.00 ± 1.00</td>' in text
+    runs = [run.path for group in compared.groups for run in group.runs.values()]
+    assert all(f"fedpgp run {path}/config.yaml" in text for path in runs)
+
+
+def test_the_summary_says_who_is_ahead_and_by_how_much(compared):
+    assert page.summary(compared, "<b>coop</b>")[1] == (
+        "Highest HM: fedpgp with 72.00. That is +10.00 against <b>coop</b>, 95% confidence interval +10.00 to +10.00 "
+        "over 3 seeds, which excludes 0."
+    )
+    assert page.summary(compared, "fedpgp")[1].endswith("That is the baseline.")
+
+
+def test_the_environment_lists_all_versions(made_run):
+    paths = [made_run(test_hm=[1]), made_run("method.name=coop", version="2", test_hm=[1])]
+    assert page.environment(compare([Entry(path) for path in paths]))["fedpgp"] == "1, 2"

@@ -1,0 +1,119 @@
+"""A comparison in words and numbers: in the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from rich.console import Console
+
+from fedpgp.analysis.gather import Entry, compare
+from fedpgp.analysis.report import sheets
+
+
+@pytest.fixture
+def compared(made_run):
+    """FedPGP beats PromptFL on HM by 1, 2 and 3 points on seeds 1, 2, 3; nobody else measured Novel."""
+    entries = []
+    for seed in (1, 2, 3):
+        entries.append(Entry(made_run("method.name=promptfl", f"seed={seed}", test_hm=[50, 60 + seed], val_hm=[1, 2])))
+        entries.append(Entry(made_run(f"seed={seed}", test_hm=[70, 60 + 2 * seed], test_novel=[40, 41], val_hm=[3, 4])))
+    entries.append(Entry(made_run("method.name=coop", test_hm=[64, 64], val_hm=[5, 6])))
+    return compare(entries, selected=["val/hm"])
+
+
+def texts(sheet):
+    return [[cell.text for cell in row] for row in sheet.rows]
+
+
+def test_accuracies_mark_best_and_second_best(compared):
+    sheet = sheets.accuracies(compared, "")
+    assert sheet.headings == ("", "seeds", "Novel", "HM")
+    assert texts(sheet) == [
+        ["promptfl", "3", "-", "62.00 ± 1.00"],
+        ["fedpgp", "3", "41.00 ± 0.00", "64.00 ± 2.00"],
+        ["coop", "1", "-", "64.00"],
+    ]
+    assert [row[3].rank for row in sheet.rows] == [2, 1, 1]  # two are best together, then comes the second best
+
+
+def test_the_other_readings_are_other_numbers(compared):
+    assert texts(sheets.accuracies(compared, "", "max"))[1][3] == "70.00 ± 0.00"
+    assert texts(sheets.readings(compared.groups))[2:4] == [
+        ["fedpgp", "val", "4.00 ± 0.00", "3.50 ± 0.00", "4.00 ± 0.00"],
+        ["fedpgp", "test", "64.00 ± 2.00", "67.00 ± 1.00", "70.00 ± 0.00"],  # (70 + 62, 64, 66) / 2
+    ]
+
+
+def test_differences_are_paired_by_seed_and_have_an_interval(compared):
+    sheet = sheets.differences(compared, "", "promptfl")
+    assert texts(sheet) == [
+        ["fedpgp", "3", "-", "+2.00\n[-0.5, +4.5]"],  # 2 ± 4.302653 / sqrt(3)
+        ["coop", "1", "-", "+3.00"],  # one seed: 64 - 61
+    ]
+    assert texts(sheets.differences(compared, "", "coop"))[0] == ["promptfl", "1", "-", "-3.00"]
+
+
+def test_costs_are_those_of_one_run(compared):
+    assert texts(sheets.costs(compared.groups))[0] == ["promptfl", "2", "2.0 MB", "4.0 MB", "0.50"]
+
+
+def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
+    assert sheets.remarks(compared) == [
+        "missing: coop: no run of seed 2",
+        "missing: coop: no run of seed 3",
+        "settings were selected by hm on validation images (val/hm)",
+    ]
+    paths = [made_run("name=a", test_hm=[1]), made_run("name=b", "method.name=coop", "protocol.shots=2", test_hm=[1])]
+    mixed = compare([Entry(path, strict=True) for path in paths], anyway=True, selected=["test/hm"])
+    marked, selected = sheets.remarks(mixed)
+    assert marked == "† another partition than fedpgp, shots=16"
+    assert "on the TEST images: these numbers are optimistic" in selected
+    assert texts(sheets.accuracies(mixed, ""))[1][0] == "coop, shots=2 †"
+
+
+def test_in_a_terminal_of_80_columns_nothing_is_cut(compared):
+    console = Console(width=80, file=io.StringIO())
+    console.print(sheets.in_terminal(sheets.sheets(compared, "promptfl"), ["[red] is no colour"]))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert "[-0.5, +4.5]" in shown
+    assert "[red] is no colour" in shown
+
+
+def test_the_title_of_a_narrow_table_stays_in_one_line():
+    console = Console(width=80, file=io.StringIO())
+    narrow = sheets.Sheet("A title that is longer than its table", ("", "x"), ((sheets.Cell("a"), sheets.Cell("1")),))
+    console.print(sheets.in_terminal([narrow], []))
+    assert console.file.getvalue().startswith("A title that is longer than its table\n")
+
+
+def test_what_is_indented_stays_so_in_markdown():
+    sheet = sheets.Sheet(
+        "t", ("", "x"), ((sheets.Cell("a"), sheets.Cell("1")), (sheets.Cell("  below"), sheets.Cell("2")))
+    )
+    assert "| a | 1 |\n| &emsp;below | 2 |\n" in sheets.as_markdown([sheet], [])
+
+
+def test_markdown_is_a_table_that_shows_the_best(compared):
+    text = sheets.as_markdown([sheets.accuracies(compared, "")], ["a | b <c>"])
+    lines = text.splitlines()
+    assert "|  | seeds | Novel | HM |" in lines
+    assert "|---|---:|---:|---:|" in lines
+    assert "| promptfl | 3 | - | <u>62.00 ± 1.00</u> |" in lines
+    assert "| fedpgp | 3 | **41.00 ± 0.00** | **64.00 ± 2.00** |" in lines
+    assert r"* a \| b \<c\>" in lines
+
+
+def test_csv_has_the_numbers_in_full(compared):
+    rows = list(csv.DictReader(io.StringIO(sheets.as_csv(compared, "promptfl"))))
+    (row,) = [
+        row
+        for row in rows
+        if (row["group"], row["split"], row["metric"], row["reading"]) == ("fedpgp", "test", "hm", "last")
+    ]
+    assert (row["mean"], row["std"], row["seeds"], row["values"]) == ("64.0", "2.0", "1 2 3", "62.0 64.0 66.0")
+    assert float(row["difference"]) == 2.0
+    assert float(row["low"]) == pytest.approx(-0.484138, abs=1e-6)
+    assert {row["reading"] for row in rows} == {"last", "mean_last_5", "max"}

@@ -1,0 +1,63 @@
+"""`fedpgp reproduce` killed in the middle: the same command goes on, runs nothing twice, and ends in the same table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedpgp.bench.faults import descendants
+from fedpgp.core.files import TEMPORARY
+from fedpgp.storage.store import RunStore
+
+pytestmark = pytest.mark.slow
+PATIENCE = 400
+
+
+def start(folder):
+    """Table 7 with three seeds, six runs, in a process and a store of its own."""
+    folder.mkdir(exist_ok=True)
+    settings = ["folds.seeds=[1,2,3]", "federation.rounds=3", "federation.eval_every=3", "tracking.mlflow=false"]
+    command = [sys.executable, "-m", "fedpgp", "reproduce", "table7", "--smoke", "--out", "out", *settings]
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finished(folder):
+    """Runs by name, with what changes if one is run again."""
+    paths = [path.parent for path in folder.glob("fedpgp-store/runs/*/summary.json")]
+    return {path.name: (RunStore.open(path).identity["id"], RunStore.open(path).status) for path in sorted(paths)}
+
+
+def test_killed_twice_it_ends_in_the_table_of_one_that_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(PATIENCE) == 0, (whole / "log.txt").read_text()
+    kept = {}
+    for most in (1, 2):
+        process = start(killed)
+        deadline = time.monotonic() + PATIENCE
+        while len(finished(killed)) < most:
+            assert process.poll() is None, (killed / "log.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for pid in (process.pid, *descendants(process.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+        assert kept.items() <= finished(killed).items()
+        kept = finished(killed)
+    assert len(kept) < 6
+    assert not (killed / "out").exists()
+    assert start(killed).wait(PATIENCE) == 0, (killed / "log.txt").read_text()
+    assert kept.items() <= finished(killed).items()  # not run again
+    assert finished(killed).keys() == finished(whole).keys()
+    folders = [path.name for path in killed.glob("fedpgp-store/runs/*")]
+    assert len([name for name in folders if not name.startswith(TEMPORARY)]) == 6  # besides drafts of what was killed
+    tables = [(folder / "out" / "table7.csv").read_bytes() for folder in (whole, killed)]
+    assert tables[0] == tables[1]

@@ -1,0 +1,115 @@
+"""Means, spreads and paired differences, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpgp.analysis.comparison import Comparison, Difference, Fold, Group, Run, Statistic, differing, ranks
+from fedpgp.core.errors import ConfigError
+
+
+def run(fold, **metrics):
+    """A run whose last, mean of last 5 and max of test/NAME are given."""
+    read = {
+        f"test/{name}": dict(zip(("last", "mean_last_5", "max"), values, strict=True))
+        for name, values in metrics.items()
+    }
+    return Run(Path(str(fold)), "finished", None, fold, {"method.name": "fedpgp"}, {}, read)
+
+
+def group(label, values, place="", expected=None):
+    """HM by fold; mean of last 5 and max are 1 and 2 higher."""
+    folds = {fold if isinstance(fold, Fold) else Fold(fold): value for fold, value in values.items()}
+    runs = {fold: run(fold, hm=(value, value + 1, value + 2)) for fold, value in folds.items()}
+    return Group(label, place, runs, frozenset(expected or folds))
+
+
+def test_mean_and_standard_deviation_of_three_seeds():
+    found = group("a", {1: 70.0, 2: 73.0, 3: 76.0}).statistic("hm")
+    assert (found.mean, found.std, found.by_seed) == (73.0, 3.0, {1: 70.0, 2: 73.0, 3: 76.0})  # sqrt((9 + 0 + 9) / 2)
+
+
+def test_one_seed_has_no_spread_and_nothing_measured_is_none():
+    one = group("a", {1: 70.0})
+    assert one.statistic("hm").std is None
+    assert one.statistic("novel") is None
+    assert one.statistic("hm", "val") is None
+
+
+@pytest.mark.parametrize(("reading", "mean"), [("last", 71.0), ("mean_last_5", 72.0), ("max", 73.0)])
+def test_the_readings_are_not_mixed(reading, mean):
+    assert group("a", {1: 70.0, 2: 72.0}).statistic("hm", "test", reading).mean == mean
+
+
+def test_paired_difference_and_its_interval_by_hand():
+    ours, theirs = Statistic({1: 71.0, 2: 75.0, 3: 79.0, 4: 10.0}), Statistic({1: 70.0, 2: 73.0, 3: 76.0, 5: 99.0})
+    difference = ours.minus(theirs)
+    assert difference.by_seed == {1: 1.0, 2: 2.0, 3: 3.0}  # seeds 4 and 5 have no partner
+    assert (difference.mean, difference.std) == (2.0, 1.0)
+    low, high = difference.interval  # t(0.975, 2 degrees of freedom) = 4.302653; 4.302653 / sqrt(3) = 2.484138
+    assert (low, high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
+
+
+def test_pairing_takes_out_what_seeds_have_in_common():
+    ours, theirs = Statistic({1: 51.0, 2: 71.0}), Statistic({1: 50.0, 2: 70.0})
+    assert ours.minus(theirs).interval == (1.0, 1.0)
+    assert ours.std == pytest.approx(14.142136)
+
+
+def test_no_common_seed_no_difference_and_one_no_interval():
+    assert Statistic({1: 1.0}).minus(Statistic({2: 1.0})) is None
+    assert Difference({1: 2.0}).interval is None
+
+
+def test_a_seed_is_the_mean_over_its_held_out_domains_and_a_hole_leaves_it_out():
+    a, b = (Fold(1, "photo"), Fold(1, "sketch")), (Fold(2, "photo"), Fold(2, "sketch"))
+    whole = group("a", {a[0]: 80.0, a[1]: 60.0, b[0]: 90.0, b[1]: 50.0})
+    assert whole.statistic("hm").by_seed == {1: 70.0, 2: 70.0}
+    torn = group("b", {a[0]: 80.0, a[1]: 60.0, b[0]: 90.0}, expected=[*a, *b])
+    assert torn.statistic("hm").by_seed == {1: 70.0}
+    assert torn.missing == [b[1]]
+    comparison = Comparison((whole, torn))
+    assert comparison.missing() == ["b: no run of seed 2, sketch held out"]
+
+
+def test_differences_stay_within_a_place():
+    pets, dtd = {"place": "data.name=pets"}, {"place": "data.name=dtd"}
+    comparison = Comparison(
+        (
+            group("coop", {1: 60.0}, **pets),
+            group("fedpgp", {1: 65.0}, **pets),
+            group("coop", {1: 20.0}, **dtd),
+            group("fedpgp", {1: 22.0}, **dtd),
+            group("only here", {1: 22.0}, **dtd),
+        )
+    )
+    gains = [comparison.difference(one, "coop", "hm") for one in comparison.groups]
+    assert [gain and gain.mean for gain in gains] == [None, 5.0, None, 2.0, 2.0]
+    assert comparison.missing() == ["no run on data.name=pets of only here"]
+    assert comparison.difference(comparison.groups[0], "only here", "hm") is None
+
+
+def test_the_baseline_is_the_first_or_one_that_there_is():
+    comparison = Comparison((group("coop", {1: 60.0}), group("fedpgp", {1: 65.0})))
+    assert comparison.baseline(None) == "coop"
+    assert comparison.baseline("fedpgp") == "fedpgp"
+    with pytest.raises(ConfigError, match="'fedpg': no such group; there is 'coop', 'fedpgp'"):
+        comparison.baseline("fedpg")
+
+
+def test_best_and_second_best_go_by_what_is_shown():
+    assert ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
+    assert ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
+    assert ranks([None]) == [None]
+
+
+def test_the_main_metric_is_hm_where_there_is_one():
+    assert Comparison((group("a", {1: 60.0}),)).main == "hm"
+    held_out = Group("a", "", {Fold(1): run(Fold(1), local=(1, 1, 1), held_out=(2, 2, 2))}, frozenset([Fold(1)]))
+    assert Comparison((held_out,)).main == "held_out"
+
+
+def test_absent_and_null_are_different_settings():
+    assert differing([{"a": 1, "b": None, "c": [1]}, {"a": 1, "c": [1]}, {"a": 1, "b": None, "c": [1]}]) == ["b"]

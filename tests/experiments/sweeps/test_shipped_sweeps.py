@@ -1,0 +1,36 @@
+"""Every shipped sweep runs on the data and the model in the package, cut to a trial per variant, a fold and a round."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpgp.config import DataSettings, shipped_configs
+from fedpgp.data import manifest
+from fedpgp.experiments.sweeps import engine, spec
+
+pytestmark = pytest.mark.slow
+
+SWEEPS = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
+EMBEDDED = ["base.data.name=icons", "base.backbone.name=icon-clip"]
+CUT = ["folds.seeds=[1]", "federation.rounds=1", "federation.local_epochs=1", "tracking.mlflow=false"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """One store: features are extracted once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_it_runs(name, root, ray_cluster):
+    settings, _ = spec.load(name, [*EMBEDDED, *CUT, "resources.backend=serial", f"storage.root={root}"])
+    space = {key: {"grid_search": list(term.values[:1])} for key, term in settings.terms.items()}
+    if settings.folds.held_out is not None:
+        first = manifest.build(DataSettings(name="icons")).domains[:1]
+        settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
+    told = []
+    folder = engine.run(settings.model_copy(update={"space": space}), None, told.append)
+    results = folder.results().values()
+    assert len(results) == max(1, len(settings.variants))
+    assert {result.state for result in results} == {"finished"}, [event.note for event in told]
+    assert all(0 <= result.value <= 100 for result in results)

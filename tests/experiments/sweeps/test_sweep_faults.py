@@ -1,0 +1,214 @@
+"""Sweeps that are killed, stopped, run twice at once, out of disk, or without their tracking server."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from fedpgp import tracking
+from fedpgp.bench.faults import descendants
+from fedpgp.storage.folder import SweepFolder
+from fedpgp.storage.store import RunStore
+from fedpgp.tracking import catch_up
+
+pytestmark = pytest.mark.slow
+
+BASE = {
+    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
+    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
+    "federation": {"rounds": 8, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
+    "resources": {"actors": 1, "cpus_per_actor": 0.5},
+}  # fmt: skip
+PATIENCE = 400
+
+
+class Command:
+    """`fedpgp sweep` on one store, in a process of its own."""
+
+    def __init__(self, root, *arguments, name="mine", rates=(0.1, 0.05, 0.02), environment=None, **base):
+        self.root = root
+        root.mkdir(exist_ok=True)
+        file = root / f"{name}.yaml"
+        tree = {**BASE, "storage": {"root": str(root)}, **base}
+        space = {"federation.lr": {"grid_search": list(rates)}}
+        folds, tune = {"seeds": [1, 2]}, {"max_concurrent": 2}
+        file.write_text(yaml.safe_dump({"base": tree, "space": space, "folds": folds, "tune": tune}))
+        self.output = root / f"{name}-{time.monotonic_ns()}.log"
+        with self.output.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fedpgp", "sweep", str(file), *arguments],
+                stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+            )  # fmt: skip
+
+    def until(self, reached):
+        """Wait for something to be seen on disk while it runs."""
+        deadline = time.monotonic() + PATIENCE
+        while not reached():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def wait(self):
+        return self.process.wait(PATIENCE)
+
+    def kill(self):
+        """The whole tree, at once."""
+        for pid in (self.process.pid, *descendants(self.process.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+    @property
+    def said(self):
+        return self.output.read_text()
+
+
+def committed(root):
+    return len(list(root.glob("runs/*/rounds/*.arrow")))
+
+
+def ended(root):
+    return len(list(root.glob("sweeps/*/trials/*.json")))
+
+
+def numbers(root):
+    """What each run measured, by what it is: a run that is there twice makes two entries."""
+    found = [RunStore.open(path) for path in sorted((root / "runs").glob("[!.]*"))]
+    assert {store.state for store in found} == {"finished"}
+    measured = [
+        (store.identity["config_digest"], [(row.round, dict(row.metrics)) for row in store.rounds()]) for store in found
+    ]
+    return sorted(measured, key=lambda one: one[0])
+
+
+def entries(root, uri=None):
+    client = MlflowClient(uri or tracking.default_uri(root))
+    return client, list(client.search_runs([client.get_experiment_by_name("fedpgp").experiment_id]))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("undisturbed"))
+    assert command.wait() == 0, command.said
+    return numbers(command.root)
+
+
+def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undisturbed):
+    root = tmp_path / "store"
+    for reached in (lambda: committed(root) >= 3, lambda: ended(root) >= 1, lambda: ended(root) >= 2):
+        command = Command(root, "--resume")
+        command.until(reached)
+        command.kill()
+        assert SweepFolder.find(root)[0].state == "interrupted"
+    last = Command(root, "--resume")
+    assert last.wait() == 0, last.said
+    assert numbers(root) == undisturbed
+    (folder,) = SweepFolder.find(root)
+    assert [result.state for result in folder.results().values()] == ["finished"] * 3
+    client, found = entries(root)
+    assert Counter(entry.info.status for entry in found) == {"FINISHED": 1 + 3 + 6}
+    for entry in found:
+        if entry.info.run_name.startswith("seed"):
+            steps = [point.step for point in client.get_metric_history(entry.info.run_id, "val/hm")]
+            assert steps == list(range(1, 9))
+    assert not list(root.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
+    root = tmp_path / "store"
+    command = Command(root)
+    command.until(lambda: ended(root) >= 1)
+    below = descendants(command.process.pid)
+    command.process.send_signal(number)
+    assert command.wait() == 130, command.said
+    assert "go on with --resume" in command.said
+    assert "Traceback" not in command.said
+    assert [name for pid, name in below.items() if alive(pid)] == []
+    (folder,) = SweepFolder.find(root)
+    assert folder.state == "stopped"
+    assert {result.state for result in folder.results().values()} == {"finished"}
+    assert {RunStore.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
+    assert "RUNNING" not in {entry.info.status for entry in entries(root)[1]}
+    assert (again := Command(root, "--resume")).wait() == 0, again.said
+    assert numbers(root) == undisturbed
+
+
+def alive(pid, seconds=20):
+    """Whether a process is still there after so long."""
+    deadline = time.monotonic() + seconds
+    while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return Path(f"/proc/{pid}/stat").exists()
+
+
+def test_two_sweeps_at_once_run_what_they_share_once(tmp_path, undisturbed):
+    root = tmp_path / "store"
+    both = [Command(root, name="one"), Command(root, name="two", rates=(0.02, 0.01, 0.05))]
+    for command in both:
+        assert command.wait() == 0, command.said
+    found = numbers(root)
+    assert len(found) == len({digest for digest, _ in found}) == 8
+    assert [one for one in found if one in undisturbed] == undisturbed
+    statuses = Counter(entry.info.status for entry in entries(root)[1])
+    assert statuses == {"FINISHED": 2 + 6 + 12}  # a shared fold stands under the trials of both
+
+
+FULL_DISK = f"""
+import errno, os
+from fedpgp import files
+
+whole = files.write_durably
+
+def write_durably(path, content):
+    if os.path.exists({{flag!r}}):
+        raise OSError({errno.ENOSPC}, os.strerror({errno.ENOSPC}), str(path))
+    whole(path, content)
+
+files.write_durably = write_durably
+"""
+
+
+def test_a_full_disk_ends_it_with_advice_and_keeps_the_rows(tmp_path, undisturbed):
+    """Every process is made to find the disk full while a file is there."""
+    root, flag = tmp_path / "store", tmp_path / "full"
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK.format(flag=str(flag)))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = Command(root, environment={"PYTHONPATH": path})
+    command.until(lambda: ended(root) >= 1)
+    flag.touch()
+    assert command.wait() == 1, command.said
+    assert command.said.count(f"free some under {root}") == 1
+    assert "go on with --resume" in command.said
+    assert committed(root) >= 16
+    flag.unlink()
+    assert (again := Command(root, "--resume")).wait() == 0, again.said
+    assert numbers(root) == undisturbed
+
+
+def test_without_its_tracking_server_it_goes_on_and_is_mirrored_later(tmp_path, undisturbed):
+    root = tmp_path / "store"
+    command = Command(
+        root, tracking={"uri": "http://127.0.0.1:9"}, environment={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    )
+    assert command.wait() == 0, command.said
+    assert command.said.count("MLflow at http://127.0.0.1:9") == 1
+    assert "Retrying" not in command.said
+    assert f"fedpgp track sync {root}" in command.said.replace("\n", "")
+    assert numbers(root) == undisturbed
+    uri = tracking.default_uri(root)
+    for _ in range(2):
+        list(catch_up.everything(root, uri))
+        assert Counter(entry.info.status for entry in entries(root)[1]) == {"FINISHED": 1 + 3 + 6}

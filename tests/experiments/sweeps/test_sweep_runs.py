@@ -1,0 +1,142 @@
+"""Sweeps on Ray Tune, on the smallest world: each fold once, failures alone, schedulers, and their mirror."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from fedpgp import tracking
+from fedpgp.experiments.sweeps import engine, spec, tuning
+from fedpgp.storage.store import RunStore
+
+BASE = {
+    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
+    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
+    "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
+    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
+}  # fmt: skip
+
+
+def sweep(root, rates, mlflow=False, seeds=(1,), rounds=2, **tune):
+    tree = {**BASE, "storage": {"root": str(root)}, "tracking": {"mlflow": mlflow}}
+    tree["federation"] = {**BASE["federation"], "rounds": rounds}
+    space = {"federation.lr": {"grid_search": list(rates)}}
+    return spec.Sweep.model_validate({"base": tree, "space": space, "folds": {"seeds": list(seeds)}, "tune": tune})
+
+
+def run(wanted, rerun=None):
+    """The folder, and what was told on the way."""
+    told = []
+    return engine.run(wanted, rerun, told.append), told
+
+
+def states(folder):
+    return {trial.label: folder.result(trial.id).state for trial in folder.trials}
+
+
+def runs(root):
+    return [RunStore.open(path) for path in sorted((root / "runs").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def done(ray_cluster, tmp_path_factory):
+    """Three trials of two folds, of which the second fails."""
+    root = tmp_path_factory.mktemp("store")
+    wanted = sweep(root, [0.1, 1e30, 0.05], mlflow=True, seeds=(1, 2))
+    return root, wanted, *run(wanted)
+
+
+def test_a_trial_that_raises_fails_alone(done):
+    root, _, folder, told = done
+    assert states(folder) == {"lr=0.1": "finished", "lr=1e+30": "failed", "lr=0.05": "finished"}
+    failed = folder.trials[1].id
+    assert "ClientError" in folder.traceback(failed)
+    assert [folder.traceback(trial.id) for trial in folder.trials if trial.id != failed] == [None, None]
+    assert folder.status["state"] == "failed"
+    assert folder.status["reason"] == "1 trial(s) failed"
+    assert Counter(store.state for store in runs(root)) == {"finished": 4, "failed": 1}
+    warnings = [event.note for event in told if event.stage == "warning"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("lr=1e+30 failed: client ")
+    assert [(event.done, event.total) for event in told if event.stage == "trials"][-1] == (3, 3)
+
+
+def test_the_mirror_has_a_sweep_with_its_trials_and_their_folds(done, tmp_path):
+    root, _, folder, _ = done
+    client = MlflowClient(tracking.default_uri(root))
+    experiment = client.get_experiment_by_name("fedpgp").experiment_id
+    entries = list(client.search_runs([experiment]))
+    names = {entry.info.run_id: entry.info.run_name for entry in entries}
+    parents = Counter(names.get(entry.data.tags.get("mlflow.parentRunId"), "-") for entry in entries)
+    assert parents == {"-": 1, folder.path.name: 3, "lr=0.1": 2, "lr=1e+30": 1, "lr=0.05": 2}
+    statuses = {entry.info.run_name: entry.info.status for entry in entries if not entry.info.run_name.startswith("s")}
+    assert statuses == {"lr=0.1": "FINISHED", "lr=1e+30": "FAILED", "lr=0.05": "FINISHED"}
+    assert Counter(entry.info.status for entry in entries) == {"FINISHED": 6, "FAILED": 3}
+    (failed,) = (entry.info.run_id for entry in entries if entry.info.run_name == "lr=1e+30")
+    assert "ClientError" in Path(client.download_artifacts(failed, "traceback.txt", str(tmp_path))).read_text()
+    fold = next(entry for entry in entries if entry.info.run_name == "seed 1" and entry.info.status == "FINISHED")
+    assert [point.step for point in client.get_metric_history(fold.info.run_id, "val/hm")] == [1, 2]
+
+
+def test_parents_in_the_mirror_say_what_ran_on_what(done):
+    root, _, folder, _ = done
+    client = MlflowClient(tracking.default_uri(root))
+    entries = client.search_runs([client.get_experiment_by_name("fedpgp").experiment_id])
+    parents = {entry.info.run_name: entry for entry in entries if not entry.info.run_name.startswith("seed")}
+    digests = {folder.path.name: folder.head["id"], **{trial.label: trial.id for trial in folder.trials}}
+    assert {name: entry.data.tags["fedpgp.config_digest"] for name, entry in parents.items()} == digests
+    identities = [store.identity for store in runs(root)]
+    for entry in parents.values():
+        for key in ("method", "data", "backbone", "manifest_digest"):
+            assert entry.data.tags[f"fedpgp.{key}"] == identities[0][key]
+        assert "fedpgp.hardware.cores" in entry.data.tags
+        assert "fedpgp.versions.torch" in entry.data.tags
+        assert "fedpgp.id" not in entry.data.tags
+        used = [(one.dataset.name, one.dataset.digest) for one in entry.inputs.dataset_inputs]
+        assert used == [("shapes", identities[0]["manifest_digest"])]
+    seeds = {name: entry.data.tags.get("fedpgp.seed") for name, entry in parents.items()}
+    assert seeds == {**dict.fromkeys(digests), "lr=1e+30": "1"}  # one fold began there; the others had two
+
+
+def test_what_has_ended_is_not_run_again(done, monkeypatch):
+    _, wanted, folder, _ = done
+    before = folder.results()
+    monkeypatch.setattr(tuning, "run", None)
+    again, told = run(wanted)
+    assert again.results() == before
+    notes = [event.note for event in told if event.stage == "note"]
+    assert notes == ["2 of 3 trials finished before", "1 of 3 trials failed before; --resume runs them again"]
+
+
+def test_rerun_failed_runs_those_and_no_other(done):
+    root, wanted, _, _ = done
+    before = {store.path.name: store.status for store in runs(root)}
+    run(wanted, "failed")
+    changed = [store for store in runs(root) if before.get(store.path.name) != store.status]
+    assert [(store.state, store.identity["seed"]) for store in changed] == [("failed", 1)]
+    assert set(before) == {store.path.name for store in runs(root)}  # it went on in its folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "stopped"), [("asha", [2, 3, 4, 5]), ("median", [4, 5])])
+def test_schedulers_stop_what_lags_behind(ray_cluster, tmp_path, scheduler, stopped):
+    """One trial at a time, each worse than the one before after two rounds: asha stops all but the first, the median
+    rule those for which there are three others to compare with."""
+    rates = [0.01, 0.001, 0.0001, 0.1, 0.5]
+    judged = {"metric": "train/loss", "mode": "min", "scheduler": scheduler, "grace_rounds": 2}
+    folder, _ = run(sweep(tmp_path, rates, rounds=6, seeds=(1, 2), **judged))
+    results = [folder.result(trial.id) for trial in folder.trials]
+    assert [number for number, result in enumerate(results, 1) if result.state == "stopped"] == stopped
+    assert [result.state for result in results].count("finished") == 5 - len(stopped)
+    for result in results:
+        lengths = [len(store.rounds()) for store in folder.runs(result)]
+        if result.state == "stopped":
+            assert result.reason == f"stopped at round 2 by {scheduler}"
+            assert lengths == [2, 2]
+            assert {store.state for store in folder.runs(result)} == {"stopped"}
+        else:
+            assert lengths == [6, 6]
+    assert folder.status["state"] == "finished"

@@ -1,0 +1,41 @@
+"""The token is shown where there is one, and only there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from fedpgp.federation.backends import authentication
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def test_without_a_token_nothing_is_asked_for(home):
+    authentication.use_token()
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_in_the_environment_is_shown(home, monkeypatch, name):
+    monkeypatch.setenv(name, "secret")
+    authentication.use_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_token_in_the_home_folder_is_shown_unless_told_otherwise(home, monkeypatch):
+    (home / ".ray").mkdir()
+    (home / ".ray/auth_token").write_text("secret")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    authentication.use_token()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    authentication.use_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"

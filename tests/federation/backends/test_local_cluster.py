@@ -1,0 +1,60 @@
+"""Nobody gets into a local Ray of ours without its token, whatever interfaces it listens on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HOST = """
+import ray
+from fedpgp.config import ResourceSettings
+from fedpgp.federation import driver
+with driver.connected(ResourceSettings(actors=1)):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    input()
+"""
+GUEST = """
+import sys
+from fedpgp.config import ResourceSettings
+from fedpgp.core.errors import ResourceError
+from fedpgp.federation import driver
+try:
+    with driver.connected(ResourceSettings(address=sys.argv[1])):
+        print("is in")
+except ResourceError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A process with a local Ray, and a home folder of its own: its address and its token."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOST], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        address = process.stdout.readline().strip()
+        yield address, (tmp_path / ".ray" / "auth_token").read_text().strip()
+        process.communicate("\n", timeout=60)
+
+
+def visit(address, **environment):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
+    command = [sys.executable, "-c", GUEST, address]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False).stdout
+
+
+@pytest.mark.slow
+def test_only_its_token_opens_it(host, tmp_path):
+    address, token = host
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    known = {"HOME": str(elsewhere), "RAY_AUTH_MODE": "token"}
+    assert visit(address, **known, RAY_AUTH_TOKEN=token) == "is in\n"
+    for stranger in ({**known, "RAY_AUTH_TOKEN": "0" * len(token)}, {"HOME": str(elsewhere)}):
+        told = visit(address, **stranger)
+        assert "is in" not in told
+        assert told == "" or "RAY_AUTH_TOKEN" in told
