@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from fedpgp import config
-from fedpgp.analysis import gather
+from fedpgp.analysis import loading
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.experiments.sweeps import engine, spec
+from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 
 BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
 
@@ -34,9 +34,9 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
         "tracking.mlflow=false",
         f"storage.root={store}",
     ]
-    sweep, _ = spec.load("demo", overrides)
-    folder = engine.run(sweep, "failed", lambda progress: None)
-    found = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
+    sweep, _ = sweep_settings.load("demo", overrides)
+    folder = sweep_runner.run(sweep, "failed", lambda progress: None)
+    found = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
     tables = {}
     for split in ("test", "val"):
         tables[split] = ["| | Local | Base | Novel | HM |", "|---|---|---|---|---|"]

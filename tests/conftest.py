@@ -75,7 +75,7 @@ def made_run(tmp_path):
     from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
     from fedpgp.storage import checkpoint
     from fedpgp.storage.checkpoint import State
-    from fedpgp.storage.store import RunStore
+    from fedpgp.storage.run_folder import RunFolder
 
     def make(
         *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x",
@@ -91,7 +91,7 @@ def made_run(tmp_path):
             "versions": {"fedpgp": version},
         }  # fmt: skip
         digest = config.digest(experiment)
-        store = RunStore.create(root, experiment.name, digest, config.dump(experiment), identity)
+        store = RunFolder.create(root, experiment.name, digest, config.dump(experiment), identity)
         for number in range(1, max(map(len, series.values()), default=0) + 1):
             metrics = {key.replace("_", "/", 1): float(values[number - 1]) for key, values in series.items()}
             row = RoundRow(number, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)

@@ -101,7 +101,7 @@ def imported(path):
 
 
 def room(name):
-    """`fedpgp.clip.text` is in the room `clip`; a file may have a room of its own."""
+    """`fedpgp.clip.prompt_encoder` is in the room `clip`; a file may have a room of its own."""
     parts = name.split(".")
     found = [own for own in (".".join(parts[1:3]), ".".join(parts[1:2])) if own in MAY_IMPORT]
     return found[0] if parts[0] == "fedpgp" and found else None

@@ -15,18 +15,18 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from fedpgp import config
 from fedpgp.clip import model
-from fedpgp.clip.features import FeatureCache, FeatureKey, write_shard
-from fedpgp.clip.frozen import freeze, readable
+from fedpgp.clip.feature_cache import FeatureCache, FeatureKey, write_shard
+from fedpgp.clip.text_backbone import freeze, readable
 from fedpgp.config import BackboneSettings, PartitionSettings
 from fedpgp.core.errors import DataError, RunError, UserError
 from fedpgp.data.partition import Labelled, assign
-from fedpgp.experiments import experiment
-from fedpgp.federation import aggregate
+from fedpgp.experiments import runner
+from fedpgp.federation import aggregation
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
 from fedpgp.methods import METHODS
 from fedpgp.storage import checkpoint
 from fedpgp.storage.checkpoint import State
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 tried = settings(
     derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck)
@@ -67,10 +67,10 @@ def test_an_average_is_weighted_by_weights_that_sum_to_one_however_it_is_cut(wei
     cuts = sorted(data.draw(st.sets(st.integers(1, len(weights)), max_size=3)) | {0, len(weights)})
     values = torch.cat([torch.ones(len(weights), 1), torch.eye(len(weights))], dim=1)
     sums = [
-        aggregate.weighted_sum({"x": values[start:end]}, torch.tensor(weights[start:end]))
+        aggregation.weighted_sum({"x": values[start:end]}, torch.tensor(weights[start:end]))
         for start, end in pairwise(cuts)
     ]
-    mean = aggregate.average(sums, sum(weights), {"x": values[0]})["x"]
+    mean = aggregation.average(sums, sum(weights), {"x": values[0]})["x"]
     assert mean[0].item() == pytest.approx(1)
     assert mean[1:].tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 
@@ -103,7 +103,7 @@ def test_cut_at_any_byte_a_checkpoint_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["rounds", "checkpoints"])
 def test_with_its_last_file_cut_anywhere_a_run_goes_on_from_the_round_before(tmp_path, kind):
-    store = RunStore.create(tmp_path, "x", "d", "name: x\n", {})
+    store = RunFolder.create(tmp_path, "x", "d", "name: x\n", {})
     for number in (1, 2):
         state = State(number, {"ctx": torch.full((2,), float(number))}, {})
         row = RoundRow(number, {"test/local": 1.0}, 1, 1, 1, {}, number)
@@ -114,7 +114,7 @@ def test_with_its_last_file_cut_anywhere_a_run_goes_on_from_the_round_before(tmp
         for path, content in files.items():
             path.write_bytes(content)
         last.write_bytes(files[last][:length])
-        state, _ = RunStore.open(store.path).last_good("d")
+        state, _ = RunFolder.open(store.path).last_good("d")
         assert (state.round, state.shared["ctx"].tolist()) == (1, [1, 1])
 
 
@@ -185,10 +185,10 @@ def test_any_settings_run_a_round_or_are_refused_by_name(root, changes):
     }  # fmt: skip
     try:
         wanted = config.parse(config.assign(base, changes))
-        path = experiment.run(wanted, False, lambda progress: None, threading.Event())
+        path = runner.run(wanted, False, lambda progress: None, threading.Event())
     except UserError as error:
         told(error, "")
         return
-    rows = RunStore.open(path).rounds()
+    rows = RunFolder.open(path).rounds()
     assert rows
     assert all(0 <= value <= 100 for row in rows for name, value in row.metrics.items() if name.endswith("local"))

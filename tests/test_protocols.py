@@ -8,10 +8,10 @@ import pyarrow.csv
 import pytest
 
 from fedpgp import config
-from fedpgp.analysis.report.figures import partition_of_run
+from fedpgp.analysis.report.data_figures import partition_of_run
 from fedpgp.core.errors import DataError
-from fedpgp.experiments import experiment, planning
-from fedpgp.storage.store import RunStore
+from fedpgp.experiments import planning, runner
+from fedpgp.storage.run_folder import RunFolder
 
 TREE = {
     "data": {"name": "shapes"},
@@ -31,12 +31,12 @@ def root(tmp_path_factory):
 
 def run(root, **changes):
     tree = {**TREE, "storage": {"root": str(root)}, **changes}
-    return experiment.run(config.parse(tree), False, lambda progress: None, threading.Event())
+    return runner.run(config.parse(tree), False, lambda progress: None, threading.Event())
 
 
 def test_leave_one_domain_out_ends_in_rows_and_a_partition(root):
     folder = run(root)
-    store = RunStore.open(folder)
+    store = RunFolder.open(folder)
     metrics = store.rounds()[-1].metrics
     held_out = {"test/held_out", "test/held_out_global"}
     assert set(metrics) == {"train/loss", "val/local", "val/all", "test/local", "test/all"} | held_out

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fedpgp.bench.plain import PlainFedPGP
 from fedpgp.clip import model
-from fedpgp.clip.features import FeatureKey, write_shard
-from fedpgp.clip.frozen import ClassSet, FrozenText, freeze
+from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
+from fedpgp.clip.text_backbone import ClassSet, FrozenText, freeze
 from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree
-from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Features
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Batch
@@ -116,8 +116,8 @@ def job(scene: Scene, folder: Path, clients: int, shots: int, batch_size: int, t
     base = np.arange(tests[0]) % classes
     novel = np.arange(tests[1]) % len(scene.novel)
     everywhere, first = np.zeros(sum(tests), np.int64), starts[-1]  # one domain; test images follow the training ones
-    pools = (
-        Pool(
+    evaluation_sets = (
+        EvaluationSet(
             labels=base,
             domains=everywhere[: tests[0]],
             split="test",
@@ -125,7 +125,7 @@ def job(scene: Scene, folder: Path, clients: int, shots: int, batch_size: int, t
             rows=first + np.arange(tests[0]),
             members=tuple(np.flatnonzero(np.isin(base, mine)) for mine in own),
         ),
-        Pool(
+        EvaluationSet(
             labels=novel,
             domains=everywhere[tests[0] :],
             split="test",
@@ -141,7 +141,7 @@ def job(scene: Scene, folder: Path, clients: int, shots: int, batch_size: int, t
         train_set="base",
         train_rows=tuple(np.arange(start, stop) for start, stop in pairwise(starts)),
         train_labels=tuple(labels),
-        pools=pools,
+        evaluation_sets=evaluation_sets,
         manifest_digest="bench",
     )
     key = FeatureKey(manifest="bench", weights=scene.backbone.fingerprint, transform=scene.backbone.image.digest)

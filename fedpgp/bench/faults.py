@@ -21,7 +21,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import derive_seed
 from fedpgp.experiments import launch
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 KINDS = {"actor": "ray::_Client", "driver": "ray::_Driver", "run": ""}
 """What is killed, and how its processes are called; a run is the command with everything that it started."""
@@ -63,8 +63,8 @@ def measure(kills: int, progress: Callable[[str], None]) -> Outcome:
         killed = victim.finish()
         figures = {
             "kills": sum(done.values()),
-            "rounds_lost": len(victim.seen - {row.round for row in RunStore.open(killed).rounds()}),
-            "rows_doubled": _doubled(RunStore.open(killed).clients()),
+            "rounds_lost": len(victim.seen - {row.round for row in RunFolder.open(killed).rounds()}),
+            "rows_doubled": _doubled(RunFolder.open(killed).clients()),
             "final_equal": int(_numbers(killed) == _numbers(alone)),
         }
     rows = [[name, str(value)] for name, value in figures.items()]
@@ -115,7 +115,7 @@ class _Victim:
         """Let it run to its end; the run's folder."""
         while self._up().wait() != 0:
             self._await_progress()
-        (store,) = RunStore.find(self._root)
+        (store,) = RunFolder.find(self._root)
         return store.path
 
     def _up(self) -> subprocess.Popen[bytes]:
@@ -170,7 +170,7 @@ def _doubled(clients: pa.Table) -> int:
 
 def _numbers(path: Path) -> tuple[object, ...]:
     """All that a run says but its times, and its last parameters."""
-    store = RunStore.open(path)
+    store = RunFolder.open(path)
     rounds = [(row.round, dict(row.metrics), row.participants) for row in store.rounds()]
     state = store.state_at(rounds[-1][0])
     tensors = {**state.shared, **state.personal}

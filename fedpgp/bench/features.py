@@ -19,8 +19,8 @@ from PIL import Image
 from fedpgp.bench.caltech import MODEL
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.timing import seconds
-from fedpgp.clip import features, images, model
-from fedpgp.clip.features import Array, Chunk, FeatureCache, FeatureKey, write_shard
+from fedpgp.clip import feature_cache, images, model
+from fedpgp.clip.feature_cache import Array, Chunk, FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, DataSettings, ResourceSettings
 from fedpgp.core.errors import FedPGPError
@@ -93,7 +93,7 @@ def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            features.extract(Path(folder), album.key, album.rows, run_chunks, lambda done, total: None)
+            feature_cache.extract(Path(folder), album.key, album.rows, run_chunks, lambda done, total: None)
 
     images.encode(job.visual, job.image, pixels[:2], "pooled", "float32")  # warm-up
     taken = [(seconds(bare), seconds(whole)) for _ in range(repeats)]

@@ -25,8 +25,8 @@ from fedpgp.federation.server import RoundResult, Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 from fedpgp.storage import checkpoint
-from fedpgp.storage.store import RunStore
-from fedpgp.tracking import default_uri, sync
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking import default_uri, sync_run
 
 N_CTX, WIDTH, RANK = 16, 512, 8
 WARM_UP, MEASURED, APART = 3, 15, 5
@@ -86,7 +86,7 @@ def job(clients: int, actors: int) -> IdleJob:
         train_set="all",
         train_rows=(nothing,) * clients,
         train_labels=(nothing,) * clients,
-        pools=(),
+        evaluation_sets=(),
         manifest_digest="idle",
     )
     block_size = -(-clients // actors)
@@ -121,7 +121,7 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
 def _time(server: Server, pool: ActorPool, root: Path) -> dict[str, float]:
     """Medians: a round with its rows; after all of them, a checkpoint and a round's way to MLflow."""
     pool.load(server.job)
-    store = RunStore.create(root, "idle", "0" * 12, config.dump(Experiment()), {"method": "idle", "data": "-"})
+    store = RunFolder.create(root, "idle", "0" * 12, config.dump(Experiment()), {"method": "idle", "data": "-"})
     seconds: dict[str, list[float]] = {"round": [], "checkpoint": [], "mlflow": []}
     state = server.initial_state()
     none: dict[str, Any] = {"files": []}
@@ -137,7 +137,7 @@ def _time(server: Server, pool: ActorPool, root: Path) -> dict[str, float]:
         start = time.perf_counter()
         checkpoint.save(store.checkpoints, state, "0" * 12, result.changed)
         saved = time.perf_counter()
-        sync(store.path, default_uri(root.parent))
+        sync_run(store.path, default_uri(root.parent))
         seconds["checkpoint"].append(saved - start)
         seconds["mlflow"].append(time.perf_counter() - saved)
     return {name: median(values[WARM_UP if name == "round" else 0 :]) for name, values in seconds.items()}

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.clip.frozen import filled, readable
 from fedpgp.clip.model import Backbone
+from fedpgp.clip.text_backbone import filled, readable
 from fedpgp.core.tree import ParamTree
 
 

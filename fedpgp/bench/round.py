@@ -119,14 +119,14 @@ def measure(
     cost = plain_cost(scene, batch, REPEATS)
     with tempfile.TemporaryDirectory() as folder:
         wanted = job(scene, Path(folder), CLIENTS, SHOTS, batch, tests)
-        without_novel = replace(wanted, data=replace(wanted.data, pools=wanted.data.pools[:1]))
+        without_novel = replace(wanted, data=replace(wanted.data, evaluation_sets=wanted.data.evaluation_sets[:1]))
         progress("ours, tests on own classes (Base comes with them)")
         local = our_round(without_novel, threads)
         progress("ours, Base and Novel for every client")
         full = our_round(wanted, threads)
     counts = [len(rows) for rows in wanted.data.train_rows]
     steps = sum(max(1, count // batch) for count in counts) * EPOCHS
-    members = [len(own) for own in wanted.data.pools[0].members or ()]
+    members = [len(own) for own in wanted.data.evaluation_sets[0].members or ()]
     plain_local = cost.round(steps, members * 2)
     plain_full = plain_local + cost.round(0, [tests[0] - own for own in members] + [tests[1]] * CLIENTS)
     rows = [

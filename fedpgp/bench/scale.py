@@ -20,8 +20,8 @@ from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.protocol import FederatedData
-from fedpgp.experiments import experiment as experiments
 from fedpgp.experiments import planning
+from fedpgp.experiments import runner as experiments
 from fedpgp.federation.backends import driver
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
@@ -110,7 +110,7 @@ def crowd(data: FederatedData, count: int) -> FederatedData:
         client_names=tuple(f"client {client}" for client in range(count)),
         train_rows=tuple(rows[drawn]),
         train_labels=tuple(labels[drawn]),
-        pools=(),
+        evaluation_sets=(),
     )
 
 

@@ -18,11 +18,11 @@ from fedpgp.bench.outcome import Outcome
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import FedPGPError
 from fedpgp.experiments import launch
-from fedpgp.experiments.sweeps import engine, spec
+from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import stored_bytes
 from fedpgp.federation.records import Progress
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 ROUNDS = 5
 """Of the run of each cycle."""
@@ -93,7 +93,7 @@ def measure(minutes: float, progress: Callable[[str], None]) -> Outcome:
             before = now
             samples.append(sample)
             progress(f"{(time.monotonic() - start) / 60:.1f} min: " + _told(sample))
-        runs = RunStore.find(root)
+        runs = RunFolder.find(root)
         rounds = sum(len(run.rounds()) for run in runs)
     return outcome(samples, f"{len(samples)} cycles, {len(runs)} runs, {rounds} rounds in {minutes:g} minutes")
 
@@ -167,7 +167,7 @@ def _cycle(root: Path, number: int) -> None:
     run = config.load("icons", [*where, f"federation.rounds={ROUNDS}", f"federation.lr={rates[0]}"])
     launch.run(run, False, _unheard)
     short = ["federation.rounds=1", f"federation.lr={{grid_search: {rates[1:]}}}", f"tune.max_concurrent={TRIALS}"]
-    engine.run(spec.load("icons", [*where, *short])[0], None, _unheard)
+    sweep_runner.run(sweep_settings.load("icons", [*where, *short])[0], None, _unheard)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from fedpgp.bench.caltech import MODEL, MU, TAU, Scene, one_batch, vit_b_16
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import Peak, counted, seconds
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.core.errors import FedPGPError
 from fedpgp.federation.backends.allocator import keep_freed_memory
 

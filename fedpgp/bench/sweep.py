@@ -19,18 +19,18 @@ from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.scale import resident
 from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.experiments import experiment as experiments
 from fedpgp.experiments import launch, planning
+from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import Library
-from fedpgp.experiments.sweeps import draw, engine, spec
-from fedpgp.experiments.sweeps.spec import Sweep
+from fedpgp.experiments.sweeps import sampling, sweep_runner, sweep_settings
+from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.records import Progress
-from fedpgp.storage import checkpoint, rounds
-from fedpgp.storage.folder import SweepFolder
-from fedpgp.storage.store import RunStore
+from fedpgp.storage import checkpoint, round_files
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
 
 CONCURRENT = 2
 WARM_UP = 4
@@ -73,14 +73,14 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
         progress("how long a round takes")
         length = _rounds(root / "bare", size.seconds)
         sweep = _sweep(root / "swept", length, size.trials)
-        wanted = [trial.experiment for trial in draw.draw(sweep).trials]
+        wanted = [trial.experiment for trial in sampling.draw(sweep).trials]
         half = size.trials // 2
         progress(f"{half} bare runs of {length} rounds, {CONCURRENT} at a time")
         bare = _bare(wanted[:half], root / "bare")
         progress(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
-        folder = engine.run(sweep, None, _unheard)
-        slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunStore.open(path)]])
+        folder = sweep_runner.run(sweep, None, _unheard)
+        slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunFolder.open(path)]])
         disk = _bytes_besides(folder) / size.trials / MB
         progress("the other bare runs: a machine that slows down or speeds up does so for both")
         bare += _bare(wanted[half:], root / "bare")
@@ -136,7 +136,7 @@ def warm_start(slots: Sequence[Sequence[Span]], first: float) -> float:
 def _sweep(root: Path, length: int, trials: int) -> Sweep:
     values = [round(0.5 + 0.01 * number, 2) for number in range(trials)]
     overrides = [ROUND, f"federation.rounds={length}", f"storage.root='{root}'", f"tune.max_concurrent={CONCURRENT}"]
-    return spec.load("icons", [*overrides, f"method.mu={{grid_search: {values}}}"])[0]
+    return sweep_settings.load("icons", [*overrides, f"method.mu={{grid_search: {values}}}"])[0]
 
 
 def _experiment(root: Path, length: int) -> Experiment:
@@ -176,7 +176,7 @@ def _library() -> Library:
     return Library()
 
 
-def _span(store: RunStore) -> Span:
+def _span(store: RunFolder) -> Span:
     first, status = store.rounds()[0].timestamp_ms, store.status["timestamp_ms"]
     return Span(store.identity["created_ms"] / 1000, first / 1000, status / 1000)
 
@@ -187,8 +187,8 @@ def _bytes_besides(folder: SweepFolder) -> int:
     features = sum(path.stat().st_size for path in (folder.root / "features").iterdir())
     chosen = 0
     for _, path in folder.labelled():
-        store = RunStore.open(path)
-        reference = rounds.reference(path / "rounds" / f"{store.best:06d}.arrow")
+        store = RunFolder.open(path)
+        reference = round_files.reference(path / "rounds" / f"{store.best:06d}.arrow")
         chosen += sum((store.checkpoints / file).stat().st_size for file in checkpoint.files_of(reference))
     return everything - features - chosen
 
@@ -210,7 +210,7 @@ def _tracking(root: Path, features: Path, length: int, pairs: int) -> float:
 
 def _per_round(wanted: Experiment, backend: Backend) -> float:
     path = launch.run_mirrored(wanted, False, emit=_unheard, stop=threading.Event(), backend=backend)
-    times = [row.timestamp_ms for row in RunStore.open(path).rounds()]
+    times = [row.timestamp_ms for row in RunFolder.open(path).rounds()]
     return median(later - before for before, later in pairwise(times))
 
 
@@ -219,14 +219,14 @@ def _growth(root: Path, trials: int) -> float:
     rates = [round(0.01 + 0.001 * number, 3) for number in range(trials)]
     tiny = ["federation.rounds=1", "federation.local_epochs=1", "protocol.shots=1", "method={name: promptfl, n_ctx: 1}"]
     where = [f"storage.root='{root}'", "resources.actors=1", f"tune.max_concurrent={CONCURRENT}"]
-    sweep, _ = spec.load("shapes", [*tiny, *where, f"federation.lr={{grid_search: {rates}}}"])
+    sweep, _ = sweep_settings.load("shapes", [*tiny, *where, f"federation.lr={{grid_search: {rates}}}"])
     seen: dict[int, int] = {}
 
     def watch(event: Progress) -> None:
         if event.stage == "trials":
             seen.setdefault(event.done, resident())
 
-    engine.run(sweep, None, watch)
+    sweep_runner.run(sweep, None, watch)
     return 100 * (seen[trials] / seen[trials // 10] - 1)
 
 

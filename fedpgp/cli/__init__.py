@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpgp import __version__
-from fedpgp.cli import anatomy, bench, data, export, report, reproduce, settings, sweep, track
+from fedpgp.cli import bench, data, export, inspect, report, reproduce, settings, sweep, track
 from fedpgp.cli.doctor import command
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
 from fedpgp.core.files import is_full
 from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
-    from fedpgp.analysis.report.live import Live
+    from fedpgp.analysis.report.progress_bar import Live
     from fedpgp.config import Experiment, ResourceSettings
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ app = typer.Typer(
 app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
-anatomy.register(app)
+inspect.register(app)
 command.register(app)
 export.register(app)
 report.register(app)
@@ -124,9 +124,9 @@ def run(
     on and keeps those before it. With protocol.held_out=all every domain is held out once, and what has been run
     already is not run again.
     """
-    from fedpgp.analysis.report.figures import partition_of_run
+    from fedpgp.analysis.report.data_figures import partition_of_run
     from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.tables import show
+    from fedpgp.analysis.report.terminal import show
     from fedpgp.data.protocol import EVERY_DOMAIN
     from fedpgp.experiments import launch
 
@@ -157,13 +157,13 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `folds.seeds=[1]` takes one seed. What has been run already is not run again.
     """
-    from fedpgp.analysis import gather
+    from fedpgp.analysis import loading
     from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.tables import standings
+    from fedpgp.analysis.report.terminal import standings
     from fedpgp.analysis.report.tradeoff import local_against_novel
 
     folder = sweep.run("demo", overrides)
-    compared = gather.compare(gather.Entry(path, label) for label, path in folder.labelled())
+    compared = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
     root = folder.root
     figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
@@ -174,7 +174,7 @@ def demo(overrides: OverridesArgument = None) -> None:
 @app.command()
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C leaves the run alone."""
-    from fedpgp.analysis.report.tables import show
+    from fedpgp.analysis.report.terminal import show
     from fedpgp.experiments import launch
 
     try:
@@ -201,7 +201,7 @@ def runs(
     address: AddressOption = None,
 ) -> None:
     """List the runs under a storage root and how they ended, and the drivers on a cluster."""
-    from fedpgp.analysis.report.tables import drivers, overview
+    from fedpgp.analysis.report.terminal import drivers, overview
     from fedpgp.experiments import launch
 
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
@@ -227,7 +227,7 @@ def features(
 
     Killed and started again, it goes on where it stopped.
     """
-    from fedpgp.analysis.report.tables import forecasts
+    from fedpgp.analysis.report.terminal import forecasts
     from fedpgp.experiments import launch
 
     settings = _load(config, overrides)
@@ -246,7 +246,7 @@ def upload(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="What is given to --working-dir.")] = Path("."),
 ) -> None:
     """Show what `ray job submit --working-dir FOLDER` would send, and refuse what is more than a cluster takes."""
-    from fedpgp.federation.backends import upload as uploads
+    from fedpgp.federation.backends import working_dir as uploads
 
     found = uploads.of(folder)
     found.check()
@@ -257,7 +257,7 @@ def upload(
 @app.command()
 def methods() -> None:
     """List the methods: paper, what is shared, what stays with the client, numbers of parameters, settings."""
-    from fedpgp.analysis.report.tables import method_table
+    from fedpgp.analysis.report.terminal import method_table
     from fedpgp.methods import METHODS
     from fedpgp.methods.size import REFERENCE, parameter_counts
 
@@ -292,7 +292,7 @@ def _cluster(address: str | None) -> ResourceSettings:
 
 @contextmanager
 def _live() -> Iterator[Live]:
-    from fedpgp.analysis.report.live import Live
+    from fedpgp.analysis.report.progress_bar import Live
 
     with Live(err) as live:
         yield live

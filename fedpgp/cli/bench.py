@@ -129,7 +129,7 @@ def _progress(what: str) -> None:
 
 
 def _show(outcome: Outcome, as_json: bool) -> None:
-    from fedpgp.analysis.report.tables import measurement
+    from fedpgp.analysis.report.terminal import measurement
 
     out.print(measurement(outcome.bench, outcome.headings, outcome.rows, outcome.notes))
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedpgp.cli.places import writable
+from fedpgp.cli.output_folder import writable
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment
@@ -33,8 +33,8 @@ def check(
 
     Exits with 2 if the data cannot be used as they are.
     """
-    from fedpgp.analysis.report.data import lines, split_counts
-    from fedpgp.analysis.report.live import Live
+    from fedpgp.analysis.report.data_tables import lines, split_counts
+    from fedpgp.analysis.report.progress_bar import Live
     from fedpgp.core.errors import DataError
     from fedpgp.data import check as checks
     from fedpgp.data import manifest
@@ -87,12 +87,12 @@ def show(
     clients: Annotated[int, typer.Option("--clients", min=0, help="Most contact sheets.")] = 20,
 ) -> None:
     """Draw what each client trains on (a contact sheet) and how the classes are divided (a heat map)."""
-    from fedpgp.analysis import survey
+    from fedpgp.analysis import dataset_figures
     from fedpgp.config import absolute
 
     settings = absolute(_settings(config, overrides or [], None))
     target = folder or settings.storage.root / "figures" / settings.name
-    _say([f"figure: {path}" for path in survey.show(settings, target, clients)])
+    _say([f"figure: {path}" for path in dataset_figures.show(settings, target, clients)])
 
 
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
@@ -109,14 +109,14 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 
 def _names_fit(settings: Experiment) -> list[str]:
     """What is wrong between names and labels, if the backbone can tell."""
-    from fedpgp.analysis import alignment
-    from fedpgp.analysis.report.live import Live
+    from fedpgp.analysis import label_alignment
+    from fedpgp.analysis.report.progress_bar import Live
 
-    if not alignment.can_judge(settings):
+    if not label_alignment.can_judge(settings):
         _say(["zero-shot check: not done, the backbone knows no such images; give backbone.name, backbone.weights"])
         return []
     with Live(err) as live:
-        found = alignment.zero_shot(settings, live.show)
+        found = label_alignment.zero_shot(settings, live.show)
     _say([f"zero-shot accuracy on {found.images} training images: {found.given:.1f} %, best naming {found.best:.1f} %"])
     if found.exchanged or found.suspicious:
         _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])

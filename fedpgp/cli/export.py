@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedpgp.cli.places import writable
+from fedpgp.cli.output_folder import writable
 
 out = Console()
 
@@ -29,15 +29,15 @@ def export(
     import yaml
 
     from fedpgp.core.errors import ConfigError
-    from fedpgp.export import serving
-    from fedpgp.export.export import export as write
-    from fedpgp.storage.store import RunStore
+    from fedpgp.export import mlflow_model
+    from fedpgp.export.exporting import export as write
+    from fedpgp.storage.run_folder import RunFolder
 
     if which not in ("last", "best"):
         raise ConfigError(f"--round: last or best (given: {which})")
     path = write(run, client, folder, which)  # type: ignore[arg-type]
-    weights = yaml.safe_load(RunStore.open(run).config_yaml)["backbone"]["weights"]
-    served = serving.save(path, folder / "mlflow-model", weights if weights and Path(weights).is_file() else None)
+    weights = yaml.safe_load(RunFolder.open(run).config_yaml)["backbone"]["weights"]
+    served = mlflow_model.save(path, folder / "mlflow-model", weights if weights and Path(weights).is_file() else None)
     for title, item in (("prompt", path), ("card", path.with_suffix(".json")), ("MLflow model", served)):
         typer.echo(f"{title}: {item}")
 
@@ -54,7 +54,7 @@ def predict(
     """Classify images with a learned prompt: the best classes with their probabilities."""
     from fedpgp.analysis.report.predictions import predictions
     from fedpgp.data.sources import decoding
-    from fedpgp.export.prompt import Predictor, Prompt, best
+    from fedpgp.export.prompt_file import Predictor, Prompt, best
 
     pictures = [decoding.read(path, str(path)) for path in images]
     predictor = Predictor(Prompt.load(prompt), weights)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedpgp.cli.places import writable
+from fedpgp.cli.output_folder import writable
 
 if TYPE_CHECKING:
     from fedpgp.analysis.comparison import Comparison
@@ -52,16 +52,16 @@ def report(
     Runs that differ by seed and held-out domain only are one group. Runs on different data or partitions are not
     compared with one another.
     """
-    from fedpgp.analysis import gather
-    from fedpgp.analysis.report import sheets, tables
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import tables, terminal
 
     if form is None and folder is None and len(runs) == 1 and (runs[0] / "identity.json").is_file():
-        out.print(tables.show(runs[0]))
+        out.print(terminal.show(runs[0]))
         return
-    comparison = gather.find(runs).compare(anyway)
+    comparison = loading.find(runs).compare(anyway)
     chosen = comparison.baseline(baseline)
     if form is None and folder is None:
-        out.print(sheets.in_terminal(sheets.sheets(comparison, chosen), sheets.remarks(comparison)))
+        out.print(tables.in_terminal(tables.sheets(comparison, chosen), tables.remarks(comparison)))
         return
     chosen_form = form or Format.html
     text = _text(comparison, chosen, chosen_form, runs, folder)
@@ -79,11 +79,11 @@ def compare(
     anyway: AnywayOption = False,
 ) -> None:
     """Compare two runs: the settings that differ, their metrics, and what each client gains or loses."""
-    from fedpgp.analysis import gather
-    from fedpgp.analysis.report import duel
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import pairwise
 
-    first, second, notes = gather.pair(run_a, run_b, anyway)
-    out.print(duel.side_by_side(first, second, notes))
+    first, second, notes = loading.pair(run_a, run_b, anyway)
+    out.print(pairwise.side_by_side(first, second, notes))
 
 
 def register(app: typer.Typer) -> None:
@@ -94,8 +94,8 @@ def register(app: typer.Typer) -> None:
 
 def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path], folder: Path | None) -> str:
     """The report; its figures go into the folder too, if there is one."""
-    from fedpgp.analysis.report import sheets
-    from fedpgp.analysis.report.gallery import gallery
+    from fedpgp.analysis.report import tables
+    from fedpgp.analysis.report.figures import gallery
     from fedpgp.analysis.report.page import page
     from fedpgp.analysis.report.style import save
 
@@ -105,9 +105,9 @@ def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path],
         for picture in pictures:
             save(picture.figure, folder / picture.name)
     if form is Format.csv:
-        return sheets.as_csv(comparison, baseline)
+        return tables.as_csv(comparison, baseline)
     if form is Format.md:
-        return sheets.as_markdown(sheets.sheets(comparison, baseline), [*sheets.remarks(comparison), *notes])
+        return tables.as_markdown(tables.sheets(comparison, baseline), [*tables.remarks(comparison), *notes])
     names = ", ".join(path.absolute().name for path in runs[:3]) + (f" and {len(runs) - 3} more" if runs[3:] else "")
     return page(comparison, baseline, f"fedpgp: {names}", pictures, notes, _commands(runs, baseline))
 

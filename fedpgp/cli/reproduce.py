@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fedpgp.cli import sweep
-from fedpgp.cli.places import writable
+from fedpgp.cli.output_folder import writable
 from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
@@ -81,23 +81,23 @@ def register(app: typer.Typer) -> None:
 
 def _print(found: Reproduction) -> None:
     from fedpgp.analysis.report import reproduced
-    from fedpgp.analysis.report.sheets import in_terminal
+    from fedpgp.analysis.report.tables import in_terminal
 
     out.print(in_terminal(reproduced.sheets(found), reproduced.remarks(found)), highlight=False)
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Markdown and CSV of the table; HTML of it and of the comparison of its runs, with their figures beside it."""
-    from fedpgp.analysis import gather
+    from fedpgp.analysis import loading
     from fedpgp.analysis.report import reproduced
-    from fedpgp.analysis.report.gallery import gallery
+    from fedpgp.analysis.report.figures import gallery
     from fedpgp.analysis.report.page import page
-    from fedpgp.analysis.report.sheets import as_markdown
     from fedpgp.analysis.report.style import save
+    from fedpgp.analysis.report.tables import as_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     name, tables, remarks = found.plan.name, reproduced.sheets(found), reproduced.remarks(found)
-    compared = gather.find(sweeps).compare()
+    compared = loading.find(sweeps).compare()
     pictures, notes = gallery(compared)
     for picture in pictures:
         save(picture.figure, folder / picture.name)

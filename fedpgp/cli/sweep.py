@@ -11,8 +11,8 @@ from fedpgp.core.errors import FedPGPError
 from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
-    from fedpgp.experiments.sweeps.spec import Sweep
-    from fedpgp.storage.folder import SweepFolder
+    from fedpgp.experiments.sweeps.sweep_settings import Sweep
+    from fedpgp.storage.sweep_folder import SweepFolder
 
 out = Console()
 err = Console(stderr=True)
@@ -54,10 +54,10 @@ def sweep(
     All trials are drawn and checked before the first starts. What has finished, in this sweep or another, is never run
     again. Ctrl-C stops the trials that are going on; `--resume` goes on from there.
     """
-    from fedpgp.analysis.report.sweeps import ranking
-    from fedpgp.experiments.sweeps import spec
+    from fedpgp.analysis.report.sweep_tables import ranking
+    from fedpgp.experiments.sweeps import sweep_settings
 
-    settings, said = spec.load(config, overrides or [])
+    settings, said = sweep_settings.load(config, overrides or [])
     _say(said)
     if dry_run:
         preview(settings)
@@ -79,11 +79,11 @@ def lodo(
 
     CONFIG is an experiment, or a sweep whose every trial is run so.
     """
-    from fedpgp.analysis.report.sweeps import held_out
-    from fedpgp.experiments.sweeps import spec
+    from fedpgp.analysis.report.sweep_tables import held_out
+    from fedpgp.experiments.sweeps import sweep_settings
 
-    settings, said = spec.load(config, overrides or [])
-    settings = spec.leave_one_domain_out(settings)
+    settings, said = sweep_settings.load(config, overrides or [])
+    settings = sweep_settings.leave_one_domain_out(settings)
     _say(said)
     if dry_run:
         preview(settings)
@@ -100,9 +100,9 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
     Raises:
         FedPGPError: a trial failed.
     """
-    from fedpgp.experiments.sweeps import spec
+    from fedpgp.experiments.sweeps import sweep_settings
 
-    settings, said = spec.load(config, overrides or [])
+    settings, said = sweep_settings.load(config, overrides or [])
     _say(said)
     folder = execute(settings)
     _refuse_failed(folder)
@@ -111,23 +111,23 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
 
 def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"] | None = None) -> SweepFolder:
     """Run a sweep with progress, and nothing printed at its end."""
-    from fedpgp.analysis.report.live import Live
+    from fedpgp.analysis.report.progress_bar import Live
 
     if settings.base.get("resources", {}).get("address"):
         use_token()
-    from fedpgp.experiments.sweeps import engine
+    from fedpgp.experiments.sweeps import sweep_runner
 
     with Live(err) as live:
-        return engine.run(settings, rerun or ("failed" if resume else None), live.show)
+        return sweep_runner.run(settings, rerun or ("failed" if resume else None), live.show)
 
 
 def preview(settings: Sweep) -> None:
     """Say what a sweep would run, and start nothing."""
-    from fedpgp.analysis.report.sweeps import dry_run
-    from fedpgp.experiments.sweeps import draw, estimate
+    from fedpgp.analysis.report.sweep_tables import dry_run
+    from fedpgp.experiments.sweeps import estimation, sampling
 
-    drawn = draw.draw(settings)
-    out.print(dry_run(settings, drawn, estimate.estimate(settings, drawn)), highlight=False)
+    drawn = sampling.draw(settings)
+    out.print(dry_run(settings, drawn, estimation.estimate(settings, drawn)), highlight=False)
 
 
 def _say(lines: list[str]) -> None:

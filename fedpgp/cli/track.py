@@ -47,9 +47,9 @@ def sync(
 
     What was killed is closed there as KILLED, unless it is running again.
     """
-    from fedpgp.tracking import catch_up
+    from fedpgp.tracking import sync
 
-    for folder in catch_up.everything(runs, uri):
+    for folder in sync.everything(runs, uri):
         typer.echo(f"synced: {folder}")
 
 

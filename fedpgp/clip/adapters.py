@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.clip.tower import Affine, Block
+from fedpgp.clip.text_tower import Affine, Block
 
 Target = Literal["q", "k", "v", "o"]
 """Projections of attention: queries, keys, values, output."""

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.clip.features import Array, FeatureKey, Variant, write_shard
+from fedpgp.clip.feature_cache import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
-from fedpgp.clip.tower import merge_heads, split_heads
+from fedpgp.clip.text_tower import merge_heads, split_heads
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
 
@@ -29,7 +29,7 @@ AHEAD = 2  # batches that are read and decoded before the tower asks for them
 
 
 class Encoder:
-    """Turns images of a manifest into shards of features."""
+    """SharedWorkers images of a manifest into shards of features."""
 
     def __init__(self, visual: nn.Module, spec: ImageSpec, reader: ImageReader, key: FeatureKey) -> None:
         """Bind a frozen image tower, on whatever device it is, to a source of images.

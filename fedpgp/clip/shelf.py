@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fedpgp.clip.features import FeatureCache, FeatureKey
+from fedpgp.clip.feature_cache import FeatureCache, FeatureKey
 from fedpgp.core.errors import CacheError
 
 
 @dataclass(frozen=True)
-class Shelved:
+class CacheInfo:
     """A cache that is whole and lies under its own name."""
 
     path: Path
@@ -22,7 +22,7 @@ class Shelved:
     num_bytes: int
 
 
-def look(folder: Path) -> tuple[list[Shelved], list[CacheError]]:
+def look(folder: Path) -> tuple[list[CacheInfo], list[CacheError]]:
     """The caches of a folder and, for each that is torn or misnamed, the error; of a missing folder nothing."""
     whole, errors = [], []
     for path in sorted(folder.glob("[!.]*.arrow")):
@@ -33,7 +33,7 @@ def look(folder: Path) -> tuple[list[Shelved], list[CacheError]]:
     return whole, errors
 
 
-def _open(path: Path) -> Shelved:
+def _open(path: Path) -> CacheInfo:
     try:
         with pa.memory_map(str(path)) as file:
             key = FeatureKey(**json.loads(pa.ipc.open_file(file).schema.metadata[b"key"]))
@@ -43,4 +43,4 @@ def _open(path: Path) -> Shelved:
         ) from error
     if path.stem != key.digest:
         raise CacheError(f"{path}: holds the features of {key.digest}, not of what it is named after; delete it")
-    return Shelved(path, key, len(FeatureCache.open(path, key).rows), path.stat().st_size)
+    return CacheInfo(path, key, len(FeatureCache.open(path, key).rows), path.stat().st_size)

@@ -71,7 +71,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def looked_at(path: Path) -> Iterator[None]:
+def shared_lock(path: Path) -> Iterator[None]:
     """Keep everyone from locking `path`, which must be there, for a moment; others may look too. Nothing is written.
 
     Raises:

@@ -82,7 +82,7 @@ class Manifest:
                 digest.update(pc.fill_null(column, -1).to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
-    def refuse_hollow(self) -> None:
+    def check_not_empty(self) -> None:
         """Before images are read: files without a byte, all of them named.
 
         Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from fedpgp.config import PartitionSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.data import authors
+from fedpgp.data import published_partitions
 from fedpgp.data.grouping import shuffled_order
 
 NOBODY = -1
@@ -78,7 +78,7 @@ def _pathological(
 
 
 def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
-    blocks = authors.class_blocks(_num_classes(splits), num_clients)
+    blocks = published_partitions.class_blocks(_num_classes(splits), num_clients)
     idle = [str(client) for client, own in enumerate(blocks) if not own]
     if idle:
         raise DataError(
@@ -149,7 +149,7 @@ def _authors_dirichlet(
     """Train and test as the authors draw them. They have no validation images; ours follow the training shares."""
     names = ["train", "test"]
     labels = [splits[name].labels for name in names]
-    parts = authors.dirichlet(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
+    parts = published_partitions.dirichlet(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
     if parts is None:
         raise _too_little(settings.beta, num_clients, settings.min_per_client, len(labels[0]))
     owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
@@ -184,7 +184,7 @@ def _dirichlet(
 ) -> Owners:
     """Each class in proportions drawn from Dirichlet(beta), the same in all splits (Hsu et al., 2019).
 
-    Drawn again until every client has `least` training images.
+    SampledTrials again until every client has `least` training images.
     """
     num_classes = _num_classes(splits)
     totals = {split: np.bincount(images.labels, minlength=num_classes) for split, images in splits.items()}

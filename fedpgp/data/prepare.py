@@ -14,7 +14,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.sources.origins import ORIGINS
+from fedpgp.data.sources.downloads import ORIGINS
 
 
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:

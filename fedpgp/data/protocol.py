@@ -26,7 +26,7 @@ EVERY_DOMAIN = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool(Labelled):
+class EvaluationSet(Labelled):
     """Images of one split and one class set; `labels` are numbered within the class set."""
 
     split: str
@@ -61,7 +61,7 @@ class FederatedData:
     """per client, its training images. int64 [n_k]"""
     train_labels: tuple[np.ndarray, ...]
     """per client, their labels within `train_set`. int64 [n_k]"""
-    pools: tuple[Pool, ...]
+    evaluation_sets: tuple[EvaluationSet, ...]
     """what is evaluated on; pools without images are left out"""
     manifest_digest: str
 
@@ -78,7 +78,7 @@ class FederatedData:
     @cached_property
     def evaluation_rows(self) -> np.ndarray:
         """Rows of all pools, ascending; none of them is trained on. int64 [n]"""
-        return np.unique(np.concatenate([np.empty(0, np.int64), *(pool.rows for pool in self.pools)]))
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(pool.rows for pool in self.evaluation_sets)]))
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class FederatedData:
     def digest(self) -> str:
         """Sixteen hex digits over everything above."""
         arrays = [*self.train_rows, *self.train_labels]
-        for pool in self.pools:
+        for pool in self.evaluation_sets:
             arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
         names = [
             self.client_names,
@@ -99,8 +99,8 @@ class FederatedData:
             self.train_set,
             self.manifest_digest,
         ]
-        pools = [(pool.split, pool.metric, pool.members is not None) for pool in self.pools]
-        digest = hashlib.sha256(json.dumps([names, pools, [len(array) for array in arrays]]).encode())
+        evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
+        digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
         for array in arrays:
             digest.update(array.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
@@ -131,21 +131,21 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     domains = [number for number in range(len(manifest.domains)) if number != held_out]
     client_names = _client_names(manifest, domains, partition)
     splits = np.where(manifest.domain_ids == held_out, "held", _splits(manifest, protocol.val_shots, seed))
-    pools = {
+    evaluation_sets = {
         (split, name): _pool(manifest, splits == split, split, name, classes)
         for split in SPLITS
         for name, classes in class_sets.items()
     }
     slots = np.searchsorted(domains, np.arange(len(manifest.domains)))
-    divided = {split: pools[split, train_set] for split in SPLITS}
+    divided = {split: evaluation_sets[split, train_set] for split in SPLITS}
     divided_by = {split: Labelled(labels=pool.labels, domains=slots[pool.domains]) for split, pool in divided.items()}
     local = assign(partition, divided_by, len(client_names), seed)
-    train = pools["train", train_set]
+    train = evaluation_sets["train", train_set]
     chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
     _refuse_idle(client_names, chosen, train)
     tested = [
         replace(pool, members=local[split]) if name == train_set else pool
-        for (split, name), pool in pools.items()
+        for (split, name), pool in evaluation_sets.items()
         if split != "train"
     ]
     if held_out is not None:
@@ -161,7 +161,7 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
         train_set=train_set,
         train_rows=tuple(train.rows[own] for own in chosen),
         train_labels=tuple(train.labels[own] for own in chosen),
-        pools=tuple(pool for pool in tested if len(pool.rows)),
+        evaluation_sets=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
     )
 
@@ -173,7 +173,7 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
 
 
-def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: Pool) -> None:
+def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
     idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
     if idle:
         more = f" and {len(idle) - 20} more" if len(idle) > 20 else ""
@@ -246,13 +246,13 @@ def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
     return splits
 
 
-def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> Pool:
+def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> EvaluationSet:
     """The images of a class set among those chosen [n] of the manifest."""
     number = np.full(len(manifest.class_names), -1)
     number[list(classes)] = np.arange(len(classes))
     rows = np.flatnonzero(chosen & (number[manifest.labels] >= 0))
     labels = number[manifest.labels[rows]]
-    return Pool(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
+    return EvaluationSet(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
 
 
 def _shots(labels: np.ndarray, own: np.ndarray, shots: int | None, seed: int, client: int) -> np.ndarray:

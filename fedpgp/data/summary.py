@@ -31,7 +31,7 @@ def partition_table(manifest: Manifest, data: FederatedData) -> pa.Table:
     Columns `client`, `split` (train: after shots; val and test: its Local images), `class`, `domain`, `images`.
     """
     held = [("train", list(data.train_rows))]
-    for pool in data.pools:
+    for pool in data.evaluation_sets:
         if pool.members is not None:
             held.append((pool.split, [pool.rows[own] for own in pool.members]))
     tables = [_of_split(manifest, data, split, rows) for split, rows in held]

@@ -14,8 +14,8 @@ from typing import Any
 from fedpgp import config, tracking
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.errors import Interrupted, ResourceError
-from fedpgp.experiments import experiment as experiments
-from fedpgp.experiments import needs
+from fedpgp.experiments import estimation
+from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import plan
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.extraction import Forecast
@@ -40,7 +40,7 @@ def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
     """What `extract` would take, in bytes and time; a few images are encoded here to know it, and nothing is kept."""
     with warnings_told(emit):
         emit(Progress("prepare", note="reading data and backbone"))
-        return needs.forecast(plan(config.absolute(experiment)))
+        return estimation.forecast(plan(config.absolute(experiment)))
 
 
 def detach(experiment: Experiment, resume: bool) -> str:
@@ -125,7 +125,7 @@ def mirrored(
         if progress.run and experiment.tracking.mlflow:
             uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
             mirror = mirror or tracking.Mirror(Path(progress.run), uri, parent)
-            mirror.poke()
+            mirror.notify()
 
     try:
         yield tell

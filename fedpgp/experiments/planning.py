@@ -9,9 +9,9 @@ from typing import Any
 
 from fedpgp import config, methods
 from fedpgp.clip import model
-from fedpgp.clip.frozen import FrozenText, freeze, names_only
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
+from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
 from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, StorageSettings
 from fedpgp.core.errors import BackboneError, RunError
 from fedpgp.core.files import in_the_way
@@ -21,7 +21,7 @@ from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods.base import BringsNetwork, Method
-from fedpgp.storage.remote import Remote
+from fedpgp.storage.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Library:
         """The data, read once."""
         if settings not in self._manifests:
             built = manifests.build(settings)
-            built.refuse_hollow()
+            built.check_not_empty()
             self._manifests[settings] = built
         return self._manifests[settings]
 
@@ -113,13 +113,15 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
             experiment.backbone,
             experiment.data.prompt,
             data.class_names,
-            method.phrases,
-            method.towers,
-            method.needs,
+            method.extra_texts,
+            method.required_towers,
+            method.image_inputs,
         )
         text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
     for name, classes in data.class_sets.items():
-        if name == data.train_set or method.transfers:  # it refuses a frozen side that its settings do not fit
+        if (
+            name == data.train_set or method.supports_unseen_classes
+        ):  # it refuses a frozen side that its settings do not fit
             method.init(text.on(classes), torch_generator(experiment.seed, "init"))
     _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
@@ -130,26 +132,26 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
 def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
     """The frozen side as the method needs it."""
     try:
-        if method.needs == "patches":
+        if method.image_inputs == "patches":
             check_patches(backbone.model.visual)  # type: ignore[arg-type]
         text = freeze(
             backbone,
             data.class_names,
             experiment.data.prompt,
-            method.phrases,
+            method.extra_texts,
             experiment.backbone.class_chunk,
-            visual="image" in method.towers,
+            visual="image" in method.required_towers,
         )
     except BackboneError as error:
         raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
-    if alike := text.alike():
+    if duplicate_names := text.duplicate_names():
         log.warning(
             "%d of %d classes have the same tokens as another for backbone %s (%s), so no prompt that they share tells "
             "them apart; rename them, or take a backbone that knows their words",
-            len(alike),
+            len(duplicate_names),
             len(text.class_names),
             backbone.name,
-            ", ".join(alike[:5]) + (", ..." if len(alike) > 5 else ""),
+            ", ".join(duplicate_names[:5]) + (", ..." if len(duplicate_names) > 5 else ""),
         )
     return text
 
@@ -163,4 +165,4 @@ def _check_storage(storage: StorageSettings) -> None:
             "MLflow's store; give a folder without it"
         )
     if storage.uri:
-        Remote.at(storage.uri).make()
+        ObjectStore.at(storage.uri).make()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedpgp.clip.features import Array, Chunk, FeatureCache, FeatureKey, done_in_shards, missing
+from fedpgp.clip.feature_cache import Array, Chunk, FeatureCache, FeatureKey, done_in_shards, missing
 from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpgp.clip.features import FeatureKey
+from fedpgp.clip.feature_cache import FeatureKey
 
 Arrays = dict[str, np.ndarray]
 """A parameter tree on the way to or from an actor."""

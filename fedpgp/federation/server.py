@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
-from fedpgp.federation.aggregate import add, average
+from fedpgp.federation.aggregation import add, average
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.cohort import blocks, cohort
+from fedpgp.federation.client_sampling import blocks, cohort
 from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
 from fedpgp.federation.metrics import round_metrics

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpgp.clip.features import FeatureCache
-from fedpgp.clip.frozen import ClassSet, FrozenText
-from fedpgp.clip.tower import tensors_of
+from fedpgp.clip.feature_cache import FeatureCache
+from fedpgp.clip.text_backbone import ClassSet, FrozenText
+from fedpgp.clip.text_tower import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
 from fedpgp.data.protocol import FederatedData
-from fedpgp.federation.admission import Refusal, admit, fault, sound
-from fedpgp.federation.aggregate import weighted_sum
+from fedpgp.federation.aggregation import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
+from fedpgp.federation.evaluation import Scorer
 from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
-from fedpgp.federation.scoring import Scorer
+from fedpgp.federation.update_validation import UpdateRejected, admit, all_finite, fault
 from fedpgp.methods.base import Method
 
 
@@ -72,7 +72,7 @@ class FederationWorker:
         update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
         try:
             admission = admit(update, received, federation)
-        except Refusal as refusal:
+        except UpdateRejected as refusal:
             client = int(call.clients[refusal.place])
             raise ClientError(
                 "local training", call.round, client, f"{refusal.what}; lower the learning rate"
@@ -152,7 +152,9 @@ class FederationWorker:
         if self.job.federation.finetune_epochs:
             tested = self._finetuned(call, received, personal)
         return [
-            *self._scorer.counts(tested, call.clients, self.job.data.pools, whole=True, confusion=call.confusion),
+            *self._scorer.counts(
+                tested, call.clients, self.job.data.evaluation_sets, whole=True, confusion=call.confusion
+            ),
             *self._scorer.global_counts(params, call, bool(shared)),
         ]
 
@@ -160,7 +162,7 @@ class FederationWorker:
         """Each client's model after some epochs of its own; as it stands where they went wrong, unless that fails."""
         federation = self.job.federation
         update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
-        fine = sound(update)
+        fine = all_finite(update)
         if federation.policy == "fail" and not bool(fine.all()):
             place = int((~fine).nonzero()[0])
             what = f"{fault(update, place)}; lower the learning rate"
@@ -171,9 +173,11 @@ class FederationWorker:
         """Local counts of those who take part in the average."""
         if not (self.job.federation.evaluate_before_aggregation and bool(admitted.any())):
             return []
-        pools = [pool for pool in self.job.data.pools if pool.members is not None]
+        evaluation_sets = [pool for pool in self.job.data.evaluation_sets if pool.members is not None]
         kept = clients[admitted.cpu().numpy()]
-        return self._scorer.counts(rows(params, admitted), kept, pools, whole=False, local="local_before_aggregation")
+        return self._scorer.counts(
+            rows(params, admitted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
+        )
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         job = self.job

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
 from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 
@@ -63,8 +63,8 @@ class Method(Protocol):
     name: ClassVar[str]
     paper: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
-    needs: ClassVar[Inputs]
-    towers: ClassVar[frozenset[Tower]]
+    image_inputs: ClassVar[Inputs]
+    required_towers: ClassVar[frozenset[Tower]]
     shared_keys: ClassVar[frozenset[str]]
     """parameters that leave the client and are averaged; all others never do"""
 
@@ -79,12 +79,12 @@ class Method(Protocol):
         ...
 
     @property
-    def phrases(self) -> tuple[str, ...]:
+    def extra_texts(self) -> tuple[str, ...]:
         """Texts, besides the class names and the template, whose tokens the method needs."""
         ...
 
     @property
-    def transfers(self) -> bool:
+    def supports_unseen_classes(self) -> bool:
         """Whether it can classify a class set that it was not trained on."""
         ...
 

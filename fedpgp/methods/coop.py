@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet, readable
-from fedpgp.clip.layout import Position
+from fedpgp.clip.prompt_tree import Position
+from fedpgp.clip.text_backbone import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
@@ -29,7 +29,7 @@ class ContextSettings(Settings):
     """place of the class name: end (after the context) | middle | front"""
 
     @property
-    def phrases(self) -> tuple[str, ...]:
+    def extra_texts(self) -> tuple[str, ...]:
         """Texts whose tokens are needed: `ctx_init`, its underscores read as spaces, as in CoOp."""
         return (readable(self.ctx_init),) if self.ctx_init else ()
 
@@ -67,15 +67,15 @@ class CoOp:
     name: ClassVar[str] = "coop"
     paper: ClassVar[str] = "Zhou et al., IJCV 2022"
     settings_type: ClassVar[type[Settings]] = CoOpSettings
-    needs: ClassVar[Inputs] = "pooled"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset()
     phases: tuple[Phase, ...] = (Phase(frozenset({"ctx"})),)
 
     def __init__(self, settings: CoOpSettings) -> None:
         self.settings = settings
-        self.phrases = settings.phrases
-        self.transfers = not settings.class_specific
+        self.extra_texts = settings.extra_texts
+        self.supports_unseen_classes = not settings.class_specific
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """The context, from words or N(0, 0.02); class-specific ones are drawn apart, or all start from the words."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.clip.chunking import in_chunks
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy, draw_linear
@@ -43,17 +43,17 @@ class FedCoCoOp:
     name: ClassVar[str] = "fedcocoop"
     paper: ClassVar[str] = "Zhou et al., CVPR 2022"
     settings_type: ClassVar[type[Settings]] = FedCoCoOpSettings
-    needs: ClassVar[Inputs] = "pooled"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset(
         {"ctx", "meta_1.weight", "meta_1.bias", "meta_2.weight", "meta_2.bias"}
     )
     phases: tuple[Phase, ...] = (Phase(shared_keys),)
-    transfers = True
+    supports_unseen_classes = True
 
     def __init__(self, settings: FedCoCoOpSettings) -> None:
         self.settings = settings
-        self.phrases = settings.phrases
+        self.extra_texts = settings.extra_texts
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """The context, from words or N(0, 0.02), and a meta-net as torch starts linear layers."""

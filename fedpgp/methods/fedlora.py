@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fedpgp.clip.adapters import Adapters, Target
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
@@ -50,10 +50,10 @@ class FedLoRA:
     name: ClassVar[str] = "fedlora"
     paper: ClassVar[str] = "Hu et al., ICLR 2022"
     settings_type: ClassVar[type[Settings]] = FedLoRASettings
-    needs: ClassVar[Inputs] = "pooled"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
-    phrases: tuple[str, ...] = ()
-    transfers = True
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    extra_texts: tuple[str, ...] = ()
+    supports_unseen_classes = True
 
     def __init__(self, settings: FedLoRASettings) -> None:
         self.settings = settings

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet, readable
+from fedpgp.clip.text_backbone import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
@@ -55,15 +55,15 @@ class FedMaPLe:
     name: ClassVar[str] = "fedmaple"
     paper: ClassVar[str] = "Khattak et al., CVPR 2023"
     settings_type: ClassVar[type[Settings]] = FedMaPLeSettings
-    needs: ClassVar[Inputs] = "pixels"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text", "image"})
+    image_inputs: ClassVar[Inputs] = "pixels"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text", "image"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx", "coupling.weight", "coupling.bias"})
     phases: tuple[Phase, ...] = (Phase(shared_keys),)
-    transfers = True
+    supports_unseen_classes = True
 
     def __init__(self, settings: FedMaPLeSettings) -> None:
         self.settings = settings
-        self.phrases = (readable(settings.ctx_init),) if settings.ctx_init else ()
+        self.extra_texts = (readable(settings.ctx_init),) if settings.ctx_init else ()
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Prompts, the first from words or all N(0, 0.02), and couplings as torch starts linear layers.
@@ -79,7 +79,7 @@ class FedMaPLe:
             raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
         ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)
         frozen.check_room(n_ctx + len(self._kept(frozen)))
-        for words in self.phrases:
+        for words in self.extra_texts:
             vectors = frozen.word_vectors(words)
             if n_ctx > len(vectors):
                 raise ConfigError(
@@ -110,7 +110,7 @@ class FedMaPLe:
 
     def _kept(self, frozen: ClassSet) -> tuple[int, ...]:
         """The tokens of the words that stay as they are."""
-        return tuple(token for words in self.phrases for token in frozen.token_ids(words)[self.settings.n_ctx :])
+        return tuple(token for words in self.extra_texts for token in frozen.token_ids(words)[self.settings.n_ctx :])
 
 
 def couple(params: ParamTree) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy
@@ -57,15 +57,15 @@ class FedOTP:
     name: ClassVar[str] = "fedotp"
     paper: ClassVar[str] = "Li et al., CVPR 2024"
     settings_type: ClassVar[type[Settings]] = FedOTPSettings
-    needs: ClassVar[Inputs] = "patches"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    image_inputs: ClassVar[Inputs] = "patches"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx"})
     phases: tuple[Phase, ...] = (Phase(frozenset({"ctx", "local"})),)
-    transfers = True
+    supports_unseen_classes = True
 
     def __init__(self, settings: FedOTPSettings) -> None:
         self.settings = settings
-        self.phrases = settings.phrases
+        self.extra_texts = settings.extra_texts
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Global and local prompts, drawn apart, or all from the words."""

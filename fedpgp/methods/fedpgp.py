@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
@@ -40,9 +40,9 @@ class FedPGPSettings(ContextSettings):
     """learning rate of the personal part; null: the federation's, as published"""
 
     @property
-    def phrases(self) -> tuple[str, ...]:
+    def extra_texts(self) -> tuple[str, ...]:
         """Texts whose tokens are needed."""
-        return (*super().phrases, "X")
+        return (*super().extra_texts, "X")
 
 
 class FedPGP:
@@ -75,14 +75,14 @@ class FedPGP:
     name: ClassVar[str] = "fedpgp"
     paper: ClassVar[str] = "Cui et al., ICML 2024"
     settings_type: ClassVar[type[Settings]] = FedPGPSettings
-    needs: ClassVar[Inputs] = "pooled"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx"})
-    transfers = True
+    supports_unseen_classes = True
 
     def __init__(self, settings: FedPGPSettings) -> None:
         self.settings = settings
-        self.phrases = settings.phrases
+        self.extra_texts = settings.extra_texts
         personal = ("U", "V") if settings.adaptation == "low_rank" else ("delta",)
         own_lr = {} if settings.personal_lr is None else dict.fromkeys(personal, settings.personal_lr)
         self.phases = (Phase(frozenset({"ctx", *personal}), lr=own_lr),)

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedpgp.clip.frozen import ClassSet
 from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower
@@ -94,11 +94,11 @@ class PFedPT:
     name: ClassVar[str] = "pfedpt"
     paper: ClassVar[str] = "Li et al., TMLR 2024"
     settings_type: ClassVar[type[Settings]] = PFedPTSettings
-    needs: ClassVar[Inputs] = "pixels"
-    towers: ClassVar[frozenset[Tower]] = frozenset()
+    image_inputs: ClassVar[Inputs] = "pixels"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset()
     max_block: ClassVar[int] = 1
-    phrases: tuple[str, ...] = ()
-    transfers = False
+    extra_texts: tuple[str, ...] = ()
+    supports_unseen_classes = False
 
     def __init__(self, settings: PFedPTSettings) -> None:
         self.settings = settings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fedpgp.clip.frozen import ClassSet, FrozenText, Vocabulary
+from fedpgp.clip.image_tower import VisualTower
 from fedpgp.clip.model import ImageSpec
-from fedpgp.clip.tower import Affine, Block, TextTower
-from fedpgp.clip.vision import VisualTower
+from fedpgp.clip.text_backbone import ClassSet, FrozenText, Vocabulary
+from fedpgp.clip.text_tower import Affine, Block, TextTower
 from fedpgp.core.tree import num_values, select, without
 from fedpgp.methods.base import Method
 
@@ -17,13 +17,13 @@ LAYERS, TEXT_WIDTH, IMAGE_WIDTH, JOINT_WIDTH, CONTEXT, PATCHES = 12, 512, 768, 5
 
 def parameter_counts(method: Method) -> tuple[int, int]:
     """Shared and personal parameters of one client, on `REFERENCE`."""
-    tree = method.init(_reference(method.phrases), torch.Generator().manual_seed(0))
+    tree = method.init(_reference(method.extra_texts), torch.Generator().manual_seed(0))
     return num_values(select(tree, method.shared_keys)), num_values(without(tree, method.shared_keys))
 
 
-def _reference(phrases: tuple[str, ...]) -> ClassSet:
+def _reference(extra_texts: tuple[str, ...]) -> ClassSet:
     """A frozen side of the right shape, without weights; each word of a text is one token."""
-    texts = (*phrases, "class.")
+    texts = (*extra_texts, "class.")
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {text: tuple(words.index(word) for word in text.split()) for text in texts}
     nothing = Affine(torch.empty(0), None)

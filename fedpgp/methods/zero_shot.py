@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpgp.clip.frozen import ClassSet
+from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits
@@ -23,12 +23,12 @@ class ZeroShot:
     name: ClassVar[str] = "zero_shot"
     paper: ClassVar[str] = "Radford et al., ICML 2021"
     settings_type: ClassVar[type[Settings]] = ZeroShotSettings
-    needs: ClassVar[Inputs] = "pooled"
-    towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset()
     phases: tuple[Phase, ...] = ()
-    phrases: tuple[str, ...] = ()
-    transfers = True
+    extra_texts: tuple[str, ...] = ()
+    supports_unseen_classes = True
 
     def __init__(self, settings: ZeroShotSettings) -> None:
         self.settings = settings

@@ -14,13 +14,13 @@ import safetensors.torch
 
 from fedpgp.analysis.comparison import Group
 from fedpgp.core.errors import RunError
-from fedpgp.core.secrets import redacted
+from fedpgp.core.redaction import redacted
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation.metrics import last_evaluated, per_client_table
 from fedpgp.storage.checkpoint import State
-from fedpgp.storage.folder import SweepFolder
-from fedpgp.storage.store import RunStore
-from fedpgp.tracking.outcome import Outcome, ranking
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking.trial_summary import Outcome, ranking
 
 MOST_COMPARED = 12
 """Trials in a figure that shows each by itself."""
@@ -29,7 +29,7 @@ SMALL = 16 * 2**20
 
 
 @contextmanager
-def of_run(store: RunStore, config_yaml: str) -> Iterator[Path]:
+def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
     """A folder with what a run leaves, which is gone afterwards:
 
     * `config.yaml`, `summary.json`, `partition.csv`, `clients.csv` (accuracies per client in the last round)
@@ -83,19 +83,19 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
 
 
 def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
-    from fedpgp.analysis import gather
-    from fedpgp.analysis.report import curves, grids, sheets, style, tradeoff
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import curves, grids, style, tables, tradeoff
 
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
     curves.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
     try:
-        compared = gather.find([sweep.path]).compare()
+        compared = loading.find([sweep.path]).compare()
     except RunError:  # no trial has finished
         return
     baseline = compared.baseline(None)
-    text = sheets.as_markdown(sheets.sheets(compared, baseline), sheets.remarks(compared))
+    text = tables.as_markdown(tables.sheets(compared, baseline), tables.remarks(compared))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
-    (folder / "comparison.csv").write_text(sheets.as_csv(compared, baseline), encoding="utf-8")
+    (folder / "comparison.csv").write_text(tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
     if len(compared.places) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
         figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
@@ -110,12 +110,12 @@ def _is_number(groups: Sequence[Group], key: str) -> bool:
     return all(isinstance(group.settings.get(key), int | float) for group in groups)
 
 
-def _last(run: RunStore) -> dict[str, float]:
+def _last(run: RunFolder) -> dict[str, float]:
     rounds = run.rounds()
     return dict(rounds[-1].metrics) if rounds else {}
 
 
-def _tables(store: RunStore, folder: Path) -> None:
+def _tables(store: RunFolder, folder: Path) -> None:
     if (partition := store.partition) is not None:
         pa.csv.write_csv(partition, folder / "partition.csv")
     if (last := last_evaluated(store.rounds())) is not None:
@@ -126,7 +126,7 @@ def _tables(store: RunStore, folder: Path) -> None:
         pa.csv.write_csv(table, folder / "clients.csv")
 
 
-def _figures(store: RunStore, folder: Path) -> None:
+def _figures(store: RunFolder, folder: Path) -> None:
     from fedpgp.analysis.report.confusion import confusion_matrices
     from fedpgp.analysis.report.curves import curves_of_run
 
@@ -135,7 +135,7 @@ def _figures(store: RunStore, folder: Path) -> None:
         confusion_matrices(confusion, store.identity["class_names"], folder / "confusion.png")
 
 
-def _learned(store: RunStore, folder: Path) -> None:
+def _learned(store: RunFolder, folder: Path) -> None:
     """The parameters of the best and of the last round, those of all clients stacked."""
     rounds = [row.round for row in store.rounds()]
     if not rounds:

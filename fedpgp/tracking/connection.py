@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.files import locked
-from fedpgp.core.secrets import redacted
+from fedpgp.core.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpgp.core.errors import FedPGPError
-from fedpgp.core.secrets import redacted
-from fedpgp.storage.folder import SweepFolder
-from fedpgp.storage.store import RunStore
-from fedpgp.tracking.runs import RunWriter
-from fedpgp.tracking.sweeps import SweepWriter
+from fedpgp.core.redaction import redacted
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking.run_writer import RunWriter
+from fedpgp.tracking.sweep_writer import SweepWriter
 
 log = logging.getLogger("fedpgp.tracking")
 
@@ -29,7 +29,7 @@ class Parent:
     """its id"""
 
 
-def sync(run_dir: Path, uri: str, parent: Parent | None = None) -> str:
+def sync_run(run_dir: Path, uri: str, parent: Parent | None = None) -> str:
     """Bring the entries of a run up to date; what is there already is not sent again.
 
     Args:
@@ -62,7 +62,7 @@ def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] 
     """
     for trial, runs in (started or {}).items():
         for run_dir in runs:
-            sync(run_dir, uri, Parent(sweep_dir, trial))
+            sync_run(run_dir, uri, Parent(sweep_dir, trial))
     writer = SweepWriter(SweepFolder.open(sweep_dir), uri)
     writer.push()
     return writer.run_id
@@ -90,7 +90,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._loop, name="mlflow mirror", daemon=True)
         self._thread.start()
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """There are new rows. Returns at once."""
         self._wake.set()
 
@@ -131,7 +131,7 @@ class Mirror:
 
 
 def _run_writer(run_dir: Path, uri: str, parent: Parent | None) -> RunWriter:
-    store = RunStore.open(run_dir)
+    store = RunFolder.open(run_dir)
     if parent is None:
         return RunWriter(store, uri)
     sweep = SweepWriter(SweepFolder.open(parent.sweep), uri)

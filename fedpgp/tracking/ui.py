@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from fedpgp.core.errors import FedPGPError, RunError, UserError
-from fedpgp.tracking import view
+from fedpgp.tracking import default_view
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, told
 
 HOST = "127.0.0.1"
@@ -54,7 +54,7 @@ def page_of(uri: str) -> str:
         experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
         if len(experiments) != 1:
             return "/#/experiments?workflowType=machine_learning"
-        shown = view.renew(client, experiments[0].experiment_id)
+        shown = default_view.renew(client, experiments[0].experiment_id)
     page = f"/#/experiments/{experiments[0].experiment_id}/runs?workflowType=machine_learning"
     return f"{page}&viewStateShareKey={shown}" if shown else page
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedpgp.analysis.comparison import Comparison
-from fedpgp.analysis.gather import read
 from fedpgp.analysis.groups import grouped
+from fedpgp.analysis.loading import read
 
 HM = {"test_hm": [50, 60]}
 PROMPTFL = ["method.name=promptfl"]

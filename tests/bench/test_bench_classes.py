@@ -9,7 +9,7 @@ import torch
 
 from fedpgp.bench import classes as bench
 from fedpgp.bench.caltech import BASE, NOVEL
-from fedpgp.clip.tower import tensors_of
+from fedpgp.clip.text_tower import tensors_of
 from fedpgp.federation.memory import kept_for_backward
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpgp.bench import features as bench
-from fedpgp.clip.features import FeatureCache
+from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.core.errors import FedPGPError
 
 

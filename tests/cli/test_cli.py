@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from fedpgp.bench.faults import descendants
-from fedpgp.experiments.sweeps import spec
-from fedpgp.storage.folder import Fold, Planned, SweepFolder
-from fedpgp.storage.store import RunStore
+from fedpgp.experiments.sweeps import sweep_settings
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=2",
@@ -83,8 +83,8 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
         assert (code, said.count("synced: ")) == (0, 1)
     (mirrored,) = MlflowClient(f"sqlite:///{root}/mlflow.db").search_runs(["1"])
     assert mirrored.info.run_name == Path(out.rsplit("run: ", 1)[1].strip()).name
-    planned = Planned("abc", "it", {}, (Fold(1),))
-    given = spec.dump(spec.load("shapes")[0])
+    planned = TrialSpec("abc", "it", {}, (Fold(1),))
+    given = sweep_settings.dump(sweep_settings.load("shapes")[0])
     begun = SweepFolder.create(tmp_path / "begun", "new", "0" * 12, given, "val/hm", "max", [planned])
     begun.set_status("stopped", "before its first run")
     code, said, err = fedpgp("track", "sync", tmp_path / "begun")
@@ -101,8 +101,8 @@ def test_every_domain_is_held_out_once(fedpgp, tmp_path):
         "run", "shapes", *small, *given, "partition.clients=null", f"storage.root={root}", "tracking.mlflow=false"
     )
     assert code == 0, err
-    runs = {store.identity["client_names"][0]: store for store in RunStore.find(root)}
-    assert len(RunStore.find(root)) == 3
+    runs = {store.identity["client_names"][0]: store for store in RunFolder.find(root)}
+    assert len(RunFolder.find(root)) == 3
     table = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
     for domain in ("filled", "outline", "dotted"):
         assert table[domain].count(" - ") == 1  # nobody has the domain that is held out
@@ -264,7 +264,7 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     while (left := [command for pid, command in started.items() if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
-    (store,) = RunStore.find(root)
+    (store,) = RunFolder.find(root)
     stopped = "stopped; the run lies in" in err and store.state == "stopped"
     at_once = len(signals) == 2 and "left before it had stopped" in err and store.state in ("stopped", "interrupted")
     assert stopped or at_once  # the second signal may come when it has stopped, and while it does

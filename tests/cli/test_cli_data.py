@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedpgp.analysis import alignment
+from fedpgp.analysis import label_alignment
 from fedpgp.cli import data as command_line
 from fedpgp.core.errors import ConfigError, DataError
 
@@ -61,23 +61,25 @@ def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> No
 
 
 def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypatch) -> None:
-    found = alignment.Alignment(given=3.0, best=60.0, images=400, classes=2, moved=(("ant", "bee"), ("bee", "ant")))
-    monkeypatch.setattr(alignment, "can_judge", lambda settings: True)
-    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: found)
+    found = label_alignment.Alignment(
+        given=3.0, best=60.0, images=400, classes=2, moved=(("ant", "bee"), ("bee", "ant"))
+    )
+    monkeypatch.setattr(label_alignment, "can_judge", lambda settings: True)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: found)
     with pytest.raises(DataError, match="names and labels do not belong together"):
         call("check", "caltech101", "--root", str(root))
     result = CliRunner().invoke(command_line.app, ["check", "caltech101", "--root", str(root)])
     assert "zero-shot accuracy on 400 training images: 3.0 %, best naming 60.0 %" in result.output
     assert "ant -> bee" in result.output
-    guessed = alignment.Alignment(given=51.0, best=52.0, images=400, classes=2, moved=())
-    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: guessed)
+    guessed = label_alignment.Alignment(given=51.0, best=52.0, images=400, classes=2, moved=())
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: guessed)
     with pytest.raises(DataError, match="that of guessing among 2 classes"):
         call("check", "caltech101", "--root", str(root))
-    doubtful = alignment.Alignment(80.0, 100.0, 40, 2, (("ant", "bee"), ("bee", "ant")), gained=8)
-    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: doubtful)
+    doubtful = label_alignment.Alignment(80.0, 100.0, 40, 2, (("ant", "bee"), ("bee", "ant")), gained=8)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: doubtful)
     assert "ant -> bee" in call("check", "caltech101", "--root", str(root))
-    fine = alignment.Alignment(given=90.0, best=90.0, images=400, classes=2, moved=())
-    monkeypatch.setattr(alignment, "zero_shot", lambda settings, emit: fine)
+    fine = label_alignment.Alignment(given=90.0, best=90.0, images=400, classes=2, moved=())
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: fine)
     assert "90.0 %" in call("check", "caltech101", "--root", str(root))
 
 
@@ -135,7 +137,7 @@ def test_zero_shot_check_runs_the_backbone(tmp_path: Path) -> None:
     from fedpgp import config
 
     settings = config.parse({"data": {"name": "shapes"}, "storage": {"root": str(tmp_path)}})
-    found = alignment.zero_shot(settings, lambda progress: None)
+    found = label_alignment.zero_shot(settings, lambda progress: None)
     assert found.images == 30 * 8 // 2
     assert not found.exchanged
-    assert not alignment.can_judge(settings)
+    assert not label_alignment.can_judge(settings)

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 SMALL = (
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=1",
@@ -55,11 +55,11 @@ def test_what_is_refused_ends_with_2_and_writes_nothing(fedpgp, run, tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
         assert f"--out: {tmp_path}/file is not a folder" in refused("--client", "0", "--out", place)
-    with RunStore.open(tmp_path / run).lock():
+    with RunFolder.open(tmp_path / run).lock():
         assert "the run is running, only a finished one is exported; wait for it" in refused(
             "--client", "0", "--out", "home"
         )
     assert "the run is interrupted" in refused("--client", "0", "--out", "home")
-    RunStore.open(tmp_path / run).fail("disk full")
+    RunFolder.open(tmp_path / run).fail("disk full")
     assert "the run is failed" in refused("--client", "0", "--out", "home")
     assert not (tmp_path / "home").exists()

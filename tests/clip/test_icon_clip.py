@@ -12,10 +12,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 from fedpgp.clip import icon_clip
-from fedpgp.clip.frozen import freeze
 from fedpgp.clip.icon_clip import PAD, START, UNKNOWN, ReducedTokenizer
 from fedpgp.clip.images import cropped, encode
 from fedpgp.clip.model import Backbone, load
+from fedpgp.clip.text_backbone import freeze
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.data import manifest

@@ -16,7 +16,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 
 from fedpgp.clip import images
-from fedpgp.clip.features import FeatureCache, FeatureKey
+from fedpgp.clip.feature_cache import FeatureCache, FeatureKey
 from fedpgp.clip.images import Encoder, normalise, patch_tokens
 from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings

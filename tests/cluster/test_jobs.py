@@ -20,7 +20,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import default_uri
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_submitted_sweep_is_followed_and_mirrored(head, folder, tmp_path):
     assert "trials 2/2" in done.stdout
     assert f"sweep: {root}/sweeps/mine-" in done.stdout
     assert len(list(folder.iterdir())) == 2
-    assert [store.state for store in RunStore.find(root)] == ["finished"] * 4
+    assert [store.state for store in RunFolder.find(root)] == ["finished"] * 4
 
     entries = MlflowClient(default_uri(root)).search_runs(["1"])
     assert {run.info.status for run in entries} == {"FINISHED"}
@@ -183,7 +183,7 @@ def test_a_detached_run_is_left_attached_and_stopped(head, tmp_path):
     assert driver in listed.stdout
 
     wait_for(lambda: list(root.glob("runs/*/rounds/*2.arrow")), 120)
-    (store,) = RunStore.find(root)
+    (store,) = RunFolder.find(root)
     command = [f"{BIN}/python", "-m", "fedpgp", "attach", driver, *address]
     with subprocess.Popen(command, env=head.env, stderr=subprocess.PIPE, text=True) as attached:
         said = ""

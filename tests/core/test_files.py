@@ -46,11 +46,11 @@ def test_looking_at_a_lock_takes_nothing_from_anybody(tmp_path, monkeypatch):
     path.write_text("17")
     path.chmod(0o444)
     looking = ExitStack()
-    looking.enter_context(files.looked_at(path))
-    with files.looked_at(path):
+    looking.enter_context(files.shared_lock(path))
+    with files.shared_lock(path):
         assert path.read_text() == "17"
     with pytest.raises(BlockingIOError), files.locked(path, wait=False):
         pass
     monkeypatch.setattr(time, "sleep", lambda seconds: looking.close())
-    with files.locked(path, wait=False), pytest.raises(BlockingIOError), files.looked_at(path):
+    with files.locked(path, wait=False), pytest.raises(BlockingIOError), files.shared_lock(path):
         pass

@@ -85,7 +85,7 @@ def test_base_to_novel_has_sixteen_shots_of_each_class(icons: Manifest) -> None:
     data = protocol.build(icons, PartitionSettings(clients=10), ProtocolSettings(shots=16), seed=1)
     for labels in data.train_labels:
         assert list(np.unique(labels, return_counts=True)[1]) == [16] * 4
-    assert {(pool.split, pool.class_set) for pool in data.pools} == {
+    assert {(pool.split, pool.class_set) for pool in data.evaluation_sets} == {
         (split, name) for split in ("val", "test") for name in ("base", "novel")
     }
 

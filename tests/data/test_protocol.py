@@ -12,7 +12,7 @@ from fedpgp.config import PartitionSettings, ProtocolSettings, parse
 from fedpgp.core.errors import ConfigError, DataError
 from fedpgp.data import protocol
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.data.sources.base import ROW_SCHEMA
 from fedpgp.data.summary import manifest_table, partition_table
 
@@ -44,8 +44,8 @@ def clients(count: int, scheme: str = "pathological") -> PartitionSettings:
     return PartitionSettings(scheme=scheme, clients=count)  # type: ignore[arg-type]
 
 
-def pool_of(data: FederatedData, split: str, class_set: str) -> Pool:
-    (pool,) = [pool for pool in data.pools if (pool.split, pool.class_set) == (split, class_set)]
+def pool_of(data: FederatedData, split: str, class_set: str) -> EvaluationSet:
+    (pool,) = [pool for pool in data.evaluation_sets if (pool.split, pool.class_set) == (split, class_set)]
     return pool
 
 
@@ -65,7 +65,7 @@ def test_base_is_the_first_half_and_labels_are_renumbered() -> None:
 def test_pools_in_order_with_local_members() -> None:
     manifest = made(classes=4)
     data = protocol.build(manifest, clients(2), BASE_TO_NOVEL, seed=1)
-    assert [(pool.split, pool.class_set, len(pool.rows)) for pool in data.pools] == [
+    assert [(pool.split, pool.class_set, len(pool.rows)) for pool in data.evaluation_sets] == [
         ("val", "base", 4),
         ("val", "novel", 4),
         ("test", "base", 6),
@@ -82,8 +82,8 @@ def test_pools_in_order_with_local_members() -> None:
 def test_all_classes_has_one_class_set() -> None:
     data = protocol.build(made(classes=5), clients(5), ALL_CLASSES, seed=1)
     assert (data.train_set, data.class_sets) == ("all", {"all": (0, 1, 2, 3, 4)})
-    assert [(pool.split, pool.class_set) for pool in data.pools] == [("val", "all"), ("test", "all")]
-    assert all(pool.members is not None for pool in data.pools)
+    assert [(pool.split, pool.class_set) for pool in data.evaluation_sets] == [("val", "all"), ("test", "all")]
+    assert all(pool.members is not None for pool in data.evaluation_sets)
 
 
 def test_labels_and_rows_belong_together() -> None:
@@ -91,7 +91,7 @@ def test_labels_and_rows_belong_together() -> None:
     data = protocol.build(manifest, clients(2, "iid"), BASE_TO_NOVEL, seed=1)
     for rows, labels in zip(data.train_rows, data.train_labels, strict=True):
         assert np.array_equal(manifest.labels[rows], labels)
-    for pool in data.pools:
+    for pool in data.evaluation_sets:
         assert np.array_equal(manifest.labels[pool.rows], np.array(data.class_sets[pool.class_set])[pool.labels])
         assert np.array_equal(manifest.domain_ids[pool.rows], pool.domains)
 
@@ -132,7 +132,7 @@ def test_validation_leaves_an_image_to_train_on() -> None:
     assert [len(rows) for rows in data.train_rows] == [1, 1]
     assert len(pool_of(data, "val", "all").rows) == 4
     data = protocol.build(made(classes=2, train=1, val=0), clients(2), ProtocolSettings(name="all_classes"), seed=1)
-    assert [(pool.split, pool.class_set) for pool in data.pools] == [("test", "all")]
+    assert [(pool.split, pool.class_set) for pool in data.evaluation_sets] == [("test", "all")]
 
 
 def test_domain_clients_are_named_after_their_domains() -> None:
@@ -189,8 +189,8 @@ def test_digest_changes_with_what_it_covers() -> None:
 
 def test_digest_covers_the_members_of_a_pool() -> None:
     data = protocol.build(made(classes=4), clients(2), BASE_TO_NOVEL, seed=1)
-    swapped = [replace(pool, members=pool.members and pool.members[::-1]) for pool in data.pools]
-    assert replace(data, pools=tuple(swapped)).digest != data.digest == replace(data).digest
+    swapped = [replace(pool, members=pool.members and pool.members[::-1]) for pool in data.evaluation_sets]
+    assert replace(data, evaluation_sets=tuple(swapped)).digest != data.digest == replace(data).digest
 
 
 DOMAINS = PartitionSettings(scheme="domain", clients=None)
@@ -206,16 +206,16 @@ def test_nobody_sees_the_held_out_domain() -> None:
     assert data.client_names == ("domain 0", "domain 2")
     assert data.domains == manifest.domains
     assert [set(manifest.domain_ids[rows]) for rows in data.train_rows] == [{0}, {2}]
-    assert [(pool.split, pool.metric, len(pool.rows)) for pool in data.pools] == [
+    assert [(pool.split, pool.metric, len(pool.rows)) for pool in data.evaluation_sets] == [
         ("val", "all", 4 * 2 * 2),
         ("test", "all", 4 * 2 * 3),
         ("test", "held_out", 4 * 9),
     ]
-    for pool in data.pools[:2]:
+    for pool in data.evaluation_sets[:2]:
         assert set(pool.domains) == {0, 2}
         assert pool.members is not None
         assert [set(pool.domains[own]) for own in pool.members] == [{0}, {2}]
-    held = data.pools[2]
+    held = data.evaluation_sets[2]
     assert held.members is None
     assert np.array_equal(held.rows, np.flatnonzero(manifest.domain_ids == 1))
     assert np.array_equal(held.labels, manifest.labels[held.rows])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fedpgp.clip import features
-from fedpgp.clip.features import FeatureCache, FeatureKey, cache_path, extract
+from fedpgp.clip import feature_cache
+from fedpgp.clip.feature_cache import FeatureCache, FeatureKey, cache_path, extract
 from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.core.errors import Interrupted
@@ -43,7 +43,7 @@ def backend(stop):
 @pytest.fixture
 def run(job, backend, monkeypatch):
     """Extract ROWS into a folder, eight images a shard; the numbers of images done, as they were told."""
-    monkeypatch.setattr(features, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 8)
 
     def run(folder, watch=lambda done: None):
         told = []
@@ -83,7 +83,7 @@ def test_a_stopped_extraction_is_forecast_and_goes_on_from_its_shards(job, backe
         run(tmp_path / "halved", lambda done: done == 16 and stop.set())
     stop.clear()
     path = cache_path(tmp_path / "halved", job.key)
-    (path.with_suffix(features.SHARDS) / "000000099.arrow").write_bytes(b"torn")
+    (path.with_suffix(feature_cache.SHARDS) / "000000099.arrow").write_bytes(b"torn")
     told = forecast(job, path, ROWS, backend)
     assert (told.present, told.images) == (16, 14)
     assert run(tmp_path / "halved") == [16, 24, 30]

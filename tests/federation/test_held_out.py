@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_server import NoText, Sum
 
-from fedpgp.clip.features import FeatureKey, write_shard
+from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
-from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import per_client_table
@@ -30,18 +30,18 @@ def counts(method, state, tmp_path, **changes):
     key = FeatureKey(manifest="m", weights="w", transform="t")
     values = np.array([-5, 5, 1, 2, 3, 4], np.float32)
     write_shard(tmp_path / "features.arrow", key, np.arange(6), values.reshape(6, 1, 1))
-    own = Pool(
+    own = EvaluationSet(
         split="test", class_set="all", rows=np.arange(2), labels=np.array([0, 1]), domains=np.zeros(2, np.int32),
         members=(np.array([0]), np.array([1])),
     )  # fmt: skip
-    held = Pool(
+    held = EvaluationSet(
         split="test", class_set="all", rows=np.arange(2, 6), labels=np.ones(4, np.int64), held_out=True,
         domains=np.ones(4, np.int32),
     )  # fmt: skip
     data = FederatedData(
         client_names=("x", "y"), class_names=("low", "high"), domains=("seen", "held"), class_sets={"all": (0, 1)},
         train_set="all", train_rows=(np.array([0]), np.array([1])), train_labels=(np.array([0]), np.array([1])),
-        pools=(own, held), manifest_digest="m",
+        evaluation_sets=(own, held), manifest_digest="m",
     )  # fmt: skip
     where = Features(tmp_path / "features.arrow", key)
     federation = FederationSettings(**{"rounds": 1, "lr": 1e-9, "local_epochs": 1, **changes})

@@ -7,16 +7,16 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from fedpgp.clip.features import FeatureKey, write_shard
+from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
-from fedpgp.data.protocol import FederatedData, Pool
-from fedpgp.federation.admission import admit
+from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.client import Update
 from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server
+from fedpgp.federation.update_validation import admit
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
@@ -26,8 +26,8 @@ IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three 
 class Sum:
     """Predicts whether the image is above a + b; loss = mean (a + b - x)^2 / 2, its gradient a + b - mean(x)."""
 
-    needs = "pooled"
-    transfers = True
+    image_inputs = "pooled"
+    supports_unseen_classes = True
 
     def __init__(self, shared):
         self.shared_keys = frozenset(shared)
@@ -67,13 +67,14 @@ def server(tmp_path):
         key = FeatureKey(manifest="m", weights="w", transform="t")
         write_shard(tmp_path / "features.arrow", key, np.arange(6), values.reshape(6, 1, 1))
         labels = (values > 0).astype(np.int64)
-        pool = Pool(
+        pool = EvaluationSet(
             split="test", class_set="all", rows=np.arange(6), labels=labels, domains=np.zeros(6, dtype=np.int32),
             members=tuple(rows),
         )  # fmt: skip
         data = FederatedData(
             client_names=("x", "y", "z"), class_names=("low", "high"), domains=("only",), class_sets={"all": (0, 1)},
-            train_set="all", train_rows=tuple(rows), train_labels=tuple(labels[own] for own in rows), pools=(pool,),
+            train_set="all", train_rows=tuple(rows), train_labels=tuple(labels[own] for own in rows),
+            evaluation_sets=(pool,),
             manifest_digest="m",
         )  # fmt: skip
         settings = {"rounds": 2, "local_epochs": 1, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, **changes}

@@ -7,8 +7,8 @@ import torch
 from three_clients import COUNTS, NAMES
 
 from fedpgp.clip import model
-from fedpgp.clip.frozen import freeze
 from fedpgp.clip.images import normalise, patch_tokens
+from fedpgp.clip.text_backbone import freeze
 from fedpgp.config import BackboneSettings
 
 
@@ -22,7 +22,9 @@ def bind(backbone):
     """The frozen side as a method asks for it."""
 
     def bound(method, names=NAMES, dtype=torch.float32):
-        frozen = freeze(backbone, names, "a photo of a {}.", method.phrases, visual="image" in method.towers)
+        frozen = freeze(
+            backbone, names, "a photo of a {}.", method.extra_texts, visual="image" in method.required_towers
+        )
         return frozen.to("cpu", dtype).on(range(len(names)))
 
     return bound

@@ -38,7 +38,7 @@ def method(request):
 
 def test_a_block_of_clients_equals_each_alone(method, bind, features, labels):
     """With 6, 4 and 9 images: some run out of batches, and the last batches are padded."""
-    frozen, images = bind(method), features[method.needs]
+    frozen, images = bind(method), features[method.image_inputs]
     block = train(method, frozen, images, labels)
     for client in range(len(COUNTS)):
         alone = train(method, frozen, images, labels, [client])
@@ -54,7 +54,7 @@ def test_every_parameter_learns(method, bind, features, labels):
     params, received = apart(method, frozen)
     assert {key for phase in method.phases for key in phase.keys} == params.keys() >= method.shared_keys
     own = learned(params)
-    loss, _ = method.loss(own, received, frozen, batch(features[method.needs], labels))
+    loss, _ = method.loss(own, received, frozen, batch(features[method.image_inputs], labels))
     assert loss.shape == (len(COUNTS),)
     for gradient in gradients(loss[1], own).values():
         assert gradient[1].abs().max() > 0
@@ -63,9 +63,9 @@ def test_every_parameter_learns(method, bind, features, labels):
 
 def test_each_models_own_logits_on_the_same_images(method, bind, features):
     """Features with a client axis of 1 are for all clients; other classes than those of training will do."""
-    frozen = bind(method) if not method.transfers else bind(method, ["teapot", "old_shoe"])
+    frozen = bind(method) if not method.supports_unseen_classes else bind(method, ["teapot", "old_shoe"])
     params, _ = apart(method, bind(method))
-    images = features[method.needs][None, :5]
+    images = features[method.image_inputs][None, :5]
     together = method.classifier(params, frozen)(images)
     assert together.shape[:2] == (3, 5)
     for client in range(3):
@@ -75,7 +75,7 @@ def test_each_models_own_logits_on_the_same_images(method, bind, features):
 
 def test_bfloat16_stays_near(method, bind, features, labels):
     params, received = apart(method, bind(method))
-    images = batch(features[method.needs], labels)
+    images = batch(features[method.image_inputs], labels)
     exact, rough = (
         method.loss(params, received, bind(method, dtype=dtype), images)[0] for dtype in (torch.float32, torch.bfloat16)
     )
@@ -87,7 +87,7 @@ def test_the_start_is_a_function_of_the_generator(method, bind):
     frozen = bind(method)
     first, again, other = (method.init(frozen, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first) or method.phrases
+    assert any(not torch.equal(first[key], other[key]) for key in first) or method.extra_texts
 
 
 def test_all_methods_are_here():

@@ -12,8 +12,8 @@ from three_clients import COUNTS, NAMES, apart, batch, gradients, learned, train
 from fedpgp import methods
 from fedpgp.clip import model
 from fedpgp.clip.adapters import adapt
-from fedpgp.clip.frozen import freeze
-from fedpgp.clip.tower import Affine, Block
+from fedpgp.clip.text_backbone import freeze
+from fedpgp.clip.text_tower import Affine, Block
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import ConfigError
 

@@ -12,8 +12,8 @@ from open_clip.model import CLIP
 from fedpgp import config
 from fedpgp.clip import model
 from fedpgp.core.errors import BackboneError, ConfigError, UserError
-from fedpgp.experiments import experiment, planning
-from fedpgp.storage.store import RunStore
+from fedpgp.experiments import planning, runner
+from fedpgp.storage.run_folder import RunFolder
 
 RUNS = {
     "prompt_prox": {"n_ctx": 2},
@@ -46,7 +46,7 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_method_runs(root, name):
     wanted = settings(root, {"name": name, **RUNS[name]})
-    (row,) = RunStore.open(experiment.run(wanted, False, emit=lambda progress: None, stop=threading.Event())).rounds()
+    (row,) = RunFolder.open(runner.run(wanted, False, emit=lambda progress: None, stop=threading.Event())).rounds()
     assert {"test/local", "test/base", "test/novel", "val/hm"} <= row.metrics.keys()
     plan = planning.plan(wanted)
     params = plan.method.init(plan.text.on(range(2)), torch.Generator())

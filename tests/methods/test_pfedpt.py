@@ -11,12 +11,12 @@ from three_clients import COUNTS, NAMES, apart, batch, gradients, train
 from torch import nn
 
 from fedpgp import methods
-from fedpgp.clip.features import FeatureKey, write_shard
-from fedpgp.clip.frozen import names_only
+from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.clip.images import normalise
+from fedpgp.clip.text_backbone import names_only
 from fedpgp.config import FederationSettings, ResourceSettings
 from fedpgp.core.errors import ConfigError
-from fedpgp.data.protocol import FederatedData, Pool
+from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server
@@ -163,14 +163,14 @@ def federation(tmp_path):
         path = tmp_path / "pixels.arrow"
         write_shard(path, key, np.arange(len(images)), images.numpy()[:, None])
         labels = labels.numpy()
-        pool = Pool(
+        pool = EvaluationSet(
             split="test", class_set="all", rows=np.arange(len(images)), labels=labels,
             domains=np.zeros(len(images), np.int32), members=rows,
         )  # fmt: skip
         data = FederatedData(
             client_names=tuple(map(str, range(len(counts)))), class_names=tuple(NAMES), domains=("only",),
             class_sets={"all": tuple(range(len(NAMES)))}, train_set="all", train_rows=rows,
-            train_labels=tuple(labels[own] for own in rows), pools=(pool,), manifest_digest="m",
+            train_labels=tuple(labels[own] for own in rows), evaluation_sets=(pool,), manifest_digest="m",
         )  # fmt: skip
         settings = {"rounds": 1, "local_epochs": 1, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, **changes}
         where, text = Features(path, key), names_only(NAMES, "a {}")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedpgp.clip.frozen import ClassSet, freeze
 from fedpgp.clip.model import Backbone, ImageSpec
+from fedpgp.clip.text_backbone import ClassSet, freeze
 
 TEMPLATE = "a photo of a {}."
 
@@ -64,9 +64,9 @@ def class_set(backbone: Backbone) -> Callable[..., ClassSet]:
     """The frozen text side for some class names."""
 
     def bind(
-        names: Sequence[str], phrases: Sequence[str] = ("X",), class_chunk: int | None = None, visual: bool = False
+        names: Sequence[str], extra_texts: Sequence[str] = ("X",), class_chunk: int | None = None, visual: bool = False
     ) -> ClassSet:
         names = [str(name) for name in names]
-        return freeze(backbone, names, TEMPLATE, phrases, class_chunk, visual).on(range(len(names)))
+        return freeze(backbone, names, TEMPLATE, extra_texts, class_chunk, visual).on(range(len(names)))
 
     return bind

@@ -9,7 +9,7 @@ from agreement import same_logits, same_params
 
 from fedpgp import methods
 from fedpgp.core.tree import stack
-from fedpgp.federation.aggregate import average, weighted_sum
+from fedpgp.federation.aggregation import average, weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, local_update
 
 FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}

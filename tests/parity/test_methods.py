@@ -62,7 +62,7 @@ def test_promptfl_and_coop(golden, backbone, class_set, settings, name, variant)
     position = variant if variant in ("middle", "front") else "end"
     words = settings.get("cocoop_init", "a photo of a") if variant == "init" else None
     method = methods.create(name, {"position": position, "class_specific": variant == "csc", "ctx_init": words})
-    frozen = class_set(arrays["classnames"], phrases=method.phrases)
+    frozen = class_set(arrays["classnames"], extra_texts=method.extra_texts)
     ctx = torch.from_numpy(arrays[f"{variant}/param0/{PREFIX}ctx"])
     if words:
         assert torch.equal(method.init(frozen, torch.Generator())["ctx"], ctx)
@@ -87,7 +87,7 @@ def test_fedcocoop(golden, backbone, class_set, settings, variant):
     arrays = golden("cocoop")
     words = settings["cocoop_init"] if variant == "init" else None
     method = methods.create("fedcocoop", {"ctx_init": words, "n_ctx": settings["cocoop_nctx"]})
-    frozen = class_set(arrays["classnames"], phrases=method.phrases)
+    frozen = class_set(arrays["classnames"], extra_texts=method.extra_texts)
 
     def named(arrays, prefix, key):
         return arrays[f"{prefix}{PREFIX}{COCOOP[key]}"]
@@ -130,7 +130,7 @@ def test_fedmaple(golden, class_set, settings, variant):
     assert depth == (1 if variant == "shallow" else settings["maple_depth"])
     words = settings["maple_init"] if variant == "init" else None
     method = methods.create("fedmaple", {"ctx_init": words, "n_ctx": n_ctx, "depth": depth})
-    frozen = class_set(arrays["classnames"], phrases=method.phrases, visual=True)
+    frozen = class_set(arrays["classnames"], extra_texts=method.extra_texts, visual=True)
     fresh = method.init(frozen, torch.Generator())
     assert {key: value.shape for key, value in fresh.items()} == {key: value.shape for key, value in params.items()}
     if words:

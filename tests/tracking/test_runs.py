@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from fedpgp import config, tracking
 from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.core.secrets import redacted
+from fedpgp.core.redaction import redacted
 from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.storage import checkpoint
 from fedpgp.storage.checkpoint import State
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import connection
-from fedpgp.tracking.runs import RunWriter
+from fedpgp.tracking.run_writer import RunWriter
 
 DIGEST = "0123456789ab"
 
@@ -49,7 +49,7 @@ def store(root, request):
         "method": "fedpgp", "client_names": ["a", "b"], "class_names": ["x", "y"], "versions": {"torch": "2.0"},
         "data": "shapes", "manifest_digest": "m1",
     }  # fmt: skip
-    return RunStore.create(root, request.node.name, DIGEST, text, identity)
+    return RunFolder.create(root, request.node.name, DIGEST, text, identity)
 
 
 def commit(store, number, **metrics):
@@ -84,7 +84,7 @@ def test_the_default_store_is_absolute_with_absolute_artifacts(root, uri, client
 def test_a_run_in_the_mirror_has_its_settings_identity_and_rounds(store, uri, client):
     commit(store, 1)
     commit(store, 2)
-    run = client.get_run(tracking.sync(store.path, uri))
+    run = client.get_run(tracking.sync_run(store.path, uri))
     assert run.info.run_name == store.path.name
     assert run.info.status == "RUNNING"
     assert run.info.start_time == store.identity["created_ms"]
@@ -108,10 +108,10 @@ def test_a_run_in_the_mirror_has_its_settings_identity_and_rounds(store, uri, cl
 
 def test_syncing_again_adds_nothing_but_what_is_new(store, uri, client):
     commit(store, 1)
-    run_id = tracking.sync(store.path, uri)
-    assert tracking.sync(store.path, uri) == run_id
+    run_id = tracking.sync_run(store.path, uri)
+    assert tracking.sync_run(store.path, uri) == run_id
     commit(store, 2)
-    assert tracking.sync(store.path, uri) == run_id
+    assert tracking.sync_run(store.path, uri) == run_id
     assert [step for step, _, _ in history(client, run_id)] == [1, 2]
     used = [(one.dataset.name, one.dataset.digest) for one in client.get_run(run_id).inputs.dataset_inputs]
     assert used == [("shapes", "m1")]
@@ -119,7 +119,7 @@ def test_syncing_again_adds_nothing_but_what_is_new(store, uri, client):
 
 def test_a_round_sent_twice_stays_one(store, uri, client):
     commit(store, 1)
-    run_id = tracking.sync(store.path, uri)
+    run_id = tracking.sync_run(store.path, uri)
     writer = RunWriter(store, uri)
     writer._sent[writer.run_id] = -1  # as a second writer sees it that started before the first had sent
     commit(store, 2)
@@ -137,7 +137,7 @@ def test_many_rounds_are_caught_up_in_few_batches(store, uri, client, monkeypatc
     monkeypatch.setattr(
         MlflowClient, "log_batch", lambda self, *args, **kw: batches.append(kw) or original(self, *args, **kw)
     )
-    run_id = tracking.sync(store.path, uri)
+    run_id = tracking.sync_run(store.path, uri)
     assert [step for step, _, _ in history(client, run_id)] == list(numbers)
     sizes = [len(batch["metrics"]) for batch in batches if "metrics" in batch]
     assert sizes == [25 * 6, 25 * 6, 10 * 6]
@@ -149,8 +149,8 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
     confused = [{"split": "test", "metric": "local", "label": 0, "answer": 1, "count": 3}]
     store.save_confusion(pa.Table.from_pylist(confused, CONFUSION_SCHEMA))
     store.finish({"bytes_up": 100})
-    run_id = tracking.sync(store.path, uri)
-    assert tracking.sync(store.path, uri) == run_id
+    run_id = tracking.sync_run(store.path, uri)
+    assert tracking.sync_run(store.path, uri) == run_id
     run = client.get_run(run_id)
     assert (run.info.status, run.info.end_time) == ("FINISHED", store.status["timestamp_ms"])
     folder = tmp_path / "artifacts"
@@ -176,37 +176,37 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
 
 def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client):
     store.fail("client 3, round 2, train: loss is nan")
-    run_id = tracking.sync(store.path, uri)
+    run_id = tracking.sync_run(store.path, uri)
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["fedpgp.reason"]) == ("FAILED", "client 3, round 2, train: loss is nan")
     with store.lock():
-        assert tracking.sync(store.path, uri) == run_id
+        assert tracking.sync_run(store.path, uri) == run_id
         assert client.get_run(run_id).info.status == "RUNNING"
         store.stop("SIGTERM")
-    tracking.sync(store.path, uri)
+    tracking.sync_run(store.path, uri)
     assert client.get_run(run_id).info.status == "KILLED"
 
 
 def test_equal_names_in_two_stores_are_two_runs(root, uri, tmp_path):
     text = config.dump(config.parse({}))
-    stores = [RunStore.create(folder, "twin", DIGEST, text, {}) for folder in (root, tmp_path)]
-    assert len({tracking.sync(store.path, uri) for store in stores}) == 2
+    stores = [RunFolder.create(folder, "twin", DIGEST, text, {}) for folder in (root, tmp_path)]
+    assert len({tracking.sync_run(store.path, uri) for store in stores}) == 2
 
 
 def test_the_mirror_follows_a_run_and_ends_with_it(store, uri, client):
     mirror = tracking.Mirror(store.path, uri)
     for number in (1, 2, 3):
         commit(store, number)
-        mirror.poke()
+        mirror.notify()
     store.finish({})
     mirror.close()
-    run = client.get_run(tracking.sync(store.path, uri))
+    run = client.get_run(tracking.sync_run(store.path, uri))
     assert [step for step, _, _ in history(client, run.info.run_id)] == [1, 2, 3]
     assert run.info.status == "FINISHED"
 
 
 def test_one_that_watched_from_before_the_first_round_knows_the_best_and_the_last(store, uri, client):
-    writer = RunWriter(RunStore.open(store.path), uri)
+    writer = RunWriter(RunFolder.open(store.path), uri)
     writer.push()
     for number in (1, 2, 3):
         commit(store, number, **{"val/local": 60.0 - number})
@@ -230,10 +230,10 @@ def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, cap
         mirror = tracking.Mirror(store.path, uri)
         for number in (1, 2):
             commit(store, number)
-            mirror.poke()
+            mirror.notify()
             assert failed.acquire(timeout=10)
     mirror.close()
-    assert [step for step, _, _ in history(client, tracking.sync(store.path, uri))] == [1, 2]
+    assert [step for step, _, _ in history(client, tracking.sync_run(store.path, uri))] == [1, 2]
     assert [record.levelno for record in caplog.records if record.name == "fedpgp.tracking"] == [logging.WARNING]
     assert "cannot reach http://***@host:5000/api; the run goes on" in caplog.text
     assert f"fedpgp track sync {store.path}" in caplog.text
@@ -252,9 +252,9 @@ def test_close_does_not_wait_for_ever(store, uri, caplog, monkeypatch):
 
 def test_no_password_reaches_the_mirror(root, uri, client, tmp_path):
     settings = config.parse({"tracking": {"uri": "postgresql://me:secret@host/db"}})
-    store = RunStore.create(root, "password", DIGEST, config.dump(settings), {})
+    store = RunFolder.create(root, "password", DIGEST, config.dump(settings), {})
     store.fail("could not open postgresql://me:secret@host/db")
-    run = client.get_run(tracking.sync(store.path, uri))
+    run = client.get_run(tracking.sync_run(store.path, uri))
     assert run.data.params["tracking.uri"] == "postgresql://***@host/db"
     assert "secret" not in run.data.tags["fedpgp.reason"]
     path = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
@@ -263,10 +263,10 @@ def test_no_password_reaches_the_mirror(root, uri, client, tmp_path):
 
 def test_errors_are_one_line_without_secrets(store, tmp_path):
     with pytest.raises(FedPGPError, match=r"^MLflow at nosuch://\*\*\*@host: [^\n]*$") as caught:
-        tracking.sync(store.path, "nosuch://me:secret@host")
+        tracking.sync_run(store.path, "nosuch://me:secret@host")
     assert "secret" not in str(caught.value)
     with pytest.raises(RunError, match="not the folder of a run"):
-        tracking.sync(tmp_path, "nosuch://")
+        tracking.sync_run(tmp_path, "nosuch://")
 
 
 def test_redaction_leaves_everything_else_alone():

@@ -27,7 +27,7 @@ def confusion_matrices(table: pa.Table, class_names: Sequence[str], path: Path) 
     """A panel for each metric on the test images, as PNG: of each class (down) the share taken for each (across).
 
     Args:
-        table: `RunStore.confusion`.
+        table: `RunFolder.confusion`.
         class_names: the names of its labels.
 
     Returns:

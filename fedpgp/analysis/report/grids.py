@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedpgp.analysis.comparison import Group, Reading
-from fedpgp.analysis.report.names import METRIC_TITLES
+from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import SEQUENTIAL, annotate, blank, styled
 
 

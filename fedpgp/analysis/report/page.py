@@ -11,12 +11,12 @@ import jinja2
 import yaml
 
 from fedpgp.analysis.comparison import Comparison, Group
-from fedpgp.analysis.report import sheets
-from fedpgp.analysis.report.gallery import Picture
-from fedpgp.analysis.report.names import METRIC_TITLES
-from fedpgp.analysis.report.sheets import Sheet
+from fedpgp.analysis.report import tables
+from fedpgp.analysis.report.figures import Picture
+from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import encoded
-from fedpgp.storage.store import RunStore
+from fedpgp.analysis.report.tables import Sheet
+from fedpgp.storage.run_folder import RunFolder
 
 CLASSES = {1: "best", 2: "second"}
 HIDDEN = "tracking"
@@ -55,10 +55,10 @@ def page(
     return template.get_template("page.html").render(
         title=title,
         summary=summary(comparison, baseline),
-        tables=[*first, *sheets.sheets(comparison, baseline)],
-        notes=[*sheets.remarks(comparison), *notes],
+        tables=[*first, *tables.sheets(comparison, baseline)],
+        notes=[*tables.remarks(comparison), *notes],
         pictures=pictures,
-        differing=sheets.settings(comparison),
+        differing=tables.settings(comparison),
         common=_common(comparison),
         environment=environment(comparison),
         commands=commands,
@@ -123,7 +123,7 @@ def _common(comparison: Comparison) -> list[tuple[str, Any]]:
 
 def _recipe(group: Group) -> Recipe:
     runs = list(group.runs.values())
-    tree = yaml.safe_load(RunStore.open(runs[0].path).config_yaml)
+    tree = yaml.safe_load(RunFolder.open(runs[0].path).config_yaml)
     shown = {key: value for key, value in tree.items() if key != HIDDEN}
     label = f"{group.label} ({group.place})" if group.place else group.label
     return Recipe(

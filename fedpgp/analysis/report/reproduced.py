@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from fedpgp.analysis.report.names import METRIC_TITLES
-from fedpgp.analysis.report.sheets import Cell as Text
-from fedpgp.analysis.report.sheets import Sheet, spread
+from fedpgp.analysis.report.labels import METRIC_TITLES
+from fedpgp.analysis.report.tables import Cell as Text
+from fedpgp.analysis.report.tables import Sheet, spread
 from fedpgp.analysis.reproduce.cells import Cell, Mark, Reproduction
 from fedpgp.analysis.reproduce.layouts import OVERLAP, SPECTRUM
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedpgp.analysis.comparison import Group, Reading
-from fedpgp.analysis.report.names import METRIC_TITLES
+from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import COLORS, HATCHES, blank, look, styled
 
 BARS = ("local", "base", "novel", "hm", "all", "held_out")

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedpgp.analysis import gather
+from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import Fold, Statistic
 from fedpgp.analysis.reproduce import paper
 from fedpgp.analysis.reproduce.layouts import AVERAGE, MEAN, SPREAD, Member
 from fedpgp.analysis.reproduce.paper import Key, Paper, Printed
 from fedpgp.analysis.reproduce.planning import Part, Plan
-from fedpgp.experiments.sweeps.draw import Trial
-from fedpgp.storage.folder import SweepFolder
+from fedpgp.experiments.sweeps.sampling import Trial
+from fedpgp.storage.sweep_folder import SweepFolder
 
 Mark = Literal["backbone", "data", "settings"]
 MARKS: tuple[Mark, ...] = ("backbone", "data", "settings")
@@ -111,7 +111,7 @@ def _members(part: Part, trial: Trial, folder: SweepFolder, missing: list[str]) 
     folds = frozenset(Fold(fold.seed, fold.held_out) for fold in planned.folds) if planned else frozenset()
     found = set()
     for fold in result.folds if result else ():
-        run = gather.read(folder.root / "runs" / fold.run)
+        run = loading.read(folder.root / "runs" / fold.run)
         if run.state == "finished":
             found.add(run.fold)
             yield Member(trial.variant, part.stands_for(trial.experiment), run, folds)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
 from fedpgp.analysis.comparison import Fold, Run
-from fedpgp.analysis.report.rows import client_accuracies
+from fedpgp.analysis.report.curve_data import client_accuracies
 from fedpgp.analysis.reproduce.paper import Key
 
 AVERAGE = "average"
@@ -110,15 +110,15 @@ def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
 
     The query projections of the adapters' layers, as in LoRA's paper; the personal parts of prompts.
     """
-    from fedpgp.analysis import anatomy
+    from fedpgp.analysis import adapter_analysis
 
     numbers = base_to_novel(members, asked)
     for one in members:
-        if anatomy.has_adapters(one.run.path):
-            values = asdict(anatomy.adapters(one.run.path)["q"])
+        if adapter_analysis.has_adapters(one.run.path):
+            values = asdict(adapter_analysis.adapters(one.run.path)["q"])
             block = OVERLAP
         else:
-            found = anatomy.personal_parts(one.run.path)
+            found = adapter_analysis.personal_parts(one.run.path)
             shares = {f"rank {rank}": 100 * float(found.energy(rank).mean()) for rank in RANKS}
             values = {**shares, "ranks for 90 %": float(found.effective_rank().double().mean())}
             block = SPECTRUM

@@ -13,10 +13,10 @@ from fedpgp.clip.model import CHECKPOINT_SUFFIXES
 from fedpgp.clip.weights import is_archive
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
-from fedpgp.data.sources.origins import ORIGINS
-from fedpgp.experiments.sweeps import draw, spec
-from fedpgp.experiments.sweeps.draw import Drawn, Trial
-from fedpgp.experiments.sweeps.spec import Sweep
+from fedpgp.data.sources.downloads import ORIGINS
+from fedpgp.experiments.sweeps import sampling, sweep_settings
+from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
+from fedpgp.experiments.sweeps.sweep_settings import Sweep
 
 CLIP = "ViT-B-16-quickgelu"
 """The papers' backbone, with OpenAI's weights."""
@@ -37,7 +37,7 @@ class Part:
     """One sweep of a table."""
 
     sweep: Sweep
-    drawn: Drawn
+    drawn: SampledTrials
     asked: tuple[str, ...]
     """the paper's data sets that it stands for"""
     changed: Mapping[str, tuple[str, ...]]
@@ -101,14 +101,16 @@ def _part(
     smoke: bool,
     overrides: Sequence[str],
 ) -> Part:
-    shipped, _ = spec.load(name)
+    shipped, _ = sweep_settings.load(name)
     prompted = shipped.base["backbone"]["name"] == CLIP
     if backbone is not None and not prompted:
         raise ConfigError(f"--backbone {backbone}: there is no CLIP in {name}; leave it out")
-    sweep, _ = spec.load(name, [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides])
+    sweep, _ = sweep_settings.load(
+        name, [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
+    )
     sweep = _narrowed(sweep, variants, asked, root)
-    drawn = draw.draw(sweep)
-    published = draw.draw(_narrowed(shipped, variants, asked, root)).trials
+    drawn = sampling.draw(sweep)
+    published = sampling.draw(_narrowed(shipped, variants, asked, root)).trials
     changed = {trial.id: _changed(trial, published) for trial in drawn.trials}
     return Part(sweep, drawn, asked, changed)
 
@@ -189,4 +191,4 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     weights = Path(experiment.backbone.weights or "")
     if weights.is_file() and is_archive(weights):  # which is refused unless OpenAI published it
         tree["backbone"] |= {"weights": "openai", "activation": None}
-    return {key: value for key, value in spec.leaves(tree).items() if key not in NO_NUMBER}
+    return {key: value for key, value in sweep_settings.leaves(tree).items() if key not in NO_NUMBER}

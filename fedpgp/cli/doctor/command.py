@@ -37,7 +37,7 @@ def doctor(
 
     Exits with 1 if there is a problem, with 0 if there are warnings at most.
     """
-    from fedpgp.cli.doctor.examination import examine
+    from fedpgp.cli.doctor.checks import examine
     from fedpgp.cli.doctor.findings import State, verdict, worst
 
     with err.status("looking"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from fedpgp.core.secrets import redacted
+from fedpgp.core.redaction import redacted
 
 MB, GB = 10**6, 10**9
 

@@ -15,9 +15,9 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, Scan, Source, existing_root
+from fedpgp.data.sources.downloads import ORIGINS
 from fedpgp.data.sources.files import size_and_time
 from fedpgp.data.sources.folder import FolderSource
-from fedpgp.data.sources.origins import ORIGINS
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32

@@ -11,9 +11,9 @@ from typing import ClassVar
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan
+from fedpgp.data.sources.downloads import own_folder
 from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
 from fedpgp.data.sources.folder import SUFFIXES
-from fedpgp.data.sources.origins import own_folder
 from fedpgp.data.sources.splits import (
     SPLITS,
     Item,

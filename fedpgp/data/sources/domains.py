@@ -14,9 +14,9 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan
+from fedpgp.data.sources.downloads import own_folder
 from fedpgp.data.sources.files import listed, read_lines, shown
 from fedpgp.data.sources.folder import FolderSource, Group
-from fedpgp.data.sources.origins import own_folder
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 OFFICE_CLASSES = (

@@ -22,7 +22,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.places import Place
+from fedpgp.data.sources.filesystem import Place
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Which column is meant if several could be (CIFAR-100 has fine and coarse labels)."""

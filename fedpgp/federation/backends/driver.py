@@ -50,7 +50,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         return
     address = lasting_address(resources)
     if address is not None:
-        _knock(address)
+        _check_reachable(address)
     local = {"num_cpus": own_cpus(resources), "include_dashboard": False} if address is None else {"address": address}
     share_heaps()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -66,7 +66,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See whether anything listens at `HOST:PORT`: Ray itself goes on asking for minutes, and then ends the process."""
     place = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
     if place is None:

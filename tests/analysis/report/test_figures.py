@@ -1,69 +1,197 @@
-"""Figures: what is drawn is what is held."""
+"""What is drawn are the numbers of the comparison; nothing is drawn that is not there."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
-import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
-from fedpgp.analysis.report import figures
-from fedpgp.analysis.report.style import save
-from fedpgp.core.errors import RunError
-from fedpgp.storage.store import RunStore
+from fedpgp.analysis.loading import Entry, compare
+from fedpgp.analysis.report import convergence, grids, prompt_figures, style, tradeoff
+from fedpgp.analysis.report.curve_data import Curve
+from fedpgp.analysis.report.figures import MOST_GROUPS, MOST_PLACES, gallery
 
-TABLE = pa.table(
-    {
-        "client": ["a", "a", "b", "b", "b"],
-        "split": ["train", "train", "train", "test", "train"],
-        "class": ["cat", "dog", "dog", "cat", "dog"],
-        "domain": ["x", "x", "x", "x", "y"],
-        "images": [3, 1, 2, 7, 5],
-    }
-)
+VISIONS = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "no green": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "no blue": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+"""What eyes that lack a kind of cones make of linear RGB (Machado, Oliveira and Fernandes, 2009)."""
 
 
-def test_heat_map_counts_training_images_over_all_domains(tmp_path: Path) -> None:
-    counts = figures._training_counts(TABLE, ("a", "b", "idle"), ("dog", "cat"))
-    assert counts.tolist() == [[1, 3], [7, 0], [0, 0]]
-    save(figures.partition_heat_map(TABLE, ("a", "b"), ("dog", "cat")), tmp_path / "new" / "map")
-    with Image.open(tmp_path / "new" / "map.png") as image:
-        assert image.format == "PNG"
-        assert len(np.unique(np.asarray(image.convert("L")))) > 10
+def lab(linear):
+    """Linear sRGB (n, 3) in CIELAB, in which distances are what they look like."""
+    to_xyz = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+    x, y, z = np.cbrt(linear @ to_xyz.T / [0.9505, 1.0, 1.0888]).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
 
 
-def test_heat_map_of_many_clients_stays_of_a_size(tmp_path: Path) -> None:
-    clients = [f"client {number}" for number in range(5000)]
-    table = pa.table(
-        {
-            "client": clients,
-            "split": ["train"] * 5000,
-            "class": ["cat"] * 5000,
-            "domain": ["x"] * 5000,
-            "images": [1] * 5000,
-        }
+@pytest.fixture
+def compared(made_run):
+    """Two methods with two seeds each; FedPGP has a personal part."""
+    entries = []
+    for seed in (1, 2):
+        local = {"test_base": [60], "test_hm": [58 + seed]}
+        mine = {"U": torch.ones(2, 1, 2, 1), "V": torch.ones(2, 1, 1, 3)}
+        entries.append(
+            Entry(made_run("method.name=coop", f"seed={seed}", test_local=[80 + seed], test_novel=[50], **local))
+        )
+        entries.append(
+            Entry(
+                made_run(
+                    f"seed={seed}",
+                    test_local=[70],
+                    test_novel=[60 + 2 * seed],
+                    shared={"ctx": torch.zeros(1, 2, 3)},
+                    personal=mine,
+                    **local,
+                )
+            )
+        )
+    return compare(entries)
+
+
+def test_the_trade_off_has_a_point_and_its_spread_for_each_group(compared):
+    figure = tradeoff.local_against_novel(compared.groups)
+    (axes,) = figure.axes
+    points = [(container[0].get_xdata()[0], container[0].get_ydata()[0]) for container in axes.containers]
+    assert points == [(81.5, 50.0), (70.0, 63.0)]
+    (_, _, (_, up)) = axes.containers[1]
+    assert up.get_segments()[0][:, 1] == pytest.approx([63 - 2**0.5, 63 + 2**0.5])  # standard deviation of 62 and 64
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["coop  59.5", "fedpgp  59.5"]
+    assert legend.get_title().get_text() == "HM of Local, Base, Novel"
+
+
+def test_a_contour_of_the_trade_off_joins_equal_harmonic_means_of_its_two_axes(compared):
+    (axes,) = tradeoff.local_against_novel(compared.groups).axes
+    (contours,) = [drawn for drawn in axes.collections if hasattr(drawn, "levels")]
+    assert [level for level in contours.levels if level != round(level)] == []  # the labels are whole numbers
+    for level, path in zip(contours.levels, contours.get_paths(), strict=True):
+        for local, novel in path.vertices:
+            assert 2 / (1 / local + 1 / novel) == pytest.approx(level, abs=0.05)
+
+
+def test_bars_are_means_and_what_was_not_measured_has_none(compared):
+    (axes,) = tradeoff.bars(compared.groups, ["local", "novel", "held_out"]).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers[1::2]]
+    assert np.array(heights) == pytest.approx(np.array([[81.5, 50, np.nan], [70, 63, np.nan]]), nan_ok=True)
+
+
+def test_two_settings_span_the_heat_map(made_run):
+    cells = {(1, 2): 50, (1, 4): 60, (4, 2): 70}  # nobody ran rank 4 with 4 shots
+    entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[v])) for (r, s), v in cells.items()]
+    figure = grids.settings_heat_map(compare(entries).groups, "method.rank", "protocol.shots", "hm")
+    axes = figure.axes[0]
+    assert np.array(axes.images[0].get_array().filled(np.nan)) == pytest.approx(
+        np.array([[50, 60], [70, np.nan]]), nan_ok=True
     )
-    save(figures.partition_heat_map(table, clients, ["cat"]), tmp_path / "map")
-    with Image.open(tmp_path / "map.png") as image:
-        assert max(image.size) < 3000
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1", "4"]
+    assert sorted(text.get_text() for text in axes.texts) == ["50.0", "60.0", "70.0"]
 
 
-def test_contact_sheet_has_a_row_per_class_and_keeps_proportions(tmp_path: Path) -> None:
-    wide, tall = Image.new("RGB", (200, 50), (255, 0, 0)), Image.new("RGB", (50, 200), (0, 0, 255))
-    figures.contact_sheet([("cat", [wide, tall]), ("dög 猫", [tall])], tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB")).astype(int)
-    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 50)
-    blue = (pixels[..., 2] > 200) & (pixels[..., 1] < 50)
-    assert red.sum() == figures.SIDE * figures.SIDE // 4
-    assert blue.sum() == 2 * figures.SIDE * figures.SIDE // 4
-    assert pixels.shape[0] == 2 * (figures.SIDE + figures.MARGIN + figures.LABEL) + figures.MARGIN
+def test_the_held_out_matrix_ends_in_the_mean_of_its_row():
+    figure = grids.held_out_matrix({"art": {"photo": 60.0, "sketch": 70.0}, "photo": {"sketch": 50.0}}, "fedpgp")
+    values = np.array(figure.axes[0].images[0].get_array().filled(np.nan))
+    assert values == pytest.approx(np.array([[60, 70, 65], [np.nan, 50, 50]]), nan_ok=True)
 
 
-def test_a_partition_of_others_is_refused(made_run) -> None:
-    run = made_run(test_hm=[50])
-    RunStore.open(run).save_partition(TABLE)  # of clients a and b; the run has anna and ben, cats and dogs
-    with pytest.raises(RunError, match=r"partition\.csv has a, b, which identity\.json does not name"):
-        figures.partition_of_run(run)
+def test_the_held_out_matrix_has_one_order_of_domains_and_clients():
+    figure = grids.held_out_matrix({"art": {"photo": 60.0}, "photo": {"art": 50.0}}, "fedpgp")
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["art", "photo", "mean"]
+
+
+def test_two_settings_that_vary_together_span_no_heat_map(made_run):
+    pairs = [(1, 1), (4, 4)]
+    entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[50])) for r, s in pairs]
+    assert "grid-fedpgp" not in [picture.name for picture in gallery(compare(entries))[0]]
+    entries.append(Entry(made_run("method.rank=1", "protocol.shots=4", test_hm=[50])))
+    assert "grid-fedpgp" in [picture.name for picture in gallery(compare(entries))[0]]
+
+
+def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_is_a_level():
+    curves = {"a": Curve([1, 2], [50.0, 60.0], [1.0, 1.0], [3.0, 6.0]), "zero": Curve([0], [40.0], [0.0], [0.0])}
+    left, right = convergence.convergence(curves, "hm").axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 50], [2, 60]]
+    assert right.lines[0].get_xydata().tolist() == [[3, 50], [6, 60]]
+    assert left.lines[1].get_ydata() == [40, 40]
+    once = convergence.convergence({"a": Curve([20], [50.0], [1.0], [3.0])}, "hm").axes  # trained, evaluated at the end
+    assert [axes.lines[0].get_xydata().tolist() for axes in once] == [[[20, 50]], [[3, 50]]]
+
+
+def test_of_many_places_the_first_are_drawn(made_run):
+    entries = [Entry(made_run(f"protocol.shots={s}", partition=f"p{s}", test_hm=[50, 60])) for s in range(1, 9)]
+    pictures, notes = gallery(compare(entries))
+    drawn = [picture.title for picture in pictures if picture.name.startswith("convergence")]
+    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MOST_PLACES + 1)]
+    assert f"figures show the first {MOST_PLACES} of 8 places (data, partitions, protocols)" in notes
+
+
+def test_as_many_groups_as_are_drawn_can_be_told_apart():
+    shapes = [(style.look(number)["marker"], style.HATCHES[number]) for number in range(MOST_GROUPS)]
+    assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MOST_GROUPS
+    assert len(set(style.COLORS)) == MOST_GROUPS
+
+
+def test_the_spectrum_shows_energy_by_rank():
+    left, right = prompt_figures.spectra(np.array([[3.0, 4.0][::-1], [0.0, 0.0]]), "x").axes
+    assert left.lines[0].get_ydata().tolist() == [4, 3]
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([64, 100])  # 16 and 25 of 25
+    assert right.lines[1].get_ydata().tolist() == [0, 0]  # a part that is zero
+
+
+def test_figures_are_files_of_two_kinds_the_same_every_time(tmp_path, compared):
+    for name in ("one", "two"):
+        style.save(tradeoff.bars(compared.groups, ["local"]), tmp_path / name / "bars")
+    for kind in ("png", "svg"):
+        assert (tmp_path / "one" / f"bars.{kind}").read_bytes() == (tmp_path / "two" / f"bars.{kind}").read_bytes()
+    with Image.open(tmp_path / "one" / "bars.png") as image:
+        assert image.format == "PNG"
+
+
+def test_a_title_longer_than_its_figure_is_not_cut():
+    def width(label):
+        with Image.open(
+            io.BytesIO(style.encoded(prompt_figures.similarity(np.eye(2), ["a", "b"], label), "png"))
+        ) as image:
+            return image.width
+
+    assert width("a label of many letters, with settings, seed 1") > width("short") + 100
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_long_names_of_clients_leave_room_for_the_matrix(count):
+    style.encoded(
+        prompt_figures.similarity(np.eye(count), ["a client with a name of many words"] * count, "short"), "png"
+    )
+
+
+def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared):
+    pictures, notes = gallery(compared)
+    names = {picture.name for picture in pictures}
+    assert names == {"tradeoff", "bars", "spectrum-2", "similarity-2"}  # one round is no curve
+    assert len(notes) == 1  # the words need the backbone, and that is another one
+    assert "backbone.weights: random are not those that the run was made with" in notes[0]
+    (first, *_) = compared.groups[1].runs.values()
+    next((first.path / "checkpoints").iterdir()).unlink()
+    pictures, notes = gallery(compared)
+    assert {"spectrum-2", "similarity-2"}.isdisjoint(picture.name for picture in pictures)
+    assert len(notes) == 1
+    assert "not drawn: prompts of fedpgp, seed 1:" in notes[0]
+    assert "checkpoint cannot be read" in notes[0]
+
+
+def test_colours_are_told_apart_with_any_vision_and_read_on_white():
+    linear = np.array([[int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)] for color in style.COLORS])
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    contrast = 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    assert contrast.min() > 2.2  # that of the yellow of Okabe and Ito is 1.3
+    for vision, seen in VISIONS.items():
+        colors = lab(np.clip(linear @ np.array(seen).T, 0, 1))
+        apart = np.linalg.norm(colors[:, None] - colors[None], axis=2)
+        assert apart[~np.eye(len(colors), dtype=bool)].min() > 15, vision

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from fedpgp.analysis.gather import Entry, compare
+from fedpgp.analysis.loading import Entry, compare
 from fedpgp.analysis.report import page
-from fedpgp.analysis.report.gallery import Picture
+from fedpgp.analysis.report.figures import Picture
 from fedpgp.analysis.report.tradeoff import bars
 
 

@@ -1,138 +1,119 @@
-"""The tables as a person sees them."""
+"""A comparison in words and numbers: in the terminal, as Markdown and as CSV."""
 
+from __future__ import annotations
+
+import csv
 import io
-from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
-from pydantic import BaseModel
 from rich.console import Console
 
-from fedpgp.analysis.gather import Entry, compare
+from fedpgp.analysis.loading import Entry, compare
 from fedpgp.analysis.report import tables
-from fedpgp.core.errors import RunError
-from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
-from fedpgp.storage.store import RunStore
-
-COUNTS = {"local": 80, "base": 40, "novel": 20}  # of 100, HM 34.29
 
 
-def clients(number, count=2):
-    """Each client is 10 points better than the one before, and one point better every round; test is 5 below val."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "round": number,
-                "client": client,
-                "split": split,
-                "metric": metric,
-                "correct": correct + 10 * client + number - less,
-                "total": 100,
-            }
-            for client in range(count)
-            for split, less in (("val", 0), ("test", 5))
-            for metric, correct in COUNTS.items()
-        ],
-        CLIENT_SCHEMA,
-    )
-
-
-def make(root, name, rounds=2, **identity):
-    store = RunStore.create(root, name, "0123", "", {"method": "fedpgp", "data": "shapes", **identity})
-    for number in range(1, rounds + 1):
-        table = clients(number)
-        seconds = {"train": 0.5 * number} | ({"evaluate": 3.0} if number == 2 else {})
-        row = RoundRow(number, round_metrics(table), 2, 1_500_000, 3_000_000, seconds, 1)
-        store.commit(row, table, {"files": []})
-    return store
-
-
-def rendered(renderable, width=100):
-    console = Console(width=width, file=io.StringIO())
-    console.print(renderable)
-    lines = console.file.getvalue().splitlines()
-    return [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in lines]
-
-
-def test_one_run_shown(tmp_path):
-    lines = rendered(tables.show(make(tmp_path, "demo", client_names=["amazon", "[red]"]).path))
-    assert "split metric last mean of last 5 max" in lines
-    assert "val Local 87.00 86.50 87.00" in lines
-    assert "test Novel 22.00 21.50 22.00" in lines
-    assert "max on test selects on the test images" in lines
-    assert "demo-0123 running 2 3.0 MB 6.0 MB train 0.75" in lines
-    assert "fedpgp on shapes evaluate 3.00" in lines
-    assert "Clients after round 2, accuracy in percent" in lines
-    assert "client split Local Base Novel HM" in lines
-    assert "amazon test 77.00 37.00 17.00 30.35" in lines  # 3 / (1/77 + 1/37 + 1/17)
-    assert "[red] val 92.00 52.00 32.00 48.90" in lines
-
-
-def test_it_fits_a_terminal_of_80_columns(tmp_path):
-    lines = rendered(tables.show(make(tmp_path, "demo").path), width=80)
-    assert "val Local 87.00 86.50 87.00" in lines
-    assert "demo-0123 running 2 3.0 MB 6.0 MB train 0.75" in lines
-    assert not any("…" in line for line in lines)
-
-
-def test_a_run_without_an_evaluation(tmp_path):
-    lines = rendered(tables.show(make(tmp_path, "demo", rounds=0).path))
-    assert "demo-0123 running 0 0 bytes 0 bytes" in lines
-    assert "No round has been evaluated yet." in lines
-
-
-def test_a_failed_run_says_so_and_why(tmp_path):
-    store = make(tmp_path, "demo")
-    store.fail("disk full")
-    lines = rendered(tables.show(store.path))
-    assert "demo-0123 failed 2 3.0 MB 6.0 MB train 0.75" in lines
-    assert "disk full" in lines
-
-
-def test_methods_say_what_is_shared_and_what_is_not():
-    class Settings(BaseModel):
-        rank: int = 8
-        words: str | None = None
-
-    class Method:
-        name, paper, settings_type = "mine", "Someone, 2030", Settings
-        shared_keys = frozenset({"ctx"})
-        phases = (SimpleNamespace(keys=frozenset({"ctx", "v"})), SimpleNamespace(keys=frozenset({"u"})))
-
-        def __init__(self, settings):
-            self.settings = settings
-
-    lines = rendered(tables.method_table([Method], lambda method: (1024, method.settings.rank), "ViT-B/16"))
-    assert "mine ctx (1,024) u, v (8) rank: 8" in lines
-    assert "Someone, 2030 words: null" in lines
-
-
-def test_many_clients_are_cut_and_counted(tmp_path):
-    store = make(tmp_path, "demo", rounds=0)
-    table = clients(1, count=3).filter(pc.field("metric") == "local")
-    many = pa.concat_tables(
-        [table.set_column(1, CLIENT_SCHEMA.field(1), pa.array([k] * 6, pa.int32())) for k in range(60)]
-    )
-    store.commit(RoundRow(1, round_metrics(many), 60, 0, 0), many, {"files": []})
-    assert "the first 100 of 120 rows" in rendered(tables.show(store.path))
-
-
-def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(RunError, match="not the folder of a run"):
-        tables.show(tmp_path)
-
-
-def test_standings_mark_the_best_and_equals(made_run):
-    rows = {"[x]": (50.0, 60.04), "b": (52.0, 59.96), "zero": (40.0, None)}
+@pytest.fixture
+def compared(made_run):
+    """FedPGP beats PromptFL on HM by 1, 2 and 3 points on seeds 1, 2, 3; nobody else measured Novel."""
     entries = []
-    for label, (hm, novel) in rows.items():
-        for seed, change in ((1, -1.0), (2, 1.0)):
-            more = {} if novel is None else {"test_novel": [novel]}
-            run = made_run(f"seed={seed}", f"name={label.strip('[]')}", test_hm=[hm + change], **more)
-            entries.append(Entry(run, label))
-    lines = rendered(tables.standings(compare(entries)))
-    assert "[x] - - 60.0 ± 0.0 * 50.0 ± 1.4" in lines
-    assert "b - - 60.0 ± 0.0 * 52.0 ± 1.4 *" in lines
-    assert "zero - - - 40.0 ± 1.4" in lines
+    for seed in (1, 2, 3):
+        entries.append(Entry(made_run("method.name=promptfl", f"seed={seed}", test_hm=[50, 60 + seed], val_hm=[1, 2])))
+        entries.append(Entry(made_run(f"seed={seed}", test_hm=[70, 60 + 2 * seed], test_novel=[40, 41], val_hm=[3, 4])))
+    entries.append(Entry(made_run("method.name=coop", test_hm=[64, 64], val_hm=[5, 6])))
+    return compare(entries, selected=["val/hm"])
+
+
+def texts(sheet):
+    return [[cell.text for cell in row] for row in sheet.rows]
+
+
+def test_accuracies_mark_best_and_second_best(compared):
+    sheet = tables.accuracies(compared, "")
+    assert sheet.headings == ("", "seeds", "Novel", "HM")
+    assert texts(sheet) == [
+        ["promptfl", "3", "-", "62.00 ± 1.00"],
+        ["fedpgp", "3", "41.00 ± 0.00", "64.00 ± 2.00"],
+        ["coop", "1", "-", "64.00"],
+    ]
+    assert [row[3].rank for row in sheet.rows] == [2, 1, 1]  # two are best together, then comes the second best
+
+
+def test_the_other_readings_are_other_numbers(compared):
+    assert texts(tables.accuracies(compared, "", "max"))[1][3] == "70.00 ± 0.00"
+    assert texts(tables.readings(compared.groups))[2:4] == [
+        ["fedpgp", "val", "4.00 ± 0.00", "3.50 ± 0.00", "4.00 ± 0.00"],
+        ["fedpgp", "test", "64.00 ± 2.00", "67.00 ± 1.00", "70.00 ± 0.00"],  # (70 + 62, 64, 66) / 2
+    ]
+
+
+def test_differences_are_paired_by_seed_and_have_an_interval(compared):
+    sheet = tables.differences(compared, "", "promptfl")
+    assert texts(sheet) == [
+        ["fedpgp", "3", "-", "+2.00\n[-0.5, +4.5]"],  # 2 ± 4.302653 / sqrt(3)
+        ["coop", "1", "-", "+3.00"],  # one seed: 64 - 61
+    ]
+    assert texts(tables.differences(compared, "", "coop"))[0] == ["promptfl", "1", "-", "-3.00"]
+
+
+def test_costs_are_those_of_one_run(compared):
+    assert texts(tables.costs(compared.groups))[0] == ["promptfl", "2", "2.0 MB", "4.0 MB", "0.50"]
+
+
+def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
+    assert tables.remarks(compared) == [
+        "missing: coop: no run of seed 2",
+        "missing: coop: no run of seed 3",
+        "settings were selected by hm on validation images (val/hm)",
+    ]
+    paths = [made_run("name=a", test_hm=[1]), made_run("name=b", "method.name=coop", "protocol.shots=2", test_hm=[1])]
+    mixed = compare([Entry(path, strict=True) for path in paths], anyway=True, selected=["test/hm"])
+    marked, selected = tables.remarks(mixed)
+    assert marked == "† another partition than fedpgp, shots=16"
+    assert "on the TEST images: these numbers are optimistic" in selected
+    assert texts(tables.accuracies(mixed, ""))[1][0] == "coop, shots=2 †"
+
+
+def test_in_a_terminal_of_80_columns_nothing_is_cut(compared):
+    console = Console(width=80, file=io.StringIO())
+    console.print(tables.in_terminal(tables.sheets(compared, "promptfl"), ["[red] is no colour"]))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert "[-0.5, +4.5]" in shown
+    assert "[red] is no colour" in shown
+
+
+def test_the_title_of_a_narrow_table_stays_in_one_line():
+    console = Console(width=80, file=io.StringIO())
+    narrow = tables.Sheet("A title that is longer than its table", ("", "x"), ((tables.Cell("a"), tables.Cell("1")),))
+    console.print(tables.in_terminal([narrow], []))
+    assert console.file.getvalue().startswith("A title that is longer than its table\n")
+
+
+def test_what_is_indented_stays_so_in_markdown():
+    sheet = tables.Sheet(
+        "t", ("", "x"), ((tables.Cell("a"), tables.Cell("1")), (tables.Cell("  below"), tables.Cell("2")))
+    )
+    assert "| a | 1 |\n| &emsp;below | 2 |\n" in tables.as_markdown([sheet], [])
+
+
+def test_markdown_is_a_table_that_shows_the_best(compared):
+    text = tables.as_markdown([tables.accuracies(compared, "")], ["a | b <c>"])
+    lines = text.splitlines()
+    assert "|  | seeds | Novel | HM |" in lines
+    assert "|---|---:|---:|---:|" in lines
+    assert "| promptfl | 3 | - | <u>62.00 ± 1.00</u> |" in lines
+    assert "| fedpgp | 3 | **41.00 ± 0.00** | **64.00 ± 2.00** |" in lines
+    assert r"* a \| b \<c\>" in lines
+
+
+def test_csv_has_the_numbers_in_full(compared):
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(compared, "promptfl"))))
+    (row,) = [
+        row
+        for row in rows
+        if (row["group"], row["split"], row["metric"], row["reading"]) == ("fedpgp", "test", "hm", "last")
+    ]
+    assert (row["mean"], row["std"], row["seeds"], row["values"]) == ("64.0", "2.0", "1 2 3", "62.0 64.0 66.0")
+    assert float(row["difference"]) == 2.0
+    assert float(row["low"]) == pytest.approx(-0.484138, abs=1e-6)
+    assert {row["reading"] for row in rows} == {"last", "mean_last_5", "max"}

@@ -12,9 +12,9 @@ from fedpgp.analysis.report import reproduced
 from fedpgp.analysis.reproduce import cells, planning
 from fedpgp.analysis.reproduce.paper import Key
 from fedpgp.analysis.reproduce.tables import TABLES
-from fedpgp.experiments.sweeps import draw
+from fedpgp.experiments.sweeps import sampling
 from fedpgp.federation.records import CLIENT_SCHEMA
-from fedpgp.storage.folder import Fold, FoldRun, Planned, Result, SweepFolder
+from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def swept(tmp_path, made_run):
     def make(part, metrics, domains=None, clients=None):
         root = tmp_path / "store"
         trials = part.drawn.trials
-        folds = {trial.id: draw.folds(part.sweep, trial, domains) for trial in trials}
-        planned = [Planned(trial.id, trial.label, trial.settings, folds[trial.id]) for trial in trials]
+        folds = {trial.id: sampling.folds(part.sweep, trial, domains) for trial in trials}
+        planned = [TrialSpec(trial.id, trial.label, trial.settings, folds[trial.id]) for trial in trials]
         folder = SweepFolder.create(root, part.sweep.name, "0" * 12, "", part.drawn.metric, "max", planned)
         for number, trial in enumerate(trials):
             runs = []

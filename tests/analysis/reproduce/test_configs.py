@@ -8,7 +8,7 @@ import pytest
 
 from fedpgp.config import shipped_configs
 from fedpgp.data.protocol import build
-from fedpgp.experiments.sweeps import draw, estimate, spec
+from fedpgp.experiments.sweeps import estimation, sampling, sweep_settings
 
 SWEEPS = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 TRIALS = {
@@ -21,9 +21,9 @@ TRIALS = {
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # nothing lies in data/
-    settings, said = spec.load(name)
-    drawn = draw.draw(settings)
-    found = estimate.estimate(settings, drawn)
+    settings, said = sweep_settings.load(name)
+    drawn = sampling.draw(settings)
+    found = estimation.estimate(settings, drawn)
     assert said == []
     assert drawn.repeated == 0
     assert drawn.metric.startswith("val/")
@@ -34,9 +34,9 @@ def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_fits_the_world_in_the_package(name):
-    settings, _ = spec.load(name, ["base.data.name=icons", "base.backbone.name=icon-clip"])
-    drawn = draw.draw(settings)
-    found = estimate.estimate(settings, drawn)
+    settings, _ = sweep_settings.load(name, ["base.data.name=icons", "base.backbone.name=icon-clip"])
+    drawn = sampling.draw(settings)
+    found = estimation.estimate(settings, drawn)
     from fedpgp.data import manifest
 
     for trial, folds in zip(drawn.trials, found.folds, strict=True):

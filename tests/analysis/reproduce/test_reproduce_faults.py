@@ -12,7 +12,7 @@ import pytest
 
 from fedpgp.bench.faults import descendants
 from fedpgp.core.files import TEMPORARY
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 PATIENCE = 400
@@ -30,7 +30,7 @@ def start(folder):
 def finished(folder):
     """Runs by name, with what changes if one is run again."""
     paths = [path.parent for path in folder.glob("fedpgp-store/runs/*/summary.json")]
-    return {path.name: (RunStore.open(path).identity["id"], RunStore.open(path).status) for path in sorted(paths)}
+    return {path.name: (RunFolder.open(path).identity["id"], RunFolder.open(path).status) for path in sorted(paths)}
 
 
 def test_killed_twice_it_ends_in_the_table_of_one_that_was_not(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from fedpgp.config import DataSettings, shipped_configs
 from fedpgp.data import manifest
-from fedpgp.experiments.sweeps import engine, spec
+from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +23,13 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_runs(name, root, ray_cluster):
-    settings, _ = spec.load(name, [*EMBEDDED, *CUT, "resources.backend=serial", f"storage.root={root}"])
+    settings, _ = sweep_settings.load(name, [*EMBEDDED, *CUT, "resources.backend=serial", f"storage.root={root}"])
     space = {key: {"grid_search": list(term.values[:1])} for key, term in settings.terms.items()}
     if settings.folds.held_out is not None:
         first = manifest.build(DataSettings(name="icons")).domains[:1]
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
     told = []
-    folder = engine.run(settings.model_copy(update={"space": space}), None, told.append)
+    folder = sweep_runner.run(settings.model_copy(update={"space": space}), None, told.append)
     results = folder.results().values()
     assert len(results) == max(1, len(settings.variants))
     assert {result.state for result in results} == {"finished"}, [event.note for event in told]

@@ -17,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
 from fedpgp.bench.faults import descendants
-from fedpgp.storage.folder import SweepFolder
-from fedpgp.storage.store import RunStore
-from fedpgp.tracking import catch_up
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking import sync
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def ended(root):
 
 def numbers(root):
     """What each run measured, by what it is: a run that is there twice makes two entries."""
-    found = [RunStore.open(path) for path in sorted((root / "runs").glob("[!.]*"))]
+    found = [RunFolder.open(path) for path in sorted((root / "runs").glob("[!.]*"))]
     assert {store.state for store in found} == {"finished"}
     measured = [
         (store.identity["config_digest"], [(row.round, dict(row.metrics)) for row in store.rounds()]) for store in found
@@ -140,7 +140,7 @@ def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
     (folder,) = SweepFolder.find(root)
     assert folder.state == "stopped"
     assert {result.state for result in folder.results().values()} == {"finished"}
-    assert {RunStore.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
+    assert {RunFolder.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
     assert "RUNNING" not in {entry.info.status for entry in entries(root)[1]}
     assert (again := Command(root, "--resume")).wait() == 0, again.said
     assert numbers(root) == undisturbed
@@ -210,5 +210,5 @@ def test_without_its_tracking_server_it_goes_on_and_is_mirrored_later(tmp_path, 
     assert numbers(root) == undisturbed
     uri = tracking.default_uri(root)
     for _ in range(2):
-        list(catch_up.everything(root, uri))
+        list(sync.everything(root, uri))
         assert Counter(entry.info.status for entry in entries(root)[1]) == {"FINISHED": 1 + 3 + 6}

@@ -9,8 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.experiments.sweeps import engine, spec, tuning
-from fedpgp.storage.store import RunStore
+from fedpgp.experiments.sweeps import sweep_runner, sweep_settings, tune_runner
+from fedpgp.storage.run_folder import RunFolder
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
@@ -24,13 +24,15 @@ def sweep(root, rates, mlflow=False, seeds=(1,), rounds=2, **tune):
     tree = {**BASE, "storage": {"root": str(root)}, "tracking": {"mlflow": mlflow}}
     tree["federation"] = {**BASE["federation"], "rounds": rounds}
     space = {"federation.lr": {"grid_search": list(rates)}}
-    return spec.Sweep.model_validate({"base": tree, "space": space, "folds": {"seeds": list(seeds)}, "tune": tune})
+    return sweep_settings.Sweep.model_validate(
+        {"base": tree, "space": space, "folds": {"seeds": list(seeds)}, "tune": tune}
+    )
 
 
 def run(wanted, rerun=None):
     """The folder, and what was told on the way."""
     told = []
-    return engine.run(wanted, rerun, told.append), told
+    return sweep_runner.run(wanted, rerun, told.append), told
 
 
 def states(folder):
@@ -38,7 +40,7 @@ def states(folder):
 
 
 def runs(root):
-    return [RunStore.open(path) for path in sorted((root / "runs").iterdir())]
+    return [RunFolder.open(path) for path in sorted((root / "runs").iterdir())]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_parents_in_the_mirror_say_what_ran_on_what(done):
 def test_what_has_ended_is_not_run_again(done, monkeypatch):
     _, wanted, folder, _ = done
     before = folder.results()
-    monkeypatch.setattr(tuning, "run", None)
+    monkeypatch.setattr(tune_runner, "run", None)
     again, told = run(wanted)
     assert again.results() == before
     notes = [event.note for event in told if event.stage == "note"]

@@ -12,9 +12,9 @@ from ray.cluster_utils import Cluster
 
 from fedpgp import config
 from fedpgp.core.errors import ResourceError
-from fedpgp.experiments import experiment, launch
+from fedpgp.experiments import launch, runner
 from fedpgp.federation.backends import driver
-from fedpgp.storage.store import RunStore
+from fedpgp.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -63,14 +63,14 @@ def settings(root, backend):
 
 
 def bits(path):
-    store = RunStore.open(path)
+    store = RunFolder.open(path)
     state = store.state_at(store.rounds()[-1].round)
     return [tree.numpy().tobytes() for tree in (*state.shared.values(), *state.personal.values())], store.clients()
 
 
 def test_a_node_lost_in_mid_round_changes_no_bit(nodes, tmp_path, caplog):
     cluster, added = nodes
-    alone = experiment.run(settings(tmp_path / "alone", "serial"), False, lambda event: None, threading.Event())
+    alone = runner.run(settings(tmp_path / "alone", "serial"), False, lambda event: None, threading.Event())
     lost = threading.Event()
 
     def remove_a_node(progress):
@@ -79,7 +79,7 @@ def test_a_node_lost_in_mid_round_changes_no_bit(nodes, tmp_path, caplog):
             threading.Timer(0.05, cluster.remove_node, [added[0]], {"allow_graceful": False}).start()
 
     start = time.monotonic()
-    run = experiment.run(settings(tmp_path / "nodes", "ray"), False, remove_a_node, threading.Event())
+    run = runner.run(settings(tmp_path / "nodes", "ray"), False, remove_a_node, threading.Event())
     assert lost.is_set()
     assert "sent again to another actor" in caplog.text
     assert time.monotonic() - start < 120

@@ -1,0 +1,114 @@
+"""Do names and labels belong together? Zero-shot accuracy against that of the names that fit the pictures best."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedpgp.clip import icon_clip
+from fedpgp.clip.feature_cache import FeatureCache
+from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
+from fedpgp.experiments import planning, runner
+from fedpgp.experiments.runner import Emit
+
+IMAGES_PER_CLASS = 8
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Zero-shot accuracy, in percent, on a few training images of each class."""
+
+    given: float
+    """with the names as they are"""
+    best: float
+    """with the names exchanged so that they fit other images of the classes best"""
+    images: int
+    classes: int
+    moved: tuple[tuple[str, str], ...]
+    """(name, name that fits its images better), all classes for which that holds"""
+    gained: int = 0
+    """images that only the best naming has right"""
+    lost: int = 0
+    """images that only the given names have right"""
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the names as they are do not beat guessing (by 3 standard errors)."""
+        chance = 1 / self.classes
+        return bool(self.given <= 100 * (chance + 3 * np.sqrt(chance * (1 - chance) / max(1, self.images))))
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether some other names fit better than by accident (McNemar's test, 2.5 standard errors).
+
+        A few classes may be exchanged, or the model confuses them: for a person to judge.
+        """
+        return bool(self.gained - self.lost > 2.5 * np.sqrt(self.gained + self.lost))
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether other names fit so much better that it is no accident (3 standard errors, and half as much again)."""
+        error = 100 * np.sqrt(2 * 0.25 / max(1, self.images))
+        return bool(self.moved) and self.best > max(1.5 * self.given, self.given + 3 * error)
+
+
+def can_judge(settings: Experiment) -> bool:
+    """Whether the backbone knows such images: random weights know nothing, the model in the package its own icons."""
+    backbone = settings.backbone
+    return backbone.weights != "random" and (backbone.name != icon_clip.NAME or settings.data.name == "icons")
+
+
+def zero_shot(settings: Experiment, emit: Emit) -> Alignment:
+    """Classify a few images of each class by the names of all classes; features are cached as those of any run.
+
+    Half of the images choose the names that fit best, the other half measure.
+    """
+    wanted = settings.model_copy(
+        update={
+            "method": MethodSettings(name="zero_shot"),
+            "partition": PartitionSettings(scheme="iid", clients=1),
+            "protocol": ProtocolSettings(name="all_classes", shots=IMAGES_PER_CLASS),
+            "data": settings.data.model_copy(update={"views": 1}),
+        }
+    )
+    plan = planning.plan(wanted)
+    plan = replace(plan, data=replace(plan.data, evaluation_sets=()))
+    stop = threading.Event()
+    resources = wanted.resources.model_copy(update={"backend": "serial"})
+    backend = runner.make_backend(resources, stop)
+    try:
+        cache, _ = runner.extract(plan, backend, emit)
+    finally:
+        backend.close()
+    features = torch.from_numpy(np.array(FeatureCache.open(cache.path, cache.key).gather(plan.data.train_rows[0])))
+    text = plan.text.on(range(len(plan.data.class_names))).template().float()
+    scores = F.normalize(features.float(), dim=-1) @ F.normalize(text, dim=-1).T
+    return align(scores.argmax(-1).numpy(), plan.data.train_labels[0], plan.data.class_names)
+
+
+def align(predicted: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Alignment:
+    """Judge predictions [n] for labels [n]."""
+    from scipy.optimize import linear_sum_assignment
+
+    order = np.argsort(labels, kind="stable")
+    predicted, labels = predicted[order], labels[order]
+    choosing = np.arange(len(labels)) % 2 == 0
+    votes_CC = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(votes_CC, (labels[choosing], predicted[choosing]), 1)
+    _, fitting = linear_sum_assignment(-(votes_CC + 0.5 * np.eye(len(names))))  # ties go to the given name
+    predicted, labels = predicted[~choosing], labels[~choosing]
+    moved = [(names[label], names[other]) for label, other in enumerate(fitting) if label != other]
+    given, best = predicted == labels, predicted == fitting[labels]
+    return Alignment(
+        given=100 * float(given.mean()) if len(labels) else 0.0,
+        best=100 * float(best.mean()) if len(labels) else 0.0,
+        images=len(labels),
+        classes=len(names),
+        moved=tuple(moved),
+        gained=int((best & ~given).sum()),
+        lost=int((given & ~best).sum()),
+    )

@@ -1,0 +1,224 @@
+"""From folders to a comparison: the runs behind them, read, and refused where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedpgp import __version__, config
+from fedpgp.analysis.comparison import Comparison, Cost, Fold, Run, differing
+from fedpgp.analysis.groups import grouped
+from fedpgp.core.errors import ConfigError, RunError
+from fedpgp.federation.metrics import selections
+from fedpgp.federation.records import RoundRow
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run to compare."""
+
+    path: Path
+    label: str | None = None
+    """what its group is called; None: by what it differs in from the others"""
+    strict: bool = False
+    """true: named by the user, hence refused if it does not fit; false: found in a folder, hence left out"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs that some folders stand for."""
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+    """what a sweep has no run of, and why"""
+    selected: tuple[str, ...] = ()
+    """the metrics that sweeps select by"""
+
+    def compare(self, anyway: bool = False) -> Comparison:
+        """See `compare`."""
+        return compare(self.entries, anyway, self.notes, self.selected)
+
+
+def find(paths: Sequence[Path]) -> Found:
+    """The runs behind folders of runs, folders of sweeps and storage roots, in that order of the folders.
+
+    Raises:
+        RunError: a folder is none of these, or a storage root without a run.
+    """
+    parts = [_behind(path) for path in paths]
+    return Found(
+        tuple(entry for part in parts for entry in part.entries),
+        tuple(note for part in parts for note in part.notes),
+        tuple(metric for part in parts for metric in part.selected),
+    )
+
+
+def pair(first: Path, second: Path, anyway: bool = False) -> tuple[Run, Run, list[str]]:
+    """Two runs to be held against each other client by client, and what sets them apart nonetheless.
+
+    Raises:
+        RunError: one has not finished, or they were not trained and tested on the same.
+    """
+    marks = compare([Entry(path, label=path.name, strict=True) for path in (first, second)], anyway).groups[-1].marks
+    ours, theirs = read(first), read(second)
+    if ours.partition == theirs.partition:
+        return ours, theirs, list(marks)
+    what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
+    if not anyway:
+        raise RunError(f"{ours.path.name} and {theirs.path.name} have {what}; `--anyway` compares them, marked")
+    return ours, theirs, [*marks, what]
+
+
+def read(path: Path) -> Run:
+    """One run from its folder.
+
+    Raises:
+        RunError: not the folder of a run, or of a version of fedpgp that had other settings.
+    """
+    store = RunFolder.open(path)
+    identity, status = store.identity, store.status
+    try:
+        experiment = config.load(str(store.config_path))
+    except ConfigError as error:
+        version = identity.get("versions", {}).get("fedpgp", "unknown")
+        other = f"{path}: made by fedpgp {version}, this is {__version__} and reads other settings: "
+        raise RunError(f"{'' if version == __version__ else other}{error}") from None
+    rounds = store.rounds()
+    return Run(
+        path=store.path,
+        state=store.state,
+        reason=status["reason"],
+        fold=Fold(experiment.seed, experiment.protocol.held_out),
+        settings=_settings(experiment, identity),
+        identity=identity,
+        metrics=selections(rounds),
+        cost=_cost(rounds),
+    )
+
+
+def compare(
+    entries: Iterable[Entry], anyway: bool = False, notes: Sequence[str] = (), selected: Sequence[str] = ()
+) -> Comparison:
+    """Put runs side by side.
+
+    Args:
+        anyway: compare what would be refused, marked.
+        notes: what is known already to be missing.
+        selected: the metrics by which the settings were selected.
+
+    Raises:
+        RunError: a run that was named has not finished, or two of them were not trained and tested on the same.
+    """
+    said = list(notes)
+    members = list(_usable(entries, anyway, said))
+    if not members:
+        raise RunError("; ".join(["no finished run to compare", *said]))
+    _refuse_mixture([run for entry, run in members if entry.strict], anyway)
+    groups, left_out = grouped([(entry.label, run) for entry, run in members], one_place=anyway)
+    return Comparison(tuple(groups), (*said, *left_out), tuple(dict.fromkeys(selected)))
+
+
+def _behind(path: Path) -> Found:
+    if (path / "identity.json").is_file():
+        return Found((Entry(path, strict=True),))
+    if (path / "trials.json").is_file():
+        return _of_sweep(SweepFolder.open(path))
+    if not any(path.glob("runs/*/identity.json")) and not any(path.glob("*/identity.json")):
+        raise RunError(f"{path}: not the folder of a run or of a sweep, nor a storage root with runs")
+    made, notes = [], []
+    for store in RunFolder.find(path):
+        try:
+            made.append((store.identity["created_ms"], store.path))
+        except RunError as error:
+            notes.append(f"left out: {error}")
+    return Found(tuple(Entry(path) for _, path in sorted(made)), tuple(notes))
+
+
+def _of_sweep(folder: SweepFolder) -> Found:
+    """A sweep's folds, called by its variants; those that it has no run of are noted."""
+    variants = config.read_yaml(str(folder.path / "sweep.yaml")).get("variants") or {}
+    results = folder.results()
+    entries, notes = [], []
+    for trial in folder.trials:
+        result = results.get(trial.id)
+        if result is None or result.state != "finished":
+            ended = "has not run" if result is None else ": ".join(filter(None, (result.state, result.reason)))
+            notes.append(f"trial {trial.label}: {ended}")
+        runs = {Fold(fold.seed, fold.held_out): fold.run for fold in result.folds} if result else {}
+        label = max((name for name in variants if f"{trial.label}, ".startswith(f"{name}, ")), key=len, default=None)
+        entries += [Entry(folder.root / "runs" / name, label) for name in runs.values()]
+        if result is not None:
+            lacking = [Fold(fold.seed, fold.held_out) for fold in trial.folds]
+            notes += [f"trial {trial.label}: no run of {fold}" for fold in lacking if fold not in runs]
+    return Found(tuple(entries), tuple(notes), (folder.head["metric"],))
+
+
+def _cost(rounds: Sequence[RoundRow]) -> Cost:
+    return Cost(
+        rounds=rounds[-1].round if rounds else 0,
+        bytes_up=sum(row.bytes_up for row in rounds),
+        bytes_down=sum(row.bytes_down for row in rounds),
+        seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
+    )
+
+
+def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """All that can change a number, but for what folds differ by."""
+    found = config.dotted(
+        experiment, manifest=identity.get("manifest_digest"), weights=identity.get("weights_fingerprint")
+    )
+    return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
+
+
+def _usable(entries: Iterable[Entry], anyway: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:
+    """The runs that can be compared, each once; why others cannot is raised or noted."""
+    seen: set[Path] = set()
+    for entry in entries:
+        if (path := entry.path.absolute()) in seen:
+            continue
+        seen.add(path)
+        try:
+            run = read(path)
+        except RunError as error:
+            if entry.strict:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        ended = run.state + (f": {run.reason}" if run.reason else "")
+        if not run.metrics or (run.state != "finished" and not anyway):
+            what = ended if run.metrics else f"{ended}, nothing was evaluated"
+            if entry.strict:
+                hint = "; `--anyway` compares what there is" if run.metrics else ""
+                raise RunError(f"{run.path.name}: has not finished ({what}){hint}")
+            notes.append(f"left out: {run.path.name} ({what})")
+            continue
+        yield entry, run
+
+
+def _refuse_mixture(runs: Sequence[Run], anyway: bool) -> None:
+    """Runs that were named one by one must be of one place, partition and version."""
+    if anyway or not runs:
+        return
+    first = runs[0]
+    for run in runs[1:]:
+        if keys := differing([first.place, run.place]):
+            theirs = ", ".join(f"{key} is {first.place.get(key)} and {run.place.get(key)}" for key in keys)
+            what = f"were not trained and tested on the same: {theirs}"
+        elif run.version != first.version:
+            what = f"were made by different versions of fedpgp, {first.version} and {run.version}"
+        else:
+            continue
+        raise RunError(f"{first.path.name} and {run.path.name} {what}; `--anyway` compares them, marked")
+    by_fold: dict[Fold, Run] = {}
+    for run in runs:
+        other = by_fold.setdefault(run.fold, run)
+        if run.partition != other.partition:
+            raise RunError(
+                f"{other.path.name} and {run.path.name} have different partitions, {other.partition} and "
+                f"{run.partition}; `--anyway` compares them, marked"
+            )

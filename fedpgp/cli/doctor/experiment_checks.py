@@ -1,0 +1,124 @@
+"""What an experiment would need, looked at as a run would: its data, its plan, features to encode, actors, memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from math import ceil
+
+from fedpgp.cli.doctor import machine
+from fedpgp.cli.doctor.findings import Finding, ok, problem, size, warning
+from fedpgp.cli.doctor.machine import Node
+from fedpgp.config import DataSettings, Experiment, ResourceSettings
+from fedpgp.core.errors import FedPGPError
+from fedpgp.data.manifest import Manifest
+from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
+from fedpgp.experiments import estimation
+from fedpgp.experiments.planning import Library, Plan, plan
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.packing import shortfall
+
+
+def data(settings: DataSettings, library: Library) -> Finding:
+    """Whether the images are there; they are listed, not opened."""
+    try:
+        return ok("data", _counted(library.manifest(settings)))
+    except FedPGPError as error:
+        return problem("data", str(error))
+
+
+def examine(experiment: Experiment, library: Library, nodes: Sequence[Node]) -> Iterator[Finding]:
+    """The plan, what it has to encode first, and whether its actors fit; without a plan there is no more to say.
+
+    Args:
+        nodes: what there is to run on; empty: nobody knows.
+    """
+    if nodes:
+        yield resources(experiment.resources, nodes)
+    try:
+        ready = plan(_one_domain_out(experiment, library), library)
+    except FedPGPError as error:
+        yield problem("plan", str(error))
+        return
+    yield ok("plan", _described(ready))
+    free = sum(node.get("memory", 0.0) for node in nodes)
+    for name, look in (("features", features), ("memory", partial(memory, free=free))):
+        try:
+            yield look(ready)
+        except FedPGPError as error:
+            yield problem(name, str(error))
+
+
+def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
+    """Whether the actors can be placed, and have a core each."""
+    if wanted.backend == "serial":
+        return ok("resources", f"this process alone, {wanted.threads} thread(s)")
+    short = shortfall(wanted.actors, wanted.cpus_per_actor, wanted.gpus_per_actor, nodes)
+    if short:
+        return problem("resources", short)
+    told = f"{wanted.actors} actors x ({wanted.cpus_per_actor:g} CPU, {wanted.gpus_per_actor:g} GPU)"
+    cores = os.cpu_count() or 1
+    if driver.lasting_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
+        return warning("resources", f"{told} take turns on {cores} cores", "give fewer resources.actors")
+    return ok("resources", f"{told} fit {len(nodes)} node(s)")
+
+
+def features(ready: Plan) -> Finding:
+    """What has to be encoded before the first round, and whether the disk has room for it."""
+    found = estimation.forecast(ready)
+    settings = ready.experiment.resources
+    images, num_bytes = sum(one.images for one in found), sum(one.num_bytes for one in found)
+    if not images:
+        return ok("features", "all there")
+    workers = 1 if settings.backend == "serial" else settings.actors
+    seconds = sum(one.images * one.seconds_per_image for one in found) / workers
+    folder = found[0].path.parent
+    told = f"{images:,} images to encode into {folder}, {size(num_bytes)}, about {timedelta(seconds=ceil(seconds))}"
+    free = shutil.disk_usage(machine.nearest(folder)).free
+    if num_bytes > free:
+        return problem("features", f"{told}, but {size(free)} are free", "make room, or give another storage.root")
+    return ok("features", told)
+
+
+def memory(ready: Plan, free: float) -> Finding:
+    """What the actors take together, against what there is.
+
+    Args:
+        free: bytes; 0: nobody knows.
+    """
+    each, settings = estimation.memory(ready), ready.experiment.resources
+    if each is None:
+        return ok("memory", f"{ready.method.name} trains nothing")
+    actors = 1 if settings.backend == "serial" else settings.actors
+    told = f"{actors} x about {size(each)}"
+    if settings.gpus_per_actor:
+        return ok("memory", f"{told} on shares of GPUs, with whose memory it was not compared")
+    if not free:
+        return ok("memory", told)
+    if actors * each > free:
+        advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
+        return problem("memory", f"{told}, but {size(free)} are free", advice)
+    return ok("memory", f"{told}, and {size(free)} are free")
+
+
+def _one_domain_out(experiment: Experiment, library: Library) -> Experiment:
+    """The experiment; of one that holds out every domain in turn, its first run."""
+    if experiment.protocol.held_out != EVERY_DOMAIN:
+        return experiment
+    first = library.manifest(experiment.data).domains[0]
+    return experiment.model_copy(update={"protocol": experiment.protocol.model_copy(update={"held_out": first})})
+
+
+def _counted(manifest: Manifest) -> str:
+    splits = ", ".join(f"{(manifest.splits == split).sum():,} {split}" for split in SPLITS)
+    domains = f", {len(manifest.domains)} domains" if len(manifest.domains) > 1 else ""
+    return f"{manifest.name}: {len(manifest):,} images ({splits}), {len(manifest.class_names)} classes{domains}"
+
+
+def _described(ready: Plan) -> str:
+    data, name = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
+    classes = len(data.class_sets[data.train_set])
+    return f"{ready.method.name} on {name}: {data.num_clients} clients, {classes} classes to train on ({ready.digest})"

@@ -1,0 +1,114 @@
+"""What lies under a storage root, read and not changed: feature caches, runs, sweeps, and their mirror in MLflow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpgp import tracking
+from fedpgp.cli.doctor.findings import Finding, ok, problem, size, warning
+from fedpgp.clip import shelf
+from fedpgp.config import Experiment
+from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.status_folder import StatusFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking.stale_runs import left_running
+from fedpgp.tracking.sweep_writer import tag_of
+
+FILE = "sqlite:///"
+"""Before the path of an MLflow store that is a file: looking into one that is not there would make it."""
+
+
+def examine(experiment: Experiment) -> Iterator[Finding]:
+    """Everything under `storage.root`."""
+    root = experiment.storage.root.expanduser().absolute()
+    yield from _caches(root / "features")
+    runs, sweeps = _Folders.of(root / "runs", _run), _Folders.of(root / "sweeps", _sweep)
+    yield from runs.findings("runs", "fedpgp run CONFIG --resume goes on with it")
+    yield from sweeps.findings("sweeps", "fedpgp sweep CONFIG --resume goes on with it")
+    if experiment.tracking.mlflow:
+        yield _mirror(root, experiment.tracking.uri, runs.ended | sweeps.ended)
+
+
+def _caches(folder: Path) -> Iterator[Finding]:
+    whole, errors = shelf.look(folder)
+    yield from (problem("caches", str(error)) for error in errors)
+    if whole or not errors:
+        images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
+        yield ok("caches", f"{len(whole)} whole, {images:,} images, {size(num_bytes)}" if whole else "none yet")
+
+
+@dataclass
+class _Folders:
+    """The runs, or the sweeps, of a storage root."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    interrupted: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    """what is wrong, by name"""
+    ended: set[str] = field(default_factory=set)
+    """by what the mirror knows them by"""
+
+    @classmethod
+    def of(cls, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]]) -> _Folders:
+        """Read all there are.
+
+        Args:
+            read: opens one and reads all that a report would; gives it, and what the mirror knows it by.
+        """
+        found = cls()
+        for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+            try:
+                one, known_as = read(path)
+                state = one.state
+            except RunError as error:
+                found.damaged[path.name] = str(error)
+            except OSError as error:
+                found.damaged[path.name] = f"{path}: cannot be read ({error.strerror})"
+            else:
+                found.states[state] += 1
+                if state == "interrupted":
+                    found.interrupted.append(path.name)
+                if state != "running":
+                    found.ended.add(known_as)
+        return found
+
+    def findings(self, name: str, advice: str) -> Iterator[Finding]:
+        """The damaged, the killed, and all others in one line."""
+        for what in self.damaged.values():
+            yield problem(name, what, "resume it if it is to go on, else move the folder away")
+        told = ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()))
+        if self.interrupted:
+            yield warning(name, f"{told}: killed was {', '.join(self.interrupted)}", advice)
+        elif told or not self.damaged:
+            yield ok(name, told or "none yet")
+
+
+def _run(path: Path) -> tuple[StatusFolder, str]:
+    store = RunFolder.open(path)
+    store.rounds()
+    if store.state == "finished" and store.summary is None:
+        raise RunError(f"{path}: says that it is finished, but has no summary.json")
+    return store, str(store.identity["id"])
+
+
+def _sweep(path: Path) -> tuple[StatusFolder, str]:
+    folder = SweepFolder.open(path)
+    folder.results()
+    return folder, tag_of(folder.head)
+
+
+def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
+    uri = given or tracking.default_uri(root)
+    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).is_file():
+        return ok("tracking", f"no MLflow store at {uri} yet; the first run makes one")
+    try:
+        left = left_running(uri, ended)
+    except FedPGPError as error:
+        return warning("tracking", str(error), "runs go on without it; once it is back: fedpgp track sync STORAGE_ROOT")
+    if left:
+        return warning("tracking", f"{uri}: RUNNING there, but ended: {', '.join(left)}", f"fedpgp track sync {root}")
+    return ok("tracking", f"{uri} opens, and what is RUNNING there is running")

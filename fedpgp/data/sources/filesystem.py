@@ -1,0 +1,80 @@
+"""Files under a root: a folder of this machine, or anything behind a `pyarrow.fs` URI."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.core.redaction import redacted
+from fedpgp.data.sources.base import existing_root, inside
+from fedpgp.data.sources.files import size_and_time
+
+
+class Place:
+    """The folder that `data.root` names. A local one is memory-mapped, and its links may not lead out of it.
+
+    Raises:
+        DataError: there is no such folder, or pyarrow knows no such file system.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        root = settings.root
+        self._local = None if isinstance(root, str) else existing_root(settings)
+        self._shown = redacted(str(self._local or root))
+        if self._local:
+            self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
+            self._path = str(self._local)
+            return
+        try:
+            self._fs, self._path = fs.FileSystem.from_uri(root)
+            kind = self._fs.get_file_info(self._path).type
+        except (ValueError, OSError, ImportError) as error:
+            what = " ".join(str(error).replace(str(root), self._shown).split())
+            raise DataError(
+                f"data.root: {self._shown}: {what}; give a folder, or a URI that pyarrow.fs reads"
+            ) from None
+        if kind != fs.FileType.Directory:
+            raise DataError(f"data.root: {self._shown}: no such folder; give data.root=FOLDER or a URI of one")
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __truediv__(self, file: str) -> str:
+        """A file as messages name it."""
+        return f"{self._shown.rstrip('/')}/{file}"
+
+    def files(self, suffix: str) -> dict[str, tuple[int, int | None]]:
+        """All files with this ending, hidden ones apart: relative name -> bytes, time of the last change in ns.
+
+        Raises:
+            DataError: a folder cannot be listed.
+        """
+        try:
+            found = self._found_here(self._local, suffix) if self._local else self._found_there(suffix)
+        except OSError as error:
+            raise DataError(f"{self}: cannot be listed ({' '.join(str(error).split())})") from None
+        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
+
+    def open(self, file: str) -> pa.NativeFile:
+        """A file for random access.
+
+        Raises:
+            OSError: it cannot be read.
+            DataError: it leads out of a local root.
+        """
+        path = f"{self._path}/{file}" if self._local is None else str(inside(self._local, file))
+        return self._fs.open_input_file(path)
+
+    def _found_here(self, root: Path, suffix: str) -> dict[str, tuple[int, int | None]]:
+        return {path.relative_to(root).as_posix(): size_and_time(path) for path in root.rglob(f"*{suffix}")}
+
+    def _found_there(self, suffix: str) -> dict[str, tuple[int, int | None]]:
+        return {
+            str(PurePosixPath(info.path).relative_to(self._path)): (info.size, info.mtime_ns)
+            for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True))
+            if info.type == fs.FileType.File and info.path.endswith(suffix)
+        }

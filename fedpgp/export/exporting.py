@@ -1,0 +1,190 @@
+"""The prompt goes home: what a client or the server has learned, taken out of a finished run, with its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from fedpgp import __version__, config, methods
+from fedpgp.clip import icon_clip
+from fedpgp.config import BackboneSettings, Experiment
+from fedpgp.core.errors import RunError
+from fedpgp.core.tree import ParamTree, repeated
+from fedpgp.data.protocol import divide_classes
+from fedpgp.export.prompt_file import Prompt
+from fedpgp.federation.metrics import last_evaluated, per_client_table
+from fedpgp.methods.base import HasGlobalModel, Method
+from fedpgp.storage.checkpoint import State
+from fedpgp.storage.run_folder import RunFolder
+
+GLOBAL = "global"
+FILE = "prompt.safetensors"
+Which = Literal["last", "best"]
+
+LICENCES = {
+    "openai": "MIT (as OpenAI's repository CLIP states for its code and model)",
+    "random": "none: random weights",
+}
+"""By open_clip's tag: only what is known."""
+ICON_CLIP_LICENCE = (
+    "that of the fedpgp package, with the notices in fedpgp/assets/NOTICE.md (trained on open icon sets)"
+)
+UNKNOWN_LICENCE = "unknown: see the source of the weights"
+
+
+def export(run: Path, client: str, folder: Path, which: Which = "last") -> Path:
+    """Write the prompt of a client, or of the server, and its card into `folder`; the file.
+
+    Args:
+        run: folder of a finished run.
+        client: a client's number or name, or `global`: what the server could hand to a new client.
+        which: the last round, or the one with the best score on validation images.
+
+    Raises:
+        RunError: the run has not finished, or was made by another version; its method has nothing that stands in front
+            of CLIP's text tower; there is no such client, no global model, or no such round.
+    """
+    store = RunFolder.open(run)
+    experiment, method = _checked(store)
+    round = _round(store, which)
+    state = store.state_at(round)
+    number = None if client == GLOBAL else _number(store, client)
+    params = _global(state, method) if number is None else _of_client(state, number)
+    card = _card(store, experiment, method, round, which, number)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    Prompt(params, card).save(path)
+    return path
+
+
+def prompts_text(method: Method) -> bool:
+    """Whether what a method learns works through CLIP's frozen text tower, so that tower and parameters classify."""
+    return "text" in method.required_towers and bool(method.phases)
+
+
+def _checked(store: RunFolder) -> tuple[Experiment, Method]:
+    if (state := store.state) != "finished":
+        hint = "wait for it" if state == "running" else "finish it with `fedpgp run ... --resume`"
+        raise RunError(f"{store.path}: the run is {state}, only a finished one is exported; {hint}")
+    made_by = store.identity.get("versions", {}).get("fedpgp")
+    if made_by != __version__:
+        raise RunError(f"{store.path}: made by fedpgp {made_by}, this is {__version__}; export it with that version")
+    experiment = config.load(str(store.config_path))
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    if not prompts_text(method):
+        able = ", ".join(name for name, kind in methods.METHODS.items() if prompts_text(kind(kind.settings_type())))
+        raise RunError(f"{store.path}: {method.name} learns no prompt, there is nothing to export (of these: {able})")
+    return experiment, method
+
+
+def _round(store: RunFolder, which: Which) -> int:
+    if which == "last":
+        if not (rounds := store.rounds()):
+            raise RunError(f"{store.path}: has no round, there is nothing to export")
+        return rounds[-1].round
+    if store.best is None:
+        raise RunError(f"{store.path}: no round was validated, so there is no best one; give --round last")
+    return store.best
+
+
+def _number(store: RunFolder, client: str) -> int:
+    names: list[str] = store.identity["client_names"]
+    if client in names:
+        return names.index(client)
+    if client.isdecimal() and int(client) < len(names):
+        return int(client)
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise RunError(f"{store.path}: has no client {client!r}; give one of {shown}, a number from 0, or {GLOBAL}")
+
+
+def _of_client(state: State, number: int) -> ParamTree:
+    return state.shared | {key: value[number] for key, value in state.personal.items()}
+
+
+def _global(state: State, method: Method) -> ParamTree:
+    """What the server has without any client's own part."""
+    if state.shared and not state.personal:
+        return state.shared
+    if not state.shared or not isinstance(method, HasGlobalModel):
+        why = "all of it stays with the clients" if not state.shared else "its shared part is no model by itself"
+        raise RunError(f"{method.name} has no global model: {why}; give --client ID")
+    first = {key: value[:1] for key, value in state.personal.items()}
+    return {key: value[0] for key, value in method.global_model(repeated(state.shared, 1) | first).items()}
+
+
+def _card(
+    store: RunFolder, experiment: Experiment, method: Method, round: int, which: Which, number: int | None
+) -> dict[str, Any]:
+    identity = store.identity
+    names: list[str] = identity["class_names"]
+    sets = divide_classes(len(names), experiment.protocol)
+    trained, *others = ([names[label] for label in labels] for labels in sets.values())
+    whose = GLOBAL if number is None else identity["client_names"][number]
+    return {
+        "what": f"{method.name} prompt for {identity['backbone']}, {whose}, after round {round} of {store.path.name}",
+        "whose": whose,
+        "method": {"name": method.name, "paper": method.paper, "settings": method.settings.model_dump(mode="json")},
+        "template": experiment.data.prompt,
+        "class_names": trained,
+        "unseen_class_names": others[0] if others else [],
+        "takes_other_names": method.supports_unseen_classes,
+        "backbone": _backbone(experiment.backbone, identity["weights_fingerprint"]),
+        "trained_on": {
+            "data": experiment.data.name,
+            "protocol": experiment.protocol.model_dump(mode="json"),
+            **_images(store, identity["client_names"], number),
+            **{key: identity[key] for key in ("manifest_digest", "partition_digest")},
+        },
+        "round": {"number": round, "chosen": which, "of": experiment.federation.rounds},
+        "metrics": _metrics(store, round, number),
+        "run": {key: identity[key] for key in ("name", "id", "seed", "config_digest", "versions")},
+    }
+
+
+def _backbone(settings: BackboneSettings, fingerprint: str) -> dict[str, Any]:
+    """The settings that load it, without the folder of a checkpoint file, and its licence where that is known."""
+    weights = settings.weights
+    tag = weights or ""
+    licence = LICENCES.get(tag, ICON_CLIP_LICENCE if settings.name == icon_clip.NAME else UNKNOWN_LICENCE)
+    return {
+        "name": settings.name,
+        "weights": Path(weights).name if weights else None,
+        "activation": settings.activation,
+        "dtype": settings.dtype,
+        "fingerprint": fingerprint,
+        "licence": licence,
+    }
+
+
+def _images(store: RunFolder, client_names: list[str], number: int | None) -> Mapping[str, Any]:
+    """Whose images it learned from: of the client, or of all."""
+    table = store.partition
+    if table is None:
+        return {}
+    held = table.filter(pc.equal(table["split"], "train"))
+    if number is not None:
+        held = held.filter(pc.equal(pc.cast(held["client"], "string"), client_names[number]))
+    classes = list(dict.fromkeys(str(name) for name in held["class"].to_pylist()))
+    return {"images": pc.sum(held["images"]).as_py(), "clients": 1 if number is not None else len(client_names),
+            "own_classes": classes}  # fmt: skip
+
+
+def _metrics(store: RunFolder, round: int, number: int | None) -> dict[str, float]:
+    """Accuracies in percent at that round: the client's, or of the server's model where it was tested by itself."""
+    evaluated = store.rounds(after=round - 1)[0]
+    if number is None:
+        personal = bool(store.state_at(round).personal)
+        return {key: value for key, value in evaluated.metrics.items() if not personal or key.endswith("_global")}
+    if last_evaluated([evaluated]) is None:
+        return {}
+    table = per_client_table(store.clients(), round).to_pylist()
+    own = [row for row in table if row["client"] == number]
+    return {
+        f"{row['split']}/{name}": value
+        for row in own
+        for name, value in row.items()
+        if name not in ("client", "split") and value is not None
+    }

@@ -1,0 +1,146 @@
+"""A prompt as an MLflow model: images in, classes and probabilities out. MLflow loads it through `_load_pyfunc`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpgp import __version__
+from fedpgp.core.errors import ConfigError, DataError, RunError, UserError
+from fedpgp.data.sources.decoding import decode
+from fedpgp.export.prompt_file import Predictor, Prompt, best
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+COLUMN = "image"
+TOP = 5
+
+
+class ImageClassifier:
+    """What `mlflow.pyfunc.load_model` gives: a table with a column `image` in, a row per image out."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Classify encoded images (PNG, JPEG, ...).
+
+        Args:
+            table: column `image` of bytes, or of base64 text.
+            params: `top`, number of classes to name; `classes`, names separated by commas, in place of those that the
+                prompt was trained on.
+
+        Returns:
+            Columns `class` and `probability`, and lists `classes` and `probabilities` of the `top` best.
+
+        Raises:
+            MlflowException: an image or a parameter cannot be used; a server tells its client so.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._ranked(table, **(params or {}))
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _ranked(self, table: pd.DataFrame, top: int = TOP, classes: str = "") -> pd.DataFrame:
+        import pandas as pd
+
+        if top < 1:
+            raise ConfigError(f"top: at least 1 (given: {top})")
+        if table.empty:
+            raise DataError(f"no image: the column `{COLUMN}` has no row")
+        given = tuple(name.strip() for name in classes.split(",") if name.strip())
+        names = given or self._predictor.class_names
+        images = [_decoded(value, f"image {number}") for number, value in enumerate(table[COLUMN])]
+        found = best(self._predictor.probabilities(images, names), names, int(top))
+        ranked = [([name for name, _ in row], [value for _, value in row]) for row in found]
+        return pd.DataFrame(
+            {
+                "class": [classes[0] for classes, _ in ranked],
+                "probability": [values[0] for _, values in ranked],
+                "classes": [classes for classes, _ in ranked],
+                "probabilities": [values for _, values in ranked],
+            }
+        )
+
+
+def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
+    """Write an MLflow model (flavour python_function) of a prompt into `folder`, in place of an earlier one.
+
+    The prompt file is copied into it as it is, nothing is pickled; it runs where fedpgp is installed. `weights`, the
+    checkpoint file of the backbone where there is one, stays where it is and is named in the model's configuration.
+
+    Raises:
+        RunError: there is something else.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.pyfunc
+
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of every step
+    if (folder / "MLmodel").is_file():
+        shutil.rmtree(folder)
+    elif folder.exists():
+        raise RunError(f"{folder}: is there already and no MLflow model; export to another folder")
+    card = Prompt.load(prompt_file).card
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / prompt_file.name
+        shutil.copy2(prompt_file, data)
+        mlflow.pyfunc.save_model(
+            path=folder,
+            loader_module="fedpgp.export.mlflow_model",
+            data_path=data,
+            signature=_signature(),
+            input_example=_example(),
+            pip_requirements=[f"fedpgp=={__version__}"],
+            model_config={"weights": weights},
+            metadata={key: card[key] for key in ("what", "class_names", "takes_other_names", "metrics")},
+        )
+    return folder
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ImageClassifier:
+    """Called by MLflow with the copy of the prompt file."""
+    return ImageClassifier(Predictor(Prompt.load(Path(path)), weights=(model_config or {}).get("weights")))
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "class"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.string), "classes"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    params = [ParamSpec("top", DataType.long, TOP), ParamSpec("classes", DataType.string, "")]
+    return ModelSignature(Schema([ColSpec(DataType.binary, COLUMN)]), Schema(outputs), ParamSchema(params))
+
+
+def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A grey picture, and the parameters as they are when none is given."""
+    import pandas as pd
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(content, "PNG")
+    return pd.DataFrame({COLUMN: [content.getvalue()]}), {"classes": "", "top": TOP}
+
+
+def _decoded(value: bytes | str, where: str) -> Image:
+    try:
+        return decode(base64.b64decode(value) if isinstance(value, str) else value, where)
+    except binascii.Error:
+        raise DataError(f"{where}: text that is not base64; give the bytes of the file, or those as base64") from None

@@ -1,0 +1,126 @@
+"""What a person reads first of an entry: what it is and how it came out, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedpgp.core.redaction import redacted
+from fedpgp.federation.metrics import METRICS, selections
+from fedpgp.federation.records import RoundRow
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking.trial_summary import Outcome, best_of, ranking
+
+MOST_ROWS = 40
+
+
+def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
+    """A run: method, data, clients; its accuracies, if there are any."""
+    rounds, best = store.rounds(), store.best
+    lines = [f"{what(settings)}, seed {settings['seed']}.", ""]
+    if settings["protocol"]["held_out"]:
+        lines[:1] = [f"{what(settings)}, seed {settings['seed']}, domain {settings['protocol']['held_out']} held out."]
+    if store.status["reason"]:
+        lines += [f"**{store.status['state']}**: {redacted(store.status['reason'])}", ""]
+    lines += _accuracies(rounds, next((row for row in rounds if row.round == best), None))
+    return "\n".join([*lines, f"Rows: `{store.path}`"])
+
+
+def of_trial(trial: Outcome, sweep: str) -> str:
+    """A trial: what it is, and its folds."""
+    lines = [f"**{trial.planned.label}**, a trial of the sweep {sweep}.", ""]
+    for run in list(trial.runs.values())[:1]:
+        lines += [f"{what(yaml.safe_load(run.config_yaml))}.", ""]
+    if trial.result.reason:
+        lines += [f"**{trial.result.state}**: {redacted(trial.result.reason)}", ""]
+    names = measured(trial.last)
+    if names:
+        rows = [
+            [fold, *(f"{run.rounds()[-1].metrics.get(name, float('nan')):.2f}" for name in names)]
+            for fold, run in trial.runs.items()
+            if run.rounds()
+        ]
+        mean = ["mean", *(spread(trial, name) for name in names)]
+        lines += [*table(["fold, last round", *names], [*rows, mean]), ""]
+    return "\n".join(lines)
+
+
+def of_sweep(
+    settings: Mapping[str, Any], head: Mapping[str, Any], planned: int, outcomes: Sequence[Outcome], path: Path
+) -> str:
+    """A sweep: how far it is, its best trial, and the ranking of its trials."""
+    metric, best = head["metric"], best_of(outcomes, head["mode"])
+    seeds = settings["folds"]["seeds"]
+    lines = [
+        f"Sweep **{head['name']}**: {len(outcomes)} of {planned} trials have ended"
+        + (f", each over the seeds {', '.join(map(str, seeds))}" if seeds and len(seeds) > 1 else "")
+        + f". The best has the {'highest' if head['mode'] == 'max' else 'lowest'} `{metric}` after the last round.",
+        "",
+    ]
+    if not metric.startswith("val/"):
+        lines += ["**It is chosen on the test images: its numbers are optimistic.**", ""]
+    if best is not None:
+        lines += [f"Best: **{best.planned.label}** with {best.result.value:.2f}.", ""]
+    ranked = ranking(outcomes, head["mode"])
+    if ranked:
+        tested = [name for one in ranked for name in measured(one.last) if name.startswith("test/")]
+        names = list(dict.fromkeys([metric, *tested]))
+        rows = [
+            [f"{one.planned.label}{'' if one.result.state == 'finished' else f' ({one.result.state})'}"]
+            + [spread(one, name) for name in names]
+            for one in ranked[:MOST_ROWS]
+        ]
+        lines += [*table(["trial", *names], rows), ""]
+        if len(ranked) > MOST_ROWS:
+            lines += [f"The first {MOST_ROWS} of {len(ranked)}; all are in `comparison.csv`.", ""]
+    return "\n".join([*lines, f"Folder: `{path}`"])
+
+
+def measured(metrics: Mapping[str, float]) -> list[str]:
+    """Names of accuracies, in the order of the tables."""
+    return [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in metrics]
+
+
+def spread(trial: Outcome, name: str) -> str:
+    """`72.41 ± 0.30`, or `-`."""
+    if name not in trial.last:
+        return "-"
+    return f"{trial.last[name]:.2f}" + (f" ± {trial.spread[name]:.2f}" if name in trial.spread else "")
+
+
+def what(settings: Mapping[str, Any]) -> str:
+    """`fedpgp on icons with icon-clip: 10 clients (pathological), base_to_novel, 16 shots, 20 rounds`."""
+    partition, protocol = settings["partition"], settings["protocol"]
+    clients = "a client per domain" if partition["clients"] is None else f"{partition['clients']} clients"
+    shots = "all images" if protocol["shots"] is None else f"{protocol['shots']} shots"
+    where = f"{settings['data']['name']} with {settings['backbone']['name']}"
+    return (
+        f"**{settings['method']['name']}** on {where}: {clients} ({partition['scheme']}), {protocol['name']}, {shots}, "
+        f"{settings['federation']['rounds']} rounds"
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+
+
+def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:
+    """By metric: the last round and the mean of the last five, and the best round by validation."""
+    found = selections(rounds)
+    names = [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in found]
+    if not names:
+        return []
+    chosen = dict(best.metrics) if best else {}
+    heads = ["percent, mean over clients", "last round", "mean of last 5"]
+    heads += [f"round {best.round}, best by validation"] if best else []
+    rows = [
+        [name, *(f"{found[name][reading]:.2f}" for reading in ("last", "mean_last_5"))]
+        + ([f"{chosen[name]:.2f}" if name in chosen else "-"] if best else [])
+        for name in names
+    ]
+    return [*table(heads, rows), ""]

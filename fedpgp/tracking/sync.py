@@ -1,0 +1,87 @@
+"""Bringing MLflow up to date with all that lies on disk: sweeps with their folds, then runs by themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedpgp import config, tracking
+from fedpgp.config import Experiment
+from fedpgp.core.errors import ConfigError, RunError
+from fedpgp.core.redaction import without_user
+from fedpgp.experiments.sweeps import sampling, sweep_settings
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+
+
+def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
+    """Mirror what is below a storage root or its `runs`, or one run, or one sweep; the folders, as they are done.
+
+    Args:
+        uri: tracking URI; None: the one that each run names.
+
+    Raises:
+        RunError: there is neither a run nor a sweep.
+        FedPGPError: MLflow cannot be reached, or refuses.
+    """
+    sweeps = SweepFolder.find(path)
+    for sweep in sweeps:
+        named = (yaml.safe_load(sweep.spec_yaml)["base"].get("tracking") or {}).get("uri")
+        tracking.sync_sweep(sweep.path, _uri(uri, named, sweep.root), _begun(sweep))
+        yield sweep.path
+    if [sweep.path for sweep in sweeps] == [path.absolute()]:
+        return
+    try:
+        stores = RunFolder.find(path)
+    except RunError:
+        if not sweeps:
+            raise
+        return  # they were stopped before their first run
+    for store in stores:
+        named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
+        tracking.sync_run(store.path, _uri(uri, named, store.root))
+        yield store.path
+
+
+def _uri(given: str | None, named: str | None, root: Path) -> str:
+    return given or (named and without_user(named)) or tracking.default_uri(root)
+
+
+def _begun(sweep: SweepFolder) -> dict[str, list[Path]]:
+    """The runs of trials that have not ended, found by their settings: what ended is on record, what began is not."""
+    open_trials = {trial.id: trial.folds for trial in sweep.trials if sweep.result(trial.id) is None}
+    runs = sweep.root / "runs"
+    if not open_trials or not runs.is_dir():
+        return {}
+    try:
+        drawn = {
+            trial.id: trial for trial in sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
+        }
+    except ConfigError:  # of a version that had other settings
+        return {}
+    known: dict[str, list[Path]] = {}
+    for path in sorted(runs.glob("[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime):
+        known.setdefault(_settings_of(path), []).append(path.parent)
+    return {
+        trial: [known[key][-1] for fold in folds if (key := _key(drawn[trial].fold(fold))) in known]
+        for trial, folds in open_trials.items()
+        if trial in drawn
+    }
+
+
+def _settings_of(path: Path) -> str:
+    try:
+        return _key(config.parse(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (ConfigError, yaml.YAMLError, OSError):
+        return ""
+
+
+def _key(experiment: Experiment) -> str:
+    """What makes two runs the same, as far as settings tell."""
+    tree: dict[str, Any] = experiment.model_dump(mode="json", exclude={"name", "resources", "tracking", "storage"})
+    del tree["data"]["root"], tree["backbone"]["weights"]
+    return json.dumps(tree, sort_keys=True)

@@ -1,0 +1,33 @@
+"""Progress as lines in a log: how far, how fast, and how much time is left."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from fedpgp.analysis.report import progress_bar
+from fedpgp.federation.records import Progress
+
+
+def test_lines_say_how_much_time_is_left(monkeypatch):
+    """25 of 100 were there at the start; 50 in 20 s since, so the last 25 take 10 s."""
+    now, log = [100.0], io.StringIO()
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    with progress_bar.Live(Console(file=log, width=200)) as shown:
+        shown.show(Progress("extract", 25, 100))
+        now[0] = 120.0
+        shown.show(Progress("extract", 75, 100, note="2.5 images/s"))
+    assert log.getvalue().splitlines() == [
+        "frozen features 25/100",
+        "frozen features 75/100  2.5 images/s  0:00:10 left",
+    ]
+
+
+def test_what_a_start_has_to_say_is_told_once():
+    log = io.StringIO()
+    with progress_bar.Live(Console(file=log, width=200)) as shown:
+        for number in range(5):
+            shown.show(Progress("trials", 0, 3, f"round {number}"))
+        shown.show(Progress("trials", 3, 3))
+    assert log.getvalue().splitlines() == ["trials 0/3  round 0", "trials 3/3"]

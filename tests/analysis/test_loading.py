@@ -1,0 +1,238 @@
+"""Runs on disk become groups; what does not fit is refused, or marked."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow as pa
+import pytest
+
+from fedpgp.analysis.comparison import Fold
+from fedpgp.analysis.loading import Entry, compare, find, pair, read
+from fedpgp.core.errors import RunError, UserError
+from fedpgp.federation.records import CLIENT_SCHEMA
+from fedpgp.storage.run_folder import RunFolder
+
+HM = {"test_hm": [50, 60]}
+PROMPTFL = ["method.name=promptfl"]
+
+
+def strict(*paths):
+    return [Entry(path, strict=True) for path in paths]
+
+
+def test_a_run_is_read_from_its_rows(made_run):
+    run = read(made_run("seed=3", "data.root=/anywhere", "resources.actors=7", test_hm=[50, 60], val_local=[70, 65]))
+    assert run.fold == Fold(3, None)
+    assert run.metrics["test/hm"] == {"last": 60.0, "mean_last_5": 55.0, "max": 60.0}
+    assert run.metrics["val/local"] == {"last": 65.0, "mean_last_5": 67.5, "max": 70.0}
+    assert run.settings["method.name"] == "fedpgp"
+    hidden = {"seed", "data.root", "protocol.held_out", "backbone.weights", "resources.actors", "name"}
+    assert not hidden & run.settings.keys()
+
+
+def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, "partition.clients=5", **HM)]
+    with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--anyway` compares them, marked"):
+        compare(strict(*paths))
+    found = compare(strict(*paths), anyway=True)
+    assert [one.marks for one in found.groups] == [(), ("another partition than fedpgp, clients=10",)]
+    assert found.labels == ["fedpgp, clients=10", "promptfl, clients=5"]
+    assert len(found.places) == 1
+
+
+def test_equal_settings_with_another_partition_are_refused(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, partition="other", **HM)]
+    with pytest.raises(RunError, match="different partitions, p1 and other"):
+        compare(strict(*paths))
+    assert compare(strict(*paths), anyway=True).groups[1].marks == ("another partition than fedpgp",)
+
+
+@pytest.mark.parametrize(("state", "told"), [("failed", "failed: disk full"), ("running", "running")])
+def test_a_run_that_has_not_finished_is_refused_left_out_or_marked(made_run, state, told):
+    done, other = made_run(**HM), made_run(*PROMPTFL, state=state, **HM)
+    with pytest.raises(RunError, match=rf"has not finished \({told}\); `--anyway`"):
+        compare(strict(done, other))
+    left = compare([Entry(done), Entry(other)])
+    assert (left.labels, left.notes) == (["fedpgp"], (f"left out: {other.name} ({told})",))
+    marked = compare(strict(done, other), anyway=True)
+    assert marked.groups[1].marks == (f"seed 1: {state}",)
+
+
+def test_a_run_without_a_number_is_refused_even_so(made_run):
+    empty = made_run(state="running")
+    with pytest.raises(RunError, match="nothing was evaluated"):
+        compare(strict(empty), anyway=True)
+    with pytest.raises(RunError, match="no finished run to compare; left out"):
+        compare([Entry(empty)])
+
+
+def test_runs_of_different_versions_are_refused_or_marked(made_run):
+    paths = [made_run(**HM), made_run(*PROMPTFL, version="0.9", **HM)]
+    with pytest.raises(RunError, match=r"different versions of fedpgp, 1 and 0\.9"):
+        compare(strict(*paths))
+    assert compare(strict(*paths), anyway=True).groups[1].marks == ("fedpgp 0.9 and 1",)
+
+
+def test_a_run_of_a_version_with_other_settings_is_refused(made_run):
+    path = made_run(version="0.2", **HM)
+    (path / "config.yaml").write_text("federation: {gossip: true}\n")
+    with pytest.raises(RunError, match=r"made by fedpgp 0\.2.*federation\.gossip: unknown key"):
+        compare(strict(path), anyway=True)
+
+
+def test_the_newer_of_two_equal_runs_counts_and_the_same_folder_counts_once(made_run):
+    old, new = made_run(test_hm=[50]), made_run(test_hm=[60])
+    found = compare(strict(old, new, new))
+    assert found.groups[0].statistic("hm").by_seed == {1: 60.0}
+    assert found.notes == (f"left out: {old.name}, since {new.name} is newer",)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(RunError, match="not the folder of a run"):
+        compare(strict(tmp_path))
+
+
+@pytest.fixture
+def sweep(made_run, tmp_path):
+    """Two variants by two ranks, seeds 1 and 2: one trial has not run, one failed in its second fold."""
+    from fedpgp.experiments.sweeps.sampling import Fold as Planned_fold
+    from fedpgp.storage.sweep_folder import FoldRun, Result, SweepFolder, TrialSpec
+
+    folds = (Planned_fold(1), Planned_fold(2))
+    settings = [("A", 1), ("A", 2), ("A and more", 1), ("A and more", 2)]
+    trials = [
+        TrialSpec(f"t{n}", f"{name}, rank={rank}", {"method.rank": rank}, folds)
+        for n, (name, rank) in enumerate(settings)
+    ]
+    folder = SweepFolder.create(
+        tmp_path / "store", "s", "d", "variants: {A: {}, A and more: {federation.lr: 0.5}}\n", "val/hm", "max", trials
+    )
+    for number, seeds in ((0, (1, 2)), (1, (1, 2)), (2, (1,))):
+        name, rank = settings[number]
+        given = [f"method.rank={rank}", f"name=n{number}", f"federation.lr={1 + len(name)}"]
+        runs = [FoldRun(seed, None, made_run(f"seed={seed}", *given, **HM).name) for seed in seeds]
+        state = "finished" if len(seeds) == 2 else "failed"
+        folder.record(Result(f"t{number}", state, 1.0, tuple(runs), "loss is nan" if state == "failed" else None))
+    return folder.path
+
+
+def test_a_sweep_is_called_by_its_variants_and_what_it_lacks_is_named(sweep):
+    found = find([sweep]).compare()
+    assert [(one.label, one.seeds) for one in found.groups] == [
+        ("A, rank=1", [1, 2]),
+        ("A, rank=2", [1, 2]),
+        ("A and more", [1]),
+    ]
+    assert found.selected == ("val/hm",)
+    assert found.notes == (
+        "trial A and more, rank=1: failed: loss is nan",
+        "trial A and more, rank=1: no run of seed 2",
+        "trial A and more, rank=2: has not run",
+    )
+    assert found.missing() == ["A and more: no run of seed 2"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("trials.json", "[]", "trials.json: not as fedpgp wrote it"),
+        ("trials.json", '{"trials": ["t0"]}', "trials.json: not as fedpgp wrote it: trials: 0: "),
+        ("trials/t0.json", "{}", "t0.json: not as fedpgp wrote it: state: "),
+        ("trials/t0.json", "{", "t0.json: cannot be read"),
+        ("sweep.yaml", "- 1", "sweep.yaml: expected a mapping"),
+        ("sweep.yaml", "a: {", "sweep.yaml: not readable as YAML"),
+    ],
+)
+def test_a_damaged_sweep_is_refused_by_name(sweep, file, content, told):
+    (sweep / file).write_text(content)
+    with pytest.raises(UserError, match=re.escape(told)):
+        find([sweep])
+
+
+def test_a_storage_root_gives_its_runs_in_the_order_in_which_they_were_made(made_run, tmp_path):
+    first = made_run("name=zz", **HM)
+    made_run("name=aa", *PROMPTFL, **HM)
+    found = find([tmp_path / "store"])
+    assert found.entries[0].path == first
+    assert [entry.strict for entry in found.entries] == [False, False]
+    with pytest.raises(RunError, match="not the folder of a run or of a sweep, nor a storage root"):
+        find([tmp_path])
+
+
+def test_a_pair_must_hold_the_same_images(made_run):
+    a, b, other = made_run(**HM), made_run(*PROMPTFL, **HM), made_run("seed=2", **HM)
+    ours, theirs, marks = pair(a, b)
+    assert (ours.path, theirs.path, marks) == (a, b, [])
+    with pytest.raises(RunError, match=r"different partitions \(seed 1 and seed 2\)"):
+        pair(a, other)
+    assert len(pair(a, other, anyway=True)[2]) == 1
+
+
+def says(key, value):
+    """Change a key of identity.json."""
+
+    def damage(run):
+        path = run / "identity.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return damage
+
+
+def lacks_created_ms(run):
+    path = run / "identity.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "created_ms"})
+    )
+
+
+WRONG = "identity.json: not as fedpgp wrote it: "
+DAMAGE = {
+    f"{WRONG}client_names: ": says("client_names", 3),
+    f"{WRONG}client_names: 0: ": says("client_names", [["anna"]]),
+    f"{WRONG}versions: ": says("versions", ["1"]),
+    f"{WRONG}created_ms: ": says("created_ms", None),
+    f"{WRONG}Input should be an object": lambda run: (run / "identity.json").write_text("[]"),
+    "identity.json: cannot be read": lambda run: (run / "identity.json").write_bytes(b"\xff\xfe"),
+    "identity.json: does not say 'created_ms'": lacks_created_ms,
+    "status.json: not as fedpgp wrote it: state: ": lambda run: (run / "status.json").write_text("{}"),
+    "status.json: cannot be read (No such file or directory)": lambda run: (run / "status.json").unlink(),
+    "config.yaml: no such file": lambda run: (run / "config.yaml").unlink(),
+    "config.yaml: not readable as YAML": lambda run: (run / "config.yaml").write_text("a: {b"),
+    "config.yaml: cannot be read as UTF-8": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGE)
+def test_a_damaged_run_is_refused_by_name_and_hides_no_other_in_a_folder(made_run, tmp_path, told):
+    good, bad = made_run(**HM), made_run(*PROMPTFL, **HM)
+    DAMAGE[told](bad)
+    if DAMAGE[told] is not lacks_created_ms:  # which only the order of runs in a folder needs
+        with pytest.raises(RunError, match=re.escape(told)):
+            compare(strict(good, bad))
+    found = find([tmp_path / "store"]).compare()
+    assert found.labels == ["fedpgp"]
+    assert [note for note in found.notes if told in note and note.startswith("left out: ")]
+
+
+def test_rows_of_clients_that_nobody_names_are_refused(made_run):
+    row = {"round": 1, "client": 2, "split": "test", "metric": "local", "correct": 1, "total": 2}
+    run = made_run(state="running", test_local=[50], clients=pa.Table.from_pylist([row], CLIENT_SCHEMA))
+    with pytest.raises(RunError, match=r"has rows of more clients than the 2 that identity\.json names"):
+        RunFolder.open(run).clients()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a,b\n1,2\n", "Column 'client'"),
+        ("client,split,class,domain,images\nanna,train,cat,x,many\n", "many"),
+        ("", "Empty CSV"),
+    ],
+)
+def test_a_table_of_something_else_is_no_partition(made_run, content, told):
+    run = made_run(**HM)
+    (run / "partition.csv").write_text(content)
+    with pytest.raises(RunError, match=rf"partition\.csv: cannot be read .*{told}"):
+        _ = RunFolder.open(run).partition

@@ -1,0 +1,161 @@
+"""Trials drawn by hand: how many, which, in which order, with which ids."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.seeding import numpy_generator
+from fedpgp.experiments.sweeps import search_space, sweep_settings
+from fedpgp.experiments.sweeps.sampling import draw, folds
+from fedpgp.storage.sweep_folder import Fold
+
+BASE = {"method": {"name": "fedpgp", "n_ctx": 4}}
+LODO = {
+    "protocol": {"name": "leave_one_domain_out", "held_out": "all"},
+    "partition": {"scheme": "domain", "clients": None},
+}
+
+
+def sweep(base=BASE, **tree):
+    return sweep_settings.Sweep.model_validate({"base": base, **tree})
+
+
+def settings(drawn):
+    return [dict(trial.settings) for trial in drawn.trials]
+
+
+def test_a_grid_in_the_order_of_its_keys():
+    drawn = draw(sweep(space={"method.rank": {"grid_search": [1, 2]}, "protocol.shots": {"grid_search": [4, 16]}}))
+    assert settings(drawn) == [
+        {"method.rank": rank, "protocol.shots": shots} for rank in (1, 2) for shots in (4, 16)
+    ]  # fmt: skip
+    assert [trial.label for trial in drawn.trials] == [f"rank={r}, shots={s}" for r in (1, 2) for s in (4, 16)]
+    assert drawn.trials[1].experiment.method.settings["rank"] == 1
+    assert drawn.trials[1].experiment.protocol.shots == 16
+    assert (drawn.metric, drawn.repeated) == ("val/hm", 0)
+
+
+def test_variants_are_a_dimension_and_another_method_drops_settings():
+    variants = {"CoOp": {"method.name": "coop", "federation.lr": 0.03}, "FedPGP": {}}
+    drawn = draw(sweep(variants=variants, space={"protocol.shots": {"grid_search": [4, 16]}}))
+    assert [trial.label for trial in drawn.trials] == [f"{m}, shots={s}" for m in ("CoOp", "FedPGP") for s in (4, 16)]
+    assert [trial.experiment.method.name for trial in drawn.trials] == ["coop", "coop", "fedpgp", "fedpgp"]
+    assert [trial.experiment.federation.lr for trial in drawn.trials] == [0.03, 0.03, 0.001, 0.001]
+    assert "n_ctx" in drawn.trials[0].experiment.method.settings  # coop's own default
+
+
+def test_a_section_is_merged_into_the_base():
+    values = [{"name": "icons"}, {"name": "shapes", "template": "a {}"}]
+    base = {**BASE, "data": {"name": "dtd", "root": "/dtd", "template": "{} texture.", "val_fraction": 0.1}}
+    drawn = draw(sweep(base, space={"data": {"grid_search": values}}))
+    assert [trial.label for trial in drawn.trials] == ["data=icons", "data=shapes"]
+    first, second = (trial.experiment.data for trial in drawn.trials)
+    assert (first.name, first.root, first.template, first.val_fraction) == ("icons", None, None, 0.1)
+    assert second.template == "a {}"
+
+
+def test_draws_depend_on_seed_key_sample_and_point_alone():
+    search_space = {"method.mu": {"uniform": [0.0, 1.0]}, "method.rank": {"grid_search": [1, 2]}}
+    drawn = draw(sweep(space=search_space, tune={"num_samples": 3}))
+    assert [trial.settings["method.rank"] for trial in drawn.trials] == [1, 2, 1, 2, 1, 2]
+    values = [trial.settings["method.mu"] for trial in drawn.trials]
+    assert len(set(values)) == 6
+    assert all(0 <= value < 1 for value in values)
+    assert settings(draw(sweep(space=search_space, tune={"num_samples": 3}))) == settings(drawn)
+    assert settings(draw(sweep(space=search_space, tune={"num_samples": 2}))) == settings(drawn)[:4]
+    more = draw(sweep(space={**search_space, "method.tau": {"uniform": [0.1, 1.0]}}, tune={"num_samples": 3}))
+    assert [trial.settings["method.mu"] for trial in more.trials] == values
+    other = draw(sweep(space=search_space, tune={"num_samples": 3, "seed": 2}))
+    assert not set(values) & {trial.settings["method.mu"] for trial in other.trials}
+
+
+def test_ranges_are_those_of_tune():
+    """randint excludes its upper bound; loguniform is uniform in the logarithm."""
+    generator = numpy_generator(1, "test")
+    whole = search_space.parse("k", {"randint": [2, 5]})
+    assert {whole.draw(generator) for _ in range(100)} == {2, 3, 4}
+    rate = search_space.parse("k", {"loguniform": [1e-4, 1.0]})
+    draws = [rate.draw(generator) for _ in range(2000)]
+    assert all(1e-4 <= value < 1 for value in draws)
+    assert sum(math.log10(value) for value in draws) / 2000 == pytest.approx(-2, abs=0.1)
+    choice = search_space.parse("k", {"choice": ["a", "b"]})
+    assert {choice.draw(generator) for _ in range(50)} == {"a", "b"}
+
+
+def test_what_is_drawn_twice_is_run_once():
+    drawn = draw(sweep(space={"method.rank": {"choice": [1, 2]}}, tune={"num_samples": 20}))
+    assert sorted(trial.settings["method.rank"] for trial in drawn.trials) == [1, 2]
+    assert drawn.repeated == 18
+
+
+def test_the_id_is_of_the_configuration_without_folds_and_paths():
+    def only(**tree):
+        (trial,) = draw(sweep({**BASE, **tree})).trials
+        return trial.id
+
+    plain = only()
+    assert only(seed=7, name="other", storage={"root": "/x"}, resources={"actors": 5}) == plain
+    assert only(federation={"rounds": 11}) != plain
+    here, there = (
+        only(backbone={"name": "ViT-B-32", "weights": f"{folder}/model.pt"}, data={"name": "dtd", "root": folder})
+        for folder in ("/a", "/b")
+    )
+    assert here == there
+    held = [draw(sweep({**LODO, "protocol": {**LODO["protocol"], "held_out": one}})).trials[0].id for one in "ab"]
+    assert held[0] == held[1]
+
+
+def test_all_that_is_wrong_is_named_at_once():
+    search_space = {"method.rank": {"grid_search": [1, 0]}, "federation.lr": {"grid_search": [0.1, -1.0]}}
+    with pytest.raises(ConfigError) as error:
+        draw(sweep(space=search_space))
+    lines = str(error.value).splitlines()
+    assert any("rank" in line and "[1 of 4 trials: rank=0, lr=0.1]" in line for line in lines)
+    assert any("federation.lr" in line and "[2 of 4 trials: rank=1, lr=-1; rank=0, lr=-1]" in line for line in lines)
+
+
+def test_a_wrong_key_is_told_once():
+    with pytest.raises(ConfigError, match=r"^method fedpgp: rnk: unknown key; did you mean rank\?$"):
+        draw(sweep(space={"method.rnk": {"grid_search": [1, 2, 4]}}))
+
+
+@pytest.mark.parametrize(
+    ("base", "metric", "says"),
+    [
+        (LODO, "val/hm", "val/hm is not measured with protocol.name=leave_one_domain_out"),
+        (LODO, "val/held_out", "there is: val/local, val/all"),
+        ({"protocol": {"name": "all_classes"}}, "test/base", "there is: test/local, test/all"),
+    ],
+)
+def test_a_metric_that_is_not_measured(base, metric, says):
+    with pytest.raises(ConfigError, match=says):
+        draw(sweep(base, tune={"metric": metric}))
+
+
+def test_the_metric_fits_the_protocol_and_test_is_possible():
+    assert draw(sweep(LODO)).metric == "val/local"
+    assert draw(sweep(LODO, tune={"metric": "test/held_out"})).metric == "test/held_out"
+    assert draw(sweep(tune={"metric": "train/loss", "mode": "min"})).metric == "train/loss"
+
+
+def test_folds_are_seeds_times_domains():
+    def of(domains=("a", "b"), base=LODO, **given):
+        wanted = sweep(base, folds=given)
+        return folds(wanted, draw(wanted).trials[0], domains)
+
+    assert of(base={"seed": 4}) == (Fold(4),)
+    assert of(base=BASE, seeds=[1, 2]) == (Fold(1), Fold(2))
+    assert of(seeds=[1, 2]) == (Fold(1, "a"), Fold(1, "b"), Fold(2, "a"), Fold(2, "b"))
+    assert of(held_out=["b"]) == (Fold(1, "b"),)
+    assert of(domains=None) == (Fold(1, "all"),)
+    with pytest.raises(ConfigError, match=r"no domain x in the data \(known: a, b\)"):
+        of(held_out=["a", "x"])
+
+
+def test_a_fold_is_the_experiment_with_its_seed_and_domain():
+    (trial,) = draw(sweep(LODO)).trials
+    run = trial.fold(Fold(3, "dotted"))
+    assert (run.seed, run.protocol.held_out, run.method) == (3, "dotted", trial.experiment.method)

@@ -1,0 +1,145 @@
+"""What a sweep may say, and how it is refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from fedpgp import config
+from fedpgp.core.errors import ConfigError
+from fedpgp.experiments.sweeps import sweep_settings
+
+GRID = {"method.rank": {"grid_search": [1, 2]}, "method.mu": {"choice": [0.1, 0.5]}}
+
+
+def write(folder, **tree):
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"base": "shapes", **tree}))
+    return str(path)
+
+
+def test_a_sweep_is_read_and_written_back_to_the_same(tmp_path):
+    sweep, said = sweep_settings.load(write(tmp_path, space=GRID, folds={"seeds": [1, 2]}, tune={"scheduler": "asha"}))
+    assert (sweep.name, sweep.folds.seeds, sweep.tune.scheduler, said) == ("mine", (1, 2), "asha", [])
+    assert sweep.terms["method.rank"].values == (1, 2)
+    assert sweep.base["data"]["name"] == "shapes"
+    (tmp_path / "again.yaml").write_text(sweep_settings.dump(sweep))
+    assert sweep_settings.load(str(tmp_path / "again.yaml")) == (sweep, [])
+
+
+def test_an_experiment_is_a_sweep_of_one_trial():
+    sweep, _ = sweep_settings.load("icons", ["federation.rounds=3"])
+    assert (sweep.name, sweep.space, sweep.base["federation"]["rounds"]) == ("icons", {}, 3)
+
+
+def test_a_base_lies_beside_the_sweep(tmp_path):
+    (tmp_path / "own.yaml").write_text("name: own\n")
+    sweep, _ = sweep_settings.load(write(tmp_path, base="own.yaml"))
+    assert sweep.base == {"name": "own"}
+
+
+@pytest.mark.parametrize("key", ["method.rank", "base.method.rank"])
+def test_an_override_wins_over_the_space_and_says_so(tmp_path, key):
+    sweep, said = sweep_settings.load(write(tmp_path, space=GRID), [f"{key}=3", "tune.max_concurrent=2", "name=other"])
+    assert list(sweep.space) == ["method.mu"]
+    assert (sweep.base["method"]["rank"], sweep.tune.max_concurrent, sweep.name) == (3, 2, "other")
+    assert said == ["space: method.rank was {'grid_search': [1, 2]}, is now method.rank=3"]
+
+
+def test_what_every_trial_is_repeated_over_is_not_set_in_the_base(tmp_path):
+    assert sweep_settings.load(write(tmp_path), ["seed=7"])[0].base["seed"] == 7  # it is repeated over nothing
+    for given in ({"folds": {"seeds": [1, 2]}}, {"folds": {"seeds": [1]}}):
+        with pytest.raises(ConfigError, match=r"override seed: folds\.seeds decides .* give folds\.seeds=\[1, 2, 3\]"):
+            sweep_settings.load(write(tmp_path, **given), ["seed=7"])
+    with pytest.raises(ConfigError, match=r"override protocol\.held_out: folds\.held_out decides"):
+        sweep_settings.load(write(tmp_path), ["folds.held_out=all", "protocol.held_out=dotted"])
+
+
+def test_an_override_can_be_a_term(tmp_path):
+    sweep, said = sweep_settings.load(
+        write(tmp_path, space=GRID), ["method.rank={grid_search: [4, 8]}", "method.tau={choice: [1]}"]
+    )
+    assert sweep.terms["method.rank"].values == (4, 8)
+    assert set(sweep.space) == {"method.rank", "method.mu", "method.tau"}
+    assert len(said) == 1
+
+
+def test_an_override_inside_a_section_of_the_space(tmp_path):
+    """The data's name replaces the grid over data sets; the number of views, which the grid does not set, does not."""
+    data = {"grid_search": [{"name": "dtd", "root": "/dtd"}, {"name": "food101", "root": "/food"}]}
+    file = write(tmp_path, space={"data": data})
+    sweep, said = sweep_settings.load(file, ["base.data.name=icons"])
+    assert (sweep.space, sweep.base["data"]["name"], len(said)) == ({}, "icons", 1)
+    sweep, said = sweep_settings.load(file, ["data.views=2"])
+    assert (list(sweep.space), sweep.base["data"]["views"], said) == (["data"], 2, [])
+
+
+def test_an_override_wins_over_variants_and_says_so(tmp_path):
+    variants = {"CoOp": {"method.name": "coop", "federation.lr": 0.1}, "FedPGP": {}}
+    sweep, said = sweep_settings.load(write(tmp_path, variants=variants), ["federation.lr=0.3"])
+    assert sweep.variants == {"CoOp": {"method.name": "coop"}, "FedPGP": {}}
+    assert said == ["variants: federation.lr of 'CoOp' is now federation.lr=0.3"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"spcae": {}}, "spcae: unknown key; did you mean space"),
+        ({"tune": {"max_concurent": 2}}, "tune.max_concurent: unknown key; did you mean max_concurrent"),
+        ({"tune": {"metric": "val/hmm"}}, "unknown metric; did you mean val/hm"),
+        ({"tune": {"scheduler": "hyperband"}}, "tune.scheduler: Input should be 'fifo', 'asha' or 'median'"),
+        ({"folds": {"seeds": []}}, "folds.seeds"),
+        ({"folds": {"seeds": [1, 1]}}, "folds.seeds: one stands twice"),
+        ({"space": {"method.rank": {"grid_serch": [1]}}}, "unknown term 'grid_serch'; did you mean grid_search"),
+        ({"space": {"method.rank": [1, 2]}}, "space: method.rank: write a term with its values"),
+        ({"space": {"method.rank": {"grid_search": []}}}, "grid_search needs a list"),
+        ({"space": {"method.mu": {"uniform": [1, 0]}}}, "uniform needs 2 numbers, the lower one first"),
+        ({"space": {"method.mu": {"loguniform": [0, 1]}}}, "loguniform needs 2 numbers above 0"),
+        ({"space": {"method.rank": {"randint": [1.5, 3]}}}, "randint needs 2 whole numbers"),
+        ({"space": {"method.mu": {"sample_from": "lambda spec: 1"}}}, "text such as 'lambda spec: 1' is not run"),
+        ({"space": {"method.mu": {"grid_search": "tune.uniform(0, 1)"}}}, "is not run"),
+        ({"space": {"seed": {"grid_search": [1, 2]}}}, r"seed makes a fold .* give folds.seeds"),
+        ({"variants": {"a": {"protocol.held_out": "x"}}}, r"protocol.held_out makes a fold .* folds.held_out=all"),
+        ({"space": GRID, "variants": {"a": {"method": {"mu": 1}}}}, "method.mu: in the space and in a variant"),
+        ({"base": {"resources": None}}, r"base: resources: give settings below it, or leave it out \(given: None\)"),
+        ({"base": 3}, "base: give a shipped experiment, a path or a mapping"),
+        ({"base": "nothing"}, "nothing: no such file, and no shipped experiment"),
+    ],
+)
+def test_what_is_refused(tmp_path, tree, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep_settings.load(write(tmp_path, **tree))
+
+
+def test_code_in_yaml_is_refused(tmp_path):
+    for code in ("!!python/object/apply:os.system [echo]", "!!python/name:os.system"):
+        (tmp_path / "mine.yaml").write_text(f"base: shapes\nspace:\n  method.rank: {code}\n")
+        with pytest.raises(ConfigError, match="not readable as YAML: could not determine a constructor"):
+            sweep_settings.load(str(tmp_path / "mine.yaml"))
+
+
+def test_space_without_base_is_told(tmp_path):
+    (tmp_path / "mine.yaml").write_text("space: {}\n")
+    with pytest.raises(ConfigError, match="has space but no base; give base: EXPERIMENT"):
+        sweep_settings.load(str(tmp_path / "mine.yaml"))
+    with pytest.raises(ConfigError, match="nothing: no such file, and no shipped sweep or experiment"):
+        sweep_settings.load("nothing")
+
+
+def test_leaving_domains_out_turns_any_base_into_that_protocol():
+    sweep = sweep_settings.leave_one_domain_out(sweep_settings.load("icons")[0])
+    assert sweep.folds.held_out == "all"
+    assert sweep.base["protocol"]["name"] == "leave_one_domain_out"
+    assert sweep.base["partition"] == {"scheme": "domain", "clients": None}
+    assert config.parse(sweep.base).protocol.shots == 16
+    assert sweep_settings.leave_one_domain_out(sweep) == sweep
+    kept = {"scheme": "domain", "clients": None, "clients_per_domain": 2}
+    base = {"partition": kept, "protocol": {"name": "leave_one_domain_out", "held_out": "dotted"}}
+    sweep = sweep_settings.leave_one_domain_out(sweep_settings.Sweep(base=base))
+    assert (sweep.base["partition"], sweep.folds.held_out) == (kept, ("dotted",))
+
+
+@pytest.mark.parametrize("path", sorted(config.shipped_configs().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_one(path):
+    sweep, said = sweep_settings.load(path.stem)
+    assert (sweep.name, said) == (path.stem, [])

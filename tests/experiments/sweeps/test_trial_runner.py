@@ -1,0 +1,143 @@
+"""The folds of a trial without Tune: each run once, failures alone, turns for a scheduler."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from statistics import fmean
+
+import pytest
+
+from fedpgp import config
+from fedpgp.core.files import locked
+from fedpgp.experiments import planning
+from fedpgp.experiments import runner as experiments
+from fedpgp.experiments.planning import Library
+from fedpgp.experiments.sweeps import trial_runner
+from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
+from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
+
+BASE = {
+    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
+    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
+    "federation": {"rounds": 3, "lr": 0.1, "local_epochs": 1, "batch_size": 4}, "resources": {"backend": "serial"},
+    "tracking": {"mlflow": False},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def library():
+    return Library()
+
+
+@pytest.fixture
+def backend():
+    made = SerialBackend(threads=1)
+    yield made
+    made.close()
+
+
+def work(root, library, seeds=(1, 2), sweep="first", look_every=None, force=False, **federation):
+    own = []
+    for seed in seeds:
+        tree = {**BASE, "seed": seed, "storage": {"root": str(root)}}
+        tree["federation"] = {**BASE["federation"], **federation}
+        experiment = config.parse(tree)
+        own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
+    planned = TrialSpec("abc", "it", {}, tuple(one.fold for one in own))
+    folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
+    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", look_every, force)
+
+
+def finished_at(root, seed, rounds):
+    """Names of the finished runs of a seed with so many rounds."""
+    found = []
+    for path in sorted((root / "runs").iterdir()):
+        store = RunFolder.open(path)
+        if store.state == "finished" and (store.identity["seed"], len(store.rounds())) == (seed, rounds):
+            found.append(path.name)
+    return found
+
+
+def test_folds_follow_one_another_and_the_result_is_their_mean(root, library, backend):
+    todo = work(root, library)
+    reports = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))
+    assert [report.round for report in reports] == [1, 2, 3, 1, 2, 3, 3]
+    assert reports[3].note.startswith("fold 2/2 round 1/3, val/hm ")
+    result = reports[-1].result
+    assert [(fold.seed, fold.held_out, fold.run) for fold in result.folds] == [
+        (seed, None, finished_at(root, seed, 3)[0]) for seed in (1, 2)
+    ]
+    last = [RunFolder.open(root / "runs" / fold.run).rounds()[-1].metrics["val/hm"] for fold in result.folds]
+    assert (result.state, result.value) == ("finished", fmean(last))
+    assert SweepFolder.open(todo.sweep).result("abc") == result
+
+
+def test_what_has_finished_in_another_sweep_is_not_run_again(root, library, monkeypatch):
+    first = SweepFolder.open(root / "sweeps" / ("first-" + "0" * 12)).result("abc")
+    monkeypatch.setattr(experiments, "advance", None)
+    todo = work(root, library, sweep="second")
+    result = list(trial_runner.run(todo, None, library, lambda event: None))[-1].result
+    assert (result.value, result.folds) == (first.value, first.folds)
+
+
+def test_anew_runs_what_has_finished(root, library, backend):
+    todo = work(root, library, seeds=(2,), sweep="third", force=True)
+    result = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))[-1].result
+    assert finished_at(root, 2, 3) == [finished_at(root, 2, 3)[0], result.folds[0].run]
+
+
+def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, library, backend):
+    todo = work(root, library, sweep="turns", look_every=2, rounds=5)
+    reports = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))
+    assert [report.round for report in reports] == [2, 4, 5]
+    rows = [RunFolder.open(root / "runs" / fold.run).rounds() for fold in reports[-1].result.folds]
+    for report in reports:
+        assert report.value == fmean(own[report.round - 1].metrics["val/hm"] for own in rows)
+    alone = RunFolder.open(root / "runs" / finished_at(root, 1, 3)[0]).rounds()
+    assert [dict(row.metrics) for row in rows[0][:3]] == [dict(row.metrics) for row in alone]
+
+
+def test_closed_early_its_runs_are_stopped_and_go_on_later(root, library, backend):
+    todo = work(root, library, sweep="early", look_every=1, rounds=4)
+    going = trial_runner.run(todo, lambda: backend, library, lambda event: None)
+    next(going)
+    going.close()
+    begun = [RunFolder.open(root / "runs" / fold.run) for fold in trial_runner.begun(todo)]
+    assert [(store.state, len(store.rounds())) for store in begun] == [("stopped", 1), ("stopped", 1)]
+    assert SweepFolder.open(todo.sweep).result("abc") is None
+    result = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))[-1].result
+    assert [fold.run for fold in result.folds] == [store.path.name for store in begun]
+    assert [len(store.rounds()) for store in begun] == [4, 4]
+
+
+def test_a_trial_that_raises_is_failed_with_its_traceback(root, library, backend):
+    todo = work(root, library, sweep="wrong", lr=1e30)
+    (report,) = [one for one in trial_runner.run(todo, lambda: backend, library, lambda event: None) if one.result]
+    folder = SweepFolder.open(todo.sweep)
+    assert report.result.state == "failed"
+    assert "local training: loss is nan" in report.result.reason
+    assert "ClientError" in folder.traceback("abc")
+    (run,) = folder.runs(report.result)  # the second fold was not begun
+    assert (run.state, run.identity["seed"]) == ("failed", 1)
+    assert "ClientError" in (run.path / "traceback.txt").read_text()
+    json.loads((folder.path / "trials" / "abc.json").read_text())
+
+
+def test_a_fold_that_another_sweep_runs_is_waited_for(root, library, backend, monkeypatch):
+    monkeypatch.setattr(trial_runner, "WAIT_SECONDS", 0.01)
+    todo = work(root, library, seeds=(3,), sweep="both")
+    (root / "locks").mkdir(exist_ok=True)
+    going = trial_runner.run(todo, lambda: backend, library, lambda event: None)
+    with ExitStack() as other:
+        other.enter_context(locked(root / "locks" / todo.folds[0].digest))
+        assert next(going).note == next(going).note == "waits for another sweep that runs it"
+        assert not finished_at(root, 3, 3)
+    assert list(going)[-1].result.state == "finished"

@@ -1,0 +1,264 @@
+"""One experiment end to end: equal whatever runs it, equal after any kill, and its files as promised."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow as pa
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from fedpgp import config
+from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted
+from fedpgp.experiments import launch, planning, runner
+from fedpgp.storage.run_folder import RunFolder
+
+BASE = {
+    "name": "small",
+    "data": {"name": "shapes"},
+    "backbone": {"name": "tiny", "weights": "random"},
+    "protocol": {"shots": 2},
+    "partition": {"clients": 5},
+    "method": {"name": "fedpgp", "n_ctx": 2, "rank": 2},
+    "federation": {"rounds": 3, "lr": 0.1, "batch_size": 4, "block_size": 2, "local_epochs": 1, "participation": 0.8},
+    "resources": {"backend": "serial"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A storage root whose feature cache is filled once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def settings(root, **changes):
+    tree = {**BASE, "storage": {"root": str(root)}}
+    for path, value in changes.items():
+        section, key = path.split("__")
+        tree[section] = {**tree.get(section, {}), key: value}
+    return config.parse(tree)
+
+
+def run(wanted, resume=False, emit=lambda progress: None, stop=None):
+    return runner.run(wanted, resume, emit, stop or threading.Event())
+
+
+def numbers(path):
+    """All that a run says, but for times."""
+    store = RunFolder.open(path)
+    rounds = [(row.round, dict(row.metrics), row.participants, row.bytes_up, row.bytes_down) for row in store.rounds()]
+    last = max((path / "checkpoints").iterdir())
+    tables = [table.to_pydict() for table in (store.clients(), store.confusion)]
+    return rounds, tables, {key: value.tobytes() for key, value in load_file(last).items()}
+
+
+@pytest.fixture(scope="module")
+def reference(root):
+    return run(settings(root))
+
+
+def test_files_of_a_run(reference):
+    store = RunFolder.open(reference)
+    rows = [json.loads(line) for line in (reference / "rounds.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert {"val/local", "val/hm", "test/local", "test/base", "test/novel", "test/hm"} <= rows[0]["metrics"].keys()
+    assert rows[0]["participants"] == 4
+    assert rows[0]["bytes_up"] == 4 * 2 * 64 * 4  # participants x n_ctx x width x float32
+    assert {"train", "aggregate", "evaluate"} <= rows[0]["seconds"].keys()
+    clients = pa.ipc.open_file(reference / "clients.arrow").read_all()
+    assert clients.num_rows == store.clients().num_rows > 0
+    assert config.parse(yaml.safe_load((reference / "config.yaml").read_text())).method.settings["tau"] == 0.5
+    summary = json.loads((reference / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["metrics"]["test/hm"].keys() == {"last", "mean_last_5", "max"}
+    assert store.status["state"] == "finished"
+
+
+def test_counts_are_exact(reference):
+    """Local, Base and Novel of every client are measured on all images of the pool."""
+    clients = RunFolder.open(reference).clients().to_pandas()
+    everything = clients[(clients.split == "test") & clients.domain.isna() & (clients["round"] == 3)]
+    base = everything[everything.metric == "base"].set_index("client").total
+    local = everything[everything.metric == "local"].set_index("client").total
+    assert base.nunique() == 1
+    assert local.sum() == base.iloc[0]  # disjoint classes: the clients' own images are all base images
+    by_domain = clients[(clients.split == "test") & clients.domain.notna() & (clients["round"] == 3)]
+    summed = by_domain[by_domain.metric == "base"].groupby("client").correct.sum()
+    assert (summed == everything[everything.metric == "base"].set_index("client").correct).all()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    "actors", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
+def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
+    wanted = settings(root, resources__backend="ray", resources__actors=actors)
+    assert numbers(launch.run(wanted, False, lambda progress: None)) == numbers(reference)
+
+
+def test_a_second_run_opens_the_cache(root, reference, monkeypatch):
+    monkeypatch.setattr("fedpgp.federation.extraction.ExtractionWorker.encode_chunk", None)
+    again = run(settings(root))
+    assert again != reference
+    assert again.name.startswith(reference.name)
+    assert numbers(again) == numbers(reference)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(root, reference):
+    """Asked to stop after its first round, it abandons the second."""
+    stop = threading.Event()
+
+    def after_first(progress):
+        if progress.stage == "rounds" and progress.done == 1:
+            stop.set()
+
+    wanted = settings(root)
+    with pytest.raises(Interrupted, match=r"stopped; the run lies in .*; go on with --resume") as interrupted:
+        run(wanted, emit=after_first, stop=stop)
+    (stopped,) = (store for store in RunFolder.find(root) if store.state == "stopped")
+    assert str(stopped.path) in str(interrupted.value)
+    assert len(stopped.rounds()) == 1
+    resumed = run(wanted, resume=True)
+    assert resumed == stopped.path
+    assert numbers(resumed) == numbers(reference)
+
+
+def test_resuming_a_finished_run_changes_nothing(root, reference):
+    newest = run(settings(root), resume=True)
+    before = {path.name: path.stat().st_mtime_ns for path in newest.iterdir()}
+    assert run(settings(root), resume=True) == newest
+    assert {path.name: path.stat().st_mtime_ns for path in newest.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_a_run_goes_on_to_the_same_bits(root, reference, tmp_path):
+    """SIGKILL in the middle, twice, then resume: every round once, and the uninterrupted run's bits."""
+    file = tmp_path / "killed.yaml"
+    file.write_text(yaml.safe_dump({**BASE, "name": "killed", "storage": {"root": str(root)}}))
+    command = [sys.executable, "-m", "fedpgp", "run", str(file), "tracking.mlflow=false", "--resume"]
+    for rounds in (1, 2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(root.glob(f"runs/killed-*/rounds/*{rounds}.arrow"))) < 1 and time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = root.glob("runs/killed-*")
+    assert numbers(path) == numbers(reference)
+
+
+def test_a_failed_run_says_why_and_resumes(root, monkeypatch):
+    wanted = settings(root, federation__lr=1e30)
+    with pytest.raises(Exception, match=r"client \d, round [12], local training: loss is nan"):
+        run(wanted)
+    (path,) = (p for p in root.glob("runs/small-*") if RunFolder.open(p).status["state"] == "failed")
+    assert "loss is nan" in RunFolder.open(path).status["reason"]
+
+
+def test_a_full_disk_ends_a_run_in_a_line_that_says_where(reference, root, monkeypatch):
+    """Nothing can be written any more, the status neither: killed, as far as others see, and it goes on from there."""
+    wanted, commit = settings(root, federation__lr=0.3), RunFolder.commit
+
+    def full(*anything):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def filling(store, row, *rest):
+        if row.round == 2:
+            monkeypatch.setattr(RunFolder, "_put", full)
+        commit(store, row, *rest)
+
+    with monkeypatch.context() as filled:
+        filled.setattr(RunFolder, "commit", filling)
+        put = RunFolder._put
+        with pytest.raises(
+            FedPGPError, match=r"small-\S+: No space left on device; free some, and go on with --resume"
+        ):
+            run(wanted)
+        monkeypatch.setattr(RunFolder, "_put", put)
+    (path,) = (p for p in root.glob("runs/small-*") if RunFolder.open(p).state == "interrupted")
+    assert [row.round for row in RunFolder.open(path).rounds()] == [1]
+    assert run(wanted, resume=True) == path
+    assert [row.round for row in RunFolder.open(path).rounds()] == [1, 2, 3]
+
+
+def test_zero_shot_has_one_round_and_sends_nothing(root):
+    wanted = config.parse({**BASE, "method": {"name": "zero_shot"}, "storage": {"root": str(root)}})
+    (row,) = RunFolder.open(run(wanted)).rounds()
+    assert (row.round, row.bytes_up, row.participants) == (0, 0, 0)
+    assert row.metrics["test/base"] >= 0
+
+
+def test_killed_here_a_run_goes_on_elsewhere_with_a_uri_alone(reference, tmp_path):
+    """SIGKILL after a round is there; another machine, which has nothing, ends with the uninterrupted run's bits."""
+    uri = (tmp_path / "kept").as_uri()
+    tree = {**BASE, "name": "kept", "tracking": {"mlflow": False}}
+    file = tmp_path / "kept.yaml"
+    file.write_text(yaml.safe_dump({**tree, "storage": {"root": str(tmp_path / "here"), "uri": uri}}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedpgp", "run", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list((tmp_path / "kept").glob("runs/kept-*/rounds/000001.arrow")) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    told = []
+    storage = {"root": str(tmp_path / "there"), "uri": uri}
+    path = run(config.parse({**tree, "storage": storage}), resume=True, emit=told.append)
+    assert next(progress.done for progress in told if progress.stage == "rounds") >= 1
+    assert numbers(path) == numbers(reference)
+    kept = RunFolder.open(tmp_path / "kept" / "runs" / path.name)
+    assert (kept.state, numbers(kept.path)) == ("finished", numbers(reference))
+
+
+@pytest.mark.parametrize("name", ["coop", "promptfl"])
+def test_every_method_runs(root, name):
+    tree = {**BASE, "method": {"name": name, "n_ctx": 2}, "storage": {"root": str(root)}}
+    rows = RunFolder.open(run(config.parse(tree))).rounds()
+    assert (rows[-1].bytes_up > 0) == (name == "promptfl")
+
+
+def test_class_specific_contexts_have_no_novel(root):
+    tree = {**BASE, "method": {"name": "coop", "n_ctx": 2, "class_specific": True}, "storage": {"root": str(root)}}
+    metrics = RunFolder.open(run(config.parse(tree))).rounds()[-1].metrics
+    assert "test/local" in metrics
+    assert "test/novel" not in metrics
+    assert "test/hm" not in metrics
+
+
+def test_views_are_cached_apart_for_training(root):
+    tree = {**BASE, "data": {"name": "shapes", "views": 2}, "storage": {"root": str(root)}}
+    before = set((root / "features").glob("*.arrow"))
+    run(config.parse(tree))
+    assert len(set((root / "features").glob("*.arrow")) - before) == 1
+
+
+def test_settings_of_a_method_are_checked_and_filled_in():
+    complete, _ = planning.settle(config.parse({"method": {"name": "fedpgp", "rank": 3}}))
+    assert complete.method.settings["rank"] == 3
+    assert complete.method.settings["mu"] == 0.5
+    with pytest.raises(ConfigError, match="method fedpgp: rnk: unknown key; did you mean rank"):
+        planning.settle(config.parse({"method": {"name": "fedpgp", "rnk": 3}}))
+
+
+def test_a_cache_deleted_while_it_is_used_changes_nothing_and_is_made_again(tmp_path, reference):
+    """It is mapped: whoever has it open keeps it."""
+
+    def after_first(progress):
+        if progress.stage == "rounds" and progress.done == 1:
+            for path in (tmp_path / "features").glob("*.arrow"):
+                path.unlink()
+
+    assert numbers(run(settings(tmp_path), emit=after_first)) == numbers(reference)
+    assert not list((tmp_path / "features").glob("*.arrow"))
+    assert numbers(run(settings(tmp_path))) == numbers(reference)

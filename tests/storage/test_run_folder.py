@@ -1,0 +1,217 @@
+"""A run's folder: what is committed stays, what is half-done goes."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+import torch
+
+from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.storage import checkpoint
+from fedpgp.storage.checkpoint import State
+from fedpgp.storage.run_folder import RunFolder
+
+DIGEST = "0123456789ab"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunFolder.create(tmp_path, "demo", DIGEST, "name: demo\n", {"method": "fedpgp"})
+
+
+def commit(store, number):
+    """One round with recognisable values."""
+    state = State(number, {"ctx": torch.full((2,), float(number))}, {"u": torch.full((3, 1), -float(number))})
+    reference = checkpoint.save(store.checkpoints, state, DIGEST)
+    counts = {"round": number, "client": 0, "split": "test", "metric": "local", "correct": number, "total": 10}
+    row = RoundRow(number, {"test/local": 10.0 * number}, 1, 100, 200, {"train": 0.5}, 1000 + number)
+    store.commit(row, pa.Table.from_pylist([counts], CLIENT_SCHEMA), reference)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def test_a_new_run_is_whole_and_says_what_it_is(store, tmp_path):
+    assert store.path == tmp_path / "runs" / f"demo-{DIGEST}"
+    assert names(tmp_path / "runs") == [f"demo-{DIGEST}"]
+    opened = RunFolder.open(store.path)
+    assert opened.config_yaml == "name: demo\n"
+    assert opened.identity["method"] == "fedpgp"
+    assert opened.identity["config_digest"] == DIGEST
+    assert opened.status["state"] == "running"
+    assert opened.summary is None
+    assert opened.rounds() == []
+    assert opened.clients().schema == CLIENT_SCHEMA
+
+
+def test_runs_of_one_digest_lie_side_by_side_and_the_newest_is_resumed(store, tmp_path):
+    later = [RunFolder.create(tmp_path, "demo", DIGEST, "", {}).path.name for _ in range(9)]
+    assert later == [f"demo-{DIGEST}.{number}" for number in range(2, 11)]
+    RunFolder.create(tmp_path, "demo.2", DIGEST, "", {})
+    RunFolder.create(tmp_path, "demo", "ba9876543210", "", {})
+    assert RunFolder.find_resumable(tmp_path, "demo", DIGEST).path.name == f"demo-{DIGEST}.10"
+    assert RunFolder.find_resumable(tmp_path, "other", DIGEST) is None
+    assert RunFolder.find_resumable(tmp_path / "nowhere", "demo", DIGEST) is None
+
+
+def test_another_folder_is_not_a_run(tmp_path):
+    with pytest.raises(RunError, match="not the folder of a run"):
+        RunFolder.open(tmp_path)
+
+
+def test_rounds_come_back_as_committed(store):
+    commit(store, 1)
+    commit(store, 2)
+    assert store.rounds() == [
+        RoundRow(1, {"test/local": 10.0}, 1, 100, 200, {"train": 0.5}, 1001),
+        RoundRow(2, {"test/local": 20.0}, 1, 100, 200, {"train": 0.5}, 1002),
+    ]
+    assert [row.round for row in store.rounds(after=1)] == [2]
+    assert store.clients().schema.equals(CLIENT_SCHEMA, check_metadata=True)
+    assert store.clients()["correct"].to_pylist() == [1, 2]
+
+
+def test_a_round_is_committed_once(store):
+    commit(store, 1)
+    with pytest.raises(FedPGPError, match="round 1 is committed already"):
+        commit(store, 1)
+
+
+def test_the_last_two_checkpoints_are_kept(store):
+    for number in (1, 2, 3, 4):
+        commit(store, number)
+    assert names(store.checkpoints) == ["000003.safetensors", "000004.safetensors"]
+    state, reference = store.last_good(DIGEST)
+    assert state.round == reference["round"] == 4
+    assert state.personal["u"].tolist() == [[-4.0]] * 3
+
+
+def test_a_torn_checkpoint_takes_its_round_with_it(store, caplog):
+    for number in (1, 2, 3):
+        commit(store, number)
+    damage(store.checkpoints / "000003.safetensors")
+    state, _ = store.last_good(DIGEST)
+    assert state.shared["ctx"].tolist() == [2.0, 2.0]
+    assert [row.round for row in store.rounds()] == [1, 2]
+    assert names(store.checkpoints) == ["000002.safetensors"]
+    assert "round 3 is dropped and will be run again" in caplog.text
+    assert "torn checkpoint" in caplog.text
+    commit(store, 3)
+    assert store.last_good(DIGEST)[0].round == 3
+
+
+def test_a_torn_round_is_dropped_too(store):
+    commit(store, 1)
+    commit(store, 2)
+    damage(store.path / "rounds" / "000002.arrow")
+    with pytest.raises(RunError, match=r"000002.arrow: round cannot be read .* resuming the run repairs it"):
+        store.rounds()
+    assert store.last_good(DIGEST)[0].round == 1
+    assert [row.round for row in store.rounds()] == [1]
+
+
+def test_without_a_good_checkpoint_the_run_begins_anew(store):
+    assert store.last_good(DIGEST) is None
+    commit(store, 1)
+    commit(store, 2)
+    for path in store.checkpoints.iterdir():
+        damage(path)
+    assert store.last_good(DIGEST) is None
+    assert store.rounds() == []
+    assert names(store.checkpoints) == []
+
+
+def test_a_checkpoint_without_its_round_does_not_count(store):
+    commit(store, 1)
+    checkpoint.save(store.checkpoints, State(2, {}, {}), DIGEST)  # killed before the commit
+    assert store.last_good(DIGEST)[0].round == 1
+    assert names(store.checkpoints) == ["000001.safetensors"]
+
+
+def test_a_foreign_run_is_refused_and_left_alone(store):
+    commit(store, 1)
+    with pytest.raises(RunError, match=f"is a run of configuration {DIGEST}, not of ffff"):
+        store.last_good("ffff")
+    assert len(store.rounds()) == 1
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(store):
+    code = "import sys; from pathlib import Path; from fedpgp.storage.run_folder import RunFolder\n"
+    code += "with RunFolder.open(Path(sys.argv[1])).lock(): print('mine', flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, store.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "mine\n"
+        with pytest.raises(RunError, match=f"in use by pid {process.pid}"), store.lock():
+            pass
+        process.kill()
+    with store.lock():
+        pass
+
+
+def test_the_lock_removes_what_a_killed_writer_left(store):
+    store.fail("killed")
+    leftover = store.path / "rounds" / ".tmp-1-000001.arrow"
+    leftover.write_bytes(b"half")
+    with store.lock():
+        assert not leftover.exists()
+        assert store.status["state"] == "running"
+
+
+def test_an_error_under_the_lock_stays_what_it_is(store):
+    with pytest.raises(BlockingIOError, match="mine"), store.lock():
+        raise BlockingIOError("mine")
+
+
+def test_a_finished_run_is_compacted(store):
+    commit(store, 1)
+    commit(store, 2)
+    store.finish({"method": "fedpgp"})
+    lines = [json.loads(line) for line in (store.path / "rounds.jsonl").read_text().splitlines()]
+    assert [line["metrics"]["test/local"] for line in lines] == [10.0, 20.0]
+    table = pa.ipc.open_file(store.path / "clients.arrow").read_all()
+    assert table.equals(store.clients())
+    assert store.summary == {"run": store.path.name, "status": "finished", "method": "fedpgp"}
+    assert store.status["state"] == "finished"
+
+
+def test_how_a_run_ended(store):
+    store.fail("client 3, round 2, train: loss is nan")
+    assert (store.status["state"], store.status["reason"]) == ("failed", "client 3, round 2, train: loss is nan")
+    store.stop("SIGTERM")
+    assert (store.status["state"], store.status["reason"]) == ("stopped", "SIGTERM")
+
+
+def test_the_best_checkpoint_by_validation_is_kept(store):
+    scores = {1: 10.0, 2: 70.0, 3: 50.0, 4: 70.0, 5: 60.0, 6: 5.0}
+    for number, score in scores.items():
+        state = State(number, {"ctx": torch.full((2,), float(number))}, {})
+        reference = checkpoint.save(store.checkpoints, state, DIGEST)
+        row = RoundRow(number, {"val/local": score, "test/local": 100.0 - score}, 1, 0, 0)
+        store.commit(row, CLIENT_SCHEMA.empty_table(), reference)
+    assert store.best == 2
+    assert names(store.checkpoints) == [f"00000{number}.safetensors" for number in (2, 5, 6)]
+    assert RunFolder.open(store.path).state_at(2).shared["ctx"].tolist() == [2.0, 2.0]
+    with pytest.raises(RunError, match=r"000003\.safetensors: checkpoint cannot be read"):
+        store.state_at(3)
+
+
+def test_a_damaged_middle_round_takes_those_after_it_along(store, caplog):
+    for number in (1, 2, 3):
+        commit(store, number)
+    damage(store.path / "rounds" / "000002.arrow")
+    state, _ = store.last_good(DIGEST) or (None, None)
+    # Its own checkpoint and the next are there, the first is not kept any more: all begins anew.
+    assert state is None
+    assert names(store.path / "rounds") == []
+    assert "round 3 is dropped and will be run again" in caplog.text
