@@ -19,9 +19,11 @@ from fedpgp import config
 from fedpgp.analysis import loading
 from fedpgp.clip import images, model
 from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
+from fedpgp.experiments.tracker import NoTracking
 
 BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
 
@@ -35,7 +37,7 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
         f"storage.root={store}",
     ]
     sweep, _ = sweep_settings.load("demo", overrides)
-    folder = sweep_runner.run(sweep, "failed", lambda progress: None)
+    folder = sweep_runner.run(sweep, "failed", RunCallback(), NoTracking())
     found = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
     tables = {}
     for split in ("test", "val"):

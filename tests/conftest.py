@@ -73,8 +73,8 @@ def made_run(tmp_path):
     """
     from fedpgp import config
     from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+    from fedpgp.federation.state import State
     from fedpgp.storage import checkpoint
-    from fedpgp.storage.checkpoint import State
     from fedpgp.storage.run_folder import RunFolder
 
     def make(

@@ -1,133 +1,162 @@
-"""The house keeps its floors: who may import whom, and which file alone imports a heavy library."""
+"""The structure of the package: which package may import which, which file alone imports a heavy library, and when."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedpgp"
 
-FOUNDATION = {"errors", "seeding", "files", "secrets"}
-CONFIG = FOUNDATION | {"config"}
-DATA = CONFIG | {"data"}
-CLIP = DATA | {"clip"}
-METHODS = CONFIG | {"tree", "clip", "methods"}
-RECORDS = {"records", "evaluation"}
-FEDERATION = CLIP | METHODS | RECORDS | {"federation"}
-STORE = FOUNDATION | RECORDS | {"identity", "federation", "store", "recorded", "rounds", "runs", "remote"}
+ORDER = (
+    "core", "config", "data", "clip", "methods", "federation", "storage", "experiments", "analysis", "export",
+    "tracking", "bench", "cli",
+)  # fmt: skip
+"""A package imports only itself and the packages before it."""
 
-MAY_IMPORT = {
-    "secrets": set(), "errors": set(), "seeding": set(), "files": set(),
-    "tree": set(), "records": set(), "provenance": set(),
-    "upload": {"errors"},
-    "config": {"errors"}, "evaluation": {"records"}, "data": DATA, "clip": CLIP, "methods": METHODS,
-    "federation": FEDERATION, "recorded": {"errors", "files"}, "store": STORE,
-    "identity": set(), "rounds": RECORDS | {"errors"}, "runs": {"files", "remote"}, "remote": {"errors", "files"},
-    "tracking": STORE | {"sweeps.folder", "report", "comparison", "gather", "tree"},
-    "comparison": {"errors", "evaluation"}, "groups": {"comparison"},
-    "gather": STORE | {"config", "comparison", "groups", "sweeps.folder"},
-    "report.rows": STORE | {"comparison"},
-    "reproduce": CLIP | STORE | {"comparison", "gather", "report.rows", "sweeps"},
-    "report": STORE | {"analysis", "comparison", "learned", "report.rows", "reproduce", "sweeps"},
-    "learned": CONFIG | STORE | {"clip", "analysis"}, "analysis": set(),
-    "prompt": METHODS, "export": METHODS | STORE | {"data", "prompt"}, "serving": CONFIG | {"data", "prompt"},
-    "planning": CLIP | METHODS | {"remote"}, "resuming": CONFIG | STORE | {"comparison", "planning"},
-    "experiment": FEDERATION | STORE | {"planning", "provenance", "resuming"},
-    "needs": FEDERATION | {"planning", "experiment"},
-    "launch": FEDERATION | STORE | {"planning", "needs", "experiment", "tracking"},
-    "doctor": FEDERATION | STORE | {"authentication", "planning", "needs", "provenance", "sweeps.folder", "tracking"},
-    "sweeps.folder": STORE, "sweeps": FEDERATION | STORE | {"planning", "experiment", "launch", "tracking"},
-}  # fmt: skip
+ROOT = {"__init__", "__main__"}
+"""The only modules beside the packages: the public API, which may import all but `cli`, and `python -m fedpgp`."""
 
 ONLY_IN = {
-    "ray": {
-        "federation/actors.py",
-        "federation/driver.py",
-        "sweeps/progress.py",
-        "sweeps/trial.py",
-        "sweeps/tuning.py",
-        "upload.py",
-    },
-    "mlflow": {
-        "serving.py",
-        "tracking/connection.py",
-        "tracking/entries.py",
-        "tracking/origins.py",
-        "tracking/runs.py",
-        "tracking/sweeps.py",
-        "tracking/view.py",
-    },
-    "typer": {
-        "cli/__init__.py",
-        "cli/anatomy.py",
-        "cli/bench.py",
-        "cli/data.py",
-        "cli/doctor.py",
-        "cli/export.py",
-        "cli/report.py",
-        "cli/reproduce.py",
-        "cli/settings.py",
-        "cli/sweep.py",
-        "cli/track.py",
-    },
-    "matplotlib": {
-        "report/confusion.py",
-        "report/curves.py",
-        "report/figures.py",
-        "report/gallery.py",
-        "report/grids.py",
-        "report/progress.py",
-        "report/prompts.py",
-        "report/style.py",
-        "report/tradeoff.py",
-    },
+    "ray": (
+        "federation/backends/actors", "federation/backends/driver", "federation/backends/working_dir",
+        "experiments/sweeps/trainable", "experiments/sweeps/tune_callback", "experiments/sweeps/tune_runner",
+    ),
+    "mlflow": ("export/mlflow_model", "tracking/"),
+    "typer": ("cli/",),
+    "matplotlib": ("analysis/report/",),
+    "rich": ("analysis/report/", "cli/"),
+    "pandas": ("__init__", "export/mlflow_model"),
+}  # fmt: skip
+"""The files, or the folders ending in /, in which alone a library is imported."""
+
+LATE = {
+    "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
+    "__init__": {"fedpgp", "pandas", "rich"},
+    "analysis/report/": {"fedpgp.analysis", "matplotlib", "pyarrow"},
+    "analysis/reproduce/layouts": {"fedpgp.analysis.adapter_analysis"},
+    "cli/": {"fedpgp", "webbrowser", "yaml"},
+    "experiments/launch": {"fedpgp.federation.backends.driver"},
+    "experiments/runner": {"fedpgp.federation.backends.actors"},
+    "export/mlflow_model": {"mlflow", "pandas"},
+    "federation/backends/working_dir": {"ray"},
+    "tracking/": {"mlflow", "fedpgp.analysis"},
+}
+"""All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
+every file), a module and what lies below it."""
+
+
+def name_of(path, package):
+    return path.relative_to(package).as_posix().removesuffix(".py")
+
+
+def within(name, places):
+    return any(name == place or (place[-1:] in ("", "/") and name.startswith(place)) for place in places)
+
+
+def imports(tree):
+    """(full name, whether it is inside a function, whether for type checking alone) of all that a file imports."""
+
+    def walk(node, late, typing):
+        for child in ast.iter_child_nodes(node):
+            inside = late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            checking = typing or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+            if isinstance(child, ast.Import):
+                yield from ((item.name, late, typing) for item in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = "." * child.level + (child.module or "")
+                yield from ((f"{base}.{item.name}", late, typing) for item in child.names)
+            yield from walk(child, inside, checking)
+
+    yield from walk(tree, False, False)
+
+
+def allowed(name):
+    """What may follow `fedpgp.` in the imports of a module; "": the public API."""
+    if name == "__main__":
+        return {"cli"}
+    if name == "__init__":
+        return set(ORDER[:-1])
+    own = name.split("/")[0]
+    return {*ORDER[: ORDER.index(own) + 1], "__version__"} | ({"", "tune_configs"} if own == "cli" else set())
+
+
+def violations(package):
+    """What breaks the rules in a tree of modules, as sorted lines."""
+    found = set()
+    for path in package.rglob("*.py"):
+        name = name_of(path, package)
+        own, _, rest = name.partition("/")
+        if not (name in ROOT or (rest and own in ORDER)):
+            found.add(f"{name}: no rule covers it")
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if ast.get_docstring(tree) is None:
+            found.add(f"{name}: does not say what it is for")
+        for full, late, typing in imports(tree):
+            library = full.split(".")[0]
+            if not library:
+                found.add(f"{name}: relative import {full}")
+            if library == "fedpgp":
+                target = (full.split(".") + [""])[1]
+                if target not in allowed(name):
+                    found.add(f"{name}: imports {target or 'the public API'}")
+            if library in ONLY_IN and not typing and not within(name, ONLY_IN[library]):
+                found.add(f"{name}: imports {library}")
+            if late and not typing:
+                permitted = set().union(*(what for place, what in LATE.items() if within(name, [place])))
+                if not any(f"{full}.".startswith(f"{what}.") for what in permitted):
+                    found.add(f"{name}: imports {full} inside a function")
+    return sorted(found)
+
+
+def test_the_package_keeps_the_rules():
+    assert violations(PACKAGE) == []
+
+
+KINDS = {
+    "upwards": ("storage/rows.py", '"""Rows."""\nfrom fedpgp.analysis import loading\n', "imports analysis"),
+    "upwards in a function": (
+        "core/files.py",
+        '"""Files."""\ndef read():\n    """Read."""\n    from fedpgp.config import parse\n',
+        "imports config",
+    ),
+    "upwards for types alone": (
+        "core/tree.py",
+        '"""Trees."""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fedpgp.clip import model\n',
+        "imports clip",
+    ),
+    "the public API": ("bench/step.py", '"""Step."""\nimport fedpgp\n', "imports the public API"),
+    "relative": ("clip/text.py", '"""Text."""\nfrom . import model\n', "relative import"),
+    "loose module": ("helpers.py", '"""Helpers."""\n', "no rule covers it"),
+    "new package": ("utils/text.py", '"""Text."""\n', "no rule covers it"),
+    "heavy library": ("federation/server.py", '"""Server."""\nimport ray\n', "imports ray"),
+    "late import": (
+        "federation/server.py",
+        '"""Server."""\ndef run():\n    """Run."""\n    from fedpgp.methods import base\n',
+        "imports fedpgp.methods.base inside a function",
+    ),
+    "silent": ("core/tree.py", "X = 1\n", "does not say what it is for"),
 }
 
 
-def modules():
-    return sorted(PACKAGE.rglob("*.py"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_violation_is_found(kind, tmp_path):
+    file, content, told = KINDS[kind]
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(content)
+    assert any(told in line for line in violations(tmp_path))
 
 
-def imported(path):
-    """Full names of everything a file imports."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (item.name for item in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{item.name}" for item in node.names)
+def test_a_tree_without_violations_is_silent(tmp_path):
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "rows.py").write_text('"""Rows."""\nfrom fedpgp.core import files\n')
+    assert violations(tmp_path) == []
 
 
-def room(name):
-    """`fedpgp.clip.prompt_encoder` is in the room `clip`; a file may have a room of its own."""
-    parts = name.split(".")
-    found = [own for own in (".".join(parts[1:3]), ".".join(parts[1:2])) if own in MAY_IMPORT]
-    return found[0] if parts[0] == "fedpgp" and found else None
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_go_one_way(path):
-    place = path.relative_to(PACKAGE).as_posix()
-    own = room(f"fedpgp.{place.removesuffix('.py').replace('/', '.')}")
-    rooms = {room(name) for name in imported(path)} - {None, own}
-    if own is not None:
-        allowed = MAY_IMPORT[own]
-        assert {one for one in rooms if not {one, one.split(".")[0]} & (allowed | {own})} == set()
-    libraries = {name.split(".")[0] for name in imported(path)} & ONLY_IN.keys()
-    assert {library for library in libraries if place not in ONLY_IN[library]} == set()
-    if "rich" in {name.split(".")[0] for name in imported(path)}:
-        assert own == "report" or place.startswith("cli")
-
-
-def test_every_file_says_why_it_exists():
-    assert [path for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))] == []
-
-
-def test_importing_the_package_is_light():
-    import subprocess
-    import sys
-
+def test_importing_the_command_line_loads_no_heavy_library():
     code = "import sys, fedpgp.cli; print({'torch', 'ray', 'mlflow', 'open_clip', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

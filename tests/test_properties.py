@@ -18,14 +18,15 @@ from fedpgp.clip import model
 from fedpgp.clip.feature_cache import FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.text_backbone import freeze, readable
 from fedpgp.config import BackboneSettings, PartitionSettings
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import DataError, RunError, UserError
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.experiments import runner
 from fedpgp.federation import aggregation
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.methods import METHODS
 from fedpgp.storage import checkpoint
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 
 tried = settings(
@@ -185,7 +186,7 @@ def test_any_settings_run_a_round_or_are_refused_by_name(root, changes):
     }  # fmt: skip
     try:
         wanted = config.parse(config.assign(base, changes))
-        path = runner.run(wanted, False, lambda progress: None, threading.Event())
+        path = runner.run(wanted, False, RunCallback(), threading.Event())
     except UserError as error:
         told(error, "")
         return

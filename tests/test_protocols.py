@@ -9,6 +9,7 @@ import pytest
 
 from fedpgp import config
 from fedpgp.analysis.report.data_figures import partition_of_run
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import DataError
 from fedpgp.experiments import planning, runner
 from fedpgp.storage.run_folder import RunFolder
@@ -31,7 +32,7 @@ def root(tmp_path_factory):
 
 def run(root, **changes):
     tree = {**TREE, "storage": {"root": str(root)}, **changes}
-    return runner.run(config.parse(tree), False, lambda progress: None, threading.Event())
+    return runner.run(config.parse(tree), False, RunCallback(), threading.Event())
 
 
 def test_leave_one_domain_out_ends_in_rows_and_a_partition(root):

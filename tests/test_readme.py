@@ -48,18 +48,18 @@ HERE = {
 """A command, and the same made small ("": as it is), run in this order in a folder with `my.yaml` and photos."""
 
 ELSEWHERE = {
-    "make demo": "the file Makefile, and sweeps/test_shipped_sweeps.py::test_it_runs",
+    "make demo": "the file Makefile, and experiments/sweeps/test_shipped_sweeps.py::test_it_runs",
     "make test": "the file Makefile",
-    "fedpgp reproduce table1 --root /data": "reproduce/test_planning.py::test_every_table_is_planned_as_shipped",
+    "fedpgp reproduce table1 --root /data": "analysis/reproduce/test_planning.py::test_every_table_is_planned_as_shipped",
     "fedpgp reproduce table4 --root /data --out table4": (
-        "reproduce/test_cli_reproduce.py::test_table_4_on_the_folders_of_its_data_set"
+        "analysis/reproduce/test_cli_reproduce.py::test_table_4_on_the_folders_of_its_data_set"
     ),
     "fedpgp reproduce table5 --smoke": (
-        "reproduce/test_cli_reproduce.py::test_the_smoke_of_every_table_ends_with_all_its_cells"
+        "analysis/reproduce/test_cli_reproduce.py::test_the_smoke_of_every_table_ends_with_all_its_cells"
     ),
     "fedpgp report fedpgp-store/sweeps/demo-* --baseline PromptFL": "cli/test_cli_report.py",
     "fedpgp data prepare dtd --root /data/dtd": "data/test_prepare.py",
-    "mlflow models predict": "test_export.py::test_mlflow_predicts_with_names_that_are_given_with_the_images",
+    "mlflow models predict": "export/test_exporting.py::test_mlflow_predicts_with_names_that_are_given_with_the_images",
     "fedpgp run my.yaml --detach resources.address=auto": (
         "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped"
     ),

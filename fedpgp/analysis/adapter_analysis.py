@@ -15,8 +15,8 @@ from fedpgp.clip.text_tower import Block, TextTower
 from fedpgp.config import Experiment
 from fedpgp.core.errors import BackboneError, ConfigError, RunError
 from fedpgp.core.seeding import torch_generator
+from fedpgp.federation.state import State
 from fedpgp.methods.fedlora import FedLoRA
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 
 FIELDS = ("delta", "weight", "random", "weight_norm", "delta_norm")

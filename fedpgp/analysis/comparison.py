@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
+from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.metrics import METRICS
 
@@ -23,7 +23,6 @@ PLACE = ("data", "partition", "protocol")
 ELSEWHERE = ("data.template", "data.views")
 """Settings there that change neither."""
 CONFIDENCE = 0.95
-_ABSENT = "(absent)"
 
 
 class Fold(NamedTuple):
@@ -232,12 +231,6 @@ class Comparison:
             return None
         own, theirs = group.statistic(metric, "test", reading), other.statistic(metric, "test", reading)
         return own.minus(theirs) if own and theirs else None
-
-
-def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys whose values are not the same in all of `trees`; absent is a value too."""
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    return [key for key in keys if len({json.dumps(tree.get(key, _ABSENT)) for tree in trees}) > 1]
 
 
 def ranks(values: Sequence[float | None], digits: int = 2) -> list[int | None]:

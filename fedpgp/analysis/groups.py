@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedpgp.analysis.comparison import Fold, Group, Run, differing, is_place
+from fedpgp.analysis.comparison import Fold, Group, Run, is_place
+from fedpgp.config import differing
 
 DIGESTS = ("digest", "fingerprint")
 """Settings that are digests of what a path leads to."""

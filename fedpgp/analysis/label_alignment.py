@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from fedpgp.clip import icon_clip
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import planning, runner
-from fedpgp.experiments.runner import Emit
 
 IMAGES_PER_CLASS = 8
 
@@ -62,7 +62,7 @@ def can_judge(settings: Experiment) -> bool:
     return backbone.weights != "random" and (backbone.name != icon_clip.NAME or settings.data.name == "icons")
 
 
-def zero_shot(settings: Experiment, emit: Emit) -> Alignment:
+def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:
     """Classify a few images of each class by the names of all classes; features are cached as those of any run.
 
     Half of the images choose the names that fit best, the other half measure.
@@ -81,7 +81,7 @@ def zero_shot(settings: Experiment, emit: Emit) -> Alignment:
     resources = wanted.resources.model_copy(update={"backend": "serial"})
     backend = runner.make_backend(resources, stop)
     try:
-        cache, _ = runner.extract(plan, backend, emit)
+        cache, _ = runner.extract(plan, backend, callback)
     finally:
         backend.close()
     features = torch.from_numpy(np.array(FeatureCache.open(cache.path, cache.key).gather(plan.data.train_rows[0])))

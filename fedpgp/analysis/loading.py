@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from fedpgp import __version__, config
-from fedpgp.analysis.comparison import Comparison, Cost, Fold, Run, differing
+from fedpgp.analysis.comparison import Comparison, Cost, Fold, Run
 from fedpgp.analysis.groups import grouped
+from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.federation.metrics import selections
 from fedpgp.federation.records import RoundRow

@@ -16,7 +16,7 @@ from fedpgp.clip.icon_clip import ReducedTokenizer
 from fedpgp.clip.text_tower import TextTower
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
-from fedpgp.storage.checkpoint import State
+from fedpgp.federation.state import State
 from fedpgp.storage.run_folder import RunFolder
 
 WORD_END = "</w>"

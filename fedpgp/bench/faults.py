@@ -18,10 +18,12 @@ import safetensors.numpy
 from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import derive_seed
 from fedpgp.experiments import launch
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking import MLflowTracker
 
 KINDS = {"actor": "ray::_Client", "driver": "ray::_Driver", "run": ""}
 """What is killed, and how its processes are called; a run is the command with everything that it started."""
@@ -52,7 +54,7 @@ def measure(kills: int, progress: Callable[[str], None]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         rounds = ROUNDS_PER_KILL * kills
         progress(f"{rounds} rounds without a kill, serially")
-        alone = launch.run(experiment(Path(folder) / "alone", rounds, "serial"), False, lambda event: None)
+        alone = launch.run(experiment(Path(folder) / "alone", rounds, "serial"), False, RunCallback(), MLflowTracker())
         victim = _Victim(experiment(Path(folder) / "killed", rounds, "ray"), Path(folder))
         chance, done = random.Random(derive_seed(1, "faults")), dict.fromkeys(KINDS, 0)
         while sum(done.values()) < kills:

@@ -18,6 +18,7 @@ import torch
 from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import planning
@@ -78,7 +79,7 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
         with driver.connected(wanted.resources):
             ready = planning.plan(wanted)
             backend = experiments.make_backend(wanted.resources, threading.Event())
-            job = experiments.make_job(ready, *experiments.extract(ready, backend, lambda event: None))
+            job = experiments.make_job(ready, *experiments.extract(ready, backend, RunCallback()))
             for count in clients:
                 progress(f"{count} clients")
                 watched = WatchedJob(**{**vars(job), "data": crowd(job.data, count)})

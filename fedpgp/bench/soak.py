@@ -16,13 +16,14 @@ from fedpgp import config
 from fedpgp.bench.faults import descendants
 from fedpgp.bench.outcome import Outcome
 from fedpgp.config import ResourceSettings
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError
 from fedpgp.experiments import launch
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import stored_bytes
-from fedpgp.federation.records import Progress
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking import MLflowTracker
 
 ROUNDS = 5
 """Of the run of each cycle."""
@@ -165,9 +166,9 @@ def _cycle(root: Path, number: int) -> None:
     where = [f"storage.root='{root}'", "resources.actors=1", "federation.local_epochs=1"]
     rates = [round(0.1 + 0.001 * number + 0.0001 * trial, 4) for trial in range(TRIALS + 1)]
     run = config.load("icons", [*where, f"federation.rounds={ROUNDS}", f"federation.lr={rates[0]}"])
-    launch.run(run, False, _unheard)
+    launch.run(run, False, RunCallback(), MLflowTracker())
     short = ["federation.rounds=1", f"federation.lr={{grid_search: {rates[1:]}}}", f"tune.max_concurrent={TRIALS}"]
-    sweep_runner.run(sweep_settings.load("icons", [*where, *short])[0], None, _unheard)
+    sweep_runner.run(sweep_settings.load("icons", [*where, *short])[0], None, RunCallback(), MLflowTracker())
 
 
 @contextmanager
@@ -187,7 +188,3 @@ def _environment(**values: str) -> Iterator[None]:
 
 def _told(sample: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in sample.items())
-
-
-def _unheard(event: Progress) -> None:
-    """Progress that nobody reads."""

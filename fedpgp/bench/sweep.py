@@ -19,6 +19,7 @@ from fedpgp import config
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.scale import resident
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import launch, planning
 from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import Library
@@ -27,10 +28,10 @@ from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
-from fedpgp.federation.records import Progress
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking import MLflowTracker
 
 CONCURRENT = 2
 WARM_UP = 4
@@ -79,7 +80,7 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
         bare = _bare(wanted[:half], root / "bare")
         progress(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
-        folder = sweep_runner.run(sweep, None, _unheard)
+        folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
         slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunFolder.open(path)]])
         disk = _bytes_besides(folder) / size.trials / MB
         progress("the other bare runs: a machine that slows down or speeds up does so for both")
@@ -164,7 +165,7 @@ def bare_run(wanted: Experiment) -> tuple[float, float]:
     plan = planning.plan(wanted, _library())
     backend = SerialBackend(threads=1)
     start = time.perf_counter()
-    going = experiments.advance(plan, None, _unheard, threading.Event(), backend)
+    going = experiments.advance(plan, None, RunCallback(), threading.Event(), backend)
     next(going)
     first = time.perf_counter() - start
     experiments.to_the_end(going)
@@ -209,7 +210,9 @@ def _tracking(root: Path, features: Path, length: int, pairs: int) -> float:
 
 
 def _per_round(wanted: Experiment, backend: Backend) -> float:
-    path = launch.run_mirrored(wanted, False, emit=_unheard, stop=threading.Event(), backend=backend)
+    path = launch.run_tracked(
+        wanted, False, MLflowTracker(), callback=RunCallback(), stop=threading.Event(), backend=backend
+    )
     times = [row.timestamp_ms for row in RunFolder.open(path).rounds()]
     return median(later - before for before, later in pairwise(times))
 
@@ -222,13 +225,9 @@ def _growth(root: Path, trials: int) -> float:
     sweep, _ = sweep_settings.load("shapes", [*tiny, *where, f"federation.lr={{grid_search: {rates}}}"])
     seen: dict[int, int] = {}
 
-    def watch(event: Progress) -> None:
-        if event.stage == "trials":
-            seen.setdefault(event.done, resident())
+    class Watch(RunCallback):
+        def on_trials(self, ended: int, total: int, summary: str) -> None:
+            seen.setdefault(ended, resident())
 
-    sweep_runner.run(sweep, None, watch)
+    sweep_runner.run(sweep, None, Watch(), MLflowTracker())
     return 100 * (seen[trials] / seen[trials // 10] - 1)
-
-
-def _unheard(event: Progress) -> None:
-    """Progress that nobody reads."""

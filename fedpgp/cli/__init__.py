@@ -24,7 +24,7 @@ from fedpgp.core.files import is_full
 from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
-    from fedpgp.analysis.report.progress_bar import Live
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
     from fedpgp.config import Experiment, ResourceSettings
 
 app = typer.Typer(
@@ -129,6 +129,7 @@ def run(
     from fedpgp.analysis.report.terminal import show
     from fedpgp.data.protocol import EVERY_DOMAIN
     from fedpgp.experiments import launch
+    from fedpgp.tracking import MLflowTracker
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
@@ -140,11 +141,11 @@ def run(
         sweep.lodo(config, overrides, resume=resume)
         return
     if detach:
-        name = launch.detach(settings, resume)
+        name = launch.detach(settings, resume, MLflowTracker())
         typer.echo(f"driver: {name}\nfollow it with: fedpgp attach {name}")
         return
     with _live() as live:
-        folder = launch.run(settings, resume, live.show)
+        folder = launch.run(settings, resume, live, MLflowTracker())
     if (heat_map := partition_of_run(folder)) is not None:
         save(heat_map, folder / "partition")
     out.print(show(folder))
@@ -179,7 +180,7 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
 
     try:
         with _live() as live:
-            folder = launch.attach(driver, _cluster(address), live.show)
+            folder = launch.attach(driver, _cluster(address), live)
     except KeyboardInterrupt:
         raise Interrupted(f"not followed any more, but the run goes on; end it with: fedpgp stop {driver}") from None
     out.print(show(folder))
@@ -232,8 +233,8 @@ def features(
 
     settings = _load(config, overrides)
     with _live() as live:
-        told = launch.forecast(settings, live.show) if dry_run else []
-        paths = [] if dry_run else launch.extract(settings, live.show)
+        told = launch.forecast(settings, live) if dry_run else []
+        paths = [] if dry_run else launch.extract(settings, live)
     if dry_run:
         resources = settings.resources
         out.print(forecasts(told, 1 if resources.backend == "serial" else resources.actors, resources.threads))
@@ -291,8 +292,8 @@ def _cluster(address: str | None) -> ResourceSettings:
 
 
 @contextmanager
-def _live() -> Iterator[Live]:
-    from fedpgp.analysis.report.progress_bar import Live
+def _live() -> Iterator[ProgressDisplay]:
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
-    with Live(err) as live:
+    with ProgressDisplay(err) as live:
         yield live

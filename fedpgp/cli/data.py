@@ -34,12 +34,11 @@ def check(
     Exits with 2 if the data cannot be used as they are.
     """
     from fedpgp.analysis.report.data_tables import lines, split_counts
-    from fedpgp.analysis.report.progress_bar import Live
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
     from fedpgp.core.errors import DataError
     from fedpgp.data import check as checks
     from fedpgp.data import manifest
     from fedpgp.data.summary import manifest_table
-    from fedpgp.federation.records import Progress
 
     settings = _settings(target, overrides or [], root)
     built = manifest.build(settings.data)
@@ -50,9 +49,9 @@ def check(
     _say(lines("classes without images", checks.empty_classes(built)))
     problems = []
     if not quick:
-        with Live(err) as live:
+        with ProgressDisplay(err) as display:
             findings = checks.read_all(
-                built, settings.data, lambda done, total: live.show(Progress("read", done, total))
+                built, settings.data, lambda done, total: display.show("reading images", done, total)
             )
         _say(lines("unreadable images", findings.unreadable))
         _say(lines("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
@@ -110,13 +109,13 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 def _names_fit(settings: Experiment) -> list[str]:
     """What is wrong between names and labels, if the backbone can tell."""
     from fedpgp.analysis import label_alignment
-    from fedpgp.analysis.report.progress_bar import Live
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
     if not label_alignment.can_judge(settings):
         _say(["zero-shot check: not done, the backbone knows no such images; give backbone.name, backbone.weights"])
         return []
-    with Live(err) as live:
-        found = label_alignment.zero_shot(settings, live.show)
+    with ProgressDisplay(err) as display:
+        found = label_alignment.zero_shot(settings, display)
     _say([f"zero-shot accuracy on {found.images} training images: {found.given:.1f} %, best naming {found.best:.1f} %"])
     if found.exchanged or found.suspicious:
         _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])

@@ -111,14 +111,15 @@ def run(config: str, overrides: list[str] | None) -> SweepFolder:
 
 def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"] | None = None) -> SweepFolder:
     """Run a sweep with progress, and nothing printed at its end."""
-    from fedpgp.analysis.report.progress_bar import Live
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
     if settings.base.get("resources", {}).get("address"):
         use_token()
     from fedpgp.experiments.sweeps import sweep_runner
+    from fedpgp.tracking import MLflowTracker
 
-    with Live(err) as live:
-        return sweep_runner.run(settings, rerun or ("failed" if resume else None), live.show)
+    with ProgressDisplay(err) as display:
+        return sweep_runner.run(settings, rerun or ("failed" if resume else None), display, MLflowTracker())
 
 
 def preview(settings: Sweep) -> None:

@@ -16,7 +16,7 @@ from fedpgp.config.settings import (
     StorageSettings,
     TrackingSettings,
 )
-from fedpgp.config.writing import absolute, annotated, digest, dotted, dump
+from fedpgp.config.writing import absolute, annotated, differing, digest, dotted, dump
 
 __all__ = [
     "BackboneSettings",
@@ -33,6 +33,7 @@ __all__ = [
     "absolute",
     "annotated",
     "assign",
+    "differing",
     "digest",
     "dotted",
     "dump",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def dotted(experiment: Experiment, *, manifest: str | None, weights: str | None)
     tree["data"]["digest"], tree["backbone"]["fingerprint"] = manifest, weights
     seed = {"seed": tree.pop("seed")}
     return seed | {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+
+
+def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The dotted keys whose values are not the same in all of `trees`; absent is a value too."""
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    return [key for key in keys if len({json.dumps(tree.get(key, "(absent)")) for tree in trees}) > 1]
 
 
 def absolute(experiment: Experiment) -> Experiment:

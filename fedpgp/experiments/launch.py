@@ -1,49 +1,46 @@
-"""How work is started, followed and stopped: here or in a driver actor on Ray, mirrored to MLflow."""
+"""Start, follow and stop work, in this process or in a driver actor on Ray."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedpgp import config, tracking
+from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core.callbacks import Event, RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
-from fedpgp.experiments import estimation
-from fedpgp.experiments import runner as experiments
+from fedpgp.experiments import estimation, runner
 from fedpgp.experiments.planning import plan
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.extraction import Forecast
-from fedpgp.federation.records import Progress
-
-Emit = Callable[[Progress], None]
 
 
-def run(experiment: Experiment, resume: bool, emit: Emit) -> Path:
-    """Run an experiment where its settings say, and wait for it; its folder. See `experiment.run`."""
-    result: Path = _do(run_mirrored, experiment, resume, emit=emit)
+def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
+    """Run an experiment where its settings say, wait for it, and return its folder. See `runner.run`."""
+    result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback)
     return result
 
 
-def extract(experiment: Experiment, emit: Emit) -> list[Path]:
+def extract(experiment: Experiment, callback: RunCallback) -> list[Path]:
     """Extract the features that an experiment needs, and nothing more; their files."""
-    result: list[Path] = _do(_extract, experiment, emit=emit)
+    result: list[Path] = _do(_extract, experiment, callback=callback)
     return result
 
 
-def forecast(experiment: Experiment, emit: Emit) -> list[Forecast]:
+def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
     """What `extract` would take, in bytes and time; a few images are encoded here to know it, and nothing is kept."""
-    with warnings_told(emit):
-        emit(Progress("prepare", note="reading data and backbone"))
+    with forward_warnings(callback):
+        callback.on_prepare()
         return estimation.forecast(plan(config.absolute(experiment)))
 
 
-def detach(experiment: Experiment, resume: bool) -> str:
+def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     """Start an experiment on a cluster that outlives this command, and leave it there; the name of its driver.
 
     Raises:
@@ -58,16 +55,16 @@ def detach(experiment: Experiment, resume: bool) -> str:
         )
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
-        driver.start(run_mirrored, placed(experiment), resume, name=name, detached=True)
+        driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)
         return name
 
 
-def attach(name: str, resources: ResourceSettings, emit: Emit) -> Path:
+def attach(name: str, resources: ResourceSettings, callback: RunCallback) -> Path:
     """Follow a driver until its run ends, and leave it alone on Ctrl-C; the run's folder."""
     from fedpgp.federation.backends import driver
 
     with driver.connected(resources):
-        result: Path = driver.follow(driver.find(name), emit)
+        result: Path = driver.follow(driver.find(name), callback)
         return result
 
 
@@ -79,97 +76,54 @@ def stop(name: str, resources: ResourceSettings) -> None:
         driver.stop(name)
 
 
-def drivers(resources: ResourceSettings) -> dict[str, Progress | None]:
-    """The drivers on a cluster, and the last that each has told."""
+def drivers(resources: ResourceSettings) -> dict[str, Event | None]:
+    """The drivers on a cluster, and the last event of each."""
     from fedpgp.federation.backends import driver
 
     with driver.connected(resources):
         return driver.last_events()
 
 
-def run_mirrored(
+def run_tracked(
     experiment: Experiment,
     resume: bool,
+    tracker: Tracker,
     *,
     restarted: bool = False,
-    emit: Emit,
+    callback: RunCallback,
     stop: threading.Event,
     backend: Backend | None = None,
 ) -> Path:
-    """`experiment.run` in this process, with MLflow following its rows and warnings going the way of progress.
+    """`runner.run` in this process, followed by a tracker; warnings of the package go to the callback.
 
-    A driver whose process died comes back with `restarted`, and then goes on from its checkpoint.
+    A driver whose process died is started again with `restarted`, and then continues from its checkpoint.
     """
-    with warnings_told(emit), mirrored(experiment, emit) as tell:
-        return experiments.run(experiment, resume, tell, stop, backend, restarted=restarted)
+    with forward_warnings(callback):
+        try:
+            both = broadcast(callback, tracker.run(experiment))
+            return runner.run(experiment, resume, both, stop, backend, restarted=restarted)
+        finally:
+            tracker.close()
 
 
-@contextmanager
-def mirrored(
-    experiment: Experiment,
-    emit: Emit,
-    parent: tracking.Parent | None = None,
-    close: Callable[[tracking.Mirror], None] = tracking.Mirror.close,
-) -> Iterator[Emit]:
-    """A way of progress that MLflow follows too, from the first word about the run's folder to the end.
-
-    Args:
-        parent: the trial that the run is a fold of.
-        close: what is done with the mirror at the end.
-    """
-    mirror: tracking.Mirror | None = None
-
-    def tell(progress: Progress) -> None:
-        nonlocal mirror
-        emit(progress)
-        if progress.run and experiment.tracking.mlflow:
-            uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
-            mirror = mirror or tracking.Mirror(Path(progress.run), uri, parent)
-            mirror.notify()
-
-    try:
-        yield tell
-    finally:
-        if mirror is not None:
-            close(mirror)
+def _extract(
+    experiment: Experiment, *, restarted: bool = False, callback: RunCallback, stop: threading.Event
+) -> list[Path]:
+    with forward_warnings(callback):
+        return runner.extract_only(experiment, callback, stop)
 
 
-class Closing:
-    """Mirrors of runs that have ended, which have a moment to end, too, while the next run goes on."""
-
-    def __init__(self, at_once: int = 2) -> None:
-        self._left: deque[tracking.Mirror] = deque()
-        self._at_once = at_once
-
-    def add(self, mirror: tracking.Mirror) -> None:
-        """Let it end; wait for one that was to end long ago."""
-        mirror.finish()
-        self._left.append(mirror)
-        if len(self._left) > self._at_once:
-            self._left.popleft().close()
-
-    def close(self) -> None:
-        """Wait for all of them."""
-        while self._left:
-            self._left.popleft().close()
-
-
-def _extract(experiment: Experiment, *, restarted: bool = False, emit: Emit, stop: threading.Event) -> list[Path]:
-    with warnings_told(emit):
-        return experiments.extract_only(experiment, emit, stop)
-
-
-def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, emit: Emit) -> Any:
-    """Run a function that takes `emit` and `stop` where the settings say."""
+def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:
+    """Run a function that takes `callback` and `stop` where the settings say."""
     if experiment.resources.backend == "serial":
         try:
-            return function(config.absolute(experiment), *args, emit=emit, stop=threading.Event())
+            return function(config.absolute(experiment), *args, callback=callback, stop=threading.Event())
         except KeyboardInterrupt:
             raise Interrupted("stopped; nothing is lost, go on with --resume") from None
     from fedpgp.federation.backends import driver
 
     with driver.connected(experiment.resources):
-        return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), emit=emit)
+        return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), callback=callback)
 
 
 def placed(experiment: Experiment) -> Experiment:
@@ -194,12 +148,12 @@ def _driver_name(experiment: Experiment) -> str:
 
 
 @contextmanager
-def warnings_told(emit: Emit) -> Iterator[None]:
-    """Warnings of the package go the way of all progress, so that they reach the person from any process."""
+def forward_warnings(callback: RunCallback) -> Iterator[None]:
+    """Pass warnings of the package to a callback, so that they reach the user from any process."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            emit(Progress("warning", note=record.getMessage()))
+            callback.on_message(record.getMessage(), warning=True)
 
     logger, handler = logging.getLogger("fedpgp"), Handler(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from fedpgp import config
-from fedpgp.analysis.comparison import differing
-from fedpgp.config import Experiment
+from fedpgp.config import Experiment, differing
 from fedpgp.core.errors import ConfigError, FedPGPError
 from fedpgp.experiments.planning import Plan
 from fedpgp.storage.run_folder import RunFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fedpgp.clip import feature_cache
 from fedpgp.clip.feature_cache import Chunk, FeatureKey, cache_path
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
 from fedpgp.core.redaction import redacted
@@ -31,30 +32,28 @@ from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.memory import GB
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import summarize
-from fedpgp.federation.records import Progress, RoundRow
+from fedpgp.federation.records import RoundRow
 from fedpgp.federation.server import Server
+from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
 from fedpgp.storage import checkpoint
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 
-Emit = Callable[[Progress], None]
 
-
-def extract(plan: Plan, backend: Backend, emit: Emit) -> tuple[Features, Features]:
+def extract(plan: Plan, backend: Backend, callback: RunCallback) -> tuple[Features, Features]:
     """Frozen features of all images that the plan uses: those for training and those for testing.
 
     With one view both are the same cache. What is there already is not extracted again.
     """
-    extract_all([plan], backend, emit)
+    extract_all([plan], backend, callback)
     return _cache(plan, plan.experiment.data.views), _cache(plan, views=1)
 
 
-def extract_all(plans: Iterable[Plan], backend: Backend, emit: Emit) -> list[Path]:
+def extract_all(plans: Iterable[Plan], backend: Backend, callback: RunCallback) -> list[Path]:
     """Frozen features for several plans, each image once; the files."""
     wanted = wanted_features(plans)
     for cache, (one, rows) in wanted.items():
-        _fill(one, cache, rows, backend, emit)
+        _fill(one, cache, rows, backend, callback)
     return sorted(cache.path for cache in wanted)
 
 
@@ -83,7 +82,7 @@ def wanted_features(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndar
 def run(
     experiment: Experiment,
     resume: bool,
-    emit: Emit,
+    callback: RunCallback,
     stop: threading.Event,
     backend: Backend | None = None,
     *,
@@ -94,7 +93,7 @@ def run(
     Args:
         resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is, and
             settings that were edited since the run of this name was begun are refused.
-        emit: told of progress.
+        callback: receives progress.
         stop: set from outside to abandon the round that is going on; those before it are kept.
         backend: workers to borrow; None: its own, as the settings say.
         restarted: this process takes the place of one that died: go on with what it began.
@@ -107,19 +106,19 @@ def run(
         Interrupted: `stop` was set.
         FedPGPError: the run failed; its rows are kept and `resume` goes on from them.
     """
-    emit(Progress("prepare", note="reading data and backbone"))
+    callback.on_prepare()
     ready = plan(experiment)
     name, storage = experiment.name, experiment.storage
     wanted = resume or restarted
     earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri) if wanted else None
     if resume and not restarted and earlier is None:
         refuse_edited(ready)
-        emit(Progress("note", note="no earlier run of exactly these settings, data and weights: starting a new one"))
-    return to_the_end(advance(ready, earlier, emit, stop, backend))
+        callback.on_message("no earlier run of exactly these settings, data and weights: starting a new one")
+    return to_the_end(advance(ready, earlier, callback, stop, backend))
 
 
 def advance(
-    plan: Plan, earlier: RunFolder | None, emit: Emit, stop: threading.Event, backend: Backend | None = None
+    plan: Plan, earlier: RunFolder | None, callback: RunCallback, stop: threading.Event, backend: Backend | None = None
 ) -> Generator[RoundRow, None, Path]:
     """As `run`, a round at a time: each is yielded once it is committed. Closed before its end, the run is `stopped`.
 
@@ -130,19 +129,20 @@ def advance(
         The folder of the finished run.
     """
     if earlier is not None and earlier.status["state"] == "finished":
-        emit(Progress("finished", note="was finished already", run=str(earlier.path)))
+        rounds = plan.experiment.federation.rounds
+        callback.on_begin(str(earlier.path), rounds, rounds)
+        callback.on_end(str(earlier.path), "finished")
         return earlier.path
     workers = backend or make_backend(plan.experiment.resources, stop)
     try:
-        job = make_job(plan, *extract(plan, workers, emit))
+        job = make_job(plan, *extract(plan, workers, callback))
         workers.load(job)
         store = earlier or _create(plan)
-        with _ending(store):
-            yield from _rounds(plan, Server(job, workers), store, emit)
+        with _ending(store, callback):
+            yield from _rounds(plan, Server(job, workers), store, callback)
     finally:
         if backend is None:
             workers.close()
-    emit(Progress("finished", run=str(store.path)))
     return store.path
 
 
@@ -156,13 +156,13 @@ def to_the_end(rounds: Generator[RoundRow, None, Path]) -> Path:
             return folder
 
 
-def extract_only(experiment: Experiment, emit: Emit, stop: threading.Event) -> list[Path]:
+def extract_only(experiment: Experiment, callback: RunCallback, stop: threading.Event) -> list[Path]:
     """Extract the features that an experiment needs, and nothing more; their files."""
-    emit(Progress("prepare", note="reading data and backbone"))
+    callback.on_prepare()
     ready = plan(experiment)
     backend = make_backend(experiment.resources, stop)
     try:
-        return extract_all([ready], backend, emit)
+        return extract_all([ready], backend, callback)
     finally:
         backend.close()
 
@@ -185,23 +185,32 @@ def _create(plan: Plan) -> RunFolder:
 
 
 @contextmanager
-def _ending(store: RunFolder) -> Iterator[None]:
-    """Be the run's only writer; its status tells how it ended."""
-    with store.lock():
-        try:
+def _ending(store: RunFolder, callback: RunCallback) -> Iterator[None]:
+    """Hold the run's lock, write how the run ended, then report the end."""
+    try:
+        with store.lock(), _final_status(store):
             yield
-        except GeneratorExit:
-            store.stop("not wanted any further")
-            raise
-        except (Interrupted, KeyboardInterrupt):
-            store.stop("asked to stop")
-            raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
-        except BaseException as error:
-            with suppress(OSError):  # the disk may be full; it counts as interrupted then
-                store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
-            if isinstance(error, OSError) and is_full(error):
-                raise FedPGPError(f"{store.path}: {error.strerror}; free some, and go on with --resume") from None
-            raise
+    finally:
+        callback.on_end(str(store.path), store.state)
+
+
+@contextmanager
+def _final_status(store: RunFolder) -> Iterator[None]:
+    """Write how the run ended, unless it finished."""
+    try:
+        yield
+    except GeneratorExit:
+        store.stop("not wanted any further")
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        store.stop("asked to stop")
+        raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be full; it counts as interrupted then
+            store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
+        if isinstance(error, OSError) and is_full(error):
+            raise FedPGPError(f"{store.path}: {error.strerror}; free some, and go on with --resume") from None
+        raise
 
 
 def reason(error: BaseException) -> str:
@@ -209,17 +218,17 @@ def reason(error: BaseException) -> str:
     return redacted(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
 
 
-def _rounds(plan: Plan, server: Server, store: RunFolder, emit: Emit) -> Iterator[RoundRow]:
+def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback) -> Iterator[RoundRow]:
     """Run and commit what is left."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
-    emit(Progress("note", note=_described(plan, server, state)))
-    emit(Progress("rounds", state.round, server.rounds, run=str(store.path)))
+    callback.on_plan(_described(plan, server, state))
+    callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
         if result.confusion is not None:  # before the round: what is committed is complete
             store.save_confusion(result.confusion)
         store.commit(result.row, result.clients, reference)
-        emit(Progress("rounds", result.row.round, server.rounds, _shown(result.row), run=str(store.path)))
+        callback.on_round(str(store.path), result.row.round, server.rounds, result.row.metrics)
         yield result.row
     store.finish(summarize(store.identity, store.rounds()))
 
@@ -234,11 +243,6 @@ def _described(plan: Plan, server: Server, state: State) -> str:
     memory = "" if size is None else f", about {size / GB:.1f} GB of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     return f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"
-
-
-def _shown(row: RoundRow) -> str:
-    wanted = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/held_out")
-    return "  ".join(f"{name.removeprefix('test/')} {row.metrics[name]:.1f}" for name in wanted if name in row.metrics)
 
 
 def _cache(plan: Plan, views: int) -> Features:
@@ -261,7 +265,7 @@ def extraction_job(plan: Plan, cache: Features) -> ExtractionJob:
     return ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key)
 
 
-def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit: Emit) -> None:
+def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callback: RunCallback) -> None:
     """Extract what is missing of `rows`, on the workers."""
     begun: list[tuple[float, int]] = []
 
@@ -273,8 +277,7 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, emit:
         """Images per second are those since the start, without what an interrupted extraction had left."""
         begun.append((time.monotonic(), done))
         (start, first), (now, _) = begun[0], begun[-1]
-        rate = f"{(done - first) / (now - start):.1f} images/s" if done > first else ""
-        emit(Progress("extract", done, total, note=rate))
+        callback.on_extract(done, total, (done - first) / (now - start) if done > first else None)
 
     feature_cache.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
 

@@ -16,8 +16,8 @@ from fedpgp.core.tree import ParamTree, repeated
 from fedpgp.data.protocol import divide_classes
 from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation.metrics import last_evaluated, per_client_table
+from fedpgp.federation.state import State
 from fedpgp.methods.base import HasGlobalModel, Method
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 
 GLOBAL = "global"

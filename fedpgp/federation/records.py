@@ -65,18 +65,3 @@ class RoundRow:
     """wall-clock seconds by stage: train, aggregate, evaluate"""
     timestamp_ms: int = 0
     """milliseconds since the epoch at the commit; the mirror uses it, so that a row sent twice stays one row"""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a long stretch of work has come; what a person sees while waiting."""
-
-    stage: str
-    """prepare | read | extract | rounds | finished | note | warning"""
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    run: str | None = None
-    """folder of the run, once it exists"""
-    title: str = ""
-    """which of several runs this is about"""

@@ -20,9 +20,9 @@ from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
 from fedpgp.federation.metrics import round_metrics
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
-from fedpgp.storage.checkpoint import State
 
 log = logging.getLogger(__name__)
 

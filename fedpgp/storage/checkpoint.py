@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,14 @@ import torch
 
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import write_durably
-from fedpgp.core.tree import ParamTree, rows
+from fedpgp.core.tree import rows
+from fedpgp.federation.state import State
 
 LONGEST_CHAIN = 20
 """Files that a state is read from at most; then a new base is written."""
 DELTA_SHARE = 1 / 3
 """Largest share of the clients that a delta holds; above it a base costs no more."""
 ROWS = "rows"
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a federation carries from one round to the next."""
-
-    round: int
-    """last round done; 0: none"""
-    shared: ParamTree
-    """what the server holds"""
-    personal: ParamTree
-    """what the clients hold, stacked: every entry is (K, ...)"""
 
 
 def save(

@@ -21,8 +21,8 @@ from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY, locked, sync_folder
 from fedpgp.federation.metrics import selection_score
 from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.identity import Identity
 from fedpgp.storage.object_store import ObjectStore
 from fedpgp.storage.run_index import RunIndex

@@ -45,6 +45,16 @@ class TrialSpec:
 
 
 @dataclass(frozen=True)
+class TrialRef:
+    """Names a trial of a sweep on disk."""
+
+    sweep: Path
+    """folder of the sweep"""
+    trial: str
+    """its id"""
+
+
+@dataclass(frozen=True)
 class FoldRun:
     """A fold and the run that it became."""
 

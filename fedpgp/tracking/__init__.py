@@ -1,6 +1,7 @@
 """MLflow as a mirror of the rows on disk. Nothing is read back from it, and no run waits for it or fails with it."""
 
 from fedpgp.tracking.connection import default_uri, prepare
-from fedpgp.tracking.mirror import Mirror, Parent, sync_run, sync_sweep
+from fedpgp.tracking.mirror import Mirror, sync_run, sync_sweep
+from fedpgp.tracking.tracker import MLflowTracker
 
-__all__ = ["Mirror", "Parent", "default_uri", "prepare", "sync_run", "sync_sweep"]
+__all__ = ["MLflowTracker", "Mirror", "default_uri", "prepare", "sync_run", "sync_sweep"]

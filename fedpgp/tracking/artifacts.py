@@ -17,7 +17,7 @@ from fedpgp.core.errors import RunError
 from fedpgp.core.redaction import redacted
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation.metrics import last_evaluated, per_client_table
-from fedpgp.storage.checkpoint import State
+from fedpgp.federation.state import State
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking.trial_summary import Outcome, ranking

@@ -5,31 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.redaction import redacted
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking.run_writer import RunWriter
 from fedpgp.tracking.sweep_writer import SweepWriter
 
 log = logging.getLogger("fedpgp.tracking")
 
 
-@dataclass(frozen=True)
-class Parent:
-    """The trial that a run is a fold of."""
-
-    sweep: Path
-    """folder of the sweep"""
-    trial: str
-    """its id"""
-
-
-def sync_run(run_dir: Path, uri: str, parent: Parent | None = None) -> str:
+def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
     """Bring the entries of a run up to date; what is there already is not sent again.
 
     Args:
@@ -62,7 +51,7 @@ def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] 
     """
     for trial, runs in (started or {}).items():
         for run_dir in runs:
-            sync_run(run_dir, uri, Parent(sweep_dir, trial))
+            sync_run(run_dir, uri, TrialRef(sweep_dir, trial))
     writer = SweepWriter(SweepFolder.open(sweep_dir), uri)
     writer.push()
     return writer.run_id
@@ -83,7 +72,7 @@ class Mirror:
         parent: the trial that a run is a fold of.
     """
 
-    def __init__(self, folder: Path, uri: str, parent: Parent | None = None) -> None:
+    def __init__(self, folder: Path, uri: str, parent: TrialRef | None = None) -> None:
         self._folder, self._uri, self._parent = folder.absolute(), uri, parent
         self._writer: _Writer | None = None
         self._wake, self._closing, self._warned = threading.Event(), False, parent is not None
@@ -130,7 +119,7 @@ class Mirror:
         self._warned = True
 
 
-def _run_writer(run_dir: Path, uri: str, parent: Parent | None) -> RunWriter:
+def _run_writer(run_dir: Path, uri: str, parent: TrialRef | None) -> RunWriter:
     store = RunFolder.open(run_dir)
     if parent is None:
         return RunWriter(store, uri)

@@ -12,6 +12,7 @@ from fedpgp import cli, config
 from fedpgp.analysis import adapter_analysis
 from fedpgp.cli import inspect as command_line
 from fedpgp.clip import model
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.experiments import runner
 from fedpgp.storage.run_folder import RunFolder
@@ -32,7 +33,7 @@ def run_of(tmp_path_factory):
             "resources": {"backend": "serial"},
             "storage": {"root": str(tmp_path_factory.mktemp("store"))},
         }
-        return runner.run(config.parse(tree), False, lambda progress: None, threading.Event())
+        return runner.run(config.parse(tree), False, RunCallback(), threading.Event())
 
     return run
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpgp.analysis.comparison import Comparison, Difference, Fold, Group, Run, Statistic, differing, ranks
+from fedpgp.analysis.comparison import Comparison, Difference, Fold, Group, Run, Statistic, ranks
+from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedpgp.analysis import label_alignment
 from fedpgp.cli import data as command_line
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError, DataError
 
 
@@ -65,21 +66,21 @@ def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypat
         given=3.0, best=60.0, images=400, classes=2, moved=(("ant", "bee"), ("bee", "ant"))
     )
     monkeypatch.setattr(label_alignment, "can_judge", lambda settings: True)
-    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: found)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, callback: found)
     with pytest.raises(DataError, match="names and labels do not belong together"):
         call("check", "caltech101", "--root", str(root))
     result = CliRunner().invoke(command_line.app, ["check", "caltech101", "--root", str(root)])
     assert "zero-shot accuracy on 400 training images: 3.0 %, best naming 60.0 %" in result.output
     assert "ant -> bee" in result.output
     guessed = label_alignment.Alignment(given=51.0, best=52.0, images=400, classes=2, moved=())
-    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: guessed)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, callback: guessed)
     with pytest.raises(DataError, match="that of guessing among 2 classes"):
         call("check", "caltech101", "--root", str(root))
     doubtful = label_alignment.Alignment(80.0, 100.0, 40, 2, (("ant", "bee"), ("bee", "ant")), gained=8)
-    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: doubtful)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, callback: doubtful)
     assert "ant -> bee" in call("check", "caltech101", "--root", str(root))
     fine = label_alignment.Alignment(given=90.0, best=90.0, images=400, classes=2, moved=())
-    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, emit: fine)
+    monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, callback: fine)
     assert "90.0 %" in call("check", "caltech101", "--root", str(root))
 
 
@@ -137,7 +138,7 @@ def test_zero_shot_check_runs_the_backbone(tmp_path: Path) -> None:
     from fedpgp import config
 
     settings = config.parse({"data": {"name": "shapes"}, "storage": {"root": str(tmp_path)}})
-    found = label_alignment.zero_shot(settings, lambda progress: None)
+    found = label_alignment.zero_shot(settings, RunCallback())
     assert found.images == 30 * 8 // 2
     assert not found.exchanged
     assert not label_alignment.can_judge(settings)

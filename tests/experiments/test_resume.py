@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from fedpgp import config
+from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, Interrupted
 from fedpgp.experiments import runner
 from fedpgp.storage.run_folder import RunFolder
@@ -29,7 +30,7 @@ def settings(root, *overrides):
 
 
 def run(wanted, **how):
-    return runner.run(wanted, how.pop("resume", False), lambda progress: None, threading.Event(), **how)
+    return runner.run(wanted, how.pop("resume", False), RunCallback(), threading.Event(), **how)
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def begun(tmp_path):
     """A storage root with one run in it that was stopped after its first round."""
     stop = threading.Event()
 
-    def after_first(progress):
-        if progress.stage == "rounds" and progress.done == 1:
+    def after_first(event):
+        if event.method == "on_round" and event.arguments[1] == 1:
             stop.set()
 
     with pytest.raises(Interrupted):
-        runner.run(settings(tmp_path), False, after_first, stop)
+        runner.run(settings(tmp_path), False, EventStream(after_first), stop)
     return tmp_path
 
 

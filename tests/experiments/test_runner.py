@@ -17,8 +17,10 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedpgp import config
+from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted
 from fedpgp.experiments import launch, planning, runner
+from fedpgp.experiments.tracker import NoTracking
 from fedpgp.storage.run_folder import RunFolder
 
 BASE = {
@@ -47,8 +49,8 @@ def settings(root, **changes):
     return config.parse(tree)
 
 
-def run(wanted, resume=False, emit=lambda progress: None, stop=None):
-    return runner.run(wanted, resume, emit, stop or threading.Event())
+def run(wanted, resume=False, callback=RunCallback(), stop=None):
+    return runner.run(wanted, resume, callback, stop or threading.Event())
 
 
 def numbers(path):
@@ -101,7 +103,7 @@ def test_counts_are_exact(reference):
 )
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
-    assert numbers(launch.run(wanted, False, lambda progress: None)) == numbers(reference)
+    assert numbers(launch.run(wanted, False, RunCallback(), NoTracking())) == numbers(reference)
 
 
 def test_a_second_run_opens_the_cache(root, reference, monkeypatch):
@@ -116,13 +118,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(root, reference):
     """Asked to stop after its first round, it abandons the second."""
     stop = threading.Event()
 
-    def after_first(progress):
-        if progress.stage == "rounds" and progress.done == 1:
+    def after_first(event):
+        if event.method == "on_round" and event.arguments[1] == 1:
             stop.set()
 
     wanted = settings(root)
     with pytest.raises(Interrupted, match=r"stopped; the run lies in .*; go on with --resume") as interrupted:
-        run(wanted, emit=after_first, stop=stop)
+        run(wanted, callback=EventStream(after_first), stop=stop)
     (stopped,) = (store for store in RunFolder.find(root) if store.state == "stopped")
     assert str(stopped.path) in str(interrupted.value)
     assert len(stopped.rounds()) == 1
@@ -214,8 +216,8 @@ def test_killed_here_a_run_goes_on_elsewhere_with_a_uri_alone(reference, tmp_pat
     process.wait()
     told = []
     storage = {"root": str(tmp_path / "there"), "uri": uri}
-    path = run(config.parse({**tree, "storage": storage}), resume=True, emit=told.append)
-    assert next(progress.done for progress in told if progress.stage == "rounds") >= 1
+    path = run(config.parse({**tree, "storage": storage}), resume=True, callback=EventStream(told.append))
+    assert next(event.arguments[1] for event in told if event.method == "on_begin") >= 1
     assert numbers(path) == numbers(reference)
     kept = RunFolder.open(tmp_path / "kept" / "runs" / path.name)
     assert (kept.state, numbers(kept.path)) == ("finished", numbers(reference))
@@ -254,11 +256,11 @@ def test_settings_of_a_method_are_checked_and_filled_in():
 def test_a_cache_deleted_while_it_is_used_changes_nothing_and_is_made_again(tmp_path, reference):
     """It is mapped: whoever has it open keeps it."""
 
-    def after_first(progress):
-        if progress.stage == "rounds" and progress.done == 1:
+    def after_first(event):
+        if event.method == "on_round" and event.arguments[1] == 1:
             for path in (tmp_path / "features").glob("*.arrow"):
                 path.unlink()
 
-    assert numbers(run(settings(tmp_path), emit=after_first)) == numbers(reference)
+    assert numbers(run(settings(tmp_path), callback=EventStream(after_first))) == numbers(reference)
     assert not list((tmp_path / "features").glob("*.arrow"))
     assert numbers(run(settings(tmp_path))) == numbers(reference)

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from fedpgp import config
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.data import manifest, protocol
 from fedpgp.experiments import runner
@@ -59,7 +60,7 @@ def run_of(tmp_path_factory):
                 "resources": {"backend": "serial"},
                 "storage": {"root": str(root)},
             }
-            done[key] = runner.run(config.parse(tree), False, lambda progress: None, threading.Event())
+            done[key] = runner.run(config.parse(tree), False, RunCallback(), threading.Event())
         return done[key]
 
     return run
@@ -167,7 +168,7 @@ def test_what_cannot_be_exported(name, client, said, run_of, tmp_path):
 
 
 def test_a_network_of_its_own_is_no_prompt(tmp_path):
-    from fedpgp.export import prompts_text
+    from fedpgp.export.exporting import prompts_text
     from fedpgp.methods import METHODS
 
     able = {name for name, kind in METHODS.items() if prompts_text(kind(kind.settings_type()))}

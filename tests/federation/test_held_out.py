@@ -14,8 +14,8 @@ from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.server import Server
+from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
-from fedpgp.storage.checkpoint import State
 
 
 class SharedA(Sum):

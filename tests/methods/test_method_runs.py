@@ -11,6 +11,7 @@ from open_clip.model import CLIP
 
 from fedpgp import config
 from fedpgp.clip import model
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, UserError
 from fedpgp.experiments import planning, runner
 from fedpgp.storage.run_folder import RunFolder
@@ -46,7 +47,7 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_method_runs(root, name):
     wanted = settings(root, {"name": name, **RUNS[name]})
-    (row,) = RunFolder.open(runner.run(wanted, False, emit=lambda progress: None, stop=threading.Event())).rounds()
+    (row,) = RunFolder.open(runner.run(wanted, False, callback=RunCallback(), stop=threading.Event())).rounds()
     assert {"test/local", "test/base", "test/novel", "val/hm"} <= row.metrics.keys()
     plan = planning.plan(wanted)
     params = plan.method.init(plan.text.on(range(2)), torch.Generator())

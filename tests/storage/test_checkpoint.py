@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedpgp.core.errors import RunError
+from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
-from fedpgp.storage.checkpoint import State
 
 STATE = State(
     round=7,

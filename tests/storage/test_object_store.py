@@ -11,8 +11,8 @@ from pyarrow import fs
 
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, run_index
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.object_store import ObjectStore
 from fedpgp.storage.run_folder import RunFolder
 

@@ -10,8 +10,8 @@ import torch
 
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 
 DIGEST = "0123456789ab"

@@ -16,8 +16,8 @@ from fedpgp import config, tracking
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.redaction import redacted
 from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
+from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
-from fedpgp.storage.checkpoint import State
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import connection
 from fedpgp.tracking.run_writer import RunWriter

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from rich.console import Group
 
-from fedpgp.analysis.comparison import READINGS, Run, differing
+from fedpgp.analysis.comparison import READINGS, Run
 from fedpgp.analysis.report.curve_data import client_accuracies
 from fedpgp.analysis.report.labels import METRIC_TITLES, READING_TITLES
 from fedpgp.analysis.report.tables import Cell, Sheet, in_terminal
+from fedpgp.config import differing
 from fedpgp.federation.metrics import METRICS
 
 PER_CLIENT = ("local", "held_out", "all", "base", "novel")

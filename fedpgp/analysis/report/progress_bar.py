@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 
@@ -18,20 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedpgp.federation import records
+from fedpgp.core.callbacks import RunCallback
 
 SECONDS_BETWEEN_LINES = 10.0
-TITLES = {
-    "prepare": "preparing",
-    "read": "reading images",
-    "extract": "frozen features",
-    "rounds": "rounds",
-    "trials": "trials",
-}
+SHOWN = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/held_out")
+"""Metrics of a round that are shown, where it has them."""
 
 
-class Live:
-    """Shows `records.Progress` as it comes."""
+class ProgressDisplay(RunCallback):
+    """Shows the events of experiments and sweeps: bars in a terminal and in notebooks, lines in a log."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -43,14 +39,14 @@ class Live:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not self._animated,
         )
-        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
-        self._told: set[tuple[str, str, int]] = set()
-        self._begun: dict[tuple[str, str], tuple[float, int]] = {}  # when a stage was first told of, and how far it was
+        self._told: set[tuple[str, int]] = set()
+        self._begun: dict[str, tuple[float, int]] = {}  # when a stage was first told of, and how far it was
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> ProgressDisplay:
         self._bars.start()
         return self
 
@@ -59,55 +55,79 @@ class Live:
     ) -> None:
         self._bars.stop()
 
-    def show(self, progress: records.Progress) -> None:
-        """One event."""
-        if progress.stage == "warning":
-            self._console.print(f"[yellow]warning[/]: {escape(progress.note)}", highlight=False)
-        elif progress.stage == "note":
-            self._console.print(escape(progress.note), highlight=False)
-        elif progress.stage == "finished":
-            self._close("rounds", progress.title)
-        elif self._console.is_terminal:
-            self._bar(progress)
+    def on_prepare(self) -> None:
+        """Show that data and backbone are being read."""
+        self.show("preparing", note="reading data and backbone")
+
+    def on_plan(self, summary: str) -> None:
+        """Print the plan."""
+        self.on_message(summary)
+
+    def on_extract(self, done: int, total: int, images_per_second: float | None) -> None:
+        """Show how many images have frozen features."""
+        self.show("frozen features", done, total, f"{images_per_second:.1f} images/s" if images_per_second else "")
+
+    def on_begin(self, folder: str, done: int, total: int) -> None:
+        """Show the rounds that are done already."""
+        self.show("rounds", done, total)
+
+    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the round and its test metrics."""
+        shown = [f"{name.removeprefix('test/')} {metrics[name]:.1f}" for name in SHOWN if name in metrics]
+        self.show("rounds", done, total, "  ".join(shown))
+
+    def on_end(self, folder: str, state: str) -> None:
+        """Stop the bar of the rounds."""
+        self._close("rounds")
+
+    def on_trials(self, ended: int, total: int, summary: str) -> None:
+        """Show how many trials have ended, and what the others do."""
+        self.show("trials", ended, total, summary)
+
+    def on_message(self, text: str, warning: bool = False) -> None:
+        """Print it."""
+        prefix = "[yellow]warning[/]: " if warning else ""
+        self._console.print(f"{prefix}{escape(text)}", highlight=False)
+
+    def show(self, stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        """Show how far a stage has come; a total of 0 is unknown."""
+        if self._animated:
+            self._bar(stage, done, total, note)
         else:
-            self._line(progress)
+            self._line(stage, done, total, note)
 
-    def _bar(self, progress: records.Progress) -> None:
-        key = (progress.stage, progress.title)
-        if key not in self._tasks:
-            self._close("prepare", progress.title)
-            self._tasks[key] = self._bars.add_task(_title(progress), total=progress.total or None, note="")
-        self._bars.update(
-            self._tasks[key], completed=progress.done, total=progress.total or None, note=escape(progress.note)
-        )
+    @property
+    def _animated(self) -> bool:
+        return self._console.is_terminal or self._console.is_jupyter
 
-    def _close(self, stage: str, title: str) -> None:
+    def _bar(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self._tasks:
+            self._close("preparing")
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, note="")
+        self._bars.update(self._tasks[stage], completed=done, total=total or None, note=escape(note))
+
+    def _close(self, stage: str) -> None:
         """Stop the spinner of a stage that has no end of its own."""
-        if (stage, title) in self._tasks:
-            task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage, title])]
+        if stage in self._tasks:
+            task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
-    def _left(self, progress: records.Progress) -> str:
-        """Time left at the speed so far, as the bar has it too; nothing before there is a speed."""
-        now, key = time.monotonic(), (progress.stage, progress.title)
-        start, first = self._begun.setdefault(key, (now, progress.done))
-        if not first < progress.done < progress.total:
+    def _left(self, stage: str, done: int, total: int) -> str:
+        """Time left at the speed so far, as the bar shows it too; nothing before there is a speed."""
+        now = time.monotonic()
+        start, first = self._begun.setdefault(stage, (now, done))
+        if not first < done < total:
             return ""
-        seconds = (now - start) * (progress.total - progress.done) / (progress.done - first)
+        seconds = (now - start) * (total - done) / (done - first)
         return f"{timedelta(seconds=round(seconds))} left"
 
-    def _line(self, progress: records.Progress) -> None:
-        left = self._left(progress)
-        place = (progress.stage, progress.title, progress.done)
-        ends = progress.done in (0, progress.total) and place not in self._told
+    def _line(self, stage: str, done: int, total: int, note: str) -> None:
+        left = self._left(stage, done, total)
+        ends = done in (0, total) and (stage, done) not in self._told
         if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
-        self._told.add(place)
+        self._told.add((stage, done))
         self._last_line = time.monotonic()
-        count = f" {progress.done}/{progress.total}" if progress.total else ""
-        told = "  ".join(part for part in (f"{_title(progress)}{count}", progress.note, left) if part)
+        count = f" {done}/{total}" if total else ""
+        told = "  ".join(part for part in (f"{stage}{count}", note, left) if part)
         self._console.print(escape(told), highlight=False)
-
-
-def _title(progress: records.Progress) -> str:
-    return f"{progress.title}: {TITLES[progress.stage]}" if progress.title else TITLES[progress.stage]

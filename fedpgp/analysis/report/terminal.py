@@ -16,9 +16,9 @@ from rich.table import Table
 
 from fedpgp.analysis.comparison import Comparison, Statistic, ranks
 from fedpgp.analysis.report.labels import METRIC_TITLES, READING_TITLES
+from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
 from fedpgp.federation.metrics import METRICS, last_evaluated, per_client_table, summarize
-from fedpgp.federation.records import Progress
 from fedpgp.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -143,14 +143,15 @@ def overview(root: Path) -> Table:
     return table
 
 
-def drivers(told: Mapping[str, Progress | None]) -> Table:
-    """The drivers on a cluster, and the last that each has told."""
+def drivers(last_events: Mapping[str, Event | None]) -> Table:
+    """The drivers on a cluster, and the last event of each."""
     table = Table(title="Drivers on the cluster")
-    for heading in ("driver", "stage", "done", "run"):
+    for heading in ("driver", "last event", "details"):
         table.add_column(heading, overflow="fold")
-    for name, last in told.items():
-        last = last or Progress("starting")
-        table.add_row(name, last.stage, f"{last.done}/{last.total}", last.run or "-")
+    for name, event in last_events.items():
+        details = [] if event is None else [part for part in event.arguments if isinstance(part, str | int)]
+        what = "starting" if event is None else event.method.removeprefix("on_")
+        table.add_row(name, what, escape("  ".join(map(str, details))))
     return table
 
 

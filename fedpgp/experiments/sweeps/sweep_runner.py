@@ -8,28 +8,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
-from fedpgp import config, tracking
+from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, UserError
 from fedpgp.core.redaction import redacted
-from fedpgp.experiments import launch, planning
-from fedpgp.experiments import runner as experiments
+from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
-from fedpgp.experiments.runner import Emit
 from fedpgp.experiments.sweeps import sampling, sweep_settings, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.packing import capacity, shortfall
-from fedpgp.federation.records import Progress
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 Rerun = Literal["failed", "all"]
 
 
-def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
+def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Tracker) -> SweepFolder:
     """Draw the trials of a sweep, and run those that have not ended yet; its folder.
 
     Args:
@@ -39,27 +38,28 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
         UserError: a trial cannot be run (all of them named), or the store would be lost; nothing was begun.
         Interrupted: stopped by a signal; what has finished is kept.
     """
-    emit(Progress("prepare", note="reading data and backbone"))
+    callback.on_prepare()
     drawn = sampling.draw(sweep)
     _refuse_scattered(drawn.trials)
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
     folder = _create(sweep, drawn, trials, plans)
-    waiting = folder.lock(lambda note: emit(Progress("note", note=note)))
-    with waiting, _mirrored(folder, trials[0].experiment, emit) as tell:
-        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, tell)
+    waiting = folder.lock(callback.on_message)
+    with waiting, launch.forward_warnings(callback), _tracked(folder, trials[0].experiment, tracker) as tracked:
+        callback = broadcast(callback, tracked)
+        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, tracker, callback)
         try:
             if todo:
                 with driver.connected(max((work.resources for work in todo), key=_cpus)):
-                    at_once = _room([work.resources for work in todo], sweep.tune.max_concurrent, tell)
-                    _extract([plan for work in todo for plan in plans[work.id]], at_once, tell)
+                    at_once = _room([work.resources for work in todo], sweep.tune.max_concurrent, callback)
+                    _extract([plan for work in todo for plan in plans[work.id]], at_once, callback)
                     plans.clear()
-                    tune_runner.run(sweep.tune, folder, todo, len(trials), tell)
+                    tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             with suppress(OSError):  # the disk may be full; it counts as interrupted then
-                folder.set_status("stopped" if stopped else "failed", experiments.reason(error))
+                folder.set_status("stopped" if stopped else "failed", runner.reason(error))
             raise
         failed = sum(result.state == "failed" for result in folder.results().values())
         folder.set_status("failed" if failed else "finished", f"{failed} trial(s) failed" if failed else None)
@@ -67,27 +67,14 @@ def run(sweep: Sweep, rerun: Rerun | None, emit: Emit) -> SweepFolder:
 
 
 @contextmanager
-def _mirrored(folder: SweepFolder, experiment: Experiment, emit: Emit) -> Iterator[Emit]:
-    """MLflow's entries of the sweep and its trials follow their results; folds are mirrored where they run."""
-    if not experiment.tracking.mlflow:
-        yield emit
-        return
-    uri = experiment.tracking.uri or tracking.default_uri(experiment.storage.root)
-    with launch.warnings_told(emit):
-        mirror = tracking.Mirror(folder.path, uri)
-        ended = -1
-
-        def tell(progress: Progress) -> None:
-            nonlocal ended
-            emit(progress)
-            if progress.stage == "trials" and progress.done != ended:
-                ended = progress.done
-                mirror.notify()
-
-        try:
-            yield tell
-        finally:
-            mirror.close()
+def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> Iterator[RunCallback]:
+    """The tracker's callback for the sweep, closed at the end."""
+    tracked = tracker.sweep(folder.path, experiment)
+    try:
+        yield tracked
+    finally:
+        tracked.on_end(str(folder.path), folder.state)
+        tracker.close()
 
 
 def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
@@ -146,7 +133,8 @@ def _left(
     trials: Sequence[Trial],
     plans: Mapping[str, Sequence[Plan]],
     rerun: Rerun | None,
-    emit: Emit,
+    tracker: Tracker,
+    callback: RunCallback,
 ) -> list[TrialWork]:
     """The trials that are to be run now. Those whose folds have all finished, in whatever sweep, are recorded."""
     look = None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds
@@ -161,6 +149,7 @@ def _left(
             metric=metric,
             look_every=look,
             force=rerun == "all",
+            tracker=tracker,
         )
         known = None if work.force else _known(folder, work)
         if known is None or (known.state == "failed" and rerun is not None):
@@ -171,7 +160,7 @@ def _left(
     for state, count in counts.items():
         if count:
             hint = "; --resume runs them again" if state == "failed" else ""
-            emit(Progress("note", note=f"{count} of {len(trials)} trials {state} before{hint}"))
+            callback.on_message(f"{count} of {len(trials)} trials {state} before{hint}")
     return todo
 
 
@@ -194,7 +183,7 @@ def _cpus(resources: ResourceSettings) -> float:
     return resources.actors * resources.cpus_per_actor
 
 
-def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, emit: Emit) -> int:
+def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:
     """Compare what trials need with what the cluster has; how many can run at a time.
 
     Raises:
@@ -209,17 +198,17 @@ def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, emit: Emit) -
             raise ResourceError(f"a trial does not fit: {short}")
         least = min(least, sum(capacity(node, *size) for node in there) // actors)
     if least < min(max_concurrent, len(wanted)):
-        emit(Progress("note", note=f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}"))
+        callback.on_message(f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}")
     return least
 
 
-def _extract(plans: Sequence[Plan], at_once: int, emit: Emit) -> None:
+def _extract(plans: Sequence[Plan], at_once: int, callback: RunCallback) -> None:
     """What all trials need is there before the first of them starts, by as many actors as they will have together."""
-    if experiments.all_extracted(plans):
+    if runner.all_extracted(plans):
         return
     each = plans[0].experiment.resources
-    backend = experiments.make_backend(each.model_copy(update={"actors": at_once * each.actors}), threading.Event())
+    backend = runner.make_backend(each.model_copy(update={"actors": at_once * each.actors}), threading.Event())
     try:
-        experiments.extract_all(plans, backend, emit)
+        runner.extract_all(plans, backend, callback)
     finally:
         backend.close()

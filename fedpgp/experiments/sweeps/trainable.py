@@ -11,17 +11,18 @@ from typing import Any
 from ray import tune
 
 from fedpgp.config import ResourceSettings
-from fedpgp.experiments import launch
-from fedpgp.experiments import runner as experiments
+from fedpgp.core.callbacks import Event, EventStream
+from fedpgp.experiments import launch, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.trial_runner import TrialWork
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.records import Progress
 
 REPORT_SECONDS = 1.0
 """With nobody looking at rounds, a report goes to the driver so often."""
-TOLD = ("warning", "extract")
+FORWARDED = ("on_message", "on_extract")
+"""Events of folds that go to the driver of the sweep; it learns of rounds by reports."""
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
@@ -31,10 +32,11 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         """Called once in the life of the process."""
         self._library = Library()
         self._workers: tuple[ResourceSettings, Backend] | None = None
-        self._events: list[Progress] = []
-        self._mirrors = launch.Closing()
+        self._events: list[Event] = []
+        self._tracker: Tracker = config["trial"].tracker
+        self._callback = EventStream(self._receive)
         self._open = ExitStack()
-        self._open.enter_context(launch.warnings_told(self._tell))
+        self._open.enter_context(launch.forward_warnings(self._callback))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -64,14 +66,14 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         self._end()
         if self._workers is not None:
             self._workers[1].close()
-        self._mirrors.close()
+        self._tracker.close()
         self._open.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial: TrialWork = config["trial"]
         resources = self._trial.resources
         self._reports = trial_runner.run(
-            self._trial, lambda: self._ready(resources), self._library, self._tell, self._mirrors.add
+            self._trial, lambda: self._ready(resources), self._library, self._callback, self._tracker
         )
 
     def _ready(self, resources: ResourceSettings) -> Backend:
@@ -80,13 +82,13 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
             self._workers[1].close()
             self._workers = None
         if self._workers is None:
-            self._workers = (resources, experiments.make_backend(resources, threading.Event()))
+            self._workers = (resources, runner.make_backend(resources, threading.Event()))
         return self._workers[1]
 
     def _end(self) -> None:
         """Leave a trial that was stopped early."""
         self._reports.close()
 
-    def _tell(self, progress: Progress) -> None:
-        if progress.stage in TOLD:
-            self._events.append(progress)
+    def _receive(self, event: Event) -> None:
+        if event.method in FORWARDED:
+            self._events.append(event)

@@ -13,17 +13,17 @@ from statistics import fmean
 from typing import Any
 
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.files import locked
 from fedpgp.core.redaction import redacted
-from fedpgp.experiments import launch, planning
-from fedpgp.experiments import runner as experiments
+from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
-from fedpgp.experiments.runner import Emit, reason
+from fedpgp.experiments.runner import reason
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend, Common, Job
 from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder
-from fedpgp.tracking import Mirror, Parent
+from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialRef
 
 WAIT_SECONDS = 1.0
 
@@ -64,6 +64,7 @@ class TrialWork:
     """rounds between two looks of an early-stopping scheduler; None: nobody looks"""
     force: bool
     """run again even what has finished"""
+    tracker: Tracker
 
     @property
     def resources(self) -> ResourceSettings:
@@ -88,14 +89,14 @@ def run(
     work: TrialWork,
     workers: Callable[[], Backend],
     library: Library,
-    emit: Emit,
-    close: Callable[[Mirror], None] = Mirror.close,
+    callback: RunCallback,
+    tracker: Tracker,
 ) -> Generator[Report, None, None]:
     """Run the folds of a trial and record how it ended; a fold that has finished anywhere in the store is not run.
 
     Args:
         workers: called once there is something to run; they stay open.
-        close: what is done with the mirror of a fold that has ended.
+        tracker: follows every fold that is run.
 
     With nobody looking the folds follow one another. For a scheduler they take turns of `look_every` rounds, so that
     each report is the mean over all folds at the same round. Closed before its end, its runs are `stopped`; what
@@ -109,7 +110,7 @@ def run(
                     yield Report(0, None, "waits for another sweep that runs it")
                     time.sleep(WAIT_SECONDS)
             turns = SharedWorkers(workers)
-            folds = [_Fold(one, work, turns.seat(), library, emit, close) for one in work.folds]
+            folds = [_Fold(one, work, turns.seat(), library, callback, tracker) for one in work.folds]
             for fold in folds:
                 stack.callback(fold.close)
             yield from _rounds(work, folds)
@@ -185,8 +186,8 @@ class _Fold:
     trial: TrialWork
     workers: Backend
     library: Library
-    emit: Emit
-    close_mirror: Callable[[Mirror], None]
+    callback: RunCallback
+    tracker: Tracker
     round: int = 0
     path: Path | None = None
     """once it has finished"""
@@ -224,11 +225,10 @@ class _Fold:
             return store.path
         plan = planning.plan(self.work.experiment, self.library)
         earlier = None if self.trial.force else self.work.unfinished()
-        parent = Parent(self.trial.sweep, self.trial.id)
-        with launch.mirrored(self.work.experiment, self.emit, parent, self.close_mirror) as tell:
-            for row in earlier.rounds() if earlier else ():
-                self.rows.append(row)
-            return (yield from experiments.advance(plan, earlier, tell, threading.Event(), self.workers))
+        tracked = self.tracker.run(self.work.experiment, TrialRef(self.trial.sweep, self.trial.id))
+        self.rows.extend(earlier.rounds() if earlier else ())
+        both = broadcast(self.callback, tracked)
+        return (yield from runner.advance(plan, earlier, both, threading.Event(), self.workers))
 
 
 def _rounds(work: TrialWork, folds: Sequence[_Fold]) -> Iterator[Report]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from ray import tune
 
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import RunError
-from fedpgp.experiments.runner import Emit
 from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.trial_runner import Report, TrialWork
-from fedpgp.federation.records import Progress
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder
 
@@ -29,9 +28,15 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, total: int, emit: Emit
+        self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, total: int, callback: RunCallback
     ) -> None:
-        self._folder, self._work, self._scheduler, self._total, self._emit = folder, work, scheduler, total, emit
+        self._folder, self._work, self._scheduler, self._total, self._callback = (
+            folder,
+            work,
+            scheduler,
+            total,
+            callback,
+        )
         self._running: dict[str, Report] = {}
         self._ended = total - len(work)
         self._failed = 0
@@ -49,7 +54,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial has come further."""
         for event in result["events"]:
-            self._emit(event)
+            event.replay(self._callback)
         self._running[trial.config["trial"].id] = result["report"]
         self._show()
 
@@ -104,7 +109,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         if result.state == "failed":
             self._failed += 1
             what = str(result.reason).splitlines()[0]
-            self._emit(Progress("warning", note=f"{work.label} failed: {what}"))
+            self._callback.on_message(f"{work.label} failed: {what}", warning=True)
             if DISK_FULL in what:
                 self.stopper.stop(f"{DISK_FULL}: free some under {self._folder.root}")
         elif result.value is not None and result.state == "finished":
@@ -118,7 +123,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         parts = [f"best {self._best:.2f}"] if self._best is not None else []
         parts += [f"{self._failed} failed"] if self._failed else []
         parts += running
-        self._emit(Progress("trials", self._ended, self._total, " | ".join(parts)))
+        self._callback.on_trials(self._ended, self._total, " | ".join(parts))
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]

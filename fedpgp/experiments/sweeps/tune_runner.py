@@ -15,9 +15,9 @@ from typing import Any
 
 from ray import tune
 
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import TEMPORARY
-from fedpgp.experiments.runner import Emit
 from fedpgp.experiments.sweeps.sweep_settings import TuneSettings
 from fedpgp.experiments.sweeps.trainable import SweepTrial
 from fedpgp.experiments.sweeps.trial_runner import TrialWork
@@ -36,7 +36,9 @@ REDUCTION = 3
 """asha: of so many trials one goes on to the next look."""
 
 
-def run(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, emit: Emit) -> None:
+def run(
+    settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, callback: RunCallback
+) -> None:
     """Hand the trials to Tune, and see to it that each of them has a result.
 
     Raises:
@@ -45,7 +47,7 @@ def run(settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], 
     """
     work = {one.id: one for one in todo}
     rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
-    telling = ProgressCallback(folder, work, settings.scheduler, total, emit)
+    telling = ProgressCallback(folder, work, settings.scheduler, total, callback)
     with _quiet(), _scratch(folder) as scratch:
         tune.Tuner(
             # Work goes by way of each trial's config: what `with_parameters` puts into the object store stays there.

@@ -21,6 +21,7 @@ from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedpgp.config import ResourceSettings
+from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backends.actors import cause, first_line, nodes
 from fedpgp.federation.backends.allocator import share_heaps
@@ -31,8 +32,6 @@ NAMESPACE = "fedpgp"
 RESTARTS = 2
 POLL_SECONDS = 1.0
 KNOCK_SECONDS = 10.0
-
-Emit = Callable[[Any], None]
 
 
 @contextmanager
@@ -132,7 +131,7 @@ class _Driver:
     def __init__(self, function: Callable[..., Any], args: Sequence[Any], detached: bool) -> None:
         self._life = uuid.uuid4().hex
         self._changed = threading.Condition()
-        self._events: list[Any] = []
+        self._events: list[Event] = []
         self._stop = threading.Event()
         self._outcome: tuple[Any, BaseException | None] | None = None
         context = ray.get_runtime_context()
@@ -142,7 +141,7 @@ class _Driver:
 
     def _run(self, function: Callable[..., Any], args: Sequence[Any], restarted: bool, own: ActorHandle | None) -> None:
         try:
-            result = function(*args, restarted=restarted, emit=self._emit, stop=self._stop)
+            result = function(*args, restarted=restarted, callback=EventStream(self._append), stop=self._stop)
             outcome: tuple[Any, BaseException | None] = (result, None)
         except BaseException as error:
             outcome = (None, error)
@@ -153,19 +152,19 @@ class _Driver:
             time.sleep(2 * POLL_SECONDS)
             ray.kill(own)
 
-    def _emit(self, event: Any) -> None:
+    def _append(self, event: Event) -> None:
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
 
-    def events_since(self, cursor: Cursor, timeout: float) -> tuple[Cursor, list[Any], bool]:
+    def events_since(self, cursor: Cursor, timeout: float) -> tuple[Cursor, list[Event], bool]:
         """The events after `cursor`, waiting for one at most `timeout` seconds, and whether all is over."""
         seen = cursor.seen if cursor.life == self._life else 0
         with self._changed:
             self._changed.wait_for(lambda: len(self._events) > seen or self._outcome is not None, timeout)
             return Cursor(self._life, len(self._events)), self._events[seen:], self._outcome is not None
 
-    def last_event(self) -> Any:
+    def last_event(self) -> Event | None:
         """The newest event; None before the first."""
         return self._events[-1] if self._events else None
 
@@ -182,7 +181,7 @@ class _Driver:
 
 
 def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = False) -> ActorHandle:
-    """A driver actor on this node that runs `function(*args, restarted=..., emit=..., stop=...)`.
+    """A driver actor on this node that runs `function(*args, restarted=..., callback=..., stop=...)`.
 
     If its process dies, Ray starts it again (twice at most) with `restarted` true. It does not outlive this
     node: the run's folder may be nowhere else.
@@ -222,7 +221,7 @@ def names() -> list[str]:
     return sorted(actor["name"] for actor in actors if actor["namespace"] == NAMESPACE)
 
 
-def last_events() -> dict[str, Any]:
+def last_events() -> dict[str, Event | None]:
     """The newest event of every driver on this cluster."""
     handles = {name: find(name) for name in names()}
     return dict(zip(handles, ray.get([handle.last_event.remote() for handle in handles.values()]), strict=True))
@@ -237,8 +236,8 @@ def stop(name: str) -> None:
     ray.get(find(name).stop.remote())
 
 
-def follow(driver: ActorHandle, emit: Emit) -> Any:
-    """Pass a driver's events on until it ends, and return its result.
+def follow(driver: ActorHandle, callback: RunCallback) -> Any:
+    """Pass a driver's events to a callback until it ends, and return its result.
 
     Raises:
         FedPGPError: what the function raised, or the driver's process died for good.
@@ -253,7 +252,7 @@ def follow(driver: ActorHandle, emit: Emit) -> Any:
                 time.sleep(POLL_SECONDS)
                 continue
             for event in events:
-                emit(event)
+                event.replay(callback)
         return ray.get(driver.outcome.remote())
     except RayTaskError as error:
         raise cause(error) from None
@@ -261,7 +260,7 @@ def follow(driver: ActorHandle, emit: Emit) -> Any:
         raise FedPGPError(f"the driver actor died: {first_line(error)}; run again with --resume") from None
 
 
-def drive(function: Callable[..., Any], *args: Any, name: str, emit: Emit) -> Any:
+def drive(function: Callable[..., Any], *args: Any, name: str, callback: RunCallback) -> Any:
     """Start a driver, follow it, and end it. Ctrl-C asks it to stop and waits for that; a second one leaves at once.
 
     Raises:
@@ -270,10 +269,10 @@ def drive(function: Callable[..., Any], *args: Any, name: str, emit: Emit) -> An
     driver = start(function, *args, name=name)
     try:
         try:
-            return follow(driver, emit)
+            return follow(driver, callback)
         except KeyboardInterrupt:
             ray.get(driver.stop.remote())
-            return follow(driver, lambda event: None)
+            return follow(driver, RunCallback())
     except KeyboardInterrupt:
         raise Interrupted("left before it had stopped; no round is lost, go on with --resume") from None
     finally:

@@ -7,17 +7,16 @@ import io
 from rich.console import Console
 
 from fedpgp.analysis.report import progress_bar
-from fedpgp.federation.records import Progress
 
 
 def test_lines_say_how_much_time_is_left(monkeypatch):
     """25 of 100 were there at the start; 50 in 20 s since, so the last 25 take 10 s."""
     now, log = [100.0], io.StringIO()
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
-    with progress_bar.Live(Console(file=log, width=200)) as shown:
-        shown.show(Progress("extract", 25, 100))
+    with progress_bar.ProgressDisplay(Console(file=log, width=200)) as shown:
+        shown.on_extract(25, 100, None)
         now[0] = 120.0
-        shown.show(Progress("extract", 75, 100, note="2.5 images/s"))
+        shown.on_extract(75, 100, 2.5)
     assert log.getvalue().splitlines() == [
         "frozen features 25/100",
         "frozen features 75/100  2.5 images/s  0:00:10 left",
@@ -26,8 +25,8 @@ def test_lines_say_how_much_time_is_left(monkeypatch):
 
 def test_what_a_start_has_to_say_is_told_once():
     log = io.StringIO()
-    with progress_bar.Live(Console(file=log, width=200)) as shown:
+    with progress_bar.ProgressDisplay(Console(file=log, width=200)) as shown:
         for number in range(5):
-            shown.show(Progress("trials", 0, 3, f"round {number}"))
-        shown.show(Progress("trials", 3, 3))
+            shown.on_trials(0, 3, f"round {number}")
+        shown.on_trials(3, 3, "")
     assert log.getvalue().splitlines() == ["trials 0/3  round 0", "trials 3/3"]

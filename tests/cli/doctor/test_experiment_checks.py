@@ -8,8 +8,10 @@ from small_experiment import SMALL, small
 from fedpgp import config
 from fedpgp.cli.doctor import experiment_checks
 from fedpgp.cli.doctor.findings import State, ok
+from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.experiments import estimation, launch
 from fedpgp.experiments.planning import Library, plan
+from fedpgp.experiments.tracker import NoTracking
 
 
 def of(experiment, *nodes):
@@ -29,15 +31,15 @@ def test_an_experiment_that_fits(tmp_path):
     images = len(plan(experiment).data.rows)
     assert found["features"].what.startswith(f"{images:,} images to encode into {tmp_path}/features, ")
     assert list(tmp_path.iterdir()) == []
-    launch.extract(experiment, lambda event: None)
+    launch.extract(experiment, RunCallback())
     assert of(experiment, NODE)["features"] == ok("features", "all there")
 
 
 def test_the_memory_told_is_what_the_run_itself_tells(tmp_path):
     experiment, said = small(tmp_path), []
     told = estimation.memory(plan(experiment))
-    launch.run(experiment, False, lambda event: said.append(event.note))
-    assert any(f"about {told / 2**30:.1f} GB of memory each" in line for line in said)
+    launch.run(experiment, False, EventStream(said.append), NoTracking())
+    assert any(f"about {told / 2**30:.1f} GB of memory each" in str(event.arguments) for event in said)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_too_little_disk_for_the_features_is_a_problem(tmp_path, monkeypatch):
 
 def test_a_torn_cache_of_the_plan_is_its_features_problem(tmp_path):
     experiment = small(tmp_path)
-    (path,) = launch.extract(experiment, lambda event: None)
+    (path,) = launch.extract(experiment, RunCallback())
     path.write_bytes(path.read_bytes()[:-10])
     found = of(experiment, NODE)["features"]
     assert (found.state, str(path) in found.what) == (State.problem, True)

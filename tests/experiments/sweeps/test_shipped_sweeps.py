@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fedpgp.config import DataSettings, shipped_configs
+from fedpgp.core.callbacks import EventStream
 from fedpgp.data import manifest
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
+from fedpgp.experiments.tracker import NoTracking
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +31,10 @@ def test_it_runs(name, root, ray_cluster):
         first = manifest.build(DataSettings(name="icons")).domains[:1]
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
     told = []
-    folder = sweep_runner.run(settings.model_copy(update={"space": space}), None, told.append)
+    folder = sweep_runner.run(
+        settings.model_copy(update={"space": space}), None, EventStream(told.append), NoTracking()
+    )
     results = folder.results().values()
     assert len(results) == max(1, len(settings.variants))
-    assert {result.state for result in results} == {"finished"}, [event.note for event in told]
+    assert {result.state for result in results} == {"finished"}, told
     assert all(0 <= result.value <= 100 for result in results)

@@ -9,8 +9,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
+from fedpgp.core.callbacks import EventStream
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings, tune_runner
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking import MLflowTracker
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
@@ -30,9 +32,9 @@ def sweep(root, rates, mlflow=False, seeds=(1,), rounds=2, **tune):
 
 
 def run(wanted, rerun=None):
-    """The folder, and what was told on the way."""
+    """The folder, and the events on the way."""
     told = []
-    return sweep_runner.run(wanted, rerun, told.append), told
+    return sweep_runner.run(wanted, rerun, EventStream(told.append), MLflowTracker()), told
 
 
 def states(folder):
@@ -60,10 +62,10 @@ def test_a_trial_that_raises_fails_alone(done):
     assert folder.status["state"] == "failed"
     assert folder.status["reason"] == "1 trial(s) failed"
     assert Counter(store.state for store in runs(root)) == {"finished": 4, "failed": 1}
-    warnings = [event.note for event in told if event.stage == "warning"]
+    warnings = [event.arguments[0] for event in told if event.method == "on_message" and event.arguments[1]]
     assert len(warnings) == 1
     assert warnings[0].startswith("lr=1e+30 failed: client ")
-    assert [(event.done, event.total) for event in told if event.stage == "trials"][-1] == (3, 3)
+    assert [event.arguments[:2] for event in told if event.method == "on_trials"][-1] == (3, 3)
 
 
 def test_the_mirror_has_a_sweep_with_its_trials_and_their_folds(done, tmp_path):
@@ -109,7 +111,7 @@ def test_what_has_ended_is_not_run_again(done, monkeypatch):
     monkeypatch.setattr(tune_runner, "run", None)
     again, told = run(wanted)
     assert again.results() == before
-    notes = [event.note for event in told if event.stage == "note"]
+    notes = [event.arguments[0] for event in told if event.method == "on_message"]
     assert notes == ["2 of 3 trials finished before", "1 of 3 trials failed before; --resume runs them again"]
 
 

@@ -9,12 +9,14 @@ from statistics import fmean
 import pytest
 
 from fedpgp import config
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.files import locked
 from fedpgp.experiments import planning
 from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
+from fedpgp.experiments.tracker import NoTracking
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
@@ -53,7 +55,7 @@ def work(root, library, seeds=(1, 2), sweep="first", look_every=None, force=Fals
         own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
     planned = TrialSpec("abc", "it", {}, tuple(one.fold for one in own))
     folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
-    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", look_every, force)
+    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", look_every, force, NoTracking())
 
 
 def finished_at(root, seed, rounds):
@@ -68,7 +70,7 @@ def finished_at(root, seed, rounds):
 
 def test_folds_follow_one_another_and_the_result_is_their_mean(root, library, backend):
     todo = work(root, library)
-    reports = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))
+    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
     assert [report.round for report in reports] == [1, 2, 3, 1, 2, 3, 3]
     assert reports[3].note.startswith("fold 2/2 round 1/3, val/hm ")
     result = reports[-1].result
@@ -84,19 +86,19 @@ def test_what_has_finished_in_another_sweep_is_not_run_again(root, library, monk
     first = SweepFolder.open(root / "sweeps" / ("first-" + "0" * 12)).result("abc")
     monkeypatch.setattr(experiments, "advance", None)
     todo = work(root, library, sweep="second")
-    result = list(trial_runner.run(todo, None, library, lambda event: None))[-1].result
+    result = list(trial_runner.run(todo, None, library, RunCallback(), NoTracking()))[-1].result
     assert (result.value, result.folds) == (first.value, first.folds)
 
 
 def test_anew_runs_what_has_finished(root, library, backend):
     todo = work(root, library, seeds=(2,), sweep="third", force=True)
-    result = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))[-1].result
+    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))[-1].result
     assert finished_at(root, 2, 3) == [finished_at(root, 2, 3)[0], result.folds[0].run]
 
 
 def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, library, backend):
     todo = work(root, library, sweep="turns", look_every=2, rounds=5)
-    reports = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))
+    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
     assert [report.round for report in reports] == [2, 4, 5]
     rows = [RunFolder.open(root / "runs" / fold.run).rounds() for fold in reports[-1].result.folds]
     for report in reports:
@@ -107,20 +109,22 @@ def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, li
 
 def test_closed_early_its_runs_are_stopped_and_go_on_later(root, library, backend):
     todo = work(root, library, sweep="early", look_every=1, rounds=4)
-    going = trial_runner.run(todo, lambda: backend, library, lambda event: None)
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
     next(going)
     going.close()
     begun = [RunFolder.open(root / "runs" / fold.run) for fold in trial_runner.begun(todo)]
     assert [(store.state, len(store.rounds())) for store in begun] == [("stopped", 1), ("stopped", 1)]
     assert SweepFolder.open(todo.sweep).result("abc") is None
-    result = list(trial_runner.run(todo, lambda: backend, library, lambda event: None))[-1].result
+    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))[-1].result
     assert [fold.run for fold in result.folds] == [store.path.name for store in begun]
     assert [len(store.rounds()) for store in begun] == [4, 4]
 
 
 def test_a_trial_that_raises_is_failed_with_its_traceback(root, library, backend):
     todo = work(root, library, sweep="wrong", lr=1e30)
-    (report,) = [one for one in trial_runner.run(todo, lambda: backend, library, lambda event: None) if one.result]
+    (report,) = [
+        one for one in trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()) if one.result
+    ]
     folder = SweepFolder.open(todo.sweep)
     assert report.result.state == "failed"
     assert "local training: loss is nan" in report.result.reason
@@ -135,7 +139,7 @@ def test_a_fold_that_another_sweep_runs_is_waited_for(root, library, backend, mo
     monkeypatch.setattr(trial_runner, "WAIT_SECONDS", 0.01)
     todo = work(root, library, seeds=(3,), sweep="both")
     (root / "locks").mkdir(exist_ok=True)
-    going = trial_runner.run(todo, lambda: backend, library, lambda event: None)
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
     with ExitStack() as other:
         other.enter_context(locked(root / "locks" / todo.folds[0].digest))
         assert next(going).note == next(going).note == "waits for another sweep that runs it"

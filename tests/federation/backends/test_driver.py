@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import ClientError, FedPGPError, ResourceError
 from fedpgp.federation.backends import driver
 
@@ -18,62 +19,62 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def count_to(number, *, restarted, emit, stop):
+def count_to(number, *, restarted, callback, stop):
     for step in range(number):
-        emit(step)
+        callback.on_extract(step, number, None)
     return number
 
 
-def misbehave(*, restarted, emit, stop):
+def misbehave(*, restarted, callback, stop):
     raise ClientError("evaluation", 1, 2, "no")
 
 
-def die(*, restarted, emit, stop):
+def die(*, restarted, callback, stop):
     os._exit(1)
 
 
-def die_once(*, restarted, emit, stop):
-    emit(f"restarted: {restarted}")
+def die_once(*, restarted, callback, stop):
+    callback.on_message(f"restarted: {restarted}")
     if not restarted:
         time.sleep(0.5)
         os._exit(1)
     return "done"
 
 
-def wait_for_stop(marker: Path, *, restarted, emit, stop):
-    emit("started")
+def wait_for_stop(marker: Path, *, restarted, callback, stop):
+    callback.on_message("started")
     marker.write_text(str(stop.wait(20)))
     return "stopped"
 
 
 def test_events_and_result_pass_through():
     seen = []
-    assert driver.drive(count_to, 5, name="count", emit=seen.append) == 5
-    assert seen == [0, 1, 2, 3, 4]
+    assert driver.drive(count_to, 5, name="count", callback=EventStream(seen.append)) == 5
+    assert seen == [Event("on_extract", (step, 5, None)) for step in range(5)]
 
 
 def test_an_error_arrives_as_it_was():
     with pytest.raises(ClientError, match="client 2, round 1, evaluation: no"):
-        driver.drive(misbehave, name="misbehave", emit=print)
+        driver.drive(misbehave, name="misbehave", callback=RunCallback())
 
 
 def test_a_driver_that_is_killed_starts_again_and_says_so(caplog):
     seen = []
-    assert driver.drive(die_once, name="die once", emit=seen.append) == "done"
-    assert seen[-1] == "restarted: True"
+    assert driver.drive(die_once, name="die once", callback=EventStream(seen.append)) == "done"
+    assert seen[-1] == Event("on_message", ("restarted: True", False))
     assert "starts again from its last checkpoint" in caplog.text
 
 
 def test_a_driver_that_dies_for_good_is_an_error_with_advice():
     with pytest.raises(FedPGPError, match=r"driver actor died.*--resume"):
-        driver.drive(die, name="die", emit=print)
+        driver.drive(die, name="die", callback=RunCallback())
 
 
 def test_ctrl_c_asks_it_to_stop(tmp_path):
     def interrupt(event):
         raise KeyboardInterrupt
 
-    assert driver.drive(wait_for_stop, tmp_path / "marker", name="wait", emit=interrupt) == "stopped"
+    assert driver.drive(wait_for_stop, tmp_path / "marker", name="wait", callback=EventStream(interrupt)) == "stopped"
     assert (tmp_path / "marker").read_text() == "True"
 
 
@@ -81,7 +82,7 @@ def test_a_detached_driver_is_found_followed_and_stopped_by_name_and_ends_itself
     driver.start(wait_for_stop, tmp_path / "marker", name="left", detached=True)
     assert "left" in driver.names()
     threading.Timer(1.0, driver.stop, ["left"]).start()
-    assert driver.follow(driver.find("left"), lambda event: None) == "stopped"
+    assert driver.follow(driver.find("left"), RunCallback()) == "stopped"
     deadline = time.monotonic() + 20
     while "left" in driver.names() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -11,8 +11,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fedpgp import config
+from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ResourceError
 from fedpgp.experiments import launch, runner
+from fedpgp.experiments.tracker import NoTracking
 from fedpgp.federation.backends import driver
 from fedpgp.storage.run_folder import RunFolder
 
@@ -32,17 +34,17 @@ def nodes():
     cluster.shutdown()
 
 
-def where(*, restarted, emit, stop):
+def where(*, restarted, callback, stop):
     return ray.get_runtime_context().get_node_id()
 
 
 def test_the_driver_is_where_it_was_started_and_a_relative_root_is_refused(nodes, tmp_path, monkeypatch):
     here = ray.get_runtime_context().get_node_id()
     for number in range(3):
-        assert driver.drive(where, name=f"where {number}", emit=print) == here
+        assert driver.drive(where, name=f"where {number}", callback=RunCallback()) == here
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResourceError, match=r"storage\.root: store is relative"):
-        launch.run(settings("store", "ray"), False, print)
+        launch.run(settings("store", "ray"), False, RunCallback(), NoTracking())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,16 +72,16 @@ def bits(path):
 
 def test_a_node_lost_in_mid_round_changes_no_bit(nodes, tmp_path, caplog):
     cluster, added = nodes
-    alone = runner.run(settings(tmp_path / "alone", "serial"), False, lambda event: None, threading.Event())
+    alone = runner.run(settings(tmp_path / "alone", "serial"), False, RunCallback(), threading.Event())
     lost = threading.Event()
 
-    def remove_a_node(progress):
-        if progress.stage == "rounds" and progress.done == 3 and not lost.is_set():
+    def remove_a_node(event):
+        if event.method == "on_round" and event.arguments[1] == 3 and not lost.is_set():
             lost.set()
             threading.Timer(0.05, cluster.remove_node, [added[0]], {"allow_graceful": False}).start()
 
     start = time.monotonic()
-    run = runner.run(settings(tmp_path / "nodes", "ray"), False, remove_a_node, threading.Event())
+    run = runner.run(settings(tmp_path / "nodes", "ray"), False, EventStream(remove_a_node), threading.Event())
     assert lost.is_set()
     assert "sent again to another actor" in caplog.text
     assert time.monotonic() - start < 120

@@ -1,0 +1,99 @@
+"""How experiments report progress: one callback interface, and events that carry its calls between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class RunCallback:
+    """Receives what happens in an experiment or a sweep. Every method does nothing; override those you need.
+
+    Methods are called between units of work, so a slow one delays the experiment, and an exception ends it.
+    """
+
+    def on_prepare(self) -> None:
+        """Settings, data and backbone are about to be read."""
+
+    def on_plan(self, summary: str) -> None:
+        """The plan is complete: the method, where its clients run, and how much memory a worker needs."""
+
+    def on_extract(self, done: int, total: int, images_per_second: float | None) -> None:
+        """`done` of `total` images have frozen features; None: there is no rate yet."""
+
+    def on_begin(self, folder: str, done: int, total: int) -> None:
+        """The run in `folder` starts, or continues after `done` of `total` rounds."""
+
+    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """A round is committed; `metrics` are those of its row, in percent."""
+
+    def on_end(self, folder: str, state: str) -> None:
+        """The run in `folder` is `finished`, `stopped` or `failed`. Called without `on_begin` if it never started."""
+
+    def on_trials(self, ended: int, total: int, summary: str) -> None:
+        """`ended` of the `total` trials of a sweep have ended; `summary` describes the others."""
+
+    def on_message(self, text: str, warning: bool = False) -> None:
+        """Something worth reading."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call of a `RunCallback`, as a value that can be stored and sent."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+    def replay(self, callback: RunCallback) -> None:
+        """Make the call."""
+        getattr(callback, self.method)(*self.arguments)
+
+
+class EventStream(RunCallback):
+    """Turns every call into an `Event` and passes it on."""
+
+    def __init__(self, receive: Callable[[Event], None]) -> None:
+        self._receive = receive
+
+    def on_prepare(self) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_prepare", ()))
+
+    def on_plan(self, summary: str) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_plan", (summary,)))
+
+    def on_extract(self, done: int, total: int, images_per_second: float | None) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_extract", (done, total, images_per_second)))
+
+    def on_begin(self, folder: str, done: int, total: int) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_begin", (folder, done, total)))
+
+    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_round", (folder, done, total, dict(metrics))))
+
+    def on_end(self, folder: str, state: str) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_end", (folder, state)))
+
+    def on_trials(self, ended: int, total: int, summary: str) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_trials", (ended, total, summary)))
+
+    def on_message(self, text: str, warning: bool = False) -> None:
+        """See `RunCallback`."""
+        self._receive(Event("on_message", (text, warning)))
+
+
+def broadcast(*callbacks: RunCallback) -> RunCallback:
+    """A callback that passes every call on to all of these, in order."""
+
+    def receive(event: Event) -> None:
+        for callback in callbacks:
+            event.replay(callback)
+
+    return EventStream(receive)
