@@ -101,7 +101,7 @@ def violations(package):
             if not library:
                 found.add(f"{name}: relative import {full}")
             if library == "fedpgp":
-                target = (full.split(".") + [""])[1]
+                target = [*full.split("."), ""][1]
                 if target not in allowed(name):
                     found.add(f"{name}: imports {target or 'the public API'}")
             if library in ONLY_IN and not typing and not within(name, ONLY_IN[library]):

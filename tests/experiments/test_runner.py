@@ -49,8 +49,8 @@ def settings(root, **changes):
     return config.parse(tree)
 
 
-def run(wanted, resume=False, callback=RunCallback(), stop=None):
-    return runner.run(wanted, resume, callback, stop or threading.Event())
+def run(wanted, resume=False, callback=None, stop=None):
+    return runner.run(wanted, resume, callback or RunCallback(), stop or threading.Event())
 
 
 def numbers(path):

@@ -1,6 +1,6 @@
 """Build the data set `icons` of the package: named drawings of eight icon families, rendered with seeded variation.
 
-One command: python pipelines/build_icons.py
+One command: python pipelines/icons/build_icons.py
 """
 
 from __future__ import annotations

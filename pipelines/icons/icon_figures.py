@@ -1,6 +1,6 @@
 """Measure the embedded world with the product's own runs and write the figures into its model card.
 
-One command: python pipelines/icon_figures.py
+One command: python pipelines/icons/icon_figures.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.experiments.tracker import NoTracking
 
-BEGIN, END = "<!-- figures: written by pipelines/icon_figures.py -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: written by pipelines/icons/icon_figures.py -->", "<!-- end of figures -->"
 
 
 def compared(seeds: int, store: Path) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Pretrain the small CLIP of the package on icon families that are never federated.
 
-One command, seeded, resumable by stage: python pipelines/pretrain_icon_clip.py
+One command, seeded, resumable by stage: python pipelines/icons/pretrain_icon_clip.py
 """
 
 from __future__ import annotations
@@ -525,7 +525,7 @@ def export(clip: CLIP, bpe_ids: list[int], folder: Path) -> None:
     (folder / "vocabulary.json").write_text(json.dumps(bpe_ids, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-BEGIN, END = "<!-- log: written by pipelines/pretrain_icon_clip.py -->", "<!-- end of log -->"
+BEGIN, END = "<!-- log: written by pipelines/icons/pretrain_icon_clip.py -->", "<!-- end of log -->"
 
 
 def keep_log(log: Path, card: Path) -> None:
@@ -607,7 +607,7 @@ def main(
     if "context" in stages:
         export(pretraining.clip, bpe_ids, out)
         keep_log(work / "log.txt", card)
-        typer.echo(f"written to {out}; the log is in {card}; next: python pipelines/icon_figures.py")
+        typer.echo(f"written to {out}; the log is in {card}; next: python pipelines/icons/icon_figures.py")
 
 
 if __name__ == "__main__":
