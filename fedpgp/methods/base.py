@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class Phase:
 class Method(Protocol):
     """One paper's method. Parameters, batches and losses carry the client axis K in front.
 
-    Federation knows `shared_keys` and nothing else of a method.
+    `shared_keys` is the only thing that the federation knows about a method's parameters.
     """
 
     name: ClassVar[str]
@@ -65,8 +65,14 @@ class Method(Protocol):
     settings_type: ClassVar[type[Settings]]
     image_inputs: ClassVar[Inputs]
     required_towers: ClassVar[frozenset[Tower]]
-    shared_keys: ClassVar[frozenset[str]]
-    """parameters that leave the client and are averaged; all others never do"""
+
+    def __init__(self, settings: Any) -> None:
+        """Build the method from an instance of its `settings_type`."""
+
+    @property
+    def shared_keys(self) -> frozenset[str]:
+        """Parameters that leave the client and are averaged; all others never do. May depend on the settings."""
+        ...
 
     @property
     def settings(self) -> Settings:
