@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.metrics import METRICS
+from fedpgp.storage.sweep_folder import Fold
 
 Reading = Literal["last", "mean_last_5", "max"]
 READINGS: tuple[Reading, ...] = ("last", "mean_last_5", "max")
@@ -23,16 +24,6 @@ PLACE = ("data", "partition", "protocol")
 ELSEWHERE = ("data.template", "data.views")
 """Settings there that change neither."""
 CONFIDENCE = 0.95
-
-
-class Fold(NamedTuple):
-    """What runs of one group differ by."""
-
-    seed: int
-    held_out: str | None = None
-
-    def __str__(self) -> str:
-        return f"seed {self.seed}" + (f", {self.held_out} held out" if self.held_out else "")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedpgp.analysis.comparison import Fold, Group, Run, is_place
+from fedpgp.analysis.comparison import Group, Run, is_place
 from fedpgp.config import differing
+from fedpgp.storage.sweep_folder import Fold
 
 DIGESTS = ("digest", "fingerprint")
 """Settings that are digests of what a path leads to."""

@@ -9,14 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from fedpgp import __version__, config
-from fedpgp.analysis.comparison import Comparison, Cost, Fold, Run
+from fedpgp.analysis.comparison import Comparison, Cost, Run
 from fedpgp.analysis.groups import grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.federation.metrics import selections
 from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.storage.sweep_folder import Fold, SweepFolder
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,11 @@ def _of_sweep(folder: SweepFolder) -> Found:
         if result is None or result.state != "finished":
             ended = "has not run" if result is None else ": ".join(filter(None, (result.state, result.reason)))
             notes.append(f"trial {trial.label}: {ended}")
-        runs = {Fold(fold.seed, fold.held_out): fold.run for fold in result.folds} if result else {}
+        runs = {fold.fold: fold.run for fold in result.folds} if result else {}
         label = max((name for name in variants if f"{trial.label}, ".startswith(f"{name}, ")), key=len, default=None)
         entries += [Entry(folder.root / "runs" / name, label) for name in runs.values()]
         if result is not None:
-            lacking = [Fold(fold.seed, fold.held_out) for fold in trial.folds]
-            notes += [f"trial {trial.label}: no run of {fold}" for fold in lacking if fold not in runs]
+            notes += [f"trial {trial.label}: no run of {fold}" for fold in trial.folds if fold not in runs]
     return Found(tuple(entries), tuple(notes), (folder.head["metric"],))
 
 

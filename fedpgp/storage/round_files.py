@@ -47,7 +47,7 @@ def table(path: Path) -> pa.Table:
     return _read(path).read_all().replace_schema_metadata()
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether all of it can be read; if not, a warning says why."""
     try:
         _read(path).read_all()

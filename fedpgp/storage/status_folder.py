@@ -1,47 +1,94 @@
-"""A folder that says how what it holds stands: JSON files, a status, and the lock of whoever is writing."""
+"""Base class of run and sweep folders: JSON files, a status, and the lock of the process that writes."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedpgp.core.errors import RunError
-from fedpgp.core.files import shared_lock, write_durably
+from fedpgp.core.files import TEMPORARY, locked, shared_lock, write_durably
+
+T = TypeVar("T")
 
 
 class Status(TypedDict):
-    """How a run or a sweep stands."""
+    """Content of `status.json`."""
 
     state: str
     reason: str | None
     timestamp_ms: int
 
 
+class Identity(TypedDict, total=False):
+    """Content of `identity.json`: what ran. Keys may be missing, and others present, in runs of other versions."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    id: str
+    """unique"""
+    name: str
+    config_digest: str
+    created_ms: int
+    """since 1970"""
+    method: str
+    data: str
+    backbone: str | None
+    """None: the method brings its own network"""
+    seed: int
+    client_names: list[str]
+    class_names: list[str]
+    num_examples: list[int]
+    """training images of each client"""
+    manifest_digest: str
+    partition_digest: str
+    weights_fingerprint: str
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    git_commit: str
+
+
 class JsonObject(dict[str, Any]):
-    """What a JSON file says; to ask for what it does not say is an error that names the file."""
+    """Content of a JSON file; reading a missing key raises an error that names the file."""
 
     path: Path
 
     def __missing__(self, key: str) -> Any:
-        raise RunError(
-            f"{self.path}: does not say {key!r}, so it is not as fedpgp wrote it; restore its folder or move it away"
-        )
+        raise RunError(_damaged(self.path, f"missing key {key!r}"))
 
 
-ANYTHING, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Status)
+ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity), TypeAdapter(Status)
 
 
 class StatusFolder:
     """A run or a sweep on disk, in `ROOT/runs` or `ROOT/sweeps`. Its writer holds `.lock`."""
 
+    kind: ClassVar[str]
+    """run | sweep"""
+    marker: ClassVar[str]
+    """the file that identifies a folder of this kind"""
+
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing folder.
+
+        Raises:
+            RunError: `path` is not a folder of this kind.
+        """
+        if not (path / cls.marker).is_file():
+            where = f"ROOT/{cls.kind}s/NAME-DIGEST"
+            raise RunError(f"{path}: not a {cls.kind} folder (no {cls.marker}); give a folder {where}")
+        return cls(path.absolute())
 
     @property
     def root(self) -> Path:
@@ -55,7 +102,7 @@ class StatusFolder:
 
     @property
     def state(self) -> str:
-        """As in `status`, but `interrupted` for what says `running` and has no writer: it was killed."""
+        """As in `status`, but `interrupted` if the status is `running` and no process holds the lock: it was killed."""
         state = str(self.status["state"])
         lock = self.path / ".lock"
         if state != "running" or not lock.exists():
@@ -67,6 +114,25 @@ class StatusFolder:
         except BlockingIOError:
             return state
 
+    @contextmanager
+    def _exclusive(self, on_busy: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock, remove the temporary files of a killed writer, and set the status to `running`.
+
+        Args:
+            on_busy: called with the pid of another process that holds the lock, before waiting for it.
+        """
+        path = self.path / ".lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                on_busy(path.read_text())
+                stack.enter_context(locked(path))
+            for leftover in list(self.path.rglob(f"{TEMPORARY}*")):
+                self._remove(leftover)
+            self._set_status("running")
+            yield
+
     def _set_status(self, state: str, reason: str | None = None) -> None:
         self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": now_ms()})
 
@@ -74,30 +140,35 @@ class StatusFolder:
         """Write a file of the folder."""
         write_durably(self.path / name, content)
 
+    def _remove(self, path: Path) -> None:
+        """Delete a file or a folder below."""
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
 
     def _read_json(self, name: str, form: TypeAdapter[Any] = ANYTHING) -> JsonObject:
+        content = JsonObject(self._parse(name, form))
+        content.path = self.path / name
+        return content
+
+    def _parse(self, name: str, form: TypeAdapter[T]) -> T:
+        """Read and validate a JSON file."""
         path = self.path / name
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text)
-            form.validate_json(text, strict=True)
+            return form.validate_json(path.read_bytes(), strict=True)
         except ValidationError as error:
             (first, *_) = error.errors()
             where = "".join(f"{part}: " for part in first["loc"])
-            raise RunError(
-                f"{path}: not as fedpgp wrote it: {where}{first['msg']}; restore its folder or move it away"
-            ) from None
+            raise RunError(_damaged(path, f"{where}{first['msg']}")) from None
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise RunError(f"{path}: cannot be read ({error}); restore its folder or move it away") from None
-        told = JsonObject(content)
-        told.path = path
-        return told
 
 
 def now_ms() -> int:
-    """Since 1970."""
+    """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def _damaged(path: Path, problem: str) -> str:
+    return f"{path}: damaged or not written by fedpgp: {problem}; restore the folder or move it away"

@@ -1,20 +1,19 @@
-"""The folder of one sweep: the only code that knows its layout."""
+"""The folder of one sweep. No other module knows its layout."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from fedpgp.core.errors import RunError
-from fedpgp.core.files import TEMPORARY, locked, sync_folder, write_durably
+from fedpgp.core.files import TEMPORARY, sync_folder, write_durably
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder, now_ms
 
@@ -23,20 +22,18 @@ State = Literal["finished", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Fold:
-    """One run of a trial."""
+    """What the runs of one trial or group differ by. As text: `seed 1`, `seed 1, held out clipart`."""
 
     seed: int
     held_out: str | None = None
 
-    @property
-    def label(self) -> str:
-        """`seed 1`, `seed 1, held out clipart`."""
+    def __str__(self) -> str:
         return f"seed {self.seed}" + (f", held out {self.held_out}" if self.held_out else "")
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """A trial as `trials.json` has it."""
+    """A planned trial, an entry of `trials.json`."""
 
     id: str
     label: str
@@ -46,7 +43,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialRef:
-    """Names a trial of a sweep on disk."""
+    """Identifies a trial of a sweep on disk."""
 
     sweep: Path
     """folder of the sweep"""
@@ -56,17 +53,22 @@ class TrialRef:
 
 @dataclass(frozen=True)
 class FoldRun:
-    """A fold and the run that it became."""
+    """A fold and its run."""
 
     seed: int
     held_out: str | None
     run: str
     """name of its folder under `runs`"""
 
+    @property
+    def fold(self) -> Fold:
+        """The fold without its run."""
+        return Fold(self.seed, self.held_out)
+
 
 @dataclass(frozen=True)
 class Result:
-    """How a trial ended; written once, and replaced only when the trial is run again on request."""
+    """Outcome of a trial. Written once; replaced only when the trial is rerun on request."""
 
     id: str
     state: State
@@ -74,20 +76,23 @@ class Result:
     """mean over folds of the sweep's metric after the last round; None: not measured"""
     folds: tuple[FoldRun, ...]
     reason: str | None = None
+    disk_full: bool = False
+    """whether it failed because a file could not be written for lack of disk space"""
 
 
-class _Trials(TypedDict):
+class _TrialsFile(TypedDict):
     trials: list[TrialSpec]
 
 
-class _Result(TypedDict):
+class _ResultFile(TypedDict):
     state: State
     value: float | None
-    folds: list[FoldRun]
+    folds: tuple[FoldRun, ...]
     reason: str | None
+    disk_full: NotRequired[bool]
 
 
-TRIALS, RESULT = TypeAdapter(_Trials), TypeAdapter(_Result)
+TRIALS, RESULT = TypeAdapter(_TrialsFile), TypeAdapter(_ResultFile)
 
 
 class SweepFolder(StatusFolder):
@@ -95,9 +100,11 @@ class SweepFolder(StatusFolder):
 
     * `sweep.yaml`: the settings, overrides applied
     * `trials.json`: id, name, metric and mode of the sweep, and its trials with their folds
-    * `trials/ID.json`: how a trial ended; `trials/ID.txt`: the traceback of one that failed
-    * `status.json`: as that of a run
+    * `trials/ID.json`: result of a trial; `trials/ID.txt`: traceback of a failed one
+    * `status.json`: as in a run folder
     """
+
+    kind, marker = "sweep", "trials.json"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -107,7 +114,7 @@ class SweepFolder(StatusFolder):
     def create(
         cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[TrialSpec]
     ) -> SweepFolder:
-        """A new sweep under `root`, or the one of this name and digest that is there; the folder appears whole."""
+        """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest."""
         sweeps = root.absolute() / "sweeps"
         path = sweeps / f"{name}-{digest}"
         sweeps.mkdir(parents=True, exist_ok=True)
@@ -130,43 +137,22 @@ class SweepFolder(StatusFolder):
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> SweepFolder:
-        """An existing sweep.
-
-        Raises:
-            RunError: `path` is not the folder of a sweep.
-        """
-        if not (path / "trials.json").is_file():
-            raise RunError(f"{path}: not the folder of a sweep (no trials.json); they lie in ROOT/sweeps/NAME-DIGEST")
-        return cls(path.absolute())
-
-    @classmethod
     def find(cls, path: Path) -> list[SweepFolder]:
-        """The sweep in this folder, or all sweeps of this storage root, by name; an empty list if there is none."""
+        """List the sweep in this folder, or all sweeps of this storage root, by name; may be empty."""
         if (path / "trials.json").is_file():
             return [cls(path.absolute())]
         found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
         return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
 
     @contextmanager
-    def lock(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Be the only process that runs this sweep; wait for another that does. What a killed one left is removed."""
-        path = self.path / ".lock"
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(path, wait=False))
-            except BlockingIOError:
-                tell(f"this sweep is being run by pid {path.read_text()}: waiting for it")
-                stack.enter_context(locked(path))
-            for folder in (self.path, self._results):
-                for leftover in folder.glob(f"{TEMPORARY}*"):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            self.set_status("running")
+    def lock(self, on_message: Callable[[str], None]) -> Iterator[None]:
+        """Become the only process that runs this sweep; waits for another, and cleans up after a killed one."""
+        with self._exclusive(lambda pid: on_message(f"this sweep is being run by pid {pid}: waiting for it")):
             yield
 
     @property
     def spec_yaml(self) -> str:
-        """The settings, as `spec.load` reads them."""
+        """The settings as YAML, for `sweep_settings.load`."""
         return (self.path / "sweep.yaml").read_text(encoding="utf-8")
 
     @property
@@ -176,58 +162,51 @@ class SweepFolder(StatusFolder):
 
     @property
     def trials(self) -> list[TrialSpec]:
-        """All trials, in the order in which they were drawn."""
-        return [
-            TrialSpec(trial["id"], trial["label"], trial["settings"], tuple(Fold(**fold) for fold in trial["folds"]))
-            for trial in self._read_json("trials.json", TRIALS)["trials"]
-        ]
+        """All trials, in the order in which they were sampled."""
+        return self._parse("trials.json", TRIALS)["trials"]
 
     def results(self) -> dict[str, Result]:
-        """How trials ended, by id, in the order of the trials; one that has not ended is absent."""
+        """Results of the trials that ended, by id, in the order of the trials."""
         found = {trial.id: self.result(trial.id) for trial in self.trials}
         return {trial: result for trial, result in found.items() if result is not None}
 
     def result(self, trial: str) -> Result | None:
-        """How a trial ended; None: it has not."""
+        """Result of a trial; None: it has not ended."""
         if not (self._results / f"{trial}.json").exists():
             return None
-        tree = self._read_json(f"trials/{trial}.json", RESULT)
-        folds = tuple(FoldRun(**fold) for fold in tree["folds"])
-        return Result(trial, tree["state"], tree["value"], folds, tree["reason"])
+        return Result(trial, **self._parse(f"trials/{trial}.json", RESULT))
 
     def traceback(self, trial: str) -> str | None:
-        """Where a trial that failed did so; None: it did not."""
+        """Traceback of a failed trial; None: it did not fail."""
         path = self._results / f"{trial}.txt"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     def record(self, result: Result, traceback: str | None = None) -> None:
-        """Write how a trial ended, durably."""
+        """Write the result of a trial, durably."""
         trace = self._results / f"{result.id}.txt"
         if traceback is None:
             trace.unlink(missing_ok=True)
         else:
             write_durably(trace, traceback.encode())
-        tree = asdict(replace(result, folds=tuple(result.folds)))
-        self._write_json(f"trials/{result.id}.json", {key: value for key, value in tree.items() if key != "id"})
+        content = {key: value for key, value in asdict(result).items() if key != "id"}
+        if not result.disk_full:
+            del content["disk_full"]
+        self._write_json(f"trials/{result.id}.json", content)
 
     def forget(self, trial: str) -> None:
-        """The trial is to be run again."""
+        """Remove the result of a trial, so that it runs again."""
         (self._results / f"{trial}.json").unlink(missing_ok=True)
 
     def runs(self, result: Result) -> list[RunFolder]:
-        """The runs of a trial that ended, by fold."""
+        """The runs of a trial, by fold."""
         return [RunFolder.open(self.root / "runs" / fold.run) for fold in result.folds]
 
     def labelled(self) -> list[tuple[str, Path]]:
-        """The label of its trial and the folder, of every run of a trial that finished."""
-        finished = [(trial.label, self.result(trial.id)) for trial in self.trials]
-        return [
-            (label, store.path)
-            for label, result in finished
-            if result is not None and result.state == "finished"
-            for store in self.runs(result)
-        ]
+        """The trial's label and the folder of every run of a finished trial."""
+        results = self.results()
+        finished = [trial for trial in self.trials if trial.id in results and results[trial.id].state == "finished"]
+        return [(trial.label, store.path) for trial in finished for store in self.runs(results[trial.id])]
 
     def set_status(self, state: str, reason: str | None = None) -> None:
-        """`running`, or how the sweep ended."""
+        """Set `running`, or how the sweep ended."""
         self._set_status(state, reason)

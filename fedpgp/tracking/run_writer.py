@@ -69,7 +69,7 @@ class RunWriter:
         tags = {**provenance_tags.tags_of(identity), mlflow_runs.NOTE_TAG: descriptions.of_run(self._store, tree)}
         name = self._store.path.name
         if parent:
-            name = Fold(tree["seed"], tree["protocol"]["held_out"]).label
+            name = str(Fold(tree["seed"], tree["protocol"]["held_out"]))
         found = mlflow_runs.find_or_create(
             self._client, experiment, Key(RUN_TAG, identity["id"], parent), self._lock,
             name=name, created_ms=identity["created_ms"], tags=tags, params=tree,

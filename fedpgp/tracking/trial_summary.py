@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
+from fedpgp.storage.sweep_folder import Result, SweepFolder, TrialSpec
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outcome:
 
 def outcome(folder: SweepFolder, planned: TrialSpec, result: Result) -> Outcome:
     """Read the folds of a trial."""
-    paths = {Fold(fold.seed, fold.held_out).label: folder.root / "runs" / fold.run for fold in result.folds}
+    paths = {str(fold.fold): folder.root / "runs" / fold.run for fold in result.folds}
     runs = {label: RunFolder.open(path) for label, path in paths.items() if path.is_dir()}
     series = [{row.round: row for row in run.rounds()} for run in runs.values()]
     common = sorted(set.intersection(*map(set, series))) if series else []

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fedpgp.analysis.comparison import Comparison, Difference, Fold, Group, Run, Statistic, ranks
+from fedpgp.analysis.comparison import Comparison, Difference, Group, Run, Statistic, ranks
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
+from fedpgp.storage.sweep_folder import Fold
 
 
 def run(fold, **metrics):
@@ -72,7 +73,7 @@ def test_a_seed_is_the_mean_over_its_held_out_domains_and_a_hole_leaves_it_out()
     assert torn.statistic("hm").by_seed == {1: 70.0}
     assert torn.missing == [b[1]]
     comparison = Comparison((whole, torn))
-    assert comparison.missing() == ["b: no run of seed 2, sketch held out"]
+    assert comparison.missing() == ["b: no run of seed 2, held out sketch"]
 
 
 def test_differences_stay_within_a_place():

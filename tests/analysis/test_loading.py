@@ -8,11 +8,11 @@ import re
 import pyarrow as pa
 import pytest
 
-from fedpgp.analysis.comparison import Fold
 from fedpgp.analysis.loading import Entry, compare, find, pair, read
 from fedpgp.core.errors import RunError, UserError
 from fedpgp.federation.records import CLIENT_SCHEMA
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 HM = {"test_hm": [50, 60]}
 PROMPTFL = ["method.name=promptfl"]
@@ -90,17 +90,14 @@ def test_the_newer_of_two_equal_runs_counts_and_the_same_folder_counts_once(made
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(RunError, match="not the folder of a run"):
+    with pytest.raises(RunError, match="not a run folder"):
         compare(strict(tmp_path))
 
 
 @pytest.fixture
 def sweep(made_run, tmp_path):
     """Two variants by two ranks, seeds 1 and 2: one trial has not run, one failed in its second fold."""
-    from fedpgp.experiments.sweeps.sampling import Fold as Planned_fold
-    from fedpgp.storage.sweep_folder import FoldRun, Result, SweepFolder, TrialSpec
-
-    folds = (Planned_fold(1), Planned_fold(2))
+    folds = (Fold(1), Fold(2))
     settings = [("A", 1), ("A", 2), ("A and more", 1), ("A and more", 2)]
     trials = [
         TrialSpec(f"t{n}", f"{name}, rank={rank}", {"method.rank": rank}, folds)
@@ -137,10 +134,10 @@ def test_a_sweep_is_called_by_its_variants_and_what_it_lacks_is_named(sweep):
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("trials.json", "[]", "trials.json: not as fedpgp wrote it"),
-        ("trials.json", '{"trials": ["t0"]}', "trials.json: not as fedpgp wrote it: trials: 0: "),
-        ("trials/t0.json", "{}", "t0.json: not as fedpgp wrote it: state: "),
-        ("trials/t0.json", "{", "t0.json: cannot be read"),
+        ("trials.json", "[]", "trials.json: damaged or not written by fedpgp"),
+        ("trials.json", '{"trials": ["t0"]}', "trials.json: damaged or not written by fedpgp: trials: 0: "),
+        ("trials/t0.json", "{}", "t0.json: damaged or not written by fedpgp: state: "),
+        ("trials/t0.json", "{", "t0.json: damaged or not written by fedpgp: Invalid JSON"),
         ("sweep.yaml", "- 1", "sweep.yaml: expected a mapping"),
         ("sweep.yaml", "a: {", "sweep.yaml: not readable as YAML"),
     ],
@@ -187,16 +184,16 @@ def lacks_created_ms(run):
     )
 
 
-WRONG = "identity.json: not as fedpgp wrote it: "
+WRONG = "identity.json: damaged or not written by fedpgp: "
 DAMAGE = {
     f"{WRONG}client_names: ": says("client_names", 3),
     f"{WRONG}client_names: 0: ": says("client_names", [["anna"]]),
     f"{WRONG}versions: ": says("versions", ["1"]),
     f"{WRONG}created_ms: ": says("created_ms", None),
     f"{WRONG}Input should be an object": lambda run: (run / "identity.json").write_text("[]"),
-    "identity.json: cannot be read": lambda run: (run / "identity.json").write_bytes(b"\xff\xfe"),
-    "identity.json: does not say 'created_ms'": lacks_created_ms,
-    "status.json: not as fedpgp wrote it: state: ": lambda run: (run / "status.json").write_text("{}"),
+    f"{WRONG}Invalid JSON": lambda run: (run / "identity.json").write_bytes(b"\xff\xfe"),
+    "identity.json: damaged or not written by fedpgp: missing key 'created_ms'": lacks_created_ms,
+    "status.json: damaged or not written by fedpgp: state: ": lambda run: (run / "status.json").write_text("{}"),
     "status.json: cannot be read (No such file or directory)": lambda run: (run / "status.json").unlink(),
     "config.yaml: no such file": lambda run: (run / "config.yaml").unlink(),
     "config.yaml: not readable as YAML": lambda run: (run / "config.yaml").write_text("a: {b"),
@@ -219,7 +216,7 @@ def test_a_damaged_run_is_refused_by_name_and_hides_no_other_in_a_folder(made_ru
 def test_rows_of_clients_that_nobody_names_are_refused(made_run):
     row = {"round": 1, "client": 2, "split": "test", "metric": "local", "correct": 1, "total": 2}
     run = made_run(state="running", test_local=[50], clients=pa.Table.from_pylist([row], CLIENT_SCHEMA))
-    with pytest.raises(RunError, match=r"has rows of more clients than the 2 that identity\.json names"):
+    with pytest.raises(RunError, match=r"has rows of more clients than the 2 named in identity\.json"):
         RunFolder.open(run).clients()
 
 

@@ -90,7 +90,7 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
     code, said, err = fedpgp("track", "sync", tmp_path / "begun")
     assert (code, said, err) == (0, f"synced: {begun.path}\n", "")
     code, _, err = fedpgp("track", "sync", tmp_path / "nowhere")
-    assert (code, "no run here" in err) == (2, True)
+    assert (code, "no run found" in err) == (2, True)
 
 
 def test_every_domain_is_held_out_once(fedpgp, tmp_path):

@@ -64,7 +64,7 @@ def test_runs_of_one_digest_lie_side_by_side_and_the_newest_is_resumed(store, tm
 
 
 def test_another_folder_is_not_a_run(tmp_path):
-    with pytest.raises(RunError, match="not the folder of a run"):
+    with pytest.raises(RunError, match="not a run folder"):
         RunFolder.open(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_rounds_come_back_as_committed(store):
 
 def test_a_round_is_committed_once(store):
     commit(store, 1)
-    with pytest.raises(FedPGPError, match="round 1 is committed already"):
+    with pytest.raises(FedPGPError, match="round 1 is already committed"):
         commit(store, 1)
 
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_without_its_round_does_not_count(store):
 
 def test_a_foreign_run_is_refused_and_left_alone(store):
     commit(store, 1)
-    with pytest.raises(RunError, match=f"is a run of configuration {DIGEST}, not of ffff"):
+    with pytest.raises(RunError, match=f"belongs to configuration {DIGEST}, not ffff"):
         store.last_good("ffff")
     assert len(store.rounds()) == 1
 

@@ -265,7 +265,7 @@ def test_errors_are_one_line_without_secrets(store, tmp_path):
     with pytest.raises(FedPGPError, match=r"^MLflow at nosuch://\*\*\*@host: [^\n]*$") as caught:
         tracking.sync_run(store.path, "nosuch://me:secret@host")
     assert "secret" not in str(caught.value)
-    with pytest.raises(RunError, match="not the folder of a run"):
+    with pytest.raises(RunError, match="not a run folder"):
         tracking.sync_run(tmp_path, "nosuch://")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.comparison import Fold, Statistic
+from fedpgp.analysis.comparison import Statistic
 from fedpgp.analysis.reproduce import paper
 from fedpgp.analysis.reproduce.layouts import AVERAGE, MEAN, SPREAD, Member
 from fedpgp.analysis.reproduce.paper import Key, Paper, Printed
@@ -108,7 +108,7 @@ def _members(part: Part, trial: Trial, folder: SweepFolder, missing: list[str]) 
     """The finished runs of a trial; what it lacks is noted."""
     planned = next((one for one in folder.trials if one.id == trial.id), None)
     result = folder.result(trial.id)
-    folds = frozenset(Fold(fold.seed, fold.held_out) for fold in planned.folds) if planned else frozenset()
+    folds = frozenset(planned.folds if planned else ())
     found = set()
     for fold in result.folds if result else ():
         run = loading.read(folder.root / "runs" / fold.run)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
-from fedpgp.analysis.comparison import Fold, Run
+from fedpgp.analysis.comparison import Run
 from fedpgp.analysis.report.curve_data import client_accuracies
 from fedpgp.analysis.reproduce.paper import Key
+from fedpgp.storage.sweep_folder import Fold
 
 AVERAGE = "average"
 """Block of the means over data sets."""

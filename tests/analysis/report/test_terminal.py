@@ -120,7 +120,7 @@ def test_many_clients_are_cut_and_counted(tmp_path):
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(RunError, match="not the folder of a run"):
+    with pytest.raises(RunError, match="not a run folder"):
         terminal.show(tmp_path)
 
 

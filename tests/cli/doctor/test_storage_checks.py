@@ -59,15 +59,18 @@ def test_runs_are_counted_and_the_killed_are_named(tmp_path, made_run):
     ("damage", "told"),
     [
         (lambda run: (run / "identity.json").unlink(), "no identity.json"),
-        (lambda run: (run / "identity.json").write_text("{"), "identity.json: cannot be read"),
+        (
+            lambda run: (run / "identity.json").write_text("{"),
+            "identity.json: damaged or not written by fedpgp: Inv",
+        ),
         (
             lambda run: (run / "identity.json").write_text("[]"),
-            "identity.json: not as fedpgp wrote it",
+            "identity.json: damaged or not written by fedpgp",
         ),
         (lambda run: (run / "status.json").unlink(), "status.json: cannot be read"),
         (
             lambda run: (run / "status.json").write_text("{}"),
-            "status.json: not as fedpgp wrote it: state: ",
+            "status.json: damaged or not written by fedpgp: state: ",
         ),
         (lambda run: (run / "summary.json").unlink(), "has no summary.json"),
         (lambda run: (run / "rounds/000001.arrow").write_bytes(b"torn"), "000001.arrow: round cannot be read"),
