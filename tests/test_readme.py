@@ -1,4 +1,4 @@
-"""Every command of the README is run: here, made small, or by a test that is named; a new one has to say how."""
+"""Every command and Python example of the README runs: here, scaled down, or in a test that is named below."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ HERE = {
     'fedpgp predict --prompt bedroom/prompt.safetensors photo.png [--classes "rocket,plane,train"]': (
         'fedpgp predict --prompt bedroom/prompt.safetensors photo.png --classes "rocket,plane,train"'
     ),
-    "fedpgp upload": "fedpgp upload photos",
+    "fedpgp check-upload": "fedpgp check-upload photos",
 }
-"""A command, and the same made small ("": as it is), run in this order in a folder with `my.yaml` and photos."""
+"""A command, and the same scaled down ("": unchanged), run in this order in a folder with `my.yaml` and photos."""
 
 ELSEWHERE = {
     "make demo": "the file Makefile, and experiments/sweeps/test_shipped_sweeps.py::test_it_runs",
@@ -67,16 +67,26 @@ ELSEWHERE = {
     ),
     "fedpgp attach DRIVER": "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped",
     "fedpgp stop DRIVER": "cluster/test_jobs.py::test_a_detached_run_is_left_attached_and_stopped",
+    "ray start --head": "cluster/test_jobs.py::head",
+    "ray start --address": "federation/backends/test_nodes.py::nodes",
     "ray job submit": "cluster/test_jobs.py::test_a_submitted_sweep_is_followed_and_mirrored",
     "ray submit": "test_pipelines.py::test_the_cluster_file_is_one_that_ray_takes",
     "fedpgp ui": "tracking/test_ui.py::test_the_page_is_that_of_the_runs_or_lists_the_experiments",
 }
-"""The beginning of a command, and the test that runs it or its like."""
+"""The beginning of a command, and the test or fixture that runs it or an equivalent."""
+
+PYTHON = {
+    '"icons", "method.rank=4", "federation.rounds=10"': '"my.yaml"',
+    "client=3": "client=1",
+    '"rank_mu_tau_shots"': '"sweep.yaml"',
+    'baseline="promptfl"': 'baseline="fedpgp"',
+}
+"""Parts of the Python examples, and what replaces them to scale the examples down."""
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a newcomer stands: a small experiment, and some photos."""
+    """A folder with a small experiment, a small sweep and some photos."""
     settings = {
         "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"}, "partition": {"clients": 2},
         "protocol": {"shots": 1}, "method": {"name": "fedpgp", "n_ctx": 4, "rank": 1},
@@ -84,6 +94,9 @@ def folder(tmp_path, monkeypatch):
         "tracking": {"mlflow": False},
     }  # fmt: skip
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump({"base": "my.yaml", "space": {"method.mu": {"grid_search": [0.5]}}})
+    )
     for label, name in enumerate(("cat", "dog", "emu", "fox")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(20):
@@ -94,9 +107,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_somebody_runs_it(command):
+def test_a_test_runs_the_command(command):
     by = [test for start, test in ELSEWHERE.items() if command.startswith(start)]
-    assert command in HERE or by, f"no test runs `{command}`: make it small in HERE, or name a test in ELSEWHERE"
+    assert command in HERE or by, f"no test runs `{command}`: scale it down in HERE, or name a test in ELSEWHERE"
     for test in by[:1]:
         file, _, name = test.partition("::")
         if not file.startswith("the file"):
@@ -104,14 +117,13 @@ def test_somebody_runs_it(command):
             assert not name or name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def test_nothing_is_run_that_the_readme_does_not_say():
+def test_every_mapped_command_is_in_the_readme():
     assert set(HERE) <= set(COMMANDS)
     assert [start for start in ELSEWHERE if not any(command.startswith(start) for command in COMMANDS)] == []
 
 
 @pytest.mark.slow
-def test_all_that_can_be_run_here(folder, fedpgp):
-    """One after the other, as a newcomer would."""
+def test_the_commands_run_one_after_the_other(folder, fedpgp):
     made = []
     for command, small in HERE.items():
         line = small or command
@@ -122,6 +134,21 @@ def test_all_that_can_be_run_here(folder, fedpgp):
         made += [str(run) for run in sorted((folder / "fedpgp-store" / "runs").glob("*")) if str(run) not in made]
     assert (folder / "report").is_dir()
     assert (folder / "bedroom" / "prompt.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_python_examples_run(folder, ray_cluster):
+    code = "\n".join(
+        block for language, block in BLOCKS if language == "python" and "fedpgp." in block and "class " not in block
+    )
+    for given, small in PYTHON.items():
+        assert given in code
+        code = code.replace(given, small)
+    names = {}
+    exec(code, names)
+    assert len(names["run"].rounds) == 1
+    assert [run.state for run in names["runs"]] == ["finished"]
+    assert list(folder.glob("report/report.html"))
 
 
 def test_it_is_short():
