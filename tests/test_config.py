@@ -10,6 +10,7 @@ import yaml
 from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
+from fedpgp.data import sources
 from fedpgp.experiments import planning
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments").glob("*.yaml"))
@@ -23,8 +24,6 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments"
         ({"federation": {"rounds": 0}}, r"federation.rounds: .*greater than or equal to 1 \(given: 0\)"),
         ({"federation": {"lr": "fast"}}, r"federation.lr: .*valid number.*\(given: 'fast'\)"),
         ({"federation": {"lr": float("nan")}}, "federation.lr: "),
-        ({"data": {"name": "imagenet"}}, r"data.name: .*'icons'.*\(given: 'imagenet'\)"),
-        ({"data": {"name": "folder"}}, "root is required"),
         ({"data": {"template": "a photo"}}, "exactly one {}"),
         ({"data": {"train_fraction": 0.9, "val_fraction": 0.2}}, "must stay below 1"),
         ({"resources": {"gpus_per_actor": 1.5}}, "must be a whole number"),
@@ -129,7 +128,7 @@ def test_a_uri_as_storage_root_has_a_folder_of_its_own():
 
 def test_the_defaults_are_the_world_in_the_package():
     experiment = config.parse({})
-    assert (experiment.data.name, experiment.data.prompt) == ("icons", "an icon of a {}.")
+    assert (experiment.data.name, sources.complete(experiment).data.prompt) == ("icons", "an icon of a {}.")
     assert (experiment.backbone.name, experiment.backbone.weights) == ("icon-clip", None)
 
 

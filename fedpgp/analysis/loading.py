@@ -13,6 +13,7 @@ from fedpgp.analysis.comparison import Comparison, Cost, Run
 from fedpgp.analysis.groups import grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
+from fedpgp.data.sources import complete
 from fedpgp.federation.metrics import selections
 from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
@@ -170,7 +171,7 @@ def _cost(rounds: Sequence[RoundRow]) -> Cost:
 def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
     """All that can change a number, but for what folds differ by."""
     found = config.dotted(
-        experiment, manifest=identity.get("manifest_digest"), weights=identity.get("weights_fingerprint")
+        complete(experiment), manifest=identity.get("manifest_digest"), weights=identity.get("weights_fingerprint")
     )
     return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
 

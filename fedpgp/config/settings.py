@@ -20,27 +20,14 @@ class Settings(BaseModel):
 Uri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")]
 """Where something lies that is not a folder of this machine."""
 
-TEMPLATES = {
-    "icons": "an icon of a {}.",
-    "oxford_pets": "a photo of a {}, a type of pet.",
-    "flowers102": "a photo of a {}, a type of flower.",
-    "dtd": "{} texture.",
-    "food101": "a photo of {}, a type of food.",
-}
-"""Hand-written prompts (CoOp's for its data sets), where they differ from "a photo of a {}."."""
-
 
 class DataSettings(Settings):
     """Which images, with which names, cut how."""
 
-    name: Literal[
-        "icons", "shapes", "folder", "domain_folder", "parquet",
-        "oxford_pets", "flowers102", "dtd", "caltech101", "food101",
-        "cifar10", "cifar100", "office_caltech10", "domainnet", "domainnet10",
-    ] = "icons"  # fmt: skip
+    name: str = "icons"
     """icons (in the package) | shapes (drawn on the fly, for tests) | folder (class/...) | domain_folder
     (domain/class/...) | parquet (Hugging Face style) | a data set by name, as it is downloaded: see
-    `fedpgp data check NAME --root FOLDER`"""
+    `fedpgp data check NAME --root FOLDER` | MODULE:CLASS, a source in a file of yours"""
     root: Uri | Path | None = None
     """folder of the data set, or for Parquet a `pyarrow.fs` URI (s3://..., gs://...); `icons` and `shapes` need none"""
     class_names: tuple[str, ...] | None = None
@@ -60,16 +47,16 @@ class DataSettings(Settings):
     def _consistent(self) -> DataSettings:
         if self.train_fraction + self.val_fraction >= 1:
             raise ValueError("train_fraction + val_fraction must stay below 1, or no test image is left")
-        if self.name not in ("icons", "shapes") and self.root is None:
-            raise ValueError(f"root is required for data {self.name!r}; give data.root=FOLDER")
-        if self.prompt.count("{}") != 1:
+        if self.template is not None and self.template.count("{}") != 1:
             raise ValueError("template needs exactly one {} for the class name")
         return self
 
     @property
     def prompt(self) -> str:
-        """The template, or the one that belongs to this data set."""
-        return self.template or TEMPLATES.get(self.name, "a photo of a {}.")
+        """The template, which `data.sources.complete` fills in where it is null."""
+        if self.template is None:
+            raise ValueError(f"the template of {self.name} is not filled in")
+        return self.template
 
 
 class PartitionSettings(Settings):
@@ -146,7 +133,7 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str = "fedpgp"
-    """see `fedpgp methods`"""
+    """see `fedpgp methods`, or MODULE:CLASS, a method in a file of yours"""
 
     @property
     def settings(self) -> dict[str, Any]:

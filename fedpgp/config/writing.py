@@ -87,7 +87,6 @@ def _numbers(experiment: Experiment) -> dict[str, Any]:
     """All that can change a number, and nothing else."""
     tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
     tree["data"].pop("root")
-    tree["data"]["template"] = experiment.data.prompt
     tree["backbone"].pop("class_chunk")
     return tree
 

@@ -17,7 +17,7 @@ from fedpgp.core.errors import BackboneError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.seeding import torch_generator
 from fedpgp.data import manifest as manifests
-from fedpgp.data import protocol
+from fedpgp.data import protocol, sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods.base import BringsNetwork, Method
@@ -57,10 +57,11 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     """The experiment with every setting of its method filled in, and the method.
 
     Raises:
-        ConfigError: unknown method, or settings that it cannot use.
+        ConfigError: unknown method or data, or settings that these cannot use.
     """
     method = methods.create(experiment.method.name, experiment.method.settings)
     complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
+    sources.check(experiment.data)
     return experiment.model_copy(update={"method": complete}), method
 
 
@@ -101,7 +102,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         UserError: settings, data or backbone cannot be used.
     """
     library = library or Library()
-    experiment, method = settle(experiment)
+    experiment, method = settle(sources.complete(experiment))
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     if isinstance(method, BringsNetwork):

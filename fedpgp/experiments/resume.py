@@ -11,6 +11,7 @@ import yaml
 from fedpgp import config
 from fedpgp.config import Experiment, differing
 from fedpgp.core.errors import ConfigError, FedPGPError
+from fedpgp.data import sources
 from fedpgp.experiments.planning import Plan
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import RunIndex
@@ -35,7 +36,7 @@ def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str
         with suppress(FedPGPError, yaml.YAMLError):
             store = RunFolder.open(path)
             if store.state in ("interrupted", "stopped", "failed"):
-                settings = config.parse(yaml.safe_load(store.config_yaml))
+                settings = sources.complete(config.parse(yaml.safe_load(store.config_yaml)))
                 manifest, weights = (store.identity.get(key) for key in ("manifest_digest", "weights_fingerprint"))
                 yield store, config.dotted(settings, manifest=manifest, weights=weights)
 

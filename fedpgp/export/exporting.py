@@ -13,6 +13,7 @@ from fedpgp.clip import icon_clip
 from fedpgp.config import BackboneSettings, Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.core.tree import ParamTree, repeated
+from fedpgp.data import sources
 from fedpgp.data.protocol import divide_classes
 from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation.metrics import last_evaluated, per_client_table
@@ -72,7 +73,7 @@ def _checked(store: RunFolder) -> tuple[Experiment, Method]:
     made_by = store.identity.get("versions", {}).get("fedpgp")
     if made_by != __version__:
         raise RunError(f"{store.path}: made by fedpgp {made_by}, this is {__version__}; export it with that version")
-    experiment = config.load(str(store.config_path))
+    experiment = sources.complete(config.load(str(store.config_path)))
     method = methods.create(experiment.method.name, experiment.method.settings)
     if not prompts_text(method):
         able = ", ".join(name for name, kind in methods.METHODS.items() if prompts_text(kind(kind.settings_type())))

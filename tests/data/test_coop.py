@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from fedpgp import config
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest
+from fedpgp.data import manifest, sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.splits import SPLITS
 
@@ -321,5 +322,7 @@ def test_templates_are_those_of_coop() -> None:
         "domainnet": "a photo of a {}.",
     }
     for name, prompt in prompts.items():
-        assert DataSettings(name=name, root="x").prompt == prompt  # type: ignore[arg-type]
-        assert DataSettings(name=name, root="x", template="my {}").prompt == "my {}"  # type: ignore[arg-type]
+        experiment = config.parse({"data": {"name": name}})
+        assert sources.complete(experiment).data.prompt == prompt
+        given = config.override({"data": {"name": name}}, ["data.template=my {}"])
+        assert sources.complete(config.parse(given)).data.prompt == "my {}"

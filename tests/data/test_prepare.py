@@ -12,8 +12,8 @@ import pytest
 from torchvision.datasets.utils import extract_archive
 
 from fedpgp.core.errors import DataError
-from fedpgp.data import prepare as module
 from fedpgp.data.prepare import prepare
+from fedpgp.data.sources import SOURCES
 
 Tree = Callable[..., Path]
 IMAGES = [f"101_ObjectCategories/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(10)]
@@ -24,7 +24,7 @@ def never(root: Path) -> None:
 
 
 def test_what_is_usable_is_left_alone(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", never)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(never))
     assert len(prepare("caltech101", image_tree(*IMAGES), lambda line: None)) == 20
 
 
@@ -32,11 +32,11 @@ def test_a_download_is_verified(image_tree: Tree, tmp_path: Path, monkeypatch: p
     def download(root: Path) -> None:
         image_tree(*IMAGES).rename(root / "caltech101")
 
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", download)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(download))
     said: list[str] = []
     assert len(prepare("caltech101", tmp_path / "new", said.append)) == 20
     assert said == [f"downloading caltech101 to {tmp_path / 'new'}"]
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", lambda root: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(lambda root: None))
     with pytest.raises(DataError, match="caltech101 needs the folder 101_ObjectCategories here"):
         prepare("caltech101", tmp_path / "empty", said.append)
 
@@ -45,7 +45,7 @@ def test_without_a_network_the_steps_are_told(tmp_path: Path, monkeypatch: pytes
     def offline(root: Path) -> None:
         raise URLError("no route")
 
-    monkeypatch.setitem(module.DOWNLOADERS, "cifar10", offline)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["cifar10"], "download", staticmethod(offline))
     with pytest.raises(DataError) as caught:
         prepare("cifar10", tmp_path, lambda line: None)
     lines = str(caught.value).splitlines()
@@ -61,7 +61,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         (root / "caltech101/101_ObjectCategories/ant").mkdir(parents=True)
         raise OSError("no space left")
 
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", torn)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(torn))
     (tmp_path / "mine.txt").write_text("mine")
     for root in (tmp_path, tmp_path / "new", tmp_path / "deep/er"):
         with pytest.raises(DataError, match=r"could not be downloaded \(no space left\)"):
@@ -86,14 +86,14 @@ def test_an_archive_that_leaves_its_folder_is_refused(
     def unpack(fresh: Path) -> None:
         extract_archive(str(archive), str(fresh))
 
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", unpack)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(unpack))
     with pytest.raises(DataError, match=r"outside|to an absolute path"):
         prepare("caltech101", root, lambda line: None)
     assert [path.name for path in tmp_path.rglob("*")] == ["hostile.tar.gz"]
 
 
 def test_what_is_in_the_way_is_named_before_anything_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.DOWNLOADERS, "caltech101", never)  # type: ignore[arg-type]
+    monkeypatch.setattr(SOURCES["caltech101"], "download", staticmethod(never))
     (tmp_path / "caltech101").mkdir()
     with pytest.raises(DataError, match="caltech101 is there already but not usable; complete it or move it away"):
         prepare("caltech101", tmp_path, lambda line: None)

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedpgp.config import DataSettings
-from fedpgp.core.errors import DataError
+from fedpgp.core.errors import ConfigError, DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.sources import SOURCES, open_source
+from fedpgp.data.sources import SOURCES, check, open_source
 from fedpgp.data.sources.shapes import CLASS_NAMES, COLORS, OUTLINES, STYLES, draw
 
 Tree = Callable[..., Path]
@@ -38,8 +38,19 @@ def rows(built: Manifest) -> list[tuple[object, ...]]:
     ]
 
 
-def test_a_source_for_every_name_of_the_settings() -> None:
-    assert set(SOURCES) == set(DataSettings.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+def test_every_source_declares_what_is_known_of_it() -> None:
+    for name, source in SOURCES.items():
+        assert source.name == name
+        assert source.template.count("{}") == 1
+        assert source.needs_root == (name not in ("icons", "shapes"))
+        assert bool(source.steps) == bool(source.folders)
+
+
+def test_unknown_data_and_a_missing_root_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^data.name: unknown data set 'icon'; did you mean icons\? \(known: icons"):
+        check(DataSettings(name="icon"))
+    with pytest.raises(ConfigError, match=r"^data: root is required for data 'dtd'; give data.root=FOLDER$"):
+        check(DataSettings(name="dtd"))
 
 
 def test_folder_lists_images_and_ignores_the_rest(image_tree: Tree) -> None:

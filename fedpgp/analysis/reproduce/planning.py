@@ -13,7 +13,7 @@ from fedpgp.clip.model import CHECKPOINT_SUFFIXES
 from fedpgp.clip.weights import is_archive
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
-from fedpgp.data.sources.downloads import ORIGINS
+from fedpgp.data import sources
 from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
@@ -147,7 +147,7 @@ def _placed(data: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     if root is None:
         return dict(data)
     own = root / data["name"]
-    downloaded = any((root / folder).is_dir() for folder in ORIGINS[data["name"]].folders)
+    downloaded = any((root / folder).is_dir() for folder in sources.SOURCES[data["name"]].folders)
     return {**data, "root": str(root if downloaded and not own.is_dir() else own)}
 
 
@@ -186,8 +186,8 @@ def _shown(value: Any) -> str:
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
+    experiment = sources.complete(experiment)
     tree = experiment.model_dump(mode="json", exclude={"name", "seed", "resources", "tracking", "storage"})
-    tree["data"]["template"] = experiment.data.prompt
     weights = Path(experiment.backbone.weights or "")
     if weights.is_file() and is_archive(weights):  # which is refused unless OpenAI published it
         tree["backbone"] |= {"weights": "openai", "activation": None}

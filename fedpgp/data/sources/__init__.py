@@ -1,12 +1,13 @@
-"""The registry of sources: one line per on-disk format."""
+"""The registry of sources: one class per on-disk format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
 
-from fedpgp.config import DataSettings
+from fedpgp.config import DataSettings, Experiment
+from fedpgp.core.errors import ConfigError
 from fedpgp.data.sources.base import Source
-from fedpgp.data.sources.cifar import open_cifar
+from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
 from fedpgp.data.sources.folder import DomainFolderSource, FolderSource
@@ -14,23 +15,46 @@ from fedpgp.data.sources.icons import IconsSource
 from fedpgp.data.sources.parquet import ParquetSource
 from fedpgp.data.sources.shapes import ShapesSource
 
-SOURCES: Mapping[str, Callable[[DataSettings], Source]] = {
-    "icons": IconsSource,
-    "shapes": ShapesSource,
-    "folder": FolderSource,
-    "domain_folder": DomainFolderSource,
-    "parquet": ParquetSource,
-    "oxford_pets": OxfordPets,
-    "flowers102": Flowers102,
-    "dtd": DescribableTextures,
-    "caltech101": Caltech101,
-    "food101": Food101,
-    "cifar10": open_cifar,
-    "cifar100": open_cifar,
-    "office_caltech10": OfficeCaltech10,
-    "domainnet": DomainNet,
-    "domainnet10": DomainNet10,
-}
+SOURCES: dict[str, type[Source]] = {
+    source.name: source
+    for source in (
+        IconsSource, ShapesSource, FolderSource, DomainFolderSource, ParquetSource,
+        OxfordPets, Flowers102, DescribableTextures, Caltech101, Food101,
+        Cifar10, Cifar100, OfficeCaltech10, DomainNet, DomainNet10,
+    )
+}  # fmt: skip
+
+
+def find(name: str) -> type[Source]:
+    """The class of a source by its name.
+
+    Raises:
+        ConfigError: unknown source.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"did you mean {near[0]}?" if near else "a source of yours is MODULE:CLASS"
+        raise ConfigError(f"data.name: unknown data set {name!r}; {hint} (known: {', '.join(SOURCES)})")
+    return SOURCES[name]
+
+
+def check(settings: DataSettings) -> None:
+    """Check the settings as far as it goes without reading the data.
+
+    Raises:
+        ConfigError: unknown source, or one that needs a root.
+    """
+    if find(settings.name).needs_root and settings.root is None:
+        raise ConfigError(f"data: root is required for data {settings.name!r}; give data.root=FOLDER")
+
+
+def complete(experiment: Experiment) -> Experiment:
+    """The experiment with the template of its data filled in, as runs store it (older ones left it out)."""
+    data = experiment.data
+    if data.template is not None:
+        return experiment
+    data = data.model_copy(update={"template": find(data.name).template})
+    return experiment.model_copy(update={"data": data})
 
 
 def open_source(settings: DataSettings) -> Source:
@@ -39,4 +63,5 @@ def open_source(settings: DataSettings) -> Source:
     Raises:
         DataError: the root does not exist.
     """
-    return SOURCES[settings.name](settings)
+    check(settings)
+    return find(settings.name)(settings)

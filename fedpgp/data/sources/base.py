@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from PIL import Image
@@ -55,18 +56,39 @@ class ImageReader(Protocol):
         ...
 
 
-class Source(ImageReader, Protocol):
-    """One data set in one on-disk format."""
+class Source(ABC):
+    """One data set in one on-disk format. The class attributes are all that is known of it elsewhere."""
 
+    name: ClassVar[str]
+    """`data.name`"""
+    template: ClassVar[str] = "a photo of a {}."
+    """hand-written prompt; CoOp's for its data sets"""
+    needs_root: ClassVar[bool] = True
+    """whether `data.root` must be given"""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """names of the folder that its download unpacks to"""
+    steps: ClassVar[tuple[str, ...]] = ()
+    """how to get it by hand, with ROOT for `data.root`; empty: there is nothing to get"""
+
+    @abstractmethod
     def __init__(self, settings: DataSettings) -> None: ...
 
+    @abstractmethod
     def scan(self) -> Scan:
         """List all images without opening them.
 
         Raises:
             DataError: the files are not laid out as this format wants them.
         """
-        ...
+
+    @abstractmethod
+    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
+        """See `ImageReader`."""
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """Fetch the data set into an empty folder; a class without this method is only fetched by hand."""
+        raise NotImplementedError
 
 
 def existing_root(settings: DataSettings) -> Path:
@@ -87,3 +109,18 @@ def inside(root: Path, file: str) -> Path:
     if not path.is_relative_to(root):
         raise DataError(f"{root / file}: leads out of data.root ({path}); copy the file instead of linking it")
     return path
+
+
+def own_folder(root: Path, source: type[Source], *needed: str) -> Path:
+    """The data set's own folder: `root`, or the one under it that is called like the data set.
+
+    Raises:
+        DataError: none of them has the folders `needed`; says what is missing and where it comes from.
+    """
+    candidates = [root, *(root / folder for folder in source.folders)]
+    for folder in candidates:
+        if all((folder / part).is_dir() for part in needed):
+            return folder
+    at = next((folder for folder in candidates[1:] if folder.is_dir()), root)
+    missing = ", ".join(part for part in needed if not (at / part).is_dir())
+    raise DataError(f"{at}: {source.name} needs the folder {missing} here; get it: {'; '.join(source.steps)}")

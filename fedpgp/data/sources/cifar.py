@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,91 +16,120 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, Scan, Source, existing_root
-from fedpgp.data.sources.downloads import ORIGINS
 from fedpgp.data.sources.files import size_and_time
 from fedpgp.data.sources.folder import FolderSource
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
-BATCHES: Mapping[str, Mapping[str, str]] = {
-    "cifar10": {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "test"},
-    "cifar100": {"train": "train", "test": "test"},
-}
-"""File -> split."""
-CLASSES = {"cifar10": 10, "cifar100": 100}
-NAMES = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
-LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
-def open_cifar(settings: DataSettings) -> Source:
-    """The source for whichever of the layouts lies under the root.
+class CifarSource(Source):
+    """CIFAR in whichever layout the root has: batches, Parquet or image folders."""
 
-    Raises:
-        DataError: none of them.
-    """
-    if isinstance(settings.root, str):
-        return Whole(ParquetSource(settings), settings.name)
-    root = existing_root(settings)
-    for folder in (root, *(root / name for name in ORIGINS[settings.name].folders)):
-        if any((folder / file).is_file() for file in BATCHES[settings.name]):
-            return CifarBatches(settings.model_copy(update={"root": folder}))
-    if any(root.rglob("*.parquet")):
-        return Whole(ParquetSource(settings), settings.name)
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        return Whole(FolderSource(settings), settings.name)
-    steps = "; ".join(ORIGINS[settings.name].steps)
-    raise DataError(
-        f"{root}: no {settings.name}: neither {', '.join(BATCHES[settings.name])}, nor *.parquet, nor train/CLASS and "
-        f"test/CLASS; get it: {steps}"
-    )
+    classes: ClassVar[int]
+    batches: ClassVar[Mapping[str, str]]
+    """file -> split"""
+    names_at: ClassVar[tuple[str, str]]
+    """file of the class names, and their key in it"""
+    labels_key: ClassVar[str]
 
+    def __init__(self, settings: DataSettings) -> None:
+        """Find the layout.
 
-class Whole:
-    """A source in a general format that must hold all classes of CIFAR: the 10 are easily taken for the 100."""
-
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
+        Raises:
+            DataError: none of them.
+        """
+        self._source = self._found(settings)
 
     def scan(self) -> Scan:
-        """The rows of the source."""
-        scan = self.source.scan()
-        if len(scan.class_names) != CLASSES[self.name]:
+        """The rows; all classes must be there, as the 10 are easily taken for the 100."""
+        scan = self._source.scan()
+        if len(scan.class_names) != self.classes:
             raise DataError(
-                f"{self.name}: {len(scan.class_names)} classes in data.root, not {CLASSES[self.name]} "
+                f"{self.name}: {len(scan.class_names)} classes in data.root, not {self.classes} "
                 f"({', '.join(scan.class_names[:5])}, ...); give the folder of {self.name} alone"
             )
         return scan
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """The images of `rows`, in order."""
-        return self.source.read(rows)
+        return self._source.read(rows)
+
+    def _found(self, settings: DataSettings) -> Source | CifarBatches:
+        if isinstance(settings.root, str):
+            return ParquetSource(settings)
+        root = existing_root(settings)
+        for folder in (root, *(root / name for name in self.folders)):
+            if any((folder / file).is_file() for file in self.batches):
+                return CifarBatches(folder, self)
+        if any(root.rglob("*.parquet")):
+            return ParquetSource(settings)
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return FolderSource(settings)
+        raise DataError(
+            f"{root}: no {self.name}: neither {', '.join(self.batches)}, nor *.parquet, nor train/CLASS and "
+            f"test/CLASS; get it: {'; '.join(self.steps)}"
+        )
+
+
+class Cifar10(CifarSource):
+    """Ten classes."""
+
+    name, classes, labels_key, names_at = "cifar10", 10, "labels", ("batches.meta", "label_names")
+    batches: ClassVar = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "test"}
+    folders = ("cifar-10-batches-py",)
+    steps = (
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz -> ROOT/cifar-10-batches-py",
+        "or https://huggingface.co/datasets/uoft-cs/cifar10 (parquet) -> ROOT/*.parquet",
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """The archive."""
+        _fetch(root, "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
+
+
+class Cifar100(CifarSource):
+    """A hundred classes, by their fine labels."""
+
+    name, classes, labels_key, names_at = "cifar100", 100, "fine_labels", ("meta", "fine_label_names")
+    batches: ClassVar = {"train": "train", "test": "test"}
+    folders = ("cifar-100-python",)
+    steps = (
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz -> ROOT/cifar-100-python",
+        "or https://huggingface.co/datasets/uoft-cs/cifar100 (parquet) -> ROOT/*.parquet",
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """The archive."""
+        _fetch(root, "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")
 
 
 class CifarBatches:
     """The python version: pickled batches of 3 x 32 x 32 bytes, read without running what a pickle may contain."""
 
-    def __init__(self, settings: DataSettings) -> None:
-        self.root = existing_root(settings)
-        self.name = settings.name
+    def __init__(self, root: Path, data: CifarSource) -> None:
+        self.root, self.data = root, data
 
     def scan(self) -> Scan:
         """One row per image: `row` is its number in its batch."""
-        missing = [file for file in (*BATCHES[self.name], NAMES[self.name][0]) if not (self.root / file).is_file()]
+        missing = [file for file in (*self.data.batches, self.data.names_at[0]) if not (self.root / file).is_file()]
         if missing:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; unpack the whole archive")
         names = self._names()
-        if len(names) != CLASSES[self.name]:
+        if len(names) != self.data.classes:
             raise DataError(
-                f"{self.root / NAMES[self.name][0]}: {len(names)} names, not {CLASSES[self.name]}; fetch it again"
+                f"{self.root / self.data.names_at[0]}: {len(names)} names, not {self.data.classes}; fetch it again"
             )
-        tables = [self._rows(file, split, len(names)) for file, split in BATCHES[self.name].items()]
+        tables = [self._rows(file, split, len(names)) for file, split in self.data.batches.items()]
         return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """The images of `rows`, in order; a batch is read once per run of rows in it."""
         for file, run in groupby(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True), itemgetter(0)):
-            if file not in BATCHES[self.name]:
-                raise DataError(f"{self.root / file}: not a batch of {self.name}; build the manifest again")
+            if file not in self.data.batches:
+                raise DataError(f"{self.root / file}: not a batch of {self.data.name}; build the manifest again")
             data, _ = self._batch(file)
             for _, row in run:
                 if not 0 <= row < len(data):
@@ -107,7 +137,7 @@ class CifarBatches:
                 yield Image.fromarray(np.ascontiguousarray(data[row].reshape(3, SIDE, SIDE).transpose(1, 2, 0)))
 
     def _names(self) -> tuple[str, ...]:
-        file, key = NAMES[self.name]
+        file, key = self.data.names_at
         names = _get(pickles.read(self.root / file), key)
         if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
             raise DataError(f"{self.root / file}: no list {key}; fetch it again")
@@ -116,11 +146,11 @@ class CifarBatches:
     def _batch(self, file: str) -> tuple[np.ndarray, np.ndarray]:
         """Images [n, 3072] and labels [n]."""
         tree, path = pickles.read(self.root / file), self.root / file
-        data, labels = _get(tree, "data"), np.asarray(_get(tree, LABELS[self.name]))
+        data, labels = _get(tree, "data"), np.asarray(_get(tree, self.data.labels_key))
         if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape[1:] == (3 * SIDE * SIDE,)):
             raise DataError(f"{path}: `data` is not an array of n x {3 * SIDE * SIDE} bytes; fetch it again")
         if labels.dtype.kind != "i" or labels.shape != data.shape[:1]:
-            raise DataError(f"{path}: `{LABELS[self.name]}` are not {len(data)} numbers; fetch it again")
+            raise DataError(f"{path}: `{self.data.labels_key}` are not {len(data)} numbers; fetch it again")
         return data, labels
 
     def _rows(self, file: str, split: str, num_classes: int) -> pa.Table:
@@ -141,6 +171,13 @@ class CifarBatches:
             *(pa.repeat(value, count) for value in size_and_time(self.root / file)),
         ]
         return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def _fetch(root: Path, file: str, md5: str) -> None:
+    """Without torchvision's own class, which would unpickle the batches."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    download_and_extract_archive(f"https://www.cs.toronto.edu/~kriz/{file}", str(root), filename=file, md5=md5)
 
 
 def _get(tree: Any, key: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import ClassVar
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan
-from fedpgp.data.sources.downloads import own_folder
+from fedpgp.core.files import write_durably
+from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
 from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
 from fedpgp.data.sources.folder import SUFFIXES
 from fedpgp.data.sources.splits import (
@@ -24,6 +25,10 @@ from fedpgp.data.sources.splits import (
     read_json,
     read_split,
     save,
+)
+
+_OWN_SPLIT = (
+    "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's own split"
 )
 
 
@@ -40,7 +45,7 @@ class CoOpSource(ImageFiles):
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        self.root = own_folder(self.root, settings.name, self.images)
+        self.root = own_folder(self.root, type(self), self.images)
         self.seed = settings.split_seed
 
     def scan(self) -> Scan:
@@ -79,7 +84,22 @@ class CoOpSource(ImageFiles):
 class OxfordPets(CoOpSource):
     """annotations/trainval.txt and test.txt; ids from 1; a fifth of trainval becomes validation."""
 
+    name, template = "oxford_pets", "a photo of a {}, a type of pet."
     title, images = "OxfordPets", "images"
+    folders = ("oxford_pets", "oxford-iiit-pet")
+    steps = (
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz -> ROOT/images/*.jpg",
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz -> ROOT/annotations/*.txt",
+        _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """By torchvision."""
+        from torchvision.datasets import OxfordIIITPet
+
+        for split in ("trainval", "test"):
+            OxfordIIITPet(root, split=split, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Breeds are the file names without their number, in lower case."""
@@ -103,7 +123,26 @@ class OxfordPets(CoOpSource):
 class Flowers102(CoOpSource):
     """imagelabels.mat (ids from 1, one per image number) and cat_to_name.json (id -> name)."""
 
+    name, template = "flowers102", "a photo of a {}, a type of flower."
     title, images = "OxfordFlowers", "jpg"
+    folders = ("oxford_flowers", "flowers-102", "flowers102")
+    steps = (
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz -> ROOT/jpg/*.jpg",
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/imagelabels.mat -> ROOT/imagelabels.mat",
+        "cat_to_name.json (class id -> name), linked from CoOp's DATASETS.md -> ROOT/cat_to_name.json",
+        _OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """By torchvision."""
+        from torchvision.datasets import Flowers102 as Flowers
+
+        Flowers(root, download=True)
+        names = getattr(Flowers, "classes", None)
+        path = root / "flowers-102" / "cat_to_name.json"
+        if names and not path.exists():
+            write_durably(path, json.dumps({str(number): name for number, name in enumerate(names, start=1)}).encode())
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes in the order of their first image, as CoOp shuffles them."""
@@ -139,7 +178,20 @@ class Flowers102(CoOpSource):
 class DescribableTextures(CoOpSource):
     """The official split labels/train1.txt, val1.txt, test1.txt; without these, images/CLASS cut as CoOp does."""
 
+    name, template = "dtd", "{} texture."
     title, images = "DescribableTextures", "images"
+    folders = ("dtd", "dtd/dtd")
+    steps = (
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz -> ROOT/images, ROOT/labels",
+        _OWN_SPLIT.format("split_zhou_DescribableTextures.json"),
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """By torchvision."""
+        from torchvision.datasets import DTD
+
+        DTD(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
@@ -153,7 +205,20 @@ class DescribableTextures(CoOpSource):
 class Food101(CoOpSource):
     """The official meta/train.txt and test.txt (or .json), a fifth of train for validation; else cut as CoOp does."""
 
+    name, template = "food101", "a photo of {}, a type of food."
     title, images = "Food101", "images"
+    folders = ("food-101", "food101")
+    steps = (
+        "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz -> ROOT/images/CLASS, ROOT/meta/*.txt",
+        _OWN_SPLIT.format("split_zhou_Food101.json"),
+    )
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """By torchvision."""
+        from torchvision.datasets import Food101 as Food
+
+        Food(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
@@ -176,9 +241,22 @@ class Food101(CoOpSource):
 class Caltech101(CoOpSource):
     """101_ObjectCategories/CLASS without the two folders that CoOp leaves out; four classes are renamed as there."""
 
+    name = "caltech101"
     title, images = "Caltech101", "101_ObjectCategories"
+    folders = ("caltech-101", "caltech101")
+    steps = (
+        "https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories.tar.gz) -> ROOT/101_ObjectCategories",
+        _OWN_SPLIT.format("split_zhou_Caltech101.json"),
+    )
     left_out: ClassVar = ("BACKGROUND_Google", "Faces_easy")
     renamed: ClassVar = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
+
+    @staticmethod
+    def download(root: Path) -> None:
+        """By torchvision."""
+        from torchvision.datasets import Caltech101 as Caltech
+
+        Caltech(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Labels follow the sorted folder names."""

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
-from fedpgp.data.sources.base import Scan
-from fedpgp.data.sources.downloads import own_folder
+from fedpgp.data.sources.base import Scan, own_folder
 from fedpgp.data.sources.files import listed, read_lines, shown
 from fedpgp.data.sources.folder import FolderSource, Group
 
@@ -52,8 +51,7 @@ class DomainsSource(FolderSource):
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        self.name = settings.name
-        self.root = own_folder(self.root, settings.name, *self.domains)
+        self.root = own_folder(self.root, type(self), *self.domains)
         self.layout = "DOMAIN/CLASS/image"
 
     def scan(self) -> Scan:
@@ -156,20 +154,38 @@ class DomainsSource(FolderSource):
 class OfficeCaltech10(DomainsSource):
     """Four domains, ten classes in FedBN's order, also under the folder names of the original release."""
 
+    name = "office_caltech10"
     domains, class_names = OFFICE_DOMAINS, OFFICE_CLASSES
+    folders = ("office_caltech_10", "office_caltech10")
+    steps = (
+        "office_caltech_10.zip, linked from https://github.com/med-air/FedBN -> ROOT/amazon, caltech, dslr, webcam",
+        "optionally FedBN's lists beside them: ROOT/DOMAIN_train.pkl and ROOT/DOMAIN_test.pkl",
+    )
     also_called: ClassVar = {"backpack": "back_pack", "laptop": "laptop_computer", "headphone": "headphones"}
 
 
 class DomainNet(DomainsSource):
     """Six domains, all 345 classes; with the official lists their labels, without them the sorted folder names."""
 
+    name = "domainnet"
     domains = DOMAINNET_DOMAINS
+    folders = ("domainnet", "DomainNet")
+    steps = (
+        "http://ai.bu.edu/M3SDA/ (the cleaned version, six zip files) -> ROOT/clipart, ..., ROOT/sketch",
+        "from the same page DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
+    )
 
 
 class DomainNet10(DomainsSource):
     """The ten classes of FedBN and of the paper, from its own download or from all of DomainNet."""
 
+    name = "domainnet10"
     domains, class_names, only_these = DOMAINNET_DOMAINS, DOMAINNET10_CLASSES, True
+    folders = ("domainnet", "DomainNet")
+    steps = (
+        "DomainNet.zip, linked from https://github.com/med-air/FedBN -> ROOT/clipart, ..., ROOT/DOMAIN_train.pkl",
+        "or all of DomainNet, http://ai.bu.edu/M3SDA/, with DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
+    )
 
 
 def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:

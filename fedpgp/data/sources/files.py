@@ -14,13 +14,13 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import decoding
-from fedpgp.data.sources.base import ROW_SCHEMA, existing_root, inside
+from fedpgp.data.sources.base import ROW_SCHEMA, Source, existing_root, inside
 
 SHOWN = 10
 """Most names in one message."""
 
 
-class ImageFiles:
+class ImageFiles(Source):
     """The reader of images that are files under `root`."""
 
     def __init__(self, settings: DataSettings) -> None:

@@ -26,6 +26,7 @@ class Group:
 class FolderSource(ImageFiles):
     """root/class/image, or root/split/class/image if all folders of the root are called like splits."""
 
+    name = "folder"
     layout = "class/image or train|val|test/class/image (for domain/class/image give data.name=domain_folder)"
 
     def scan(self) -> Scan:
@@ -85,6 +86,7 @@ class FolderSource(ImageFiles):
 class DomainFolderSource(FolderSource):
     """root/domain/class/image; a domain may lack classes."""
 
+    name = "domain_folder"
     layout = "domain/class/image (for class/image give data.name=folder)"
 
     def _groups(self) -> list[Group]:

@@ -17,6 +17,8 @@ class IconsSource(ParquetSource):
     trained on is never tested. Every family serves each split for a part of the classes.
     """
 
+    name, template, needs_root = "icons", "an icon of a {}.", False
+
     def __init__(self, settings: DataSettings) -> None:
         """Everything lies in the package; `settings` choose nothing here."""
         super().__init__(settings.model_copy(update={"root": FOLDER, "class_names": None}))

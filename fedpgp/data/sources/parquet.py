@@ -20,7 +20,7 @@ from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source
 from fedpgp.data.sources.decoding import decode
 from fedpgp.data.sources.filesystem import Place
 
@@ -41,8 +41,10 @@ class Columns:
     domain_names: tuple[str, ...] | None
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """Every *.parquet under the root; the name of the file (train-0000.parquet) or of its folder tells the split."""
+
+    name = "parquet"
 
     def __init__(self, settings: DataSettings) -> None:
         self.root = Place(settings)

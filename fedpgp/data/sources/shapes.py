@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.data.sources.base import ROW_SCHEMA, Scan
+from fedpgp.data.sources.base import ROW_SCHEMA, Scan, Source
 
 SIZE = 48
 PER_CLASS_AND_STYLE = 40
@@ -49,8 +49,10 @@ CLASS_NAMES = tuple(f"{color} {shape}" for color, shape in _PAIRS[::2] + _PAIRS[
 """Every other pair first: both halves contain every colour and every shape, so novel names recombine known words."""
 
 
-class ShapesSource:
+class ShapesSource(Source):
     """30 classes x 3 styles (the domains) x 40 images of 48 x 48 pixels, the same on every machine."""
+
+    name, needs_root = "shapes", False
 
     def __init__(self, settings: DataSettings) -> None:
         """Everything about the drawings is fixed; `settings` choose nothing here."""

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpgp import config, methods
-from fedpgp.config import Experiment, MethodSettings
+from fedpgp import config
+from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.seeding import numpy_generator
+from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
+from fedpgp.experiments import planning
 from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings, leaves
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
@@ -125,9 +127,7 @@ def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) 
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
     experiment = config.parse(tree, source="base")
-    method = methods.create(experiment.method.name, experiment.method.settings)
-    complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
-    experiment = experiment.model_copy(update={"method": complete})
+    experiment, _ = planning.settle(experiment)
     return Trial(_identity(experiment), label, variant, settings, experiment)
 
 
@@ -135,7 +135,7 @@ def _identity(experiment: Experiment) -> str:
     """The digest without folds, and without the folders that lead to the weights."""
     weights = experiment.backbone.weights
     return config.digest(
-        experiment.model_copy(
+        sources.complete(experiment).model_copy(
             update={
                 "seed": 0,
                 "protocol": experiment.protocol.model_copy(update={"held_out": None}),
