@@ -130,7 +130,7 @@ CASES = {
         f"{RUN} storage.uri=HERE/store",
         f"{RUN} storage.uri=nowhere://me:SECRET@host/x",
         f"{RUN} --detach",
-        "upload HERE/none",
+        "check-upload HERE/none",
         "ui HERE/empty",
         "runs HERE/none",
         "track sync HERE/empty",

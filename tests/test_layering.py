@@ -28,20 +28,21 @@ ONLY_IN = {
     "mlflow": ("export/mlflow_model", "tracking/"),
     "typer": ("cli/",),
     "matplotlib": ("analysis/report/",),
-    "rich": ("analysis/report/", "cli/"),
-    "pandas": ("__init__", "export/mlflow_model"),
+    "rich": ("__init__", "analysis/report/", "cli/"),
+    "pandas": ("export/mlflow_model", "export/results"),
 }  # fmt: skip
 """The files, or the folders ending in /, in which alone a library is imported."""
 
 LATE = {
     "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
-    "__init__": {"fedpgp", "pandas", "rich"},
+    "__init__": {"fedpgp", "rich"},
     "analysis/report/": {"fedpgp.analysis", "matplotlib", "pyarrow"},
     "analysis/reproduce/layouts": {"fedpgp.analysis.adapter_analysis"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "experiments/launch": {"fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow", "pandas"},
+    "export/results": {"fedpgp"},
     "federation/backends/working_dir": {"ray"},
     "tracking/": {"mlflow", "fedpgp.analysis"},
 }

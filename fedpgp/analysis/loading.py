@@ -72,7 +72,7 @@ def pair(first: Path, second: Path, anyway: bool = False) -> tuple[Run, Run, lis
         return ours, theirs, list(marks)
     what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
     if not anyway:
-        raise RunError(f"{ours.path.name} and {theirs.path.name} have {what}; `--anyway` compares them, marked")
+        raise RunError(f"{ours.path.name} and {theirs.path.name} have {what}; `--allow-mismatch` compares them, marked")
     return ours, theirs, [*marks, what]
 
 
@@ -194,7 +194,7 @@ def _usable(entries: Iterable[Entry], anyway: bool, notes: list[str]) -> Iterato
         if not run.metrics or (run.state != "finished" and not anyway):
             what = ended if run.metrics else f"{ended}, nothing was evaluated"
             if entry.strict:
-                hint = "; `--anyway` compares what there is" if run.metrics else ""
+                hint = "; `--allow-mismatch` compares what there is" if run.metrics else ""
                 raise RunError(f"{run.path.name}: has not finished ({what}){hint}")
             notes.append(f"left out: {run.path.name} ({what})")
             continue
@@ -214,12 +214,12 @@ def _refuse_mixture(runs: Sequence[Run], anyway: bool) -> None:
             what = f"were made by different versions of fedpgp, {first.version} and {run.version}"
         else:
             continue
-        raise RunError(f"{first.path.name} and {run.path.name} {what}; `--anyway` compares them, marked")
+        raise RunError(f"{first.path.name} and {run.path.name} {what}; `--allow-mismatch` compares them, marked")
     by_fold: dict[Fold, Run] = {}
     for run in runs:
         other = by_fold.setdefault(run.fold, run)
         if run.partition != other.partition:
             raise RunError(
                 f"{other.path.name} and {run.path.name} have different partitions, {other.partition} and "
-                f"{run.partition}; `--anyway` compares them, marked"
+                f"{run.partition}; `--allow-mismatch` compares them, marked"
             )

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from fedpgp import __version__
-from fedpgp.cli import bench, data, export, inspect, report, reproduce, settings, sweep, track
-from fedpgp.cli.doctor import command
+import fedpgp
+from fedpgp.cli import bench, data, export, report, reproduce, settings, sweep, track
+from fedpgp.cli.doctor import command as doctor
+from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, err, out
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
 from fedpgp.core.files import is_full
 from fedpgp.federation.backends.authentication import use_token
@@ -32,44 +32,26 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparably.",
+    help="Federated prompt learning on frozen CLIP models: FedPGP and its baselines, comparable.",
 )
 app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
-inspect.register(app)
-command.register(app)
-export.register(app)
-report.register(app)
-reproduce.register(app)
-sweep.register(app)
-track.register(app)
-out = Console()
-err = Console(stderr=True)
-
-ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file of an experiment, or a shipped one: icons, shapes.")
-]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[a.b=value ...]", help="Settings to change, for example federation.rounds=5 method.rank=4."
-    ),
-]
 
 DriverArgument = Annotated[str, typer.Argument(metavar="DRIVER", help="As printed by `fedpgp run --detach`.")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The argument of --working-dir.")]
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 the user's input, 1 a failure of ours."""
+    """Run the command line. Exit codes: 0 success, 2 invalid input, 1 runtime failure, 130 interrupted."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("RAY_ADDRESS"):
         use_token()
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a sign that the terminal does not have ends nothing
+            stream.reconfigure(errors="replace")  # replace characters that the terminal cannot show
     try:
         app()
     except Interrupted as error:
@@ -80,9 +62,9 @@ def main() -> None:
             err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None and not is_full(error):  # not about a place that somebody gave
+        if error.filename is None and not is_full(error):  # not about a path that the user gave
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}; free some"
+        what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}; free disk space"
         err.print(f"[red]error[/]: {escape(what)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -91,7 +73,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM ends a command as Ctrl-C does."""
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -99,7 +81,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if version:
-        typer.echo(__version__)
+        typer.echo(fedpgp.__version__)
         raise typer.Exit
 
 
@@ -111,85 +93,67 @@ def run(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the newest run of exactly these settings; refused where an unfinished one has others.",
+            help="Continue the newest run of exactly these settings; refused if an unfinished one has others.",
         ),
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Leave it running on a Ray that outlives this command, and return.")
+        bool, typer.Option("--detach", help="Start it on a running Ray cluster and return; see `attach` and `stop`.")
     ] = False,
 ) -> None:
     """Run one federated experiment and print its table.
 
-    Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C abandons the round that is going
-    on and keeps those before it. With protocol.held_out=all every domain is held out once, and what has been run
-    already is not run again.
+    Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C discards the current round and
+    keeps those before. With protocol.held_out=all every domain is held out once; finished runs are not repeated.
     """
     from fedpgp.analysis.report.data_figures import partition_of_run
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.terminal import show
     from fedpgp.data.protocol import EVERY_DOMAIN
-    from fedpgp.experiments import launch
-    from fedpgp.tracking import MLflowTracker
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
         if detach:
             raise ConfigError(
-                "--detach: with protocol.held_out=all there is a run for each domain, which this command has to start; "
-                "leave --detach out, or give one domain (to leave all on a cluster: submit pipelines/lodo.py to it)"
+                "--detach: protocol.held_out=all starts one run per domain from this command; leave out --detach, "
+                "give one domain, or submit pipelines/lodo.py to the cluster"
             )
         sweep.lodo(config, overrides, resume=resume)
         return
     if detach:
+        from fedpgp.experiments import launch
+        from fedpgp.tracking import MLflowTracker
+
         name = launch.detach(settings, resume, MLflowTracker())
         typer.echo(f"driver: {name}\nfollow it with: fedpgp attach {name}")
         return
-    with _live() as live:
-        folder = launch.run(settings, resume, live, MLflowTracker())
+    folder = fedpgp.run(settings, resume=resume).path
     if (heat_map := partition_of_run(folder)) is not None:
         save(heat_map, folder / "partition")
     out.print(show(folder))
     typer.echo(f"run: {folder}")
 
 
-@app.command()
-def demo(overrides: OverridesArgument = None) -> None:
-    """Compare zero-shot, CoOp, PromptFL and FedPGP on the world that comes with the package: a table and a figure.
-
-    `folds.seeds=[1]` takes one seed. What has been run already is not run again.
-    """
-    from fedpgp.analysis import loading
-    from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.terminal import standings
-    from fedpgp.analysis.report.tradeoff import local_against_novel
-
-    folder = sweep.run("demo", overrides)
-    compared = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
-    root = folder.root
-    figure, _ = save(local_against_novel(compared.groups), root / "demo")
-    out.print(standings(compared))
-    typer.echo(f"figure: {figure}")
-    typer.echo(f"MLflow: {_beside('fedpgp')} ui {root}")
+sweep.register(app)
 
 
 @app.command()
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
-    """Follow a detached run until it ends, and print its table. Ctrl-C leaves the run alone."""
+    """Follow a detached run until it ends, and print its table. Ctrl-C detaches; the run continues."""
     from fedpgp.analysis.report.terminal import show
     from fedpgp.experiments import launch
 
     try:
-        with _live() as live:
-            folder = launch.attach(driver, _cluster(address), live)
+        with _display() as display:
+            folder = launch.attach(driver, _cluster(address), display)
     except KeyboardInterrupt:
-        raise Interrupted(f"not followed any more, but the run goes on; end it with: fedpgp stop {driver}") from None
+        raise Interrupted(f"detached; the run continues; stop it with: fedpgp stop {driver}") from None
     out.print(show(folder))
     typer.echo(f"run: {folder}")
 
 
 @app.command()
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:
-    """End a detached run: its round is abandoned, those before are kept, `--resume` goes on."""
+    """Stop a detached run: its current round is discarded, those before are kept; `--resume` continues."""
     from fedpgp.experiments import launch
 
     launch.stop(driver, _cluster(address))
@@ -198,10 +162,12 @@ def stop(driver: DriverArgument, address: AddressOption = None) -> None:
 
 @app.command()
 def runs(
-    root: Annotated[Path, typer.Argument(metavar="STORAGE_ROOT", help="Where the runs lie.")] = Path("fedpgp-store"),
+    root: Annotated[Path, typer.Argument(metavar="STORAGE_ROOT", help="The storage.root of the runs.")] = Path(
+        "fedpgp-store"
+    ),
     address: AddressOption = None,
 ) -> None:
-    """List the runs under a storage root and how they ended, and the drivers on a cluster."""
+    """List the runs of a storage root with their states, and the drivers on a cluster."""
     from fedpgp.analysis.report.terminal import drivers, overview
     from fedpgp.experiments import launch
 
@@ -213,7 +179,7 @@ def runs(
     except RunError:
         if not cluster:
             raise
-        typer.echo(f"no run under {root} yet")  # a driver prepares before it has one
+        typer.echo(f"no run under {root} yet")  # a driver may still be preparing its run
 
 
 @app.command()
@@ -221,43 +187,37 @@ def features(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how many bytes and how much time it would take, and extract nothing.")
+        bool, typer.Option("--dry-run", help="Print how many bytes and how much time it would take; extract nothing.")
     ] = False,
 ) -> None:
-    """Extract the frozen image features that an experiment needs, and nothing more.
+    """Extract the frozen image features that an experiment needs, and nothing else.
 
-    Killed and started again, it goes on where it stopped.
+    After an interruption the same command continues.
     """
     from fedpgp.analysis.report.terminal import forecasts
     from fedpgp.experiments import launch
 
     settings = _load(config, overrides)
-    with _live() as live:
-        told = launch.forecast(settings, live) if dry_run else []
-        paths = [] if dry_run else launch.extract(settings, live)
+    with _display() as display:
+        forecast = launch.forecast(settings, display) if dry_run else []
+        paths = [] if dry_run else launch.extract(settings, display)
     if dry_run:
         resources = settings.resources
-        out.print(forecasts(told, 1 if resources.backend == "serial" else resources.actors, resources.threads))
+        out.print(forecasts(forecast, 1 if resources.backend == "serial" else resources.actors, resources.threads))
     for path in paths:
         typer.echo(f"features: {path}")
 
 
-@app.command()
-def upload(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="What is given to --working-dir.")] = Path("."),
-) -> None:
-    """Show what `ray job submit --working-dir FOLDER` would send, and refuse what is more than a cluster takes."""
-    from fedpgp.federation.backends import working_dir as uploads
-
-    found = uploads.of(folder)
-    found.check()
-    typer.echo(f"{found.size / uploads.MIB:.1f} MiB in {len(found.files)} files, the biggest:")
-    typer.echo(found.biggest)
+report.register(app)
+export.register(app)
+reproduce.register(app)
+track.register(app)
+doctor.register(app)
 
 
 @app.command()
 def methods() -> None:
-    """List the methods: paper, what is shared, what stays with the client, numbers of parameters, settings."""
+    """List the methods: paper, what is shared, what stays with the client, parameter counts, settings."""
     from fedpgp.analysis.report.terminal import method_table
     from fedpgp.methods import METHODS
     from fedpgp.methods.size import REFERENCE, parameter_counts
@@ -265,13 +225,22 @@ def methods() -> None:
     out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
 
 
-def _beside(command: str) -> str:
-    """A command of the environment that this one runs in, as it can be typed."""
-    path = Path(sys.executable).with_name(command)
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+@app.command()
+def check_upload(folder: FolderArgument = Path(".")) -> None:
+    """Print what `ray job submit --working-dir FOLDER` would upload; fail if it is more than Ray accepts."""
+    from fedpgp.federation.backends import working_dir
+
+    found = working_dir.of(folder)
+    found.check()
+    typer.echo(f"{found.size / working_dir.MIB:.1f} MiB in {len(found.files)} files, the biggest:")
+    typer.echo(found.biggest)
+
+
+@app.command(hidden=True)
+def upload(folder: FolderArgument = Path(".")) -> None:
+    """Run `check-upload`, by its former name."""
+    deprecated("upload", "check-upload")
+    check_upload(folder)
 
 
 def _load(config: str, overrides: list[str] | None) -> Experiment:
@@ -292,8 +261,8 @@ def _cluster(address: str | None) -> ResourceSettings:
 
 
 @contextmanager
-def _live() -> Iterator[ProgressDisplay]:
+def _display() -> Iterator[ProgressDisplay]:
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
-    with ProgressDisplay(err) as live:
-        yield live
+    with ProgressDisplay(err) as display:
+        yield display

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from fedpgp.cli.shared import err, out
 
 if TYPE_CHECKING:
     from fedpgp.bench.outcome import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; each prints a table.")
-out = Console()
-err = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 

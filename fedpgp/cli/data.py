@@ -1,4 +1,4 @@
-"""The commands `fedpgp data ...`: check what was downloaded, prepare it, show who gets what."""
+"""The commands `fedpgp data check|prepare|show`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fedpgp.cli.output_folder import writable
+from fedpgp.cli.shared import err, out, writable
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment
     from fedpgp.data.manifest import Manifest
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: check, prepare, show.")
-out = Console()
-err = Console(stderr=True)
 
 RootOption = Annotated[str | None, typer.Option("--root", help="Folder or URI of the data set (data.root).")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
@@ -29,9 +26,9 @@ def check(
     root: RootOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not open the images.")] = False,
 ) -> None:
-    """Say what was found: counts, unreadable images, images both in train and in test, names that do not fit.
+    """Check a data set: counts, unreadable images, images in both train and test, names that do not fit the images.
 
-    Exits with 2 if the data cannot be used as they are.
+    The exit code is 2 if the data cannot be used as they are.
     """
     from fedpgp.analysis.report.data_tables import lines, split_counts
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
@@ -68,7 +65,7 @@ def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A data set by its name.")],
     root: Annotated[Path, typer.Option("--root", help="Folder to put it in.")],
 ) -> None:
-    """Download a data set if it is not there, unpack and verify it; without a network, say how to do it by hand."""
+    """Download, unpack and verify a data set; without a network, print the steps to do by hand."""
     from fedpgp.data.prepare import prepare as make_ready
 
     _describe(make_ready(name, root, lambda line: _say([line])))
@@ -83,9 +80,9 @@ def show(
         Path | None,
         typer.Option("--out", help="Where the figures go; default: storage.root/figures/NAME.", callback=writable),
     ] = None,
-    clients: Annotated[int, typer.Option("--clients", min=0, help="Most contact sheets.")] = 20,
+    clients: Annotated[int, typer.Option("--clients", min=0, help="Maximum number of contact sheets.")] = 20,
 ) -> None:
-    """Draw what each client trains on (a contact sheet) and how the classes are divided (a heat map)."""
+    """Draw what each client trains on: a contact sheet per client, and a heat map of classes by client."""
     from fedpgp.analysis import dataset_figures
     from fedpgp.config import absolute
 
@@ -95,7 +92,7 @@ def show(
 
 
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
-    """The experiment, or the default one on a data set that is given by its name."""
+    """The experiment, or the default experiment on a data set given by name."""
     from fedpgp import config
     from fedpgp.data.sources import SOURCES
 
@@ -107,12 +104,12 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 
 
 def _names_fit(settings: Experiment) -> list[str]:
-    """What is wrong between names and labels, if the backbone can tell."""
+    """Problems between names and labels, if the backbone can judge them."""
     from fedpgp.analysis import label_alignment
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
     if not label_alignment.can_judge(settings):
-        _say(["zero-shot check: not done, the backbone knows no such images; give backbone.name, backbone.weights"])
+        _say(["zero-shot check skipped: the backbone does not know such images; give backbone.name, backbone.weights"])
         return []
     with ProgressDisplay(err) as display:
         found = label_alignment.zero_shot(settings, display)
@@ -120,11 +117,11 @@ def _names_fit(settings: Experiment) -> list[str]:
     if found.exchanged or found.suspicious:
         _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])
     if found.exchanged:
-        return ["names and labels do not belong together: see data.class_names and the order of the classes"]
+        return ["names and labels do not match: check data.class_names and the order of the classes"]
     if found.by_chance:
         return [
             f"zero-shot accuracy is that of guessing among {found.classes} classes: images, labels and names do not "
-            "belong together, or the backbone does not know such images"
+            "match, or the backbone was not trained on such images"
         ]
     return []
 

@@ -1,120 +1,102 @@
-"""The commands that look back: `fedpgp report` and `fedpgp compare`."""
+"""Commands that read finished runs: `report`, `compare`, `inspect`."""
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fedpgp.cli.output_folder import writable
-
-if TYPE_CHECKING:
-    from fedpgp.analysis.comparison import Comparison
-
-out = Console()
+import fedpgp
+from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out
 
 
 class Format(StrEnum):
-    """How a report is written."""
+    """Format of a report."""
 
     md = "md"
     html = "html"
     csv = "csv"
 
 
-AnywayOption = Annotated[
-    bool, typer.Option("--anyway", help="Compare what should not be compared, or has not finished; it is marked.")
-]
-
-
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs or of sweeps, or a storage root.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots.")],
     form: Annotated[
         Format | None, typer.Option("--format", help="Default: tables in the terminal; with --out: html.")
     ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Write it here, with the figures as PNG and SVG.", callback=writable),
-    ] = None,
+    folder: OutOption = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="The group that differences are taken to; default: the first.")
+        str | None, typer.Option(metavar="LABEL", help="Group that differences refer to; default: the first.")
     ] = None,
+    allow_mismatch: AllowMismatchOption = False,
     anyway: AnywayOption = False,
 ) -> None:
-    """Compare runs from their rows on disk: tables, figures, and an HTML file with all of it.
+    """Compare runs: tables, paired differences, figures, and one HTML file with all of it.
 
-    Runs that differ by seed and held-out domain only are one group. Runs on different data or partitions are not
-    compared with one another.
+    Runs that differ only in seed and held-out domain form one group. Runs on different data or partitions are not
+    compared with one another. With --out, figures are also written as PNG and SVG.
     """
-    from fedpgp.analysis import loading
-    from fedpgp.analysis.report import tables, terminal
-
-    if form is None and folder is None and len(runs) == 1 and (runs[0] / "identity.json").is_file():
-        out.print(terminal.show(runs[0]))
-        return
-    comparison = loading.find(runs).compare(anyway)
-    chosen = comparison.baseline(baseline)
     if form is None and folder is None:
-        out.print(tables.in_terminal(tables.sheets(comparison, chosen), tables.remarks(comparison)))
+        _in_terminal(runs, baseline, allow_mismatch or anyway)
         return
-    chosen_form = form or Format.html
-    text = _text(comparison, chosen, chosen_form, runs, folder)
-    if folder is None:
-        typer.echo(text, nl=False)
-        return
-    path = folder / f"report.{chosen_form}"
-    path.write_text(text, encoding="utf-8")
-    typer.echo(f"report: {path}")
+    chosen = form or Format.html
+    written = fedpgp.report(runs, folder, chosen.value, baseline, allow_mismatch or anyway)
+    typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
 
 
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    allow_mismatch: AllowMismatchOption = False,
     anyway: AnywayOption = False,
 ) -> None:
-    """Compare two runs: the settings that differ, their metrics, and what each client gains or loses."""
+    """Compare two runs: settings that differ, metrics, and what each client gains or loses."""
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import pairwise
 
-    first, second, notes = loading.pair(run_a, run_b, anyway)
+    first, second, notes = loading.pair(run_a, run_b, allow_mismatch or anyway)
     out.print(pairwise.side_by_side(first, second, notes))
 
 
+def inspect(
+    run: RunArgument,
+    rank: Annotated[int | None, typer.Option(help="fedlora: singular directions; default: the adapters' rank.")] = None,
+) -> None:
+    """Analyze what a run of fedlora or fedpgp has learned.
+
+    fedlora: its adapters against the weights that they change. fedpgp: the spectrum of its personal prompts.
+    """
+    from fedpgp.analysis import adapter_analysis
+    from fedpgp.analysis.report.adapter_tables import overlaps, ranks
+
+    if adapter_analysis.has_adapters(run):
+        out.print(overlaps(adapter_analysis.adapters(run, rank)))
+    else:
+        out.print(ranks(adapter_analysis.personal_parts(run)))
+
+
+def anatomy(run: RunArgument, rank: int | None = None) -> None:
+    """Run `inspect`, by its former name."""
+    deprecated("anatomy", "inspect")
+    inspect(run, rank)
+
+
 def register(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
+    """Add the commands of this file."""
     app.command()(report)
     app.command()(compare)
+    app.command()(inspect)
+    app.command(hidden=True)(anatomy)
 
 
-def _text(comparison: Comparison, baseline: str, form: Format, runs: list[Path], folder: Path | None) -> str:
-    """The report; its figures go into the folder too, if there is one."""
-    from fedpgp.analysis.report import tables
-    from fedpgp.analysis.report.figures import gallery
-    from fedpgp.analysis.report.page import page
-    from fedpgp.analysis.report.style import save
+def _in_terminal(runs: list[Path], baseline: str | None, allow_mismatch: bool) -> None:
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import tables, terminal
 
-    pictures, notes = gallery(comparison) if folder is not None or form is Format.html else ([], [])
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            save(picture.figure, folder / picture.name)
-    if form is Format.csv:
-        return tables.as_csv(comparison, baseline)
-    if form is Format.md:
-        return tables.as_markdown(tables.sheets(comparison, baseline), [*tables.remarks(comparison), *notes])
-    names = ", ".join(path.absolute().name for path in runs[:3]) + (f" and {len(runs) - 3} more" if runs[3:] else "")
-    return page(comparison, baseline, f"fedpgp: {names}", pictures, notes, _commands(runs, baseline))
-
-
-def _commands(runs: list[Path], baseline: str) -> list[str]:
-    """What makes the sweeps, then this report, again; single runs have theirs in the report."""
-    sweeps = [path.absolute() / "sweep.yaml" for path in runs if (path / "trials.json").is_file()]
-    given = " ".join(shlex.quote(str(path.absolute())) for path in runs)
-    told = f"fedpgp report {given} --baseline {shlex.quote(baseline)} --out report"
-    return [*(f"fedpgp sweep {shlex.quote(str(path))}" for path in sweeps), told]
+    if len(runs) == 1 and (runs[0] / "identity.json").is_file():
+        out.print(terminal.show(runs[0]))
+        return
+    comparison = loading.find(runs).compare(allow_mismatch)
+    chosen = comparison.baseline(baseline)
+    out.print(tables.in_terminal(tables.sheets(comparison, chosen), tables.remarks(comparison)))

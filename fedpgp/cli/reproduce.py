@@ -1,4 +1,4 @@
-"""The command `fedpgp reproduce`: a table of a paper, with its numbers beside ours."""
+"""The command `fedpgp reproduce`: run a table of a paper and print our numbers beside the published ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+import fedpgp
 from fedpgp.cli import sweep
-from fedpgp.cli.output_folder import writable
+from fedpgp.cli.shared import OutOption, out
 from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
     from fedpgp.analysis.reproduce.cells import Reproduction
 
-out = Console()
 NAMES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
 
 
@@ -25,10 +24,10 @@ def reproduce(
     table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of {NAMES}.")],
     overrides: sweep.OverridesArgument = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; default: all. May be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; repeatable; default: all.")
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where each data set has its folder, DIR/NAME; default: data.")
+        Path | None, typer.Option(metavar="DIR", help="Parent of the data sets' folders, DIR/NAME; default: data.")
     ] = None,
     backbone: Annotated[
         str | None,
@@ -37,23 +36,15 @@ def reproduce(
         ),
     ] = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Two rounds on the data set and the model in the package: minutes.")
+        bool, typer.Option("--smoke", help="Two rounds on the data and model in the package, in minutes.")
     ] = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Write it here as Markdown and CSV, and a report with figures.",
-            callback=writable,
-        ),
-    ] = None,
+    folder: OutOption = None,
     dry_run: sweep.DryRunOption = False,
 ) -> None:
-    """Run what a table of the paper asks for, and print it with the paper's numbers beside ours.
+    """Run the experiments of a table of a paper, and print our numbers beside the published ones.
 
-    Each table is a sweep: what has finished, in this table or another, is never run again, and after a kill the same
-    command goes on. What differs from the paper is marked.
+    Each table is a sweep: finished runs, of this table or another, are not repeated, and after an interruption the same
+    command continues. Deviations from the paper are marked. With --out: Markdown, CSV, and a report with figures.
     """
     from fedpgp.analysis.reproduce import cells, planning
 
@@ -62,7 +53,7 @@ def reproduce(
         for part in plan.parts:
             sweep.preview(part.sweep)
         return
-    folders = [sweep.execute(part.sweep) for part in plan.parts]
+    folders = [fedpgp.sweep(part.sweep, resume=True).folder for part in plan.parts]
     found = cells.fill(plan, folders)
     _print(found)
     for one in folders:
@@ -87,7 +78,7 @@ def _print(found: Reproduction) -> None:
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
-    """Markdown and CSV of the table; HTML of it and of the comparison of its runs, with their figures beside it."""
+    """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.figures import gallery

@@ -1,38 +1,34 @@
-"""The commands that run many experiments as one: `fedpgp sweep`, `fedpgp lodo`."""
+"""Commands that run many experiments: `fedpgp sweep`, `fedpgp lodo`, `fedpgp demo`."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+import fedpgp
+from fedpgp.cli.shared import out
 from fedpgp.core.errors import FedPGPError
-from fedpgp.federation.backends.authentication import use_token
 
 if TYPE_CHECKING:
     from fedpgp.experiments.sweeps.sweep_settings import Sweep
-    from fedpgp.storage.sweep_folder import SweepFolder
-
-out = Console()
-err = Console(stderr=True)
 
 SweepArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file of a sweep or an experiment, or a shipped one by its name.")
+    str, typer.Argument(metavar="CONFIG", help="YAML file of a sweep or an experiment, or the name of a shipped one.")
 ]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[a.b=value ...]",
-        help="Settings to change: of the base (base.method.rank=4 or method.rank=4), or folds.seeds=[1], "
-        "tune.max_concurrent=2. What the space says of that key is replaced.",
+        help="Settings to change: of the base (method.rank=4), or folds.seeds=[1], tune.max_concurrent=2. "
+        "An overridden setting is no longer searched.",
     ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Draw and check all trials, estimate time and bytes, start nothing.")
 ]
-
-
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on after a crash: trials that failed or are missing, and no other.")
 ]
@@ -49,23 +45,21 @@ def sweep(
     resume: ResumeOption = False,
     rerun: RerunOption = None,
 ) -> None:
-    """Run many trials of one experiment, and rank them.
+    """Run many trials of one experiment and rank them.
 
-    All trials are drawn and checked before the first starts. What has finished, in this sweep or another, is never run
-    again. Ctrl-C stops the trials that are going on; `--resume` goes on from there.
+    All trials are drawn and checked before the first starts. A trial that finished, in this sweep or another, is never
+    run again. Ctrl-C stops the running trials; `--resume` continues.
     """
     from fedpgp.analysis.report.sweep_tables import ranking
     from fedpgp.experiments.sweeps import sweep_settings
 
-    settings, said = sweep_settings.load(config, overrides or [])
-    _say(said)
     if dry_run:
-        preview(settings)
+        preview(*sweep_settings.load(config, overrides or []))
         return
-    folder = execute(settings, resume, rerun)
-    out.print(ranking(folder))
-    typer.echo(f"sweep: {folder.path}")
-    _refuse_failed(folder)
+    done = fedpgp.sweep(config, *(overrides or []), resume=resume, rerun=rerun)
+    out.print(ranking(done.folder))
+    typer.echo(f"sweep: {done.path}")
+    refuse_failed(done)
 
 
 def lodo(
@@ -75,80 +69,77 @@ def lodo(
     resume: ResumeOption = False,
     rerun: RerunOption = None,
 ) -> None:
-    """Leave one domain out: hold each domain out in turn, and test every client's model on it.
+    """Leave one domain out: hold out each domain in turn, and test every client's model on it.
 
-    CONFIG is an experiment, or a sweep whose every trial is run so.
+    CONFIG is an experiment, or a sweep of which every trial is run this way.
     """
     from fedpgp.analysis.report.sweep_tables import held_out
     from fedpgp.experiments.sweeps import sweep_settings
 
-    settings, said = sweep_settings.load(config, overrides or [])
-    settings = sweep_settings.leave_one_domain_out(settings)
-    _say(said)
     if dry_run:
-        preview(settings)
+        settings, notes = sweep_settings.load(config, overrides or [])
+        preview(sweep_settings.leave_one_domain_out(settings), notes)
         return
-    folder = execute(settings, resume, rerun)
-    out.print(held_out(folder))
-    typer.echo(f"sweep: {folder.path}")
-    _refuse_failed(folder)
+    done = fedpgp.lodo(config, *(overrides or []), resume=resume, rerun=rerun)
+    out.print(held_out(done.folder))
+    typer.echo(f"sweep: {done.path}")
+    refuse_failed(done)
 
 
-def run(config: str, overrides: list[str] | None) -> SweepFolder:
-    """Run a sweep with progress, and nothing printed at its end; every trial of it must finish.
+def demo(overrides: OverridesArgument = None) -> None:
+    """Compare zero-shot, CoOp, PromptFL and FedPGP on the data and model in the package: a table and a figure.
 
-    Raises:
-        FedPGPError: a trial failed.
+    `folds.seeds=[1]` runs one seed. Finished trials are not run again.
     """
-    from fedpgp.experiments.sweeps import sweep_settings
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report.style import save
+    from fedpgp.analysis.report.terminal import standings
+    from fedpgp.analysis.report.tradeoff import local_against_novel
 
-    settings, said = sweep_settings.load(config, overrides or [])
-    _say(said)
-    folder = execute(settings)
-    _refuse_failed(folder)
-    return folder
-
-
-def execute(settings: Sweep, resume: bool = True, rerun: Literal["failed", "all"] | None = None) -> SweepFolder:
-    """Run a sweep with progress, and nothing printed at its end."""
-    from fedpgp.analysis.report.progress_bar import ProgressDisplay
-
-    if settings.base.get("resources", {}).get("address"):
-        use_token()
-    from fedpgp.experiments.sweeps import sweep_runner
-    from fedpgp.tracking import MLflowTracker
-
-    with ProgressDisplay(err) as display:
-        return sweep_runner.run(settings, rerun or ("failed" if resume else None), display, MLflowTracker())
+    done = fedpgp.sweep("demo", *(overrides or []), resume=True)
+    refuse_failed(done)
+    compared = loading.compare(loading.Entry(path, label) for label, path in done.folder.labelled())
+    root = done.folder.root
+    figure, _ = save(local_against_novel(compared.groups), root / "demo")
+    out.print(standings(compared))
+    typer.echo(f"figure: {figure}")
+    typer.echo(f"MLflow: {_installed('fedpgp')} ui {root}")
 
 
-def preview(settings: Sweep) -> None:
-    """Say what a sweep would run, and start nothing."""
+def preview(settings: Sweep, notes: list[str] | None = None) -> None:
+    """Print what a sweep would run, and start nothing."""
     from fedpgp.analysis.report.sweep_tables import dry_run
     from fedpgp.experiments.sweeps import estimation, sampling
 
+    for note in notes or ():
+        typer.echo(note, err=True)
     drawn = sampling.draw(settings)
     out.print(dry_run(settings, drawn, estimation.estimate(settings, drawn)), highlight=False)
 
 
-def _say(lines: list[str]) -> None:
-    for line in lines:
-        typer.echo(line, err=True)
-
-
-def _refuse_failed(folder: SweepFolder) -> None:
-    """Trials that failed make the command fail.
+def refuse_failed(done: fedpgp.Sweep) -> None:
+    """Make the command fail if a trial failed.
 
     Raises:
-        FedPGPError: some did.
+        FedPGPError: a trial failed.
     """
-    failed = [trial for trial, result in folder.results().items() if result.state == "failed"]
+    failed = [trial for trial, result in done.folder.results().items() if result.state == "failed"]
     if failed:
-        first = folder.path / "trials" / f"{failed[0]}.txt"
-        raise FedPGPError(f"{len(failed)} trial(s) failed; the first one's traceback is in {first}")
+        first = done.path / "trials" / f"{failed[0]}.txt"
+        raise FedPGPError(f"{len(failed)} trial(s) failed; the first traceback is in {first}")
 
 
 def register(app: typer.Typer) -> None:
-    """Put the commands into the command line."""
+    """Add the commands of this file."""
     app.command()(sweep)
     app.command()(lodo)
+    app.command()(demo)
+
+
+def _installed(command: str) -> str:
+    """A command of this environment, as the user can type it."""
+    path = Path(sys.executable).with_name(command)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,4 +1,4 @@
-"""The commands about MLflow: `fedpgp ui`, `fedpgp track sync`."""
+"""The MLflow commands: `fedpgp ui`, `fedpgp track sync`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def ui(
     port: Annotated[
         int | None, typer.Option(help="Port on 127.0.0.1; default: 5000, or a free one.", min=1, max=65535)
     ] = None,
-    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a display.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open a browser if there is a display.")] = True,
 ) -> None:
-    """Serve the MLflow user interface on the runs of a storage root, on this machine only. Ctrl-C ends it."""
+    """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it."""
     import webbrowser
 
     from fedpgp.tracking import ui as interface
@@ -30,7 +30,7 @@ def ui(
     page = interface.page_of(store)
     with interface.serving(store, port) as (base, process):
         address = base + page
-        typer.echo(f"MLflow: {address}   (Ctrl-C ends it)")
+        typer.echo(f"MLflow: {address}   (Ctrl-C stops it)")
         if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(address)
         process.wait()
@@ -39,13 +39,13 @@ def ui(
 @app.command()
 def sync(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, one run, or one sweep.")
+        Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, a run, or a sweep.")
     ],
-    uri: Annotated[str | None, typer.Option(help="Tracking URI, in place of the one that each run names.")] = None,
+    uri: Annotated[str | None, typer.Option(help="Tracking URI; default: the one of each run.")] = None,
 ) -> None:
-    """Bring MLflow up to date with the rows on disk. What is there already is not sent again.
+    """Bring MLflow up to date with the rows on disk. Rows that it has are not sent again.
 
-    What was killed is closed there as KILLED, unless it is running again.
+    Runs that were killed are closed as KILLED, unless they are running again.
     """
     from fedpgp.tracking import sync
 
@@ -54,6 +54,6 @@ def sync(
 
 
 def register(command_line: typer.Typer) -> None:
-    """Put the commands into the command line."""
+    """Add the commands of this file."""
     command_line.command()(ui)
     command_line.add_typer(app, name="track")

@@ -48,17 +48,21 @@ def export(run: Path, client: str, folder: Path, which: Which = "last") -> Path:
         RunError: the run has not finished, or was made by another version; its method has nothing that stands in front
             of CLIP's text tower; there is no such client, no global model, or no such round.
     """
+    prompt = learned_prompt(run, client, which)
+    folder.mkdir(parents=True, exist_ok=True)
+    prompt.save(folder / FILE)
+    return folder / FILE
+
+
+def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
+    """The prompt of a client, or of the server, with its card. Arguments and errors as of `export`."""
     store = RunFolder.open(run)
     experiment, method = _checked(store)
     round = _round(store, which)
     state = store.state_at(round)
     number = None if client == GLOBAL else _number(store, client)
     params = _global(state, method) if number is None else _of_client(state, number)
-    card = _card(store, experiment, method, round, which, number)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    Prompt(params, card).save(path)
-    return path
+    return Prompt(params, _card(store, experiment, method, round, which, number))
 
 
 def prompts_text(method: Method) -> bool:

@@ -76,11 +76,11 @@ def test_personal_prompts_by_their_spectrum(run_of):
 
 def test_the_command_asks_the_question_that_fits(run_of, monkeypatch):
     monkeypatch.setattr(command_line.out, "_file", None)
-    lora = CliRunner().invoke(cli.app, ["anatomy", str(run_of(name="fedlora", rank=1))], catch_exceptions=False)
+    lora = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedlora", rank=1))], catch_exceptions=False)
     assert [line.split()[1] for line in lora.output.splitlines() if line.startswith(("│ q", "│ v"))] == ["q", "v"]
-    prompts = CliRunner().invoke(cli.app, ["anatomy", str(run_of(name="fedpgp", n_ctx=4, rank=1))])
+    prompts = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedpgp", n_ctx=4, rank=1))])
     assert "100.0 %" in prompts.output
     with pytest.raises(RunError, match="adds nothing personal to a global prompt"):
-        CliRunner().invoke(cli.app, ["anatomy", str(run_of(name="promptfl", n_ctx=2))], catch_exceptions=False)
+        CliRunner().invoke(cli.app, ["inspect", str(run_of(name="promptfl", n_ctx=2))], catch_exceptions=False)
     with pytest.raises(RunError, match="promptfl has no adapters"):
         adapter_analysis.adapters(run_of(name="promptfl", n_ctx=2))

@@ -34,7 +34,7 @@ def test_a_run_is_read_from_its_rows(made_run):
 
 def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run):
     paths = [made_run(**HM), made_run(*PROMPTFL, "partition.clients=5", **HM)]
-    with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--anyway` compares them, marked"):
+    with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--allow-mismatch` compares them, marked"):
         compare(strict(*paths))
     found = compare(strict(*paths), anyway=True)
     assert [one.marks for one in found.groups] == [(), ("another partition than fedpgp, clients=10",)]
@@ -52,7 +52,7 @@ def test_equal_settings_with_another_partition_are_refused(made_run):
 @pytest.mark.parametrize(("state", "told"), [("failed", "failed: disk full"), ("running", "running")])
 def test_a_run_that_has_not_finished_is_refused_left_out_or_marked(made_run, state, told):
     done, other = made_run(**HM), made_run(*PROMPTFL, state=state, **HM)
-    with pytest.raises(RunError, match=rf"has not finished \({told}\); `--anyway`"):
+    with pytest.raises(RunError, match=rf"has not finished \({told}\); `--allow-mismatch`"):
         compare(strict(done, other))
     left = compare([Entry(done), Entry(other)])
     assert (left.labels, left.notes) == (["fedpgp"], (f"left out: {other.name} ({told})",))

@@ -224,7 +224,7 @@ def test_a_full_disk_is_a_line(fedpgp, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("fedpgp.config.load", full)
-    assert fedpgp("run", "shapes") == (1, "", "error: No space left on device; free some\n")
+    assert fedpgp("run", "shapes") == (1, "", "error: No space left on device; free disk space\n")
 
 
 def test_a_terminal_without_some_sign_ends_nothing(made_run):
@@ -301,7 +301,7 @@ def test_refuses_a_label_out_of_range(fedpgp, tmp_path):
                 "partition={scheme: domain, clients: null}",
                 "protocol={name: leave_one_domain_out, held_out: all}",
             ],
-            "--detach: with protocol.held_out=all there is a run for each domain",
+            "--detach: protocol.held_out=all starts one run per domain",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_check_by_name(root: Path) -> None:
         *("5", "2", "3", "10")
     ]
     assert "unreadable images: none" in output
-    assert "zero-shot check: not done, the backbone knows no such images" in output
+    assert "zero-shot check skipped: the backbone does not know such images" in output
 
 
 def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> None:
@@ -67,7 +67,7 @@ def test_check_fails_loudly_if_names_and_labels_do_not_fit(root: Path, monkeypat
     )
     monkeypatch.setattr(label_alignment, "can_judge", lambda settings: True)
     monkeypatch.setattr(label_alignment, "zero_shot", lambda settings, callback: found)
-    with pytest.raises(DataError, match="names and labels do not belong together"):
+    with pytest.raises(DataError, match="names and labels do not match"):
         call("check", "caltech101", "--root", str(root))
     result = CliRunner().invoke(command_line.app, ["check", "caltech101", "--root", str(root)])
     assert "zero-shot accuracy on 400 training images: 3.0 %, best naming 60.0 %" in result.output

@@ -54,7 +54,7 @@ def test_what_is_refused_ends_with_2_and_writes_nothing(fedpgp, run, tmp_path):
     assert "Missing option '--client'" in refused("--out", "home")
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        assert f"--out: {tmp_path}/file is not a folder" in refused("--client", "0", "--out", place)
+        assert f"--out: {tmp_path}/file is not a writable folder" in refused("--client", "0", "--out", place)
     with RunFolder.open(tmp_path / run).lock():
         assert "the run is running, only a finished one is exported; wait for it" in refused(
             "--client", "0", "--out", "home"

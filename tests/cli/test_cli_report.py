@@ -44,7 +44,7 @@ def test_different_partitions_are_refused_or_marked(fedpgp, made_run):
     code, out, err = fedpgp("report", *paths)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "partition.clients is 10 and 5" in err
-    code, out, _ = fedpgp("report", *paths, "--anyway")
+    code, out, _ = fedpgp("report", *paths, "--allow-mismatch")
     assert (code, "† another partition than" in out) == (0, True)
 
 
@@ -53,7 +53,7 @@ def test_a_run_that_has_not_finished_is_refused_or_marked(fedpgp, made_run, stat
     paths = [made_run(**HM), made_run("method.name=coop", state=state, **HM)]
     code, _, err = fedpgp("report", *paths)
     assert (code, f"has not finished ({state}" in err) == (2, True)
-    assert f"seed 1: {state}" in fedpgp("report", *paths, "--anyway")[1]
+    assert f"seed 1: {state}" in fedpgp("report", *paths, "--allow-mismatch")[1]
 
 
 def test_compare_shows_settings_metrics_and_marks(fedpgp, made_run):
@@ -65,7 +65,10 @@ def test_compare_shows_settings_metrics_and_marks(fedpgp, made_run):
     assert "test HM 60.00 64.50 +4.50 +2.25 +4.50" in lines
     code, _, err = fedpgp("compare", paths[0], made_run("seed=2", test_hm=[1]))
     assert (code, "have different partitions (seed 1 and seed 2)" in err) == (2, True)
-    assert "mark: different partitions" in fedpgp("compare", paths[0], made_run("seed=2", test_hm=[1]), "--anyway")[1]
+    assert (
+        "mark: different partitions"
+        in fedpgp("compare", paths[0], made_run("seed=2", test_hm=[1]), "--allow-mismatch")[1]
+    )
 
 
 def test_refuses_a_folder_without_runs(fedpgp, tmp_path):

@@ -57,7 +57,7 @@ def test_init_writes_over_a_file_only_if_told(fedpgp, tmp_path):
     file.write_text("name: mine\n", encoding="utf-8")
     code, out, err = fedpgp("config", "init", file)
     assert (code, out) == (2, "")
-    assert f"{file}: is there already; give another name, or --force" in err
+    assert f"{file}: exists; give another name, or --force" in err
     assert file.read_text(encoding="utf-8") == "name: mine\n"
     assert fedpgp("config", "init", file, "--force", "seed=7")[0] == 0
     assert config.load(str(file)).seed == 7
@@ -67,7 +67,7 @@ def test_init_writes_over_a_file_only_if_told(fedpgp, tmp_path):
     ("given", "told"),
     [
         (["HERE/none/mine.yaml"], "HERE/none/mine.yaml: cannot be written (No such file or directory)"),
-        (["method.name=coop"], "method.name=coop: is a setting; give the file first, then settings"),
+        (["method.name=coop"], "method.name=coop: a setting; give the file first, then settings"),
         (["HERE/mine.yaml", "method.rnk=3"], "method fedpgp: rnk: unknown key; did you mean rank?"),
     ],
 )

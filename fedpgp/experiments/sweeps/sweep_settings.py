@@ -97,8 +97,8 @@ class Sweep(Settings):
         return {key: search_space.parse(key, value) for key, value in self.space.items()}
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
-    """Read a sweep, or an experiment (a sweep of one trial), from a file or by its shipped name; apply overrides.
+def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
+    """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name or as a mapping.
 
     `base.a.b=v` and `a.b=v` change the base, and win over what the space or a variant says of that key;
     `folds.*`, `tune.*` and `name` change the sweep; `a.b={grid_search: [...]}` puts a term into the space.
@@ -109,7 +109,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
     Raises:
         ConfigError: no such file, or it cannot be used (as much as possible of it named at once).
     """
-    tree = config.read_yaml(name, ("", "experiments"))
+    if isinstance(source, Mapping):
+        name, tree = "sweep", copy.deepcopy(dict(source))
+    else:
+        name, tree = source, config.read_yaml(source, ("", "experiments"))
     if "base" not in tree:
         misplaced = sorted({"space", "variants", "folds", "tune"} & tree.keys())
         if misplaced:

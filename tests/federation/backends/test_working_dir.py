@@ -58,7 +58,7 @@ def test_too_much_is_refused_with_the_biggest_files(folder):
 
 def test_the_command_shows_sizes(folder):
     (folder / "big.ipynb").unlink()
-    answer = CliRunner().invoke(app, ["upload", str(folder)])
+    answer = CliRunner().invoke(app, ["check-upload", str(folder)])
     assert answer.exit_code == 0
     assert "0.0 MiB in 4 files, the biggest:" in answer.stdout
     assert ".gitignore" in answer.stdout

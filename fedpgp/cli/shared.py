@@ -1,0 +1,53 @@
+"""What the commands share: consoles, arguments, and notices about renamed commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.files import in_the_way
+
+out = Console()
+err = Console(stderr=True)
+
+
+def writable(folder: Path | None) -> Path | None:
+    """The value of `--out`, unchanged.
+
+    Raises:
+        ConfigError: no file can be created there.
+    """
+    if folder is not None and (found := in_the_way(folder)) is not None:
+        raise ConfigError(f"--out: {found} is not a writable folder; give --out FOLDER")
+    return folder
+
+
+def deprecated(old: str, new: str) -> None:
+    """Print that a command or an option has another name now."""
+    err.print(f"{old} is deprecated and will be removed in the next version; use {new}", highlight=False)
+
+
+def _renamed_option(given: bool) -> bool:
+    if given:
+        deprecated("--anyway", "--allow-mismatch")
+    return given
+
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file of an experiment, or a shipped one: icons, shapes.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[a.b=value ...]", help="Settings to change, such as federation.rounds=5 method.rank=4."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.", callback=writable)]
+AllowMismatchOption = Annotated[
+    bool,
+    typer.Option("--allow-mismatch", help="Also compare unfinished runs and runs on different data; they are marked."),
+]
+AnywayOption = Annotated[bool, typer.Option("--anyway", hidden=True, callback=_renamed_option)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]

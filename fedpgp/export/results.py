@@ -1,0 +1,343 @@
+"""Runs, sweeps and prompts as objects to work with: rows as pandas DataFrames, prompts as arrays, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import yaml
+
+from fedpgp.analysis import loading
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from fedpgp.export.prompt_file import Prompt as PromptFile
+
+
+class Run:
+    """A run on disk, finished or not. Reading it never runs code that belongs to it.
+
+    Args:
+        path: the folder `STORAGE_ROOT/runs/NAME-DIGEST`.
+
+    Raises:
+        RunError: the folder is not that of a run.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+
+        self.folder: RunFolder = RunFolder.open(Path(path))
+        self.path: Path = self.folder.path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.state})"
+
+    @property
+    def state(self) -> str:
+        """`finished`, `running`, `stopped` (by request), `failed`, or `interrupted` (its process was killed)."""
+        return self.folder.state
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Digests of data, partition and weights, versions and hardware, names of clients and classes."""
+        return self.folder.identity
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the run, as nested mappings."""
+
+        tree: dict[str, Any] = yaml.safe_load(self.folder.config_yaml)
+        return tree
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the last round, such as `test/hm`: means over clients, in percent. Empty before round 1."""
+        rounds = self.folder.rounds()
+        return dict(rounds[-1].metrics) if rounds else {}
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """One row per round: its metrics in percent, `train/...` losses, participants, bytes up and down, seconds."""
+
+        rows = [
+            {
+                "round": row.round,
+                **row.metrics,
+                "participants": row.participants,
+                "bytes_up": row.bytes_up,
+                "bytes_down": row.bytes_down,
+                **{f"seconds/{stage}": value for stage, value in row.seconds.items()},
+            }
+            for row in self.folder.rounds()
+        ]
+        return pd.DataFrame(rows)
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """One row per round, client, split, metric and domain, with exact counts and `accuracy` in percent.
+
+        `name` is the client's name; `domain` is missing in rows over all domains; `loss` is set in rows of training.
+        """
+        table = self.folder.clients().to_pandas()
+        names = self.identity["client_names"]
+        table.insert(2, "name", [names[client] for client in table["client"]])
+        table["accuracy"] = 100 * table["correct"] / table["total"]
+        return table
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """How often images of class `label` were classified as `answer` after the last round, over all clients."""
+
+        table = self.folder.confusion
+        if table is None:
+            return pd.DataFrame(columns=["split", "metric", "label", "answer", "count"])
+        frame, names = table.to_pandas(), self.identity["class_names"]
+        for column in ("label", "answer"):
+            frame[column] = [names[number] for number in frame[column]]
+        return frame
+
+    @property
+    def partition(self) -> pd.DataFrame:
+        """How many images of which class and domain each client has, by split."""
+
+        table = self.folder.partition
+        return pd.DataFrame(columns=["client", "split", "class", "domain", "images"]) if table is None else (
+            table.to_pandas()
+        )  # fmt: skip
+
+    def prompt(self, client: int | str = "global", round: Literal["last", "best"] = "last") -> Prompt:
+        """The prompt that a client, or the server, has learned. See `fedpgp export`.
+
+        Args:
+            client: number or name of a client, or `global`.
+            round: the last one, or the best by validation images.
+
+        Raises:
+            RunError: the run has not finished, there is no such client or global model, or the method learns no prompt.
+        """
+        from fedpgp.export.exporting import learned_prompt
+
+        return Prompt(learned_prompt(self.path, str(client), round), _weights(self.folder))
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of a report on this run alone, by name."""
+        return _figures([self])
+
+
+class Sweep:
+    """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, held-out domain).
+
+    Args:
+        path: the folder `STORAGE_ROOT/sweeps/NAME-DIGEST`.
+
+    Raises:
+        RunError: the folder is not that of a sweep.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+
+        self.folder: SweepFolder = SweepFolder.open(Path(path))
+        self.path: Path = self.folder.path
+
+    def __repr__(self) -> str:
+        return f"Sweep({str(self.path)!r}: {self.state}, {len(self.folder.trials)} trials)"
+
+    @property
+    def state(self) -> str:
+        """As of a run; `failed` if any trial failed."""
+        return self.folder.state
+
+    @property
+    def metric(self) -> str:
+        """The metric by which trials are ranked, such as `val/hm`."""
+        return str(self.folder.head["metric"])
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: id, label, state, value of the metric (mean over folds), reason, and its settings."""
+
+        results = self.folder.results()
+        rows = []
+        for trial in self.folder.trials:
+            result = results.get(trial.id)
+            rows.append(
+                {
+                    "id": trial.id,
+                    "trial": trial.label,
+                    "state": result.state if result else "missing",
+                    self.metric: result.value if result else None,
+                    "folds": len(trial.folds),
+                    "reason": result.reason if result else None,
+                    **trial.settings,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The row of the best finished trial by `metric`; None: there is none yet."""
+        trials = self.trials
+        finished = trials[(trials["state"] == "finished") & trials[self.metric].notna()]
+        if finished.empty:
+            return None
+        values = finished[self.metric].astype(float)
+        return finished.loc[values.idxmax() if self.folder.head["mode"] == "max" else values.idxmin()]
+
+    def runs(self, trial: str | None = None) -> list[Run]:
+        """The runs of all trials that ended, or of one.
+
+        Args:
+            trial: its id or label; None: all.
+        """
+        labels = {planned.id: planned.label for planned in self.folder.trials}
+        return [
+            Run(folder.path)
+            for result in self.folder.results().values()
+            if trial in (None, result.id, labels[result.id])
+            for folder in self.folder.runs(result)
+        ]
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of a report on this sweep, by name."""
+        return _figures([self])
+
+
+class Prompt:
+    """A learned prompt with its card. Made by `Run.prompt` or `Prompt.load`."""
+
+    def __init__(self, prompt: PromptFile, weights: str | None = None) -> None:
+        self._prompt, self.weights = prompt, weights
+        self.card: Mapping[str, Any] = prompt.card
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.card.get('what', 'unnamed')!r})"
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str | None = None) -> Prompt:
+        """Read a prompt that `save` or `fedpgp export` wrote.
+
+        Args:
+            weights: checkpoint file of the backbone, if it has one.
+        """
+        from fedpgp.export.prompt_file import Prompt as PromptFile
+
+        return cls(PromptFile.load(Path(path)), weights)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, such as `ctx` (N, L, D) and `U`, `V` of FedPGP, without a client axis."""
+        return {key: value.numpy(force=True) for key, value in self._prompt.params.items()}
+
+    def predict(
+        self, images: Iterable[str | Path | Image], classes: Sequence[str] | None = None, top: int = 5
+    ) -> pd.DataFrame:
+        """Classify images: `top` rows per image with `image`, `rank`, `class` and `probability`.
+
+        Args:
+            images: files or PIL images.
+            classes: other class names; None: those the prompt was trained on.
+
+        Raises:
+            BackboneError: the backbone's weights are missing or are not those of training.
+            DataError: an image cannot be read.
+        """
+
+        from fedpgp.data.sources import decoding
+        from fedpgp.export.prompt_file import Predictor, best
+
+        given = list(images)
+        opened = [decoding.read(Path(one), str(one)) if isinstance(one, str | Path) else one for one in given]
+        labels = [str(one) if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(given)]
+        predictor = Predictor(self._prompt, self.weights)
+        names = tuple(classes) if classes is not None else predictor.class_names
+        found = best(predictor.probabilities([one.convert("RGB") for one in opened], names), names, top)
+        return pd.DataFrame(
+            [
+                {"image": label, "rank": rank, "class": name, "probability": probability}
+                for label, answers in zip(labels, found, strict=True)
+                for rank, (name, probability) in enumerate(answers, start=1)
+            ]
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file with the card in its header, and the card as JSON beside it."""
+        self._prompt.save(Path(path))
+        return Path(path)
+
+
+def compare(
+    runs: Run | Sweep | str | Path | Iterable[Run | Sweep | str | Path],
+    baseline: str | None = None,
+    allow_mismatch: bool = False,
+) -> pd.DataFrame:
+    """Compare runs: means and standard deviations over seeds, and paired differences to a baseline.
+
+    Runs that differ in seed and held-out domain only form one group, labelled by its method and by what it differs in.
+
+    Args:
+        runs: runs, sweeps, or their folders, or a storage root.
+        baseline: label of the group that differences refer to; None: the first.
+        allow_mismatch: also compare unfinished runs, and runs on different data, marked in `notes`.
+
+    Returns:
+        One row per group and test metric: `group`, `metric`, `seeds`, `mean`, `std` (ddof 1; missing for one seed), and
+        `difference`, `low`, `high` (95% confidence interval, paired by seed). `DataFrame.attrs["notes"]` lists what
+        was left out.
+
+    Raises:
+        RunError: no finished run, or runs that do not compare.
+    """
+
+    comparison = loading.find(paths_of(runs)).compare(allow_mismatch)
+    chosen = comparison.baseline(baseline)
+    rows = []
+    for group in comparison.groups:
+        for metric in comparison.metrics():
+            if (found := group.statistic(metric)) is None:
+                continue
+            difference = comparison.difference(group, chosen, metric)
+            low, high = (difference.interval if difference else None) or (None, None)
+            rows.append(
+                {
+                    "group": group.label,
+                    "place": group.place,
+                    "metric": metric,
+                    "seeds": len(found.by_seed),
+                    "mean": found.mean,
+                    "std": found.std,
+                    "difference": difference.mean if difference else None,
+                    "low": low,
+                    "high": high,
+                    "notes": "; ".join(group.marks),
+                }
+            )
+    frame = pd.DataFrame(rows)
+    frame.attrs["notes"] = [*comparison.notes, *comparison.missing()]
+    return frame
+
+
+def paths_of(runs: Run | Sweep | str | Path | Iterable[Run | Sweep | str | Path]) -> list[Path]:
+    """The folders of runs and sweeps, which may be given as paths already."""
+    several = [runs] if isinstance(runs, Run | Sweep | str | Path) else list(runs)
+    return [one.path if isinstance(one, Run | Sweep) else Path(one) for one in several]
+
+
+def _figures(runs: Iterable[Run | Sweep]) -> dict[str, Figure]:
+    from fedpgp.analysis.report.figures import gallery
+
+    pictures, _ = gallery(loading.find(paths_of(runs)).compare())
+    return {picture.name: picture.figure for picture in pictures}
+
+
+def _weights(folder: RunFolder) -> str | None:
+    """The checkpoint file of a run's backbone, if it was trained from one that is still there."""
+
+    weights: str | None = yaml.safe_load(folder.config_yaml)["backbone"]["weights"]
+    return weights if weights and Path(weights).is_file() else None
