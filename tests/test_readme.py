@@ -106,6 +106,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def functions(file):
+    """The names of the functions in a file below `tests`."""
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_test_runs_the_command(command):
     by = [test for start, test in ELSEWHERE.items() if command.startswith(start)]
@@ -113,8 +119,7 @@ def test_a_test_runs_the_command(command):
     for test in by[:1]:
         file, _, name = test.partition("::")
         if not file.startswith("the file"):
-            tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
-            assert not name or name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            assert not name or name in functions(file)
 
 
 def test_every_mapped_command_is_in_the_readme():
@@ -149,6 +154,16 @@ def test_the_python_examples_run(folder, ray_cluster):
     assert len(names["run"].rounds) == 1
     assert [run.state for run in names["runs"]] == ["finished"]
     assert list(folder.glob("report/report.html"))
+
+
+def test_the_tests_named_in_the_benchmarks_exist():
+    named = re.findall(r"`([\w/]+\.py)?::(\w+)`", (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8"))
+    file, missing = "", []
+    for given, name in named:
+        file = given or file
+        missing += [name] if name not in functions(file) else []
+    assert len(named) > 10
+    assert missing == []
 
 
 def test_it_is_short():
