@@ -131,7 +131,7 @@ def _behind(path: Path) -> Found:
     if (path / "trials.json").is_file():
         return _of_sweep(SweepFolder.open(path))
     if not any(path.glob("runs/*/identity.json")) and not any(path.glob("*/identity.json")):
-        raise RunError(f"{path}: not the folder of a run or of a sweep, nor a storage root with runs")
+        raise RunError(f"{path}: not a run folder or a sweep folder, nor a storage root with runs")
     made, notes = [], []
     for store in RunFolder.find(path):
         try:

@@ -154,7 +154,7 @@ def test_a_storage_root_gives_its_runs_in_the_order_in_which_they_were_made(made
     found = find([tmp_path / "store"])
     assert found.entries[0].path == first
     assert [entry.strict for entry in found.entries] == [False, False]
-    with pytest.raises(RunError, match="not the folder of a run or of a sweep, nor a storage root"):
+    with pytest.raises(RunError, match="not a run folder or a sweep folder, nor a storage root"):
         find([tmp_path])
 
 

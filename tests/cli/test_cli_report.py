@@ -74,4 +74,4 @@ def test_compare_shows_settings_metrics_and_marks(fedpgp, made_run):
 def test_refuses_a_folder_without_runs(fedpgp, tmp_path):
     for command in (["report", tmp_path], ["compare", tmp_path, tmp_path]):
         code, _, err = fedpgp(*command)
-        assert (code, "not the folder of a run" in err) == (2, True)
+        assert (code, "not a run folder" in err) == (2, True)
