@@ -109,11 +109,15 @@ def sweep(
     Args:
         config: a YAML file, the name of a shipped sweep or experiment, or a mapping of settings.
         overrides: settings to change; an overridden setting is no longer searched.
-        resume: continue this sweep after an interruption.
-        rerun: run failed trials again, or all.
+        resume: if the sweep exists, run the trials that are missing or were interrupted.
+        rerun: `failed`: as `resume`, and failed trials again; `all`: every trial from its first round.
 
     Returns:
         The sweep. A trial that fails does not end the others; see `trials`.
+
+    Raises:
+        UserError: a trial cannot be run, or the sweep exists, trials are left, and `resume` and `rerun` are not given.
+        Interrupted: stopped by a signal; finished trials and committed rounds are kept.
     """
     return _sweep(config, overrides, False, resume, rerun, progress)
 
@@ -121,7 +125,7 @@ def sweep(
 def lodo(
     config: str | Path | Mapping[str, Any] | SweepSettings,
     *overrides: str,
-    resume: bool = False,
+    resume: bool = True,
     rerun: Literal["failed", "all"] | None = None,
     progress: bool | RunCallback = True,
 ) -> Sweep:
@@ -219,7 +223,7 @@ def _sweep(
             callback.on_message(note)
         _authenticate(settings.base.get("resources", {}).get("address"))
         return Sweep(
-            sweep_runner.run(settings, rerun or ("failed" if resume else None), callback, MLflowTracker()).path
+            sweep_runner.run(settings, rerun or ("missing" if resume else None), callback, MLflowTracker()).path
         )
 
 

@@ -53,7 +53,7 @@ def reproduce(
         for part in plan.parts:
             sweep.preview(part.sweep)
         return
-    folders = [fedpgp.sweep(part.sweep, resume=True).folder for part in plan.parts]
+    folders = [fedpgp.sweep(part.sweep, rerun="failed").folder for part in plan.parts]
     found = cells.fill(plan, folders)
     _print(found)
     for one in folders:

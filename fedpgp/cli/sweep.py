@@ -30,11 +30,12 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Draw and check all trials, estimate time and bytes, start nothing.")
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on after a crash: trials that failed or are missing, and no other.")
+    bool,
+    typer.Option("--resume", help="Continue an unfinished sweep: run trials that have not ended, but no failed ones."),
 ]
 RerunOption = Annotated[
     Literal["failed", "all"] | None,
-    typer.Option("--rerun", help="Run again: those that failed, or all from the start."),
+    typer.Option("--rerun", help="failed: as --resume, and failed trials again; all: every trial from the start."),
 ]
 
 
@@ -48,7 +49,8 @@ def sweep(
     """Run many trials of one experiment and rank them.
 
     All trials are drawn and checked before the first starts. A trial that finished, in this sweep or another, is never
-    run again. Ctrl-C stops the running trials; `--resume` continues.
+    run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and `--rerun`, a sweep that
+    exists is refused if trials are left, and ranked if all have ended.
     """
     from fedpgp.analysis.report.sweep_tables import ranking
     from fedpgp.experiments.sweeps import sweep_settings
@@ -66,12 +68,13 @@ def lodo(
     config: SweepArgument,
     overrides: OverridesArgument = None,
     dry_run: DryRunOption = False,
-    resume: ResumeOption = False,
+    resume: Annotated[bool, typer.Option("--resume", help="The default here.", hidden=True)] = True,
     rerun: RerunOption = None,
 ) -> None:
     """Leave one domain out: hold out each domain in turn, and test every client's model on it.
 
-    CONFIG is an experiment, or a sweep of which every trial is run this way.
+    CONFIG is an experiment, or a sweep of which every trial is run this way. If the sweep exists and is unfinished, it
+    is continued, as by `fedpgp sweep --resume`.
     """
     from fedpgp.analysis.report.sweep_tables import held_out
     from fedpgp.experiments.sweeps import sweep_settings
@@ -80,7 +83,7 @@ def lodo(
         settings, notes = sweep_settings.load(config, overrides or [])
         preview(sweep_settings.leave_one_domain_out(settings), notes)
         return
-    done = fedpgp.lodo(config, *(overrides or []), resume=resume, rerun=rerun)
+    done = fedpgp.lodo(config, *(overrides or []), rerun=rerun)
     out.print(held_out(done.folder))
     typer.echo(f"sweep: {done.path}")
     refuse_failed(done)
@@ -96,7 +99,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     from fedpgp.analysis.report.terminal import standings
     from fedpgp.analysis.report.tradeoff import local_against_novel
 
-    done = fedpgp.sweep("demo", *(overrides or []), resume=True)
+    done = fedpgp.sweep("demo", *(overrides or []), rerun="failed")
     refuse_failed(done)
     compared = loading.compare(loading.Entry(path, label) for label, path in done.folder.labelled())
     root = done.folder.root

@@ -111,6 +111,11 @@ class SweepFolder(StatusFolder):
         self._results = path / "trials"
 
     @classmethod
+    def exists(cls, root: Path, name: str, digest: str) -> bool:
+        """Whether `create` would open an existing sweep."""
+        return (root.absolute() / "sweeps" / f"{name}-{digest}").exists()
+
+    @classmethod
     def create(
         cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[TrialSpec]
     ) -> SweepFolder:

@@ -1,9 +1,9 @@
-"""A sweep from settings to ranked trials, on Ray Tune. Nothing of it depends on what Tune itself keeps."""
+"""Run a sweep from settings to ranked trials on Ray Tune, without relying on files that Tune keeps."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,12 +11,12 @@ from typing import Any, Literal
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, UserError
+from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.redaction import redacted
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling, sweep_settings, trial_runner, tune_runner
-from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
+from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
@@ -25,40 +25,61 @@ from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.packing import capacity, shortfall
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
-Rerun = Literal["failed", "all"]
+Rerun = Literal["missing", "failed", "all"]
 
 
 def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Tracker) -> SweepFolder:
-    """Draw the trials of a sweep, and run those that have not ended yet; its folder.
+    """Run a sweep and return its folder. Trials that finished in this or another sweep of the store are not repeated.
 
     Args:
-        rerun: failed: those that failed, too; all: every trial, from the start.
+        rerun: what to run if the sweep exists. None: nothing; an unfinished sweep is refused. `missing`: trials that
+            have not ended: not started, killed, stopped by a signal, or failed on a full disk. `failed`: those and
+            failed ones. `all`: every trial, from its first round.
 
     Raises:
-        UserError: a trial cannot be run (all of them named), or the store would be lost; nothing was begun.
-        Interrupted: stopped by a signal; what has finished is kept.
+        UserError: a trial cannot be run, or the sweep exists and is unfinished; nothing was started.
+        Interrupted: stopped by a signal; finished trials and committed rounds are kept.
     """
     callback.on_prepare()
     drawn = sampling.draw(sweep)
-    _refuse_scattered(drawn.trials)
+    _check_shared_settings(drawn.trials)
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
-    folder = _create(sweep, drawn, trials, plans)
+    specs = [TrialSpec(one.id, one.label, one.settings, tuple(map(_fold, plans[one.id]))) for one in trials]
+    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
+    exists = SweepFolder.exists(root, sweep.name, digest)
+    content = redacted(sweep_settings.dump(sweep))
+    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
+    work = [
+        TrialWork(
+            sweep=folder.path,
+            id=trial.id,
+            label=trial.label,
+            folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
+            metric=drawn.metric,
+            look_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
+            force=rerun == "all",
+            tracker=tracker,
+        )
+        for trial in trials
+    ]
+    if exists and rerun is None:
+        _refuse_unfinished(folder, work)
     waiting = folder.lock(callback.on_message)
     with waiting, launch.forward_warnings(callback), _tracked(folder, trials[0].experiment, tracker) as tracked:
         callback = broadcast(callback, tracked)
-        todo = _left(folder, sweep, drawn.metric, trials, plans, rerun, tracker, callback)
+        todo = _select(folder, work, rerun, callback)
         try:
             if todo:
-                with driver.connected(max((work.resources for work in todo), key=_cpus)):
-                    at_once = _room([work.resources for work in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for work in todo for plan in plans[work.id]], at_once, callback)
+                with driver.connected(max((one.resources for one in todo), key=_cpus)):
+                    concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
+                    _extract([plan for one in todo for plan in plans[one.id]], concurrent, callback)
                     plans.clear()
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            with suppress(OSError):  # the disk may be full; it counts as interrupted then
+            with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
                 folder.set_status("stopped" if stopped else "failed", runner.reason(error))
             raise
         failed = sum(result.state == "failed" for result in folder.results().values())
@@ -78,10 +99,10 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
 
 
 def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
-    """Every fold of every trial, checked as far as it goes without reading an image.
+    """Plan every fold of every trial.
 
     Raises:
-        ConfigError: trials that cannot be run, all named at once.
+        ConfigError: some trials cannot be run; names all of them.
     """
     library = Library()
     plans: dict[str, list[Plan]] = {}
@@ -98,116 +119,90 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
     return plans
 
 
-def _refuse_scattered(trials: Sequence[Trial]) -> None:
-    """A sweep has one store and one cluster."""
+def _check_shared_settings(trials: Sequence[Trial]) -> None:
     shared: dict[str, set[Any]] = {
         "storage.root": {trial.experiment.storage.root for trial in trials},
         "resources.address": {trial.experiment.resources.address for trial in trials},
     }
     for key, values in shared.items():
         if len(values) > 1:
-            raise ConfigError(f"{key}: all trials of a sweep share one; take it out of the space")
-
-
-def _create(
-    sweep: Sweep, drawn: SampledTrials, trials: Sequence[Trial], plans: Mapping[str, Sequence[Plan]]
-) -> SweepFolder:
-    planned = [
-        TrialSpec(trial.id, trial.label, trial.settings, tuple(_fold(plan) for plan in plans[trial.id]))
-        for trial in trials
-    ]
-    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, planned)
-    return SweepFolder.create(
-        root, sweep.name, digest, redacted(sweep_settings.dump(sweep)), drawn.metric, sweep.tune.mode, planned
-    )
+            raise ConfigError(f"{key}: must be the same for all trials; remove it from the search space")
 
 
 def _fold(plan: Plan) -> Fold:
     return Fold(plan.experiment.seed, plan.experiment.protocol.held_out)
 
 
-def _left(
-    folder: SweepFolder,
-    sweep: Sweep,
-    metric: str,
-    trials: Sequence[Trial],
-    plans: Mapping[str, Sequence[Plan]],
-    rerun: Rerun | None,
-    tracker: Tracker,
-    callback: RunCallback,
+def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:
+    ended = sum(_ended(folder, one) is not None for one in work)
+    if ended < len(work):
+        raise RunError(
+            f"{folder.path}: this sweep exists ({folder.state}, {ended} of {len(work)} trials ended); "
+            "continue with --resume, or start over with --rerun all"
+        )
+
+
+def _select(
+    folder: SweepFolder, work: Sequence[TrialWork], rerun: Rerun | None, callback: RunCallback
 ) -> list[TrialWork]:
-    """The trials that are to be run now. Those whose folds have all finished, in whatever sweep, are recorded."""
-    look = None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds
+    """Choose the trials to run now, and record those whose folds all finished in other sweeps."""
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
     todo = []
-    for trial in trials:
-        work = TrialWork(
-            sweep=folder.path,
-            id=trial.id,
-            label=trial.label,
-            folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
-            metric=metric,
-            look_every=look,
-            force=rerun == "all",
-            tracker=tracker,
-        )
-        known = None if work.force else _known(folder, work)
-        if known is None or (known.state == "failed" and rerun is not None):
-            folder.forget(trial.id)
-            todo.append(work)
+    for one in work:
+        known = None if one.force else _ended(folder, one)
+        if known is None or (known.state == "failed" and rerun == "failed"):
+            folder.forget(one.id)
+            todo.append(one)
         else:
             counts[known.state] += 1
+            if folder.result(one.id) != known:
+                folder.record(known)
     for state, count in counts.items():
         if count:
-            hint = "; --resume runs them again" if state == "failed" else ""
-            callback.on_message(f"{count} of {len(trials)} trials {state} before{hint}")
+            hint = "; run them again with --rerun failed" if state == "failed" else ""
+            callback.on_message(f"{count} of {len(work)} trials {state} before{hint}")
     return todo
 
 
-def _known(folder: SweepFolder, work: TrialWork) -> Result | None:
-    """How a trial ended before: in this sweep, or fold by fold in others."""
-    runs = {one.digest: one.finished() for one in work.folds}
-    if all(run is not None for run in runs.values()):
-        own = tuple(
-            FoldRun(one.fold.seed, one.fold.held_out, run.path.name) for one in work.folds if (run := runs[one.digest])
-        )
-        result = Result(work.id, "finished", trial_runner.value_of(folder.root, own, work.metric), own)
-        if folder.result(work.id) != result:
-            folder.record(result)
-        return result
-    known = folder.result(work.id)
-    return None if known is None or known.state == "finished" else known  # its runs were removed, or its data changed
+def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
+    """The result of a trial that ended in this sweep, or whose folds all finished in other sweeps."""
+    runs = [(one.fold, one.finished()) for one in work.folds]
+    own = tuple(FoldRun(fold.seed, fold.held_out, run.path.name) for fold, run in runs if run)
+    if len(own) == len(runs):
+        return Result(work.id, "finished", trial_runner.value_of(folder.root, own, work.metric), own)
+    known = folder.result(work.id)  # finished: its runs were removed, or its data changed
+    return None if known is None or known.state == "finished" or known.disk_full else known
 
 
 def _cpus(resources: ResourceSettings) -> float:
     return resources.actors * resources.cpus_per_actor
 
 
-def _room(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:
-    """Compare what trials need with what the cluster has; how many can run at a time.
+def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:
+    """Return how many trials the cluster can run at a time.
 
     Raises:
-        ResourceError: a trial would wait forever.
+        ResourceError: a trial does not fit the cluster.
     """
-    there = nodes()
+    available = nodes()
     least = max_concurrent
     for resources in dict.fromkeys(wanted):
         actors = 1 if resources.backend == "serial" else resources.actors
         size = resources.cpus_per_actor, resources.gpus_per_actor
-        if short := shortfall(actors, *size, there):
+        if short := shortfall(actors, *size, available):
             raise ResourceError(f"a trial does not fit: {short}")
-        least = min(least, sum(capacity(node, *size) for node in there) // actors)
+        least = min(least, sum(capacity(node, *size) for node in available) // actors)
     if least < min(max_concurrent, len(wanted)):
         callback.on_message(f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}")
     return least
 
 
-def _extract(plans: Sequence[Plan], at_once: int, callback: RunCallback) -> None:
-    """What all trials need is there before the first of them starts, by as many actors as they will have together."""
+def _extract(plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> None:
+    """Extract the features of all trials, with as many actors as the trials will use together."""
     if runner.all_extracted(plans):
         return
     each = plans[0].experiment.resources
-    backend = runner.make_backend(each.model_copy(update={"actors": at_once * each.actors}), threading.Event())
+    backend = runner.make_backend(each.model_copy(update={"actors": concurrent * each.actors}), threading.Event())
     try:
         runner.extract_all(plans, backend, callback)
     finally:

@@ -10,8 +10,10 @@ from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
 from fedpgp.core.callbacks import EventStream
+from fedpgp.core.errors import RunError
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings, tune_runner
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Result, SweepFolder
 from fedpgp.tracking import MLflowTracker
 
 BASE = {
@@ -112,7 +114,7 @@ def test_what_has_ended_is_not_run_again(done, monkeypatch):
     again, told = run(wanted)
     assert again.results() == before
     notes = [event.arguments[0] for event in told if event.method == "on_message"]
-    assert notes == ["2 of 3 trials finished before", "1 of 3 trials failed before; --resume runs them again"]
+    assert notes == ["2 of 3 trials finished before", "1 of 3 trials failed before; run them again with --rerun failed"]
 
 
 def test_rerun_failed_runs_those_and_no_other(done):
@@ -122,6 +124,29 @@ def test_rerun_failed_runs_those_and_no_other(done):
     changed = [store for store in runs(root) if before.get(store.path.name) != store.status]
     assert [(store.state, store.identity["seed"]) for store in changed] == [("failed", 1)]
     assert set(before) == {store.path.name for store in runs(root)}  # it went on in its folder
+
+
+def test_resume_rerun_failed_and_rerun_all_select_different_trials(done, monkeypatch):
+    _, wanted, folder, _ = done
+    chosen = []
+    monkeypatch.setattr(tune_runner, "run", lambda settings, folder, todo, *rest: chosen.append(todo))
+
+    def selected(rerun):
+        del chosen[:]
+        run(wanted, rerun)
+        return [one.label for todo in chosen for one in todo]
+
+    assert selected(None) == selected("missing") == []
+    assert selected("failed") == ["lr=1e+30"]  # which now has no result: it is missing
+    with pytest.raises(RunError, match=r"this sweep exists \(\w+, 2 of 3 trials ended\); continue with --resume, or"):
+        run(wanted)
+    assert selected("missing") == ["lr=1e+30"]
+    folder.record(Result(folder.trials[1].id, "failed", None, (), "No space left on device"))
+    assert selected("missing") == []
+    folder.record(Result(folder.trials[1].id, "failed", None, (), "No space left on device", disk_full=True))
+    assert SweepFolder.open(folder.path).result(folder.trials[1].id).disk_full
+    assert selected("missing") == ["lr=1e+30"]
+    assert selected("all") == ["lr=0.1", "lr=1e+30", "lr=0.05"]
 
 
 @pytest.mark.slow
