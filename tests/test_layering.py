@@ -22,7 +22,7 @@ ROOT = {"__init__", "__main__"}
 
 ONLY_IN = {
     "ray": (
-        "federation/backends/actors", "federation/backends/driver", "federation/backends/working_dir",
+        "federation/backends/actors", "federation/backends/driver",
         "experiments/sweeps/trainable", "experiments/sweeps/tune_callback", "experiments/sweeps/tune_runner",
     ),
     "mlflow": ("export/mlflow_model", "tracking/"),
@@ -43,7 +43,6 @@ LATE = {
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow", "pandas"},
     "export/results": {"fedpgp"},
-    "federation/backends/working_dir": {"ray"},
     "tracking/": {"mlflow", "fedpgp.analysis"},
 }
 """All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by

@@ -53,7 +53,7 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
     """
     root.mkdir(parents=True, exist_ok=True)
     remote = uri.startswith(("http:", "https:", "databricks"))
-    with told(uri), nullcontext() if remote else locked(root / ".mlflow.lock"):
+    with mlflow_errors(uri), nullcontext() if remote else locked(root / ".mlflow.lock"):
         client = connect(uri)
         if (found := client.get_experiment_by_name(experiment)) is not None:
             return str(found.experiment_id)
@@ -73,7 +73,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def told(uri: str) -> Iterator[None]:
+def mlflow_errors(uri: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one line that names the store and no secret."""
     try:
         yield

@@ -36,7 +36,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
         lines += [f"{what(yaml.safe_load(run.config_yaml))}.", ""]
     if trial.result.reason:
         lines += [f"**{trial.result.state}**: {redacted(trial.result.reason)}", ""]
-    names = measured(trial.last)
+    names = accuracies(trial.last)
     if names:
         rows = [
             [fold, *(f"{run.rounds()[-1].metrics.get(name, float('nan')):.2f}" for name in names)]
@@ -66,7 +66,7 @@ def of_sweep(
         lines += [f"Best: **{best.planned.label}** with {best.result.value:.2f}.", ""]
     ranked = ranking(outcomes, head["mode"])
     if ranked:
-        tested = [name for one in ranked for name in measured(one.last) if name.startswith("test/")]
+        tested = [name for one in ranked for name in accuracies(one.last) if name.startswith("test/")]
         names = list(dict.fromkeys([metric, *tested]))
         rows = [
             [f"{one.planned.label}{'' if one.result.state == 'finished' else f' ({one.result.state})'}"]
@@ -79,7 +79,7 @@ def of_sweep(
     return "\n".join([*lines, f"Folder: `{path}`"])
 
 
-def measured(metrics: Mapping[str, float]) -> list[str]:
+def accuracies(metrics: Mapping[str, float]) -> list[str]:
     """Names of accuracies, in the order of the tables."""
     return [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in metrics]
 

@@ -37,7 +37,7 @@ class RunWriter:
     def __init__(self, store: RunFolder, uri: str, under: tuple[str, str] | None = None) -> None:
         self._store, self._uri = store, uri
         self._lock = store.path / ".mirror.lock"
-        with connection.told(uri):
+        with connection.mlflow_errors(uri):
             self._config = redacted(store.config_yaml)
             tree = yaml.safe_load(self._config)
             experiment = under[1] if under else connection.prepare(store.root, uri, tree["tracking"]["experiment"])
@@ -55,7 +55,7 @@ class RunWriter:
 
     def push(self) -> None:
         """Send the rounds that are new and, once the run has ended, its artifacts and status."""
-        with connection.told(self._uri):
+        with connection.mlflow_errors(self._uri):
             state = self._store.state  # before the rows: those of a run that has ended are all there
             rows = self._store.rounds(after=min(self._sent.values()))
             for run_id in self._sent:

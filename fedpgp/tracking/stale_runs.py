@@ -18,7 +18,7 @@ def left_running(uri: str, ended: Set[str]) -> list[str]:
     Raises:
         FedPGPError: the store cannot be read.
     """
-    with connection.told(uri):
+    with connection.mlflow_errors(uri):
         client = connection.connect(uri)
         experiments = [one.experiment_id for one in client.search_experiments()]
         running = client.search_runs(experiments, "attributes.status = 'RUNNING'")

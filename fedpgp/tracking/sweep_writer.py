@@ -39,7 +39,7 @@ class SweepWriter:
     def __init__(self, folder: SweepFolder, uri: str) -> None:
         self._folder, self._uri = folder, uri
         self._outcomes: dict[str, Outcome] = {}
-        with connection.told(uri):
+        with connection.mlflow_errors(uri):
             self._settings = yaml.safe_load(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
@@ -60,7 +60,7 @@ class SweepWriter:
         """
         if trial not in self._planned:
             raise RunError(f"{self._folder.path}: has no trial {trial}")
-        with connection.told(self._uri):
+        with connection.mlflow_errors(self._uri):
             run = self._trial(trial, created_ms)
             if self._folder.result(trial) is None and self._folder.state == "running":
                 mlflow_runs.reopen(self._client, run)
@@ -68,7 +68,7 @@ class SweepWriter:
 
     def push(self) -> None:
         """Send the trials that have ended and, once the sweep has, its comparison and status."""
-        with connection.told(self._uri):
+        with connection.mlflow_errors(self._uri):
             state = self._folder.state  # before the results: those of a sweep that has ended are all there
             results = self._folder.results()
             for result in results.values():

@@ -1,7 +1,8 @@
-"""MLflow's own user interface on the store of a storage root, for this machine only, until it is stopped."""
+"""Serve MLflow's user interface for the store of a storage root, on this machine only, until it is stopped."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,20 +14,33 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from fedpgp.core.errors import FedPGPError, RunError, UserError
-from fedpgp.tracking import default_view
-from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, told
+from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
+from fedpgp.tracking.descriptions import accuracies
+from fedpgp.tracking.sweep_writer import SPACE, SWEEP_TAG
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 HOST = "127.0.0.1"
 PORT = 5000
 START_SECONDS = 120.0
 END_SECONDS = 10.0
+VIEW = "fedpgp"
+VIEW_TAG_PREFIX = "mlflow.sharedViewState."
+"""Tag of an experiment that holds a shared view of its table of runs, as MLflow's Share button writes it.
+
+MLflow does not document it. Its web page reads the tag `mlflow.sharedViewState.KEY` when the address has
+`viewStateShareKey=KEY`; the value may be plain JSON. A test compares these names with those in the page's scripts.
+"""
+MAX_SWEEPS = 20
+"""The number of sweeps, newest first, whose columns are shown."""
 
 
 class PortError(UserError):
-    """Someone else listens there."""
+    """The port is taken."""
 
 
 def store_of(root: Path) -> str:
@@ -38,37 +52,61 @@ def store_of(root: Path) -> str:
     if not (root / "mlflow.db").is_file():
         raise RunError(
             f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs. `fedpgp track sync "
-            f"{root}` makes one from runs that were not mirrored, and runs with a tracking.uri of their own are there"
+            f"{root}` creates it from runs that were not mirrored; runs with their own tracking.uri are in that store"
         )
     return default_uri(root)
 
 
 def page_of(uri: str) -> str:
-    """Where the runs are, below the address of the user interface: its start page shows language models, not runs.
+    """The path of the page that lists the runs. MLflow's start page shows language models instead.
 
     Raises:
-        FedPGPError: the store cannot be read, or takes no view of its runs.
+        FedPGPError: the store cannot be read, or rejects the view.
     """
-    with told(uri):
+    with mlflow_errors(uri):
         client = connect(uri)
         experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
         if len(experiments) != 1:
             return "/#/experiments?workflowType=machine_learning"
-        shown = default_view.renew(client, experiments[0].experiment_id)
-    page = f"/#/experiments/{experiments[0].experiment_id}/runs?workflowType=machine_learning"
-    return f"{page}&viewStateShareKey={shown}" if shown else page
+        experiment = experiments[0].experiment_id
+        share = f"&viewStateShareKey={VIEW}" if update_view(client, experiment) else ""
+    return f"/#/experiments/{experiment}/runs?workflowType=machine_learning{share}"
+
+
+def update_view(client: MlflowClient, experiment: str) -> bool:
+    """Choose the columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps.
+
+    Returns:
+        Whether there are sweeps. Without any, MLflow's default columns stay.
+    """
+    sweeps = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` LIKE '%'", max_results=MAX_SWEEPS)
+    params = [
+        name.removeprefix(SPACE).rpartition(".")[0]  # `method.rank` of `space.method.rank.grid_search`
+        for sweep in sweeps
+        for name in sorted(sweep.data.params)
+        if name.startswith(SPACE)
+    ]
+    metrics = []
+    for sweep in sweeps:
+        metrics += [sweep.data.params["tune.metric"]]
+        metrics += [name for name in accuracies(sweep.data.metrics) if name.startswith("test/")]
+    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+    if sweeps:
+        view = {"selectedColumns": list(dict.fromkeys(columns))}
+        client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps(view))
+    return bool(sweeps)
 
 
 @contextmanager
 def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The user interface, ready to be opened: its address and its process. Ends with all its children.
+    """Run the server until the context ends; yields its address, once it answers, and its process.
 
     Args:
         port: None: 5000, or a free one if that is taken.
 
     Raises:
         PortError: the port is taken.
-        FedPGPError: it did not start.
+        FedPGPError: the server did not start.
     """
     chosen = _port(port)
     address = f"http://{HOST}:{chosen}"
@@ -76,13 +114,13 @@ def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--port", str(chosen),
         "--workers", "1",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT}, stdout=said, stderr=said, stdin=subprocess.DEVNULL,
+            command, env={**os.environ, **ENVIRONMENT}, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
         try:
-            _wait(process, address, said)
+            _wait(process, address, output)
             yield address, process
         finally:
             _end(process)
@@ -100,14 +138,14 @@ def _port(wanted: int | None) -> int:
     raise PortError(f"port {wanted} is taken; give another one with --port")
 
 
-def _wait(process: subprocess.Popen[bytes], address: str, said: IO[bytes]) -> None:
-    """Until it answers."""
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
+def _wait(process: subprocess.Popen[bytes], address: str, output: IO[bytes]) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         if process.poll() is not None:
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise FedPGPError(f"mlflow server ended at once: {last or 'it said nothing'}")
+            output.seek(0)
+            last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise FedPGPError(f"mlflow server ended at once: {last or 'no output'}")
         with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
             return
         time.sleep(0.2)
@@ -115,7 +153,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, said: IO[bytes]) -> No
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that it has started."""
+    """End the process and all its children."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,9 +1,10 @@
-"""The user interface answers on the right store, and leaves nothing behind."""
+"""The user interface serves the right store and page, and ends with all its processes."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -32,12 +34,12 @@ def children(group: int) -> list[int]:
     return found
 
 
-def test_a_folder_without_a_store_is_refused(tmp_path):
+def test_a_folder_without_a_store_is_rejected(tmp_path):
     with pytest.raises(RunError, match=r"no MLflow store here.*fedpgp track sync"):
         ui.store_of(tmp_path)
 
 
-def test_a_port_that_is_taken_is_refused_and_the_default_gives_way(monkeypatch):
+def test_a_taken_port_is_rejected_and_the_default_falls_back_to_a_free_one(monkeypatch):
     with socket.socket() as taken:
         taken.bind((ui.HOST, 0))
         taken.listen()
@@ -48,7 +50,7 @@ def test_a_port_that_is_taken_is_refused_and_the_default_gives_way(monkeypatch):
         assert ui._port(None) not in (0, port)
 
 
-def test_the_page_is_that_of_the_runs_or_lists_the_experiments(tmp_path):
+def test_the_page_lists_the_runs_or_else_the_experiments(tmp_path):
     uri = tracking.default_uri(tmp_path)
     made = tracking.prepare(tmp_path, uri, "mine")
     assert ui.page_of(uri) == f"/#/experiments/{made}/runs?workflowType=machine_learning"
@@ -56,7 +58,7 @@ def test_the_page_is_that_of_the_runs_or_lists_the_experiments(tmp_path):
     assert ui.page_of(uri) == "/#/experiments?workflowType=machine_learning"
 
 
-def test_its_table_shows_what_sweeps_search_over(tmp_path):
+def test_the_table_shows_searched_parameters_and_metrics_of_sweeps(tmp_path):
     uri = tracking.default_uri(tmp_path)
     made = tracking.prepare(tmp_path, uri, "mine")
     client = MlflowClient(uri)
@@ -70,6 +72,24 @@ def test_its_table_shows_what_sweeps_search_over(tmp_path):
     shown = json.loads(client.get_experiment(made).tags["mlflow.sharedViewState.fedpgp"])["selectedColumns"]
     assert sorted(shown[:2]) == ["params.`method.rank`", "params.`protocol.shots`"]
     assert sorted(shown[2:]) == ["metrics.`test/hm`", "metrics.`val/hm`", "metrics.`val/local`"]
+
+
+def test_mlflows_page_reads_the_view_as_it_is_written():
+    """The tag is not documented. If this fails after an upgrade, see what the Share button of the new page writes."""
+    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    (main,) = [text for path in scripts.glob("main.*.js") if (text := path.read_text(encoding="utf-8"))]
+    assert f'"{ui.VIEW_TAG_PREFIX}"' in main
+    assert '="viewStateShareKey"' in main
+    assert '["selectedColumns",' in main
+    assert 'PARAMS:"params",METRICS:"metrics"' in main
+    assert re.search(r'\(e,t\)=>e\+"\.`"\+t\+"`"', main)  # the name of a column: group.`key`
+    readers = [
+        text
+        for path in scripts.glob("*.chunk.js")
+        if "Error loading shared view state" in (text := path.read_text("utf-8"))
+    ]
+    assert readers
+    assert all("JSON.parse(e))(t.value)" in text for text in readers)  # not compressed is allowed
 
 
 @pytest.mark.slow

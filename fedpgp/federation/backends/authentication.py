@@ -1,4 +1,4 @@
-"""How this process authenticates to a Ray that runs already. To be decided before ray is imported."""
+"""Authenticate this process to a Ray cluster. Must be called before ray is imported."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 TOKEN_FILE = ".ray/auth_token"
-"""Below the home folder: where Ray keeps its token."""
+"""Where Ray keeps its token, relative to the home folder."""
 
 
 def use_token() -> None:
-    """Show the cluster our token, if there is one; a cluster that wants none does not mind.
+    """Send the token to the cluster if this machine has one; a cluster without authentication ignores it.
 
-    Ray itself shows none to an address that it is given, and with `RAY_AUTH_MODE=token` it refuses to go without.
+    Without `RAY_AUTH_MODE=token` Ray sends no token; with it, Ray refuses to connect if there is no token.
     """
     known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if known or (Path.home() / TOKEN_FILE).is_file():

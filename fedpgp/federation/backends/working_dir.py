@@ -1,30 +1,35 @@
-"""What `ray job submit --working-dir FOLDER` sends to a cluster, by the rules that Ray itself goes by."""
+"""List the files that `ray job submit --working-dir FOLDER` uploads, by the documented rules of Ray.
+
+Ray leaves out what `.gitignore` and `.rayignore` name, in any folder, and a few names by default. It does not publish
+these rules as an API, so they are implemented here; a test compares the result with a package that Ray makes.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
-
-from ray._private import ray_constants
-from ray._private.runtime_env import packaging
 
 from fedpgp.core.errors import UserError
 
 MIB = 2**20
 LIMIT = 90 * MIB
-"""Bytes; the head of a cluster refuses 100 MiB, and tells no file."""
-NAMED = 8
-"""Files that are shown by name."""
+"""Bytes. The head of a cluster rejects 100 MiB without naming a file."""
+LARGEST_SHOWN = 8
+DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
+"""What Ray excludes unless `RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES` is set."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The files that are sent, as they are: Ray packs them without compressing."""
+    """The files that are sent. Ray packs them without compression."""
 
     files: tuple[tuple[Path, int], ...]
-    """relative to the folder, with their bytes; the biggest first"""
+    """paths relative to the folder, with their sizes in bytes; largest first"""
 
     @property
     def size(self) -> int:
@@ -32,43 +37,93 @@ class Upload:
         return sum(size for _, size in self.files)
 
     @property
-    def biggest(self) -> str:
-        """The biggest files, a line each."""
-        return "\n".join(f"{size / MIB:8.1f} MiB  {path}" for path, size in self.files[:NAMED])
+    def largest(self) -> str:
+        """The largest files, one per line."""
+        return "\n".join(f"{size / MIB:8.1f} MiB  {path}" for path, size in self.files[:LARGEST_SHOWN])
 
     def check(self) -> None:
-        """Refuse what is too much.
+        """Check the size against the limit.
 
         Raises:
-            UserError: it is over the limit; the biggest files are named.
+            UserError: it is over the limit; the message lists the largest files.
         """
         if self.size > LIMIT:
             raise UserError(
-                f"{self.size / MIB:.1f} MiB in {len(self.files)} files, more than the {LIMIT // MIB} that are sure to "
-                f"be taken; name what the cluster does not need in .rayignore. The biggest:\n{self.biggest}"
+                f"{self.size / MIB:.1f} MiB in {len(self.files)} files; a cluster accepts {LIMIT // MIB} MiB. "
+                f"Exclude what it does not need in .rayignore. The largest:\n{self.largest}"
             )
 
 
-def of(folder: Path) -> Upload:
-    """The files of a working folder, without what `.gitignore`, `.rayignore` and Ray itself leave out.
+def scan(folder: Path) -> Upload:
+    """List the files of a working directory that Ray would upload.
 
     Raises:
-        UserError: it is not a folder.
+        UserError: `folder` is not a folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder")
     folder = folder.absolute()
-    found: list[tuple[Path, int]] = []
+    excludes = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", DEFAULT_EXCLUDES)
+    use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    ignore_files = (".gitignore", ".rayignore") if use_gitignore else (".rayignore",)
+    files = _walk(folder, (_Rules.parse(folder, excludes.split(",")),), ignore_files)
+    sizes = [(path.relative_to(folder), path.stat().st_size) for path in files]
+    return Upload(tuple(sorted(sizes, key=lambda item: (-item[1], item[0]))))
 
-    def note(path: Path) -> None:
-        if path.is_file():
-            found.append((path.relative_to(folder), path.stat().st_size))
 
-    packaging._dir_travel(
-        folder,
-        [packaging._get_excludes(folder, ray_constants.get_runtime_env_default_excludes())],
-        note,
-        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
-        logger=logging.getLogger(__name__),
-    )
-    return Upload(tuple(sorted(found, key=lambda item: (-item[1], item[0]))))
+def _walk(path: Path, rules: tuple[_Rules, ...], ignore_files: Sequence[str]) -> Iterator[Path]:
+    found = [file for name in ignore_files if (file := path / name).is_file()]
+    rules += tuple(_Rules.parse(path, file.read_text(encoding="utf-8").splitlines()) for file in found)
+    if any(rule.exclude(path) for rule in rules):
+        return
+    if path.is_dir():
+        for child in path.iterdir():
+            yield from _walk(child, rules, ignore_files)
+    elif path.is_file():
+        yield path
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    segments: tuple[str, ...]
+    excludes: bool
+
+    def matches(self, names: Sequence[str], start: int = 0) -> bool:
+        """Whether the names of a path match the segments from `start` on; `**` stands for any number of names."""
+        rest = self.segments[start:]
+        if rest == ("**",):
+            return bool(names)
+        if not rest:  # a pattern that excludes a folder also excludes what is in it
+            return not names or (self.excludes and self.segments[-1] != "*")
+        if rest[0] == "**":
+            return any(self.matches(names[skipped:], start + 1) for skipped in range(len(names) + 1))
+        return bool(names) and fnmatchcase(names[0], rest[0]) and self.matches(names[1:], start + 1)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """The patterns of one ignore file, in gitignore syntax. The last one that matches a path decides."""
+
+    folder: Path
+    patterns: tuple[_Pattern, ...]
+
+    @classmethod
+    def parse(cls, folder: Path, lines: Sequence[str]) -> _Rules:
+        stripped = [line.strip() for line in lines]
+        return cls(folder, tuple(_pattern(line) for line in stripped if line.strip("/") and line[0] != "#"))
+
+    def exclude(self, path: Path) -> bool:
+        names = path.relative_to(self.folder).as_posix().split("/")
+        return next((one.excludes for one in reversed(self.patterns) if one.matches(names)), False)
+
+
+def _pattern(line: str) -> _Pattern:
+    segments = line.removeprefix("!").removeprefix("\\").split("/")
+    if not segments[0]:  # anchored to the folder by a slash in front
+        del segments[0]
+    elif not any(segments[1:]):  # no slash but at the end: matches at any depth
+        segments.insert(0, "**")
+    if not segments[-1]:
+        segments[-1] = "**"
+    unescaped = (re.sub(r"\\(.)", lambda match: escape(match[1]), segment) for segment in segments)
+    return _Pattern(tuple(unescaped), excludes=not line.startswith("!"))

@@ -1,7 +1,8 @@
-"""What a submitted job sends is what Ray would pack, and too much of it is refused by name."""
+"""The listed files are those that Ray packs, and an upload over the limit is rejected."""
 
 from __future__ import annotations
 
+import random
 import zipfile
 from pathlib import Path
 
@@ -36,41 +37,78 @@ def folder(tmp_path):
 def packed(folder, target):
     """Names and sizes of what Ray itself packs."""
     excludes = ray_constants.get_runtime_env_default_excludes()
+    target.unlink(missing_ok=True)
     packaging.create_package(str(folder), target, include_gitignore=True, excludes=excludes)
     with zipfile.ZipFile(target) as content:
         return {item.filename: item.file_size for item in content.infolist()}
 
 
-def test_it_counts_what_ray_packs(folder, tmp_path_factory):
-    found = {str(path): size for path, size in working_dir.of(folder).files}
+def listed(folder):
+    return {str(path): size for path, size in working_dir.scan(folder).files}
+
+
+def test_the_files_are_those_that_ray_packs(folder, tmp_path_factory):
+    found = listed(folder)
     assert found == packed(folder, tmp_path_factory.mktemp("zip") / "package.zip")
     assert found == {
         "big.ipynb": 91 * working_dir.MIB, "sweep.py": 5, "fedpgp/data/x.py": 1, ".gitignore": 14, ".rayignore": 7,
     }  # fmt: skip
 
 
-def test_too_much_is_refused_with_the_biggest_files(folder):
+PATTERNS = (
+    "/a.txt", "a.txt", "sub", "sub/", "/sub/", "*.bin", "sub/*", "sub/**", "**/deep", "sub/**/a.txt", "sub/deep/*.txt",
+    "**", "*", "!a.txt", "!sub", "!sub/deep/", "!*.bin", "[ab].txt", "[!a].txt", "?.txt", "\\#hash", "\\!not", "a\\*b",
+    "a[*]b", "# comment", "", "/", "  b.txt  ", "[a.txt", "sub//deep", "[^a].txt", "//a.txt",
+)  # fmt: skip
+NAMES = ("a.txt", "b.txt", "^.txt", "#hash", "!not", "a*b", "axb", "[a.txt", "x.bin")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_ignore_files_are_read_as_ray_reads_them(seed, tmp_path):
+    """If this fails after an upgrade, Ray has changed its rules: adapt `working_dir`."""
+    chance, folder = random.Random(seed), tmp_path / "folder"
+    for parent in (".", "sub", "sub/deep", "other/sub"):
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+        for name in NAMES:
+            (folder / parent / name).write_text(name)
+    for parent, name in ((".", ".gitignore"), (".", ".rayignore"), ("sub", ".gitignore"), ("other", ".rayignore")):
+        if chance.random() < 0.7:
+            (folder / parent / name).write_text("\n".join(chance.choices(PATTERNS, k=chance.randint(1, 3))))
+    assert listed(folder) == packed(folder, tmp_path / "package.zip")
+
+
+def test_the_defaults_and_the_variables_are_those_of_ray(folder, monkeypatch):
+    assert ray_constants.RAY_RUNTIME_ENV_DEFAULT_EXCLUDES == working_dir.DEFAULT_EXCLUDES
+    monkeypatch.setenv(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "1")
+    assert "store/mlflow.db" in listed(folder)
+    monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "store, fedpgp")
+    assert ray_constants.get_runtime_env_default_excludes() == ["store", "fedpgp"]
+    assert ".git/pack" in listed(folder)
+    assert not [name for name in listed(folder) if name.startswith(("store", "fedpgp"))]
+
+
+def test_an_upload_over_the_limit_is_rejected_with_its_largest_files(folder):
     with pytest.raises(UserError, match=r"(?s)91\.0 MiB in 5 files.*\.rayignore.*91\.0 MiB  big\.ipynb\n"):
-        working_dir.of(folder).check()
+        working_dir.scan(folder).check()
     (folder / ".rayignore").write_text("/data/\n*.ipynb\n")
-    working_dir.of(folder).check()
+    working_dir.scan(folder).check()
 
 
 def test_the_command_shows_sizes(folder):
     (folder / "big.ipynb").unlink()
     answer = CliRunner().invoke(app, ["check-upload", str(folder)])
     assert answer.exit_code == 0
-    assert "0.0 MiB in 4 files, the biggest:" in answer.stdout
+    assert "0.0 MiB in 4 files, the largest:" in answer.stdout
     assert ".gitignore" in answer.stdout
 
 
-def test_what_is_no_folder_is_refused(tmp_path):
+def test_a_missing_folder_is_rejected(tmp_path):
     with pytest.raises(UserError, match="nowhere: not a folder"):
-        working_dir.of(tmp_path / "nowhere")
+        working_dir.scan(tmp_path / "nowhere")
 
 
 def test_this_checkout_can_be_submitted():
-    found = working_dir.of(CHECKOUT)
+    found = working_dir.scan(CHECKOUT)
     found.check()
     names = {path.parts[0] for path, _ in found.files}
     assert {"pipelines", "fedpgp", "tune_configs"} <= names
