@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
+from fedpgp.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,8 +124,8 @@ def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return described["model_cfg"], described.get("preprocess_cfg", {})
     config = open_clip.get_model_config(name)
     if config is None:
-        near = difflib.get_close_matches(name, ["tiny", icon_clip.NAME, *open_clip.list_models()])
-        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+        known = ("tiny", icon_clip.NAME, *open_clip.list_models())
+        hint = did_you_mean(name, known, "see open_clip.list_models()", count=3)
         raise BackboneError(f"backbone.name: open_clip has no model {name!r}; {hint}")
     return config, {}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import first_of
 
 Position = Literal["end", "middle", "front"]
 
@@ -127,5 +128,6 @@ def check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int) -> N
     """
     long = [f"{name!r} ({size} tokens)" for name, size in zip(names, lengths, strict=True) if size > limit]
     if long:
-        shown = ", ".join(long[:5]) + (f" and {len(long) - 5} more" if len(long) > 5 else "")
-        raise DataError(f"class {shown}: longer than the {limit} tokens of the text tower; shorten the name or n_ctx")
+        raise DataError(
+            f"class {first_of(long, 5)}: longer than the {limit} tokens of the text tower; shorten the name or n_ctx"
+        )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpgp.core.errors import BackboneError
+from fedpgp.core.text import first_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's state dicts hold these too
-SHOWN = 3  # keys listed of each kind of misfit
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def fill(model: nn.Module, weights: Weights, what: str) -> None:
     }
     hollow = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if any(misfits.values()):
-        told = "; ".join(_list(kind, names) for kind, names in misfits.items() if names)
+        told = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
         raise BackboneError(f"{what}: the checkpoint belongs to another model: {told}; check backbone.name")
     if hollow:
-        raise BackboneError(f"{what}: {_list('not finite', hollow)}; the file is damaged, fetch it again")
+        raise BackboneError(f"{what}: not finite: {first_of(hollow, 3)}; the file is damaged, fetch it again")
     model.load_state_dict(tensors)
 
 
@@ -141,8 +141,3 @@ def _unreadable(path: Path) -> BackboneError:
         f"{path}: not a checkpoint of plain tensors: torn, another format, or it holds Python objects, which are "
         "never loaded; save the model's state_dict() with torch.save or safetensors"
     )
-
-
-def _list(kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{kind}: {', '.join(names[:SHOWN])}{more}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fedpgp.config.overrides import override
 from fedpgp.config.settings import Experiment
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -39,8 +39,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
         path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = sorted(_fields_at(model, item["loc"][:-1]))
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(item["loc"][-1], known, f"known keys: {', '.join(known)}", count=2)
             lines.append(f"{source}: {path}: unknown key; {hint}")
         else:
             what = item["msg"].removeprefix("Value error, ")

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from fedpgp.core.text import GIB
+
 LIBRARIES = ("fedpgp", "torch", "open_clip_torch", "timm", "ray", "mlflow", "numpy", "pyarrow")
-GIB = 2**30
 COMMIT_VARIABLE = "FEDPGP_GIT_COMMIT"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.text import did_you_mean, first_of
 from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.partition import Labelled, assign
 
@@ -176,9 +176,8 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
 def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
     idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
     if idle:
-        more = f" and {len(idle) - 20} more" if len(idle) > 20 else ""
         raise DataError(
-            f"partition: no training image for {', '.join(idle[:20])}{more} ({len(train.rows)} images in "
+            f"partition: no training image for {first_of(idle)} ({len(train.rows)} images in "
             f"{train.class_set} classes); give a smaller partition.clients or another partition.scheme"
         )
 
@@ -196,9 +195,8 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
             f"holds out one of {known} (all of them: as the folds of a sweep)"
         )
     if protocol.held_out not in manifest.domains:
-        near = difflib.get_close_matches(protocol.held_out, manifest.domains, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"protocol.held_out: no domain {protocol.held_out!r} in the data{hint} (known: {known})")
+        hint = did_you_mean(protocol.held_out, manifest.domains, "give one of them")
+        raise DataError(f"protocol.held_out: no domain {protocol.held_out!r} in the data; {hint} (known: {known})")
     return manifest.domains.index(protocol.held_out)
 
 

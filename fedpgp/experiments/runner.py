@@ -23,13 +23,13 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
 from fedpgp.core.redaction import redacted
+from fedpgp.core.text import memory_size
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, plan
 from fedpgp.experiments.resume import refuse_edited
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
-from fedpgp.federation.memory import GB
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import summarize
 from fedpgp.federation.records import RoundRow
@@ -240,7 +240,7 @@ def _described(plan: Plan, server: Server, state: State) -> str:
         each = f"{resources.cpus_per_actor:g} CPU, {resources.gpus_per_actor:g} GPU, {resources.threads} threads"
         where = f"{resources.actors} actors x ({each})"
     size = server.memory(state)
-    memory = "" if size is None else f", about {size / GB:.1f} GB of memory each"
+    memory = "" if size is None else f", about {memory_size(size)} of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     return f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"
 

@@ -12,6 +12,7 @@ from fedpgp import __version__, config, methods
 from fedpgp.clip import icon_clip
 from fedpgp.config import BackboneSettings, Experiment
 from fedpgp.core.errors import RunError
+from fedpgp.core.text import first_of
 from fedpgp.core.tree import ParamTree, repeated
 from fedpgp.data import sources
 from fedpgp.data.protocol import divide_classes
@@ -101,8 +102,9 @@ def _number(store: RunFolder, client: str) -> int:
         return names.index(client)
     if client.isdecimal() and int(client) < len(names):
         return int(client)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise RunError(f"{store.path}: has no client {client!r}; give one of {shown}, a number from 0, or {GLOBAL}")
+    raise RunError(
+        f"{store.path}: has no client {client!r}; give one of {first_of(names)}, a number from 0, or {GLOBAL}"
+    )
 
 
 def _of_client(state: State, number: int) -> ParamTree:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-GB = 1024**3
-PROCESS_BYTES = GB // 2
+from fedpgp.core.text import GIB
+
+PROCESS_BYTES = GIB // 2
 """A process with torch and Ray in it, before it does anything."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from fedpgp.config import explain
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedcocoop import FedCoCoOp
@@ -37,8 +37,7 @@ def create(name: str, settings: Mapping[str, Any]) -> Method:
         ConfigError: unknown method, or a setting that it does not know or cannot use.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see `fedpgp methods`"
+        hint = did_you_mean(name, METHODS, "see `fedpgp methods`")
         raise ConfigError(f"method.name: unknown method {name!r}; {hint} (known: {', '.join(METHODS)})")
     kind = METHODS[name]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
+from fedpgp.core.text import did_you_mean
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower
 
@@ -54,8 +54,7 @@ class PFedPTSettings(Settings):
         import timm
 
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models())
-            hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+            hint = did_you_mean(name, timm.list_models(), "see timm.list_models()", count=3)
             raise ValueError(f"timm has no such model; {hint}")
         return name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,44 @@ def test_code_is_named_and_not_run(function: Any, protocol: int, tmp_path: Path)
 def test_hand_made_pickles_are_refused(content: bytes) -> None:
     with pytest.raises(pickles.Refused):
         pickles.loads(content)
+
+
+ARRAY = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01%bcnumpy\ndtype\nU\x02%b\x85R\x89%btb."
+"""A pickled array: its shape, its dtype and its content."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # a bytearray, bytes, text, integer and frame of a terabyte
+        b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00.",
+        b"\x80\x04\x8d\x00\x00\x00\x00\x00\x01\x00\x00.",
+        b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        b"\x80\x04\x95\x00\x00\x00\x00\x00\x01\x00\x00.",
+        ARRAY % (b"J\x00\x00\x00\x40J\x00\x00\x00\x40\x86", b"u1", b"U\x02ab"),
+        ARRAY % (b"J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86", b"u1", b"U\x02ab"),  # (-1, -2)
+        ARRAY % (b"J\x00\x00\x00\x40\x85", b"O8", b"]"),
+        ARRAY % (b"J\x00\x00\x00\x40\x85", b"S0", b"U\x00"),
+        b"\x80\x02U\xff" + b"x" * 255 + b"q\x000]" + b"c_codecs\nencode\nh\x00U\x06latin1\x86Ra" * 100_000 + b".",
+        b"\x80\x02K\x01q\x000" + b"h\x00h\x00\x86q\x000" * 64 + b"}h\x00K\x01s.",  # a key that takes 2^64 steps to hash
+    ],
+    ids=range(11),
+)
+def test_bombs_are_refused_before_they_take_memory_or_time(content: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, EOFError, IndexError)):  # `Refused` is a ValueError
+            pickles.loads(content)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_huge_memo_index_takes_no_memory() -> None:
+    tracemalloc.start()
+    assert pickles.loads(b"\x80\x04]r\xff\xff\xff\x7f.") == []
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_an_array_must_fit_its_bytes(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Group
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from fedpgp.analysis.report.terminal import held_out_accuracies
+from fedpgp.core.text import disk_size
 from fedpgp.experiments.sweeps.estimation import Estimate
 from fedpgp.experiments.sweeps.sampling import SampledTrials
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
@@ -41,8 +41,8 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Group:
         f"scheduler:  {tune.scheduler}, at most {tune.max_concurrent} trial(s) at a time",
         *(f"resources:  each trial {line}" for line in found.resources),
         f"time:       about {duration(found.seconds)} ({found.basis}), and the frozen features once",
-        f"disk:       about {decimal(found.disk_bytes)} of rows and checkpoints, and the frozen features once",
-        f"wire:       about {decimal(found.wire_bytes)} of parameters up and down (simulated)",
+        f"disk:       about {disk_size(found.disk_bytes)} of rows and checkpoints, and the frozen features once",
+        f"wire:       about {disk_size(found.wire_bytes)} of parameters up and down (simulated)",
         *(f"not checked: {line}" for line in found.skipped),
     ]
     return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))

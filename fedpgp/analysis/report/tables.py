@@ -10,13 +10,13 @@ from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group as Lines
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from fedpgp.analysis.comparison import MAIN, READINGS, Comparison, Difference, Group, Reading, Statistic, ranks
 from fedpgp.analysis.report.labels import METRIC_TITLES, READING_SENTENCES, READING_TITLES
+from fedpgp.core.text import disk_size
 
 MARKS = "†‡§¶"
 STYLES = {1: "bold green", 2: "underline"}
@@ -115,7 +115,7 @@ def costs(groups: Sequence[Group], place: str = "") -> Sheet:
     for group in groups:
         runs = [run.cost for run in group.runs.values()]
         sent = [
-            decimal(int(fmean(sizes))) for sizes in zip(*((one.bytes_up, one.bytes_down) for one in runs), strict=True)
+            disk_size(fmean(sizes)) for sizes in zip(*((one.bytes_up, one.bytes_down) for one in runs), strict=True)
         ]
         seconds = fmean(one.seconds_per_round for one in runs)
         rounds = "-".join(dict.fromkeys(str(bound(one.rounds for one in runs)) for bound in (min, max)))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from fedpgp.analysis.comparison import Comparison, Statistic, ranks
 from fedpgp.analysis.report.labels import METRIC_TITLES, READING_TITLES
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
+from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import METRICS, last_evaluated, per_client_table, summarize
 from fedpgp.storage.run_folder import RunFolder
 
@@ -94,7 +94,7 @@ def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("seconds per round", no_wrap=True)
     run = f"{store.path.name}\n{numbers['method']} on {numbers['data']}"
-    sent = (decimal(numbers["bytes_up"]), decimal(numbers["bytes_down"]))
+    sent = (disk_size(numbers["bytes_up"]), disk_size(numbers["bytes_down"]))
     seconds = "\n".join(f"{stage} {value:.2f}" for stage, value in numbers["seconds"].items())
     table.add_row(run, store.state, str(numbers["rounds"]), *sent, seconds)
     if reason := store.status["reason"]:
@@ -183,7 +183,7 @@ def forecasts(found: Sequence[Forecast], workers: int, threads: int) -> Table:
             one.path.name,
             f"{one.present:,}",
             f"{one.images:,}",
-            decimal(one.num_bytes),
+            disk_size(one.num_bytes),
             str(timedelta(seconds=ceil(seconds))),
         )
     return table

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpgp.analysis.reproduce import layouts
 from fedpgp.analysis.reproduce.layouts import Member, Numbers
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def find(name: str) -> Table:
         ConfigError: there is none of that name.
     """
     if name not in TABLES:
-        near = difflib.get_close_matches(name.lower(), TABLES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{name}: no such table; {hint}there is {', '.join(TABLES)}")
+        hint = did_you_mean(name.lower(), TABLES, "give one of them")
+        raise ConfigError(f"{name}: no such table; {hint} (known: {', '.join(TABLES)})")
     return TABLES[name]

@@ -10,10 +10,11 @@ from functools import partial
 from math import ceil
 
 from fedpgp.cli.doctor import machine
-from fedpgp.cli.doctor.findings import Finding, ok, problem, size, warning
+from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.cli.doctor.machine import Node
 from fedpgp.config import DataSettings, Experiment, ResourceSettings
 from fedpgp.core.errors import FedPGPError
+from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
@@ -76,10 +77,11 @@ def features(ready: Plan) -> Finding:
     workers = 1 if settings.backend == "serial" else settings.actors
     seconds = sum(one.images * one.seconds_per_image for one in found) / workers
     folder = found[0].path.parent
-    told = f"{images:,} images to encode into {folder}, {size(num_bytes)}, about {timedelta(seconds=ceil(seconds))}"
+    duration = timedelta(seconds=ceil(seconds))
+    told = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
     free = shutil.disk_usage(machine.nearest(folder)).free
     if num_bytes > free:
-        return problem("features", f"{told}, but {size(free)} are free", "make room, or give another storage.root")
+        return problem("features", f"{told}, but {disk_size(free)} are free", "make room, or give another storage.root")
     return ok("features", told)
 
 
@@ -93,15 +95,15 @@ def memory(ready: Plan, free: float) -> Finding:
     if each is None:
         return ok("memory", f"{ready.method.name} trains nothing")
     actors = 1 if settings.backend == "serial" else settings.actors
-    told = f"{actors} x about {size(each)}"
+    told = f"{actors} x about {memory_size(each)}"
     if settings.gpus_per_actor:
         return ok("memory", f"{told} on shares of GPUs, with whose memory it was not compared")
     if not free:
         return ok("memory", told)
     if actors * each > free:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
-        return problem("memory", f"{told}, but {size(free)} are free", advice)
-    return ok("memory", f"{told}, and {size(free)} are free")
+        return problem("memory", f"{told}, but {memory_size(free)} are free", advice)
+    return ok("memory", f"{told}, and {memory_size(free)} are free")
 
 
 def _one_domain_out(experiment: Experiment, library: Library) -> Experiment:

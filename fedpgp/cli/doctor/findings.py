@@ -9,8 +9,6 @@ from pathlib import Path
 
 from fedpgp.core.redaction import redacted
 
-MB, GB = 10**6, 10**9
-
 
 class State(IntEnum):
     """How something stands; the higher, the worse."""
@@ -63,11 +61,6 @@ def verdict(findings: Sequence[Finding]) -> str:
     told = [f"{_counted(len(names), state.name)} ({', '.join(names)})" for state, names in named.items() if names]
     start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst(findings)]
     return f"{start}: {', '.join(told) or f'all {len(findings)} checks passed'}"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people."""
-    return f"{num_bytes / GB:,.1f} GB" if num_bytes >= GB else f"{num_bytes / MB:,.1f} MB"
 
 
 def _names(findings: Sequence[Finding], state: State) -> list[str]:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from fedpgp.cli.doctor.findings import GB, Finding, ok, problem, size, warning
+from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.errors import ResourceError
+from fedpgp.core.text import disk_size, memory_size
 from fedpgp.federation.backends import driver
 
 Node = Mapping[str, float]
 """What a node has, as Ray counts it: `CPU`, `GPU`, `memory` in bytes."""
-LITTLE = GB
+LITTLE = 10**9
 """Bytes on a disk below which a warning is due."""
 RAY_STOPS_AT = 0.95
 """Share of a disk in use from which Ray puts nothing more there."""
@@ -28,7 +29,7 @@ def examine(experiment: Experiment) -> Iterator[Finding]:
     """What is here to run on."""
     here = provenance.hardware()
     free = free_memory()
-    memory = f"{here['memory_gib']} GiB of memory" + ("" if free is None else f", {size(free)} of it free")
+    memory = f"{here['memory_gib']} GiB of memory" + ("" if free is None else f", {memory_size(free)} of it free")
     yield ok("machine", f"{here['cores']} cores ({here['processor']}), {memory}")
     yield gpus([torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], here["gpus"])
     yield disk("disk", "runs, features and MLflow", experiment.storage.root.expanduser().absolute())
@@ -60,7 +61,7 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
         return problem("ray", str(error)), []
     if found is not None:
         total = {kind: sum(node.get(kind, 0.0) for node in found) for kind in ("CPU", "GPU", "memory")}
-        has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {size(total['memory'])} of memory"
+        has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory_size(total['memory'])} of memory"
         return ok("ray", f"a cluster of {len(found)} node(s) with {has}"), found
     free = free_memory()
     here = {"CPU": float(driver.own_cpus(resources)), "GPU": float(torch.cuda.device_count()), "memory": free or 0.0}
@@ -83,7 +84,7 @@ def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
     except OSError as error:
         return problem(name, f"{use}: nothing can be written to {place} ({error.strerror})", advice)
     usage = shutil.disk_usage(place)
-    told = f"{use}: {size(usage.free)} of {size(usage.total)} free at {place}"
+    told = f"{use}: {disk_size(usage.free)} of {disk_size(usage.total)} free at {place}"
     if busy and usage.free < (1 - RAY_STOPS_AT) * usage.total:
         return warning(name, f"{told}; Ray puts no objects there once {RAY_STOPS_AT:.0%} are in use", advice)
     if usage.free < LITTLE:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedpgp import tracking
-from fedpgp.cli.doctor.findings import Finding, ok, problem, size, warning
+from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.clip import shelf
 from fedpgp.config import Experiment
 from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.core.text import disk_size
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
@@ -38,7 +39,7 @@ def _caches(folder: Path) -> Iterator[Finding]:
     yield from (problem("caches", str(error)) for error in errors)
     if whole or not errors:
         images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
-        yield ok("caches", f"{len(whole)} whole, {images:,} images, {size(num_bytes)}" if whole else "none yet")
+        yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
 
 
 @dataclass

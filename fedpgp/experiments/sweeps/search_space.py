@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 
 GRID = "grid_search"
 RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
@@ -43,7 +43,7 @@ class Term:
 
 def is_term(value: Any) -> bool:
     """Whether it is meant as a term: a mapping with one key, which is a term's name or nearly so, and no setting's."""
-    return isinstance(value, Mapping) and len(value) == 1 and bool(_near(next(iter(value)), cutoff=0.8))
+    return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
 
 
 def parse(key: str, value: Any) -> Term:
@@ -59,18 +59,12 @@ def parse(key: str, value: Any) -> Term:
     if isinstance(given, str):
         raise ConfigError(f"space: {key}: {kind}: a sweep is data, text such as {given!r} is not run; {shape}")
     if kind not in TERMS:
-        near = _near(kind)
-        raise ConfigError(f"space: {key}: unknown term {kind!r}; {f'did you mean {near[0]}? ' if near else ''}{shape}")
+        raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
     if not isinstance(given, list) or not given:
         raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
     if kind in RANGES and not _is_range(kind, given):
         raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
     return Term(kind, tuple(given))
-
-
-def _near(kind: Any, cutoff: float = 0.6) -> list[str]:
-    """The term that was probably meant."""
-    return difflib.get_close_matches(str(kind), TERMS, n=1, cutoff=cutoff)
 
 
 def _is_range(kind: str, given: list[Any]) -> bool:

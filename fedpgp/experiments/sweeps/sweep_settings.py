@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from fedpgp import config
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 from fedpgp.experiments.sweeps import search_space
 from fedpgp.experiments.sweeps.search_space import Term
 from fedpgp.federation.metrics import METRICS
@@ -56,8 +56,7 @@ class TuneSettings(Settings):
         known = [f"{split}/{name}" for split in ("val", "test") for name in METRICS] + ["train/loss"]
         if metric is None or metric in known:
             return metric
-        near = difflib.get_close_matches(metric, known, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else "write it as val/NAME, for example val/hm"
+        hint = did_you_mean(metric, known, "write it as val/NAME, for example val/hm", count=2)
         raise ValueError(f"unknown metric; {hint}")
 
 

@@ -15,8 +15,8 @@ from glob import escape
 from pathlib import Path
 
 from fedpgp.core.errors import UserError
+from fedpgp.core.text import MIB
 
-MIB = 2**20
 LIMIT = 90 * MIB
 """Bytes. The head of a cluster rejects 100 MiB without naming a file."""
 LARGEST_SHOWN = 8

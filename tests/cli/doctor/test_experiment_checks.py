@@ -9,6 +9,7 @@ from fedpgp import config
 from fedpgp.cli.doctor import experiment_checks
 from fedpgp.cli.doctor.findings import State, ok
 from fedpgp.core.callbacks import EventStream, RunCallback
+from fedpgp.core.text import memory_size
 from fedpgp.experiments import estimation, launch
 from fedpgp.experiments.planning import Library, plan
 from fedpgp.experiments.tracker import NoTracking
@@ -35,11 +36,11 @@ def test_an_experiment_that_fits(tmp_path):
     assert of(experiment, NODE)["features"] == ok("features", "all there")
 
 
-def test_the_memory_told_is_what_the_run_itself_tells(tmp_path):
+def test_the_memory_forecast_equals_what_the_run_reports(tmp_path):
     experiment, said = small(tmp_path), []
     told = estimation.memory(plan(experiment))
     launch.run(experiment, False, EventStream(said.append), NoTracking())
-    assert any(f"about {told / 2**30:.1f} GB of memory each" in str(event.arguments) for event in said)
+    assert any(f"about {memory_size(told)} of memory each" in str(event.arguments) for event in said)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +69,10 @@ def test_an_impossible_request_is_a_problem_and_cores_that_take_turns_a_warning(
 
 
 def test_too_little_memory_is_a_problem(tmp_path):
-    found = of(small(tmp_path), {**NODE, "memory": 1e6})["memory"]
+    found = of(small(tmp_path), {**NODE, "memory": 2**20})["memory"]
     assert found.state is State.problem
     assert "1 x about" in found.what
-    assert "but 1.0 MB are free" in found.what
+    assert "but 1.0 MiB are free" in found.what
 
 
 def test_memory_of_gpus_is_not_judged(tmp_path):
@@ -85,7 +86,7 @@ def test_too_little_disk_for_the_features_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"total": 1e9, "free": 10}))
     found = of(small(tmp_path), NODE)["features"]
     assert found.state is State.problem
-    assert found.what.endswith("but 0.0 MB are free")
+    assert found.what.endswith("but 10 bytes are free")
 
 
 def test_a_torn_cache_of_the_plan_is_its_features_problem(tmp_path):

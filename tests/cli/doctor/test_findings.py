@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpgp.cli.doctor.findings import Finding, State, ok, problem, size, verdict, warning, worst
+from fedpgp.cli.doctor.findings import Finding, State, ok, problem, verdict, warning, worst
 
 
 def test_the_verdict_names_what_is_wrong_once():
@@ -18,7 +18,3 @@ def test_the_verdict_names_what_is_wrong_once():
 def test_what_is_shown_has_no_credentials_and_no_home():
     shown = problem("tracking", f"http://me:S3CRET@host/x in {Path.home()}/store", f"cd {Path.home()}").shown()
     assert shown == Finding("tracking", State.problem, "http://***@host/x in ~/store", "cd ~")
-
-
-def test_sizes():
-    assert [size(585_400_000), size(20_300_000_000)] == ["585.4 MB", "20.3 GB"]

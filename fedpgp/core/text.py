@@ -1,0 +1,41 @@
+"""Text that messages share: the nearest known name, the start of a long list, and sizes in bytes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+MIB, GIB = 2**20, 2**30
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count: int = 1, cutoff: float = 0.6) -> str:
+    """`did you mean A or B?` with up to `count` similar known names; `otherwise` if there are none.
+
+    Args:
+        cutoff: least similarity, 0 to 1.
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def first_of(names: Sequence[object], count: int = 20) -> str:
+    """The first `count` names and the number of the others: `a, b and 3 more`."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(str, names[:count])) + more
+
+
+def disk_size(num_bytes: float) -> str:
+    """Bytes on disk or on the wire, in powers of 1000: `20.3 GB`."""
+    return _scaled(num_bytes, 1000, ("kB", "MB", "GB", "TB"))
+
+
+def memory_size(num_bytes: float) -> str:
+    """Bytes of memory, in powers of 1024: `1.5 GiB`."""
+    return _scaled(num_bytes, 1024, ("KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(num_bytes: float, base: int, units: Sequence[str]) -> str:
+    if num_bytes < base:
+        return f"{num_bytes:.0f} bytes"
+    power = next((power for power in range(1, len(units)) if num_bytes < base ** (power + 1)), len(units))
+    return f"{num_bytes / base**power:,.1f} {units[power - 1]}"

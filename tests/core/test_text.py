@@ -1,0 +1,26 @@
+"""Text that messages share."""
+
+from __future__ import annotations
+
+from fedpgp.core.text import did_you_mean, disk_size, first_of, memory_size
+
+
+def test_similar_names_are_suggested():
+    known = ("rounds", "local_epochs", "lr")
+    assert did_you_mean("round", known) == "did you mean rounds?"
+    assert did_you_mean("xyz", known, "see `fedpgp methods`") == "see `fedpgp methods`"
+    assert did_you_mean("train", ("train1", "train2", "train3"), count=2) == "did you mean train3 or train2?"
+    assert did_you_mean(7, known) == ""
+
+
+def test_long_lists_are_cut():
+    assert first_of(["a", "b"], 2) == "a, b"
+    assert first_of([1, 2, 3, 4], 2) == "1, 2 and 2 more"
+    assert first_of([]) == ""
+
+
+def test_disks_count_in_thousands_and_memory_in_1024s():
+    assert [disk_size(size) for size in (0, 999, 1000, 585_400_000, 20_300_000_000, 5e15)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "585.4 MB", "20.3 GB", "5,000.0 TB",
+    ]  # fmt: skip
+    assert [memory_size(size) for size in (10, 2**20, 3 * 2**29)] == ["10 bytes", "1.0 MiB", "1.5 GiB"]
