@@ -228,11 +228,12 @@ def methods() -> None:
 @app.command()
 def check_upload(folder: FolderArgument = Path(".")) -> None:
     """Print what `ray job submit --working-dir FOLDER` would upload; fail if it is more than Ray accepts."""
+    from fedpgp.core.text import MIB
     from fedpgp.federation.backends import working_dir
 
     found = working_dir.scan(folder)
     found.check()
-    typer.echo(f"{found.size / working_dir.MIB:.1f} MiB in {len(found.files)} files, the largest:")
+    typer.echo(f"{found.size / MIB:.1f} MiB in {len(found.files)} files, the largest:")
     typer.echo(found.largest)
 
 

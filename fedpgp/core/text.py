@@ -18,7 +18,7 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count:
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
-def first_of(names: Sequence[object], count: int = 20) -> str:
+def first_of(names: Sequence[object], count: int = 10) -> str:
     """The first `count` names and the number of the others: `a, b and 3 more`."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(map(str, names[:count])) + more

@@ -19,6 +19,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.text import first_of
 from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.sources import open_source
 from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
@@ -90,7 +91,7 @@ class Manifest:
         """
         hollow = self.table.filter(pc.equal(self.table["size"], 0))["file"].to_pylist()
         if hollow:
-            raise DataError(f"{_some(hollow)}: the image is empty (0 bytes); replace or remove it")
+            raise DataError(f"{first_of(hollow, 20)}: the image is empty (0 bytes); replace or remove it")
 
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file, whole or not at all; missing folders are made."""
@@ -194,11 +195,7 @@ def _refuse_empty(rows: pa.Table, class_names: Sequence[str], where: str) -> Non
     counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if empty:
-        raise DataError(f"{where}: no image of {_some(empty)}; add images, or leave the class out")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        raise DataError(f"{where}: no image of {first_of(empty, 20)}; add images, or leave the class out")
 
 
 def _words(name: str) -> str:

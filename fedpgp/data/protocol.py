@@ -177,7 +177,7 @@ def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], trai
     idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
     if idle:
         raise DataError(
-            f"partition: no training image for {first_of(idle)} ({len(train.rows)} images in "
+            f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
             f"{train.class_set} classes); give a smaller partition.clients or another partition.scheme"
         )
 

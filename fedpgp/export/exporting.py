@@ -103,7 +103,7 @@ def _number(store: RunFolder, client: str) -> int:
     if client.isdecimal() and int(client) < len(names):
         return int(client)
     raise RunError(
-        f"{store.path}: has no client {client!r}; give one of {first_of(names)}, a number from 0, or {GLOBAL}"
+        f"{store.path}: has no client {client!r}; give one of {first_of(names, 20)}, a number from 0, or {GLOBAL}"
     )
 
 

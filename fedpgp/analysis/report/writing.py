@@ -12,6 +12,7 @@ from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.figures import gallery
 from fedpgp.analysis.report.page import page
 from fedpgp.analysis.report.style import save
+from fedpgp.core.text import first_of
 
 Format = Literal["html", "md", "csv"]
 
@@ -38,8 +39,7 @@ def write(
     elif form == "md":
         text = tables.as_markdown(tables.sheets(comparison, chosen), [*tables.remarks(comparison), *notes])
     else:
-        names = ", ".join(path.absolute().name for path in runs[:3])
-        title = f"fedpgp: {names}" + (f" and {len(runs) - 3} more" if runs[3:] else "")
+        title = f"fedpgp: {first_of([path.absolute().name for path in runs], 3)}"
         text = page(comparison, chosen, title, pictures, notes, _commands(runs, chosen))
     if folder is None:
         return text

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from fedpgp.config import DataSettings, Experiment
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 from fedpgp.data.sources.base import Source
 from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
@@ -32,8 +31,7 @@ def find(name: str) -> type[Source]:
         ConfigError: unknown source.
     """
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "a source of yours is MODULE:CLASS"
+        hint = did_you_mean(name, SOURCES, "a source of yours is MODULE:CLASS")
         raise ConfigError(f"data.name: unknown data set {name!r}; {hint} (known: {', '.join(SOURCES)})")
     return SOURCES[name]
 

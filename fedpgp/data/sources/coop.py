@@ -12,8 +12,9 @@ from typing import ClassVar
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
+from fedpgp.core.text import first_of
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
-from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines, shown
+from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines
 from fedpgp.data.sources.folder import SUFFIXES
 from fedpgp.data.sources.splits import (
     SPLITS,
@@ -152,7 +153,7 @@ class Flowers102(CoOpSource):
             by_class.setdefault(label, []).append(f"image_{number:05d}.jpg")
         unnamed = [str(label) for label in by_class if not isinstance(names.get(str(label)), str)]
         if unnamed:
-            raise DataError(f"{self.root / 'cat_to_name.json'}: no name for class {shown(unnamed)}; fetch it again")
+            raise DataError(f"{self.root / 'cat_to_name.json'}: no name for class {first_of(unnamed)}; fetch it again")
         return cut([(label - 1, names[str(label)], files) for label, files in by_class.items()], generator)
 
     def _labels(self) -> list[int]:
@@ -171,7 +172,7 @@ class Flowers102(CoOpSource):
             raise DataError(f"{path}: not a MATLAB file with `labels` ({error}); fetch it again") from error
         wrong = [str(label) for label in labels if label != int(label) or label < 1]
         if wrong:
-            raise DataError(f"{path}: class ids count from 1; found {shown(wrong)}; fetch it again")
+            raise DataError(f"{path}: class ids count from 1; found {first_of(wrong)}; fetch it again")
         return [int(label) for label in labels]
 
 

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
-from fedpgp.data.sources.files import listed, read_lines, shown
+from fedpgp.data.sources.files import listed, read_lines
 from fedpgp.data.sources.folder import FolderSource, Group
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
@@ -120,7 +121,7 @@ class DomainsSource(FolderSource):
         table = listed(self.root, files, [number[name] for name in class_names], domains, splits, source)
         absent = sorted(set(number) - set(class_names))
         if absent:
-            raise DataError(f"{source}: no image of {shown(absent)}; fetch the lists again")
+            raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")
         return Scan(names, self.domains, table)
 
     def _from_folders(self, scan: Scan) -> Scan:
@@ -130,10 +131,10 @@ class DomainsSource(FolderSource):
         found = [self._class(folder) for folder in scan.class_names]
         unknown = [folder for folder, name in zip(scan.class_names, found, strict=True) if name not in self.class_names]
         if unknown:
-            raise DataError(f"{self.root}: {shown(unknown)} is no class of {self.name}; move it away")
+            raise DataError(f"{self.root}: {first_of(unknown)} is no class of {self.name}; move it away")
         absent = sorted(set(self.class_names) - set(found))
         if absent:
-            raise DataError(f"{self.root}: no folder of the class {shown(absent)}; unpack all of {self.name}")
+            raise DataError(f"{self.root}: no folder of the class {first_of(absent)}; unpack all of {self.name}")
         relabel = np.array([self.class_names.index(name) for name in found])
         labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
         return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))

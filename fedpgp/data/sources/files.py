@@ -13,10 +13,10 @@ from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import first_of
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import ROW_SCHEMA, Source, existing_root, inside
 
-SHOWN = 10
 """Most names in one message."""
 
 
@@ -99,15 +99,9 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in stripped if line and not line.startswith("#")]
 
 
-def shown(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
 def _refuse(source: str, what: str, files: Sequence[str], advice: str) -> None:
     if files:
-        raise DataError(f"{source}: {len(files)} images {what}: {shown(files)}; {advice}")
+        raise DataError(f"{source}: {len(files)} images {what}: {first_of(files)}; {advice}")
 
 
 def _escapes(file: str) -> bool:

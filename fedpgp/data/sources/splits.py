@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
-from fedpgp.data.sources.files import shown
+from fedpgp.core.text import first_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random)
         for part, chosen in zip(SPLITS, parts, strict=True):
             split[part] += [Item(file, label, name) for file in chosen]
     if small:
-        raise DataError(f"too few images to be cut into train, val and test: {shown(small)}; fetch all images")
+        raise DataError(f"too few images to be cut into train, val and test: {first_of(small)}; fetch all images")
     return split
 
 
@@ -104,7 +104,7 @@ def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
     gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
     if gaps or not names:
         raise DataError(
-            f"{source}: labels must be 0, 1, 2, ... without gaps; wrong or missing: {shown([str(g) for g in gaps])}; "
+            f"{source}: labels must be 0, 1, 2, ... without gaps; wrong or missing: {first_of(gaps)}; "
             "correct the list, or fetch all of it"
         )
     return tuple(names[label] for label in range(len(names)))

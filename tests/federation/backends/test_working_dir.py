@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedpgp.cli import app
 from fedpgp.core.errors import UserError
+from fedpgp.core.text import MIB
 from fedpgp.federation.backends import working_dir
 
 CHECKOUT = Path(__file__).parents[3]
@@ -30,7 +31,7 @@ def folder(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with (tmp_path / "big.ipynb").open("wb") as file:
-        file.truncate(91 * working_dir.MIB)
+        file.truncate(91 * MIB)
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def test_the_files_are_those_that_ray_packs(folder, tmp_path_factory):
     found = listed(folder)
     assert found == packed(folder, tmp_path_factory.mktemp("zip") / "package.zip")
     assert found == {
-        "big.ipynb": 91 * working_dir.MIB, "sweep.py": 5, "fedpgp/data/x.py": 1, ".gitignore": 14, ".rayignore": 7,
+        "big.ipynb": 91 * MIB, "sweep.py": 5, "fedpgp/data/x.py": 1, ".gitignore": 14, ".rayignore": 7,
     }  # fmt: skip
 
 
