@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from fedpgp.clip.text_backbone import ClassSet
+from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree, select
 from fedpgp.methods.base import Batch, Method, Phase
 
 Order = list[np.ndarray]
 """One client's batches in order: each an array of indices into its own rows."""
+
+RESERVED_PARTS = frozenset({"loss", "train"})
+"""Names that no part of a loss can have: the rows of a run use them for the loss itself."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ class LocalData:
 
 @dataclass(frozen=True)
 class Update:
-    """What local training gives."""
+    """The result of local training, on the device that computed it."""
 
     params: ParamTree  # (K, ...)
-    loss: Tensor  # (K,) mean over the client's steps of the last phase; if it failed, of the phase where it did
+    loss: Tensor  # (K,) mean over the steps of the client's last phase, or of the phase in which it failed
     finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # (K,) as `loss`, of each named part of it
 
 
 @dataclass(frozen=True)
@@ -83,29 +88,32 @@ def local_update(
     optimizer: Optimizer,
     round: int = 1,
 ) -> Update:
-    """Train the clients of a block, all at once.
+    """Train the clients of a block together, each as it would be trained alone. Optimizers start fresh.
 
-    A client that has run out of batches is frozen whole (no gradient, momentum or weight decay) while others go on;
-    so a client in a block ends as it would alone; one whose loss is not finite rests from there on. Optimizers start
-    fresh.
+    A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
+    does a client whose loss is not finite. No step waits for the device: nothing is read from it, or copied to it.
 
     Args:
-        params: stacked parameters (K, ...), the received shared part included; not changed.
+        params: stacked parameters (K, ...), the received shared ones included; not changed.
         received: what the server sent, without the client axis.
         data: the clients' images.
         orders: for each phase of the method, each client's batches.
-        optimizer: settings of SGD, where a phase has none of its own.
+        optimizer: settings of SGD, which those of a phase override.
         round: counted from 1, for learning rates that decay.
+
+    Raises:
+        ConfigError: the method gives a part of its loss a reserved name.
     """
     params = {key: value.clone() for key, value in params.items()}
     loss = torch.zeros(len(data.starts), device=data.labels.device)
+    parts: dict[str, Tensor] = {}
     finite = torch.ones_like(loss, dtype=torch.bool)
     for phase, order in zip(method.phases, orders, strict=True):
-        within = optimizer.within(phase, round)
-        going = finite.clone()
-        found = _run_phase(method, frozen, params, received, data, order, phase.keys, within, finite)
-        loss = torch.where(going, found, loss)
-    return Update(params, loss, finite)
+        trained = finite.clone()
+        means = _run_phase(method, frozen, params, received, data, order, phase, optimizer.within(phase, round), finite)
+        loss = torch.where(trained, means.pop("loss"), loss)
+        parts |= {name: torch.where(trained, mean, parts.get(name, torch.nan)) for name, mean in means.items()}
+    return Update(params, loss, finite, parts)
 
 
 def concatenate(updates: Sequence[Update]) -> Update:
@@ -116,6 +124,7 @@ def concatenate(updates: Sequence[Update]) -> Update:
         {key: torch.cat([update.params[key] for update in updates]) for key in updates[0].params},
         torch.cat([update.loss for update in updates]),
         torch.cat([update.finite for update in updates]),
+        {name: torch.cat([update.parts[name] for update in updates]) for name in updates[0].parts},
     )
 
 
@@ -126,32 +135,37 @@ def _run_phase(
     received: ParamTree,
     data: LocalData,
     orders: Sequence[Order],
-    keys: frozenset[str],
+    phase: Phase,
     optimizer: Optimizer,
     finite: Tensor,
-) -> Tensor:
-    """Train `keys` of `params` in place, and mark in `finite` who fails; the loss (K,)."""
-    learned = {key: value.requires_grad_() for key, value in select(params, keys).items()}
+) -> dict[str, Tensor]:
+    """Train `params` in place, and clear `finite` of clients that fail.
+
+    Returns:
+        Means (K,) over each client's steps: of the `loss`, and of each of its parts by name.
+    """
+    learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
     momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
     steps = torch.tensor([len(order) for order in orders], device=data.labels.device)
-    total = torch.zeros(len(orders), device=data.labels.device)
-    for step in range(int(steps.max())):
-        batch = batch_of(data, orders, step)
-        loss, _ = method.loss(params, received, frozen, batch)
-        active = (steps > step) & finite
-        total += torch.where(active, loss.detach(), 0.0)
+    sums = {"loss": torch.zeros(len(orders), device=data.labels.device)}
+    for batch in schedule(data, orders):
+        loss, parts = method.loss(params, received, frozen, batch)
+        if reserved := RESERVED_PARTS & parts.keys():
+            raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
+        active = batch.mask.any(1) & finite
+        for name, value in {"loss": loss, **parts}.items():
+            step = torch.where(active, value.detach(), 0.0)
+            sums[name] = sums[name] + step if name in sums else step
         finite &= ~active | torch.isfinite(loss)
         active &= finite
-        if not active.any():
-            continue
-        gradients = torch.autograd.grad(loss[active].sum(), list(learned.values()))
+        gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
         with torch.no_grad():
             for (key, value), gradient in zip(learned.items(), gradients, strict=True):
                 lr = optimizer.key_lr.get(key, optimizer.lr)
                 _sgd(value, gradient, momentum[key], active, lr, optimizer)
     for value in learned.values():
         value.requires_grad_(False)
-    return total / steps
+    return {name: total / steps for name, total in sums.items()}
 
 
 def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float, optimizer: Optimizer) -> None:
@@ -162,11 +176,25 @@ def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: 
     value.sub_(torch.where(rows, lr * momentum, 0.0))
 
 
-def batch_of(data: LocalData, orders: Sequence[Order], step: int) -> Batch:
-    """The `step`-th batch of each client, padded to the largest; all padding for a client without one."""
-    parts = [
-        order[step] + start if step < len(order) else None for order, start in zip(orders, data.starts, strict=True)
-    ]
+def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:
+    """The batches of all steps: one of each client, padded to the largest; padding alone for a client without one.
+
+    All indices are copied to the device before the first step, in one piece.
+    """
+    steps = [_padded(orders, data.starts, step) for step in range(max(len(order) for order in orders))]
+    sizes = [index.size for index, _ in steps]
+    indices, masks = (
+        torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(data.labels.device).split(sizes)
+        for arrays in zip(*steps, strict=True)
+    )
+    for index, mask in zip(indices, masks, strict=True):
+        chosen = index.view(len(orders), -1)
+        yield Batch(data.features[chosen], data.labels[chosen], mask.view(len(orders), -1))
+
+
+def _padded(orders: Sequence[Order], starts: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images of a step (K, B), and which of them are real."""
+    parts = [order[step] + start if step < len(order) else None for order, start in zip(orders, starts, strict=True)]
     width = max(len(part) for part in parts if part is not None)
     index = np.zeros((len(parts), width), dtype=np.int64)
     mask = np.zeros((len(parts), width), dtype=bool)
@@ -174,6 +202,4 @@ def batch_of(data: LocalData, orders: Sequence[Order], step: int) -> Batch:
         if part is not None:
             index[row, : len(part)] = part
             mask[row, : len(part)] = True
-    device = data.labels.device
-    chosen = torch.from_numpy(index).to(device)
-    return Batch(data.features[chosen], data.labels[chosen], torch.from_numpy(mask).to(device))
+    return index, mask

@@ -64,3 +64,4 @@ class TrainResult:
     loss: np.ndarray  # (K,)
     events: tuple[str | None, ...]  # (K,) what went wrong and what was done
     before_aggregation: list[Counts] = field(default_factory=list)
+    parts: Arrays = field(default_factory=dict)  # (K,) of each named part of the loss

@@ -40,10 +40,20 @@ def round_metrics(clients: pa.Table) -> dict[str, float]:
         for name in METRICS
         if name in values
     }
-    losses = clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss")))["loss"]
-    if (loss := pc.mean(losses).as_py()) is not None:
-        metrics["train/loss"] = loss
-    return metrics
+    return metrics | _losses(clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss"))))
+
+
+def _losses(train: pa.Table) -> dict[str, float]:
+    """`train/loss` and its parts: means over the clients whose loss is finite."""
+    whole = train.filter(pc.field("metric") == "train")
+    if not whole.num_rows:
+        return {}
+    parts = train.filter((pc.field("metric") != "train") & pc.field("client").isin(whole["client"]))
+    means = parts.group_by("metric", use_threads=False).aggregate([("loss", "mean")]).sort_by("metric")
+    names = [f"train/{name}" for name in means["metric"].to_pylist()]
+    return {"train/loss": pc.mean(whole["loss"]).as_py()} | dict(
+        zip(names, means["loss_mean"].to_pylist(), strict=True)
+    )
 
 
 def per_client_table(clients: pa.Table, round: int) -> pa.Table:
@@ -102,7 +112,8 @@ def selection_score(metrics: Mapping[str, float]) -> float | None:
 
 def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
     """The last round with an accuracy; None: there is none."""
-    return max((row.round for row in rounds if set(row.metrics) - {"train/loss"}), default=None)
+    evaluated = (row.round for row in rounds if any(not name.startswith("train/") for name in row.metrics))
+    return max(evaluated, default=None)
 
 
 def _accuracies(clients: pa.Table) -> pa.Table:

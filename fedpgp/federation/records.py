@@ -12,7 +12,7 @@ CLIENT_SCHEMA = pa.schema(
         ("round", pa.int32()),
         ("client", pa.int32()),
         ("split", pa.string()),  # train | val | test
-        ("metric", pa.string()),  # train | a name of `evaluation.METRICS`
+        ("metric", pa.string()),  # a name of `metrics.METRICS`; in train rows `train` (the loss) or a part of the loss
         ("domain", pa.string()),  # null: all domains together
         ("correct", pa.int64()),  # null for train rows
         ("total", pa.int64()),  # images
@@ -54,7 +54,8 @@ class RoundRow:
     round: int
     """1, 2, ...; 0 is a model that nothing has trained"""
     metrics: Mapping[str, float]
-    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss`. Absent if not measured"""
+    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss`
+    and its parts, for example `train/ce`. Absent if not measured"""
     participants: int
     """clients that trained"""
     bytes_up: int

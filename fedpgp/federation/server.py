@@ -181,10 +181,13 @@ def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) 
 
 
 def _train_rows(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
-    return [
-        _table(number, result.clients, "train", "train", None, None, result.num_examples, result.loss, result.events)
-        for result in results
-    ]
+    """A row per client for the loss, with what went wrong, and one for each named part of it."""
+    tables = []
+    for result in results:
+        for name, loss in {"train": result.loss, **result.parts}.items():
+            events = result.events if name == "train" else None
+            tables.append(_table(number, result.clients, "train", name, None, None, result.num_examples, loss, events))
+    return tables
 
 
 def _count_rows(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.Table]:

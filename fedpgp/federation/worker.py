@@ -19,7 +19,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
 from fedpgp.data.protocol import FederatedData
 from fedpgp.federation.aggregation import weighted_sum
-from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batch_of, batches, concatenate, local_update
+from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update, schedule
 from fedpgp.federation.evaluation import Scorer
 from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
@@ -85,6 +85,7 @@ class FederationWorker:
             num_examples=num_examples,
             weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
+            parts=_arrays(update.parts),
             events=admission.events,
             before_aggregation=self._before_aggregation(update.params, call.clients, admission.admitted),
         )
@@ -130,7 +131,7 @@ class FederationWorker:
             for phase in self.job.method.phases:
                 for key in phase.keys:
                     params[key].requires_grad_()
-            return self.job.method.loss(params, received, frozen, batch_of(data, orders, 0))[0]
+            return self.job.method.loss(params, received, frozen, next(schedule(data, orders)))[0]
 
         chunk = min(len(call.clients), self.job.federation.chunk_size or len(call.clients))
         per_client = kept_for_backward(step, set(weights)) + data.features.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -11,12 +12,14 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from fedpgp import config
+from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted
 from fedpgp.experiments import launch, planning, runner
@@ -72,6 +75,9 @@ def test_files_of_a_run(reference):
     rows = [json.loads(line) for line in (reference / "rounds.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert {"val/local", "val/hm", "test/local", "test/base", "test/novel", "test/hm"} <= rows[0]["metrics"].keys()
+    assert {"train/loss", "train/ce", "train/con"} <= rows[2]["metrics"].keys()
+    loss, ce, con = (rows[2]["metrics"][f"train/{name}"] for name in ("loss", "ce", "con"))
+    assert loss == pytest.approx(ce + 0.5 * con)
     assert rows[0]["participants"] == 4
     assert rows[0]["bytes_up"] == 4 * 2 * 64 * 4  # participants x n_ctx x width x float32
     assert {"train", "aggregate", "evaluate"} <= rows[0]["seconds"].keys()
@@ -84,17 +90,36 @@ def test_files_of_a_run(reference):
     assert store.status["state"] == "finished"
 
 
-def test_counts_are_exact(reference):
-    """Local, Base and Novel of every client are measured on all images of the pool."""
-    clients = RunFolder.open(reference).clients().to_pandas()
-    everything = clients[(clients.split == "test") & clients.domain.isna() & (clients["round"] == 3)]
-    base = everything[everything.metric == "base"].set_index("client").total
-    local = everything[everything.metric == "local"].set_index("client").total
-    assert base.nunique() == 1
-    assert local.sum() == base.iloc[0]  # disjoint classes: the clients' own images are all base images
-    by_domain = clients[(clients.split == "test") & clients.domain.notna() & (clients["round"] == 3)]
-    summed = by_domain[by_domain.metric == "base"].groupby("client").correct.sum()
-    assert (summed == everything[everything.metric == "base"].set_index("client").correct).all()
+def test_counts_equal_an_independent_count(root, reference):
+    """Every test image of the manifest, scored with each client's own prompt and counted with plain numpy."""
+    store, plan = RunFolder.open(reference), planning.plan(settings(root))
+    state, manifest, base = store.state_at(3), plan.manifest, range(15)  # of 30 classes
+    (cache,) = runner.wanted_features([plan])
+    features = FeatureCache.open(cache.path, cache.key)
+    holders = csv.DictReader((reference / "partition.csv").read_text().splitlines())
+    own = {(int(row["client"].split()[1]), row["class"]) for row in holders if row["split"] == "train"}
+    expected = {}
+    for client in range(5):
+        prompt = state.shared["ctx"] + state.personal["U"][client] @ state.personal["V"][client]
+        for metric, classes in (("base", base), ("novel", range(15, 30))):
+            text = plan.text.on(classes).encode(prompt)[0].numpy()
+            rows = np.flatnonzero((manifest.splits == "test") & np.isin(manifest.labels, classes))
+            images = features.gather(rows)
+            cosines = images @ text.T / np.linalg.norm(images, axis=1)[:, None] / np.linalg.norm(text, axis=1)
+            right = np.array(classes)[cosines.argmax(1)] == manifest.labels[rows]
+            expected[metric, client] = (right.sum(), len(rows))
+            if metric == "base":
+                mine = np.array([(client, manifest.class_names[label]) in own for label in manifest.labels[rows]])
+                expected["local", client] = (right[mine].sum(), mine.sum())
+    rows = [row for row in store.clients().to_pylist() if (row["round"], row["split"]) == (3, "test")]
+    found = {(row["metric"], row["client"]): (row["correct"], row["total"]) for row in rows if row["domain"] is None}
+    assert found == expected
+    by_domain = dict.fromkeys(found, (0, 0))
+    for row in (row for row in rows if row["domain"] is not None):
+        correct, total = by_domain[row["metric"], row["client"]]
+        by_domain[row["metric"], row["client"]] = (correct + row["correct"], total + row["total"])
+    assert by_domain == expected
+    assert sum(correct for correct, _ in expected.values()) > 0
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from fedpgp.federation.client import LocalData, Optimizer, batches, local_update
+from fedpgp.core.errors import ConfigError
+from fedpgp.federation.client import LocalData, Optimizer, batches, concatenate, local_update
 from fedpgp.methods.base import Phase
 
 
@@ -19,6 +21,18 @@ class OneWeight:
         return (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
 
 
+class TwoParts:
+    """loss = ce + con: ce as `OneWeight`, con = w / 2; its gradient is w - mean(x) + 1 / 2."""
+
+    name = "two_parts"
+    phases = (Phase(frozenset({"w"})),)
+
+    def loss(self, params, received, frozen, batch):
+        ce, _ = OneWeight().loss(params, received, frozen, batch)
+        con = params["w"][:, 0] / 2
+        return ce + con, {"ce": ce, "con": con}
+
+
 class Linear:
     """Cross-entropy of a bilinear classifier: gradients that depend on everything."""
 
@@ -30,12 +44,12 @@ class Linear:
         return (losses.view_as(batch.mask) * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
 
 
-def one_weight(images, start, orders, optimizer):
+def one_weight(images, start, orders, optimizer, method=None):
     counts = [len(own) for own in images]
     features = torch.tensor([x for own in images for x in own]).unsqueeze(1)
     data = LocalData(features, torch.zeros(len(features), dtype=torch.long), np.cumsum(counts) - counts)
     params = {"w": torch.tensor(start).unsqueeze(1)}
-    return local_update(OneWeight(), None, params, {}, data, [orders], optimizer)
+    return local_update(method or OneWeight(), None, params, {}, data, [orders], optimizer)
 
 
 def test_two_steps_with_momentum_and_decay_by_hand():
@@ -49,6 +63,69 @@ def test_two_steps_with_momentum_and_decay_by_hand():
     update = one_weight([[3.0]], [1.0], [order], Optimizer(lr=0.5, momentum=0.5, weight_decay=0.25))
     assert update.params["w"].item() == 2.640625
     assert update.loss.item() == (2 + 0.6328125) / 2
+
+
+def test_parts_of_the_loss_are_means_over_the_clients_own_steps():
+    """w = 1, lr 0.5. With x = 3, step 1: ce 2, con 0.5, gradient -1.5, w = 1.75; step 2: ce 1.25^2 / 2, con 0.875.
+
+    With x = -1 and a single step: ce 2, con 0.5.
+    """
+    orders = [[np.array([0])] * 2, [np.array([0])]]
+    update = one_weight([[3.0], [-1.0]], [1.0, 1.0], orders, Optimizer(0.5, 0.0, 0.0), TwoParts())
+    parts = {name: value.tolist() for name, value in update.parts.items()}
+    assert parts == {"ce": [(2 + 0.78125) / 2, 2.0], "con": [(0.5 + 0.875) / 2, 0.5]}
+    assert update.loss.tolist() == [(2.5 + 1.65625) / 2, 2.5]
+    both = concatenate([update, update])
+    assert both.parts["con"].tolist() == [0.6875, 0.5] * 2
+
+
+def test_parts_belong_to_the_phase_that_the_loss_belongs_to():
+    """A second phase of the same step, lr 0.5: w = 1, then 1.75; the client at 1e30 fails in the first phase."""
+
+    class Twice(TwoParts):
+        phases = (Phase(frozenset({"w"})), Phase(frozenset({"w"})))
+
+    data = LocalData(torch.tensor([[3.0], [1e30]]), torch.zeros(2, dtype=torch.long), np.array([0, 1]))
+    once, params = [[np.array([0])]] * 2, {"w": torch.ones(2, 1)}
+    update = local_update(Twice(), None, params, {}, data, [once, once], Optimizer(0.5, 0.0, 0.0))
+    assert update.parts["ce"].tolist() == [0.78125, float("inf")]
+    assert update.parts["con"].tolist() == [0.875, 0.5]
+
+
+@pytest.mark.parametrize("name", ["loss", "train"])
+def test_a_part_cannot_have_the_name_of_the_loss(name):
+    class Named(TwoParts):
+        def loss(self, *arguments):
+            loss, parts = super().loss(*arguments)
+            return loss, {name: parts["ce"]}
+
+    with pytest.raises(ConfigError, match=f"method two_parts: rename the part '{name}' of its loss"):
+        one_weight([[3.0]], [1.0], [[np.array([0])]], Optimizer(0.5, 0.0, 0.0), Named())
+
+
+def test_no_step_reads_a_value_from_the_device():
+    """Tensors of the meta device have no values, so reading one raises."""
+    data, params, orders = linear_block([6, 4, 9])
+    on_meta = LocalData(data.features.to("meta"), data.labels.to("meta"), data.starts)
+    params = {key: value.to("meta") for key, value in params.items()}
+    with pytest.raises(RuntimeError):
+        bool(params["weight"].any())
+    update = local_update(Linear(), None, params, {}, on_meta, [orders], Optimizer(0.1, 0.9, 5e-4))
+    assert {key: tuple(value.shape) for key, value in update.params.items()} == {"weight": (3, 6, 4), "bias": (3, 4)}
+
+
+def test_all_indices_reach_the_device_before_the_first_step(monkeypatch):
+    data, params, orders = linear_block([6, 4, 9])
+    copied, steps, from_numpy = [], [], torch.from_numpy
+
+    class Watched(Linear):
+        def loss(self, *arguments):
+            steps.append(len(copied))
+            return super().loss(*arguments)
+
+    monkeypatch.setattr(torch, "from_numpy", lambda array: copied.append(array) or from_numpy(array))
+    local_update(Watched(), None, params, {}, data, [orders], Optimizer(0.1, 0.9, 5e-4))
+    assert steps == [2] * 6  # two arrays, of indices and of masks; 9 images in batches of 3, twice
 
 
 def test_a_phase_has_its_own_settings_before_the_federations():

@@ -24,9 +24,9 @@ def rows(*counts, round=1):
     return pa.Table.from_pylist(records, CLIENT_SCHEMA)
 
 
-def losses(*values):
+def losses(*values, metric="train"):
     records = [
-        {"round": 1, "client": client, "split": "train", "metric": "train", "total": 4, "loss": value}
+        {"round": 1, "client": client, "split": "train", "metric": metric, "total": 4, "loss": value}
         for client, value in enumerate(values)
     ]
     return pa.Table.from_pylist(records, CLIENT_SCHEMA)
@@ -86,6 +86,19 @@ def test_splits_stay_apart_and_the_loss_is_the_mean_over_clients():
     }
 
 
+def test_parts_of_the_loss_are_means_over_the_clients_of_the_loss():
+    table = pa.concat_tables(
+        [
+            losses(0.5, 1.0, float("nan")),
+            losses(0.25, 0.75, 100.0, metric="ce"),
+            losses(1.0, float("nan"), 1.0, metric="con"),
+        ]
+    )
+    assert metrics.round_metrics(table) == {"train/loss": 0.75, "train/ce": 0.5, "train/con": 1.0}
+    assert metrics.per_client_table(table, 1).num_rows == 0
+    assert metrics.round_metrics(pa.concat_tables([losses(float("inf")), losses(1.0, metric="ce")])) == {}
+
+
 def test_nothing_measured_gives_nothing():
     assert metrics.round_metrics(CLIENT_SCHEMA.empty_table()) == {}
     assert metrics.per_client_table(CLIENT_SCHEMA.empty_table(), 1).num_rows == 0
@@ -124,7 +137,7 @@ def test_an_untrained_model_is_all_there_is_without_training():
 
 def test_the_last_evaluated_round():
     assert metrics.last_evaluated(history([(1, 10.0), (2, 20.0), (3, None)])) == 2
-    assert metrics.last_evaluated([RoundRow(1, {"train/loss": 1.0}, 1, 0, 0)]) is None
+    assert metrics.last_evaluated([RoundRow(1, {"train/loss": 1.0, "train/ce": 0.5}, 1, 0, 0)]) is None
 
 
 def test_a_summary_is_a_run_in_numbers():

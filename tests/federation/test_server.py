@@ -24,7 +24,10 @@ IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three 
 
 
 class Sum:
-    """Predicts whether the image is above a + b; loss = mean (a + b - x)^2 / 2, its gradient a + b - mean(x)."""
+    """Predicts whether the image is above a + b; loss = mean (a + b - x)^2 / 2, its gradient a + b - mean(x).
+
+    Parts of the loss, by name: `square` (the loss itself) and `cut` (a + b).
+    """
 
     image_inputs = "pooled"
     supports_unseen_classes = True
@@ -37,8 +40,10 @@ class Sum:
         return {"a": torch.zeros(1), "b": torch.zeros(1)}
 
     def loss(self, params, received, frozen, batch):
-        squared = (params["a"] + params["b"] - batch.features[..., 0]).square() / 2
-        return (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1), {}
+        cut = params["a"] + params["b"]
+        squared = (cut - batch.features[..., 0]).square() / 2
+        loss = (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+        return loss, {"square": loss, "cut": cut[:, 0]}
 
     def classifier(self, params, frozen):
         cut = (params["a"] + params["b"]).unsqueeze(1)
@@ -125,6 +130,24 @@ def test_part_shared_over_two_rounds(server):
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 10])
+def test_every_part_of_the_loss_is_recorded_by_round_and_client(server, block_size):
+    """Round 2 starts from the cuts 0.75, 2.25, -2.25, at losses (0.25^2 + 2.25^2) / 4, 2.75^2 / 2, 1.75^2 / 2."""
+    rounds = list(server("a", block_size=block_size).run(server("a").initial_state()))
+    train = rounds[1].clients.filter(pc.field("split") == "train")
+    by_metric = {name: train.filter(pc.field("metric") == name) for name in ("cut", "square", "train")}
+    assert sum(part.num_rows for part in by_metric.values()) == train.num_rows == 9
+    losses = [(0.25**2 + 2.25**2) / 4, 2.75**2 / 2, 1.75**2 / 2]
+    assert by_metric["cut"]["loss"].to_pylist() == [0.75, 2.25, -2.25]
+    assert by_metric["square"]["loss"].to_pylist() == by_metric["train"]["loss"].to_pylist() == losses
+    assert all(part["total"].to_pylist() == [2, 1, 3] for part in by_metric.values())
+    assert train["correct"].null_count == train["domain"].null_count == train["event"].null_count == 9
+    assert rounds[0].row.metrics["train/cut"] == 0
+    metrics = rounds[1].row.metrics
+    assert metrics["train/cut"] == 0.25
+    assert metrics["train/loss"] == metrics["train/square"] == sum(losses) / 3
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 10])
 def test_what_was_taken_for_what_is_counted_after_the_last_round(server, block_size):
     """Cuts as above: 1.375 takes the high 1 for low, 3.625 takes 1 and 3 for low, -3.125 takes none."""
     first, last = server("a", block_size=block_size).run(server("a").initial_state())
@@ -173,7 +196,7 @@ def test_nothing_shared(server):
 def test_those_who_do_not_take_part_keep_their_parameters(server):
     federation = server("a", participation=0.4, rounds=1)
     (result,) = federation.run(federation.initial_state())
-    (who,) = result.clients.filter(pc.field("split") == "train")["client"].to_pylist()
+    (who,) = result.clients.filter(pc.field("metric") == "train")["client"].to_pylist()
     alone = [1.0, 2.5, -2.0][who]
     assert result.state.shared["a"].item() == alone
     assert [b for client, b in enumerate(result.state.personal["b"].flatten().tolist()) if client != who] == [0.0, 0.0]
@@ -228,7 +251,7 @@ def one_bad(server, **changes):
     """Client y's only image is out of range; the others are as ever."""
     federation = server("a", images=[[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]], rounds=1, **changes)
     (result,) = federation.run(federation.initial_state())
-    train = result.clients.filter(pc.field("split") == "train")
+    train = result.clients.filter(pc.field("metric") == "train")
     return result, dict(zip(train["client"].to_pylist(), train["event"].to_pylist(), strict=True))
 
 
@@ -240,6 +263,9 @@ def test_a_bad_client_can_be_excluded(server, block_size):
     assert result.state.personal["b"].flatten().tolist() == [1.0, 0.0, -2.0]
     assert events == {0: None, 1: "excluded: loss is inf", 2: None}
     assert result.row.metrics["train/loss"] == pytest.approx((2.5 + 8) / 2)
+    assert result.row.metrics["train/square"] == result.row.metrics["train/loss"]  # over the same clients
+    parts = result.clients.filter(pc.field("metric") == "square")
+    assert parts["event"].to_pylist() == [None] * 3
 
 
 def test_who_is_excluded_is_not_tested_before_aggregation(server):
@@ -272,7 +298,7 @@ def test_a_long_update_can_be_clipped(server):
     (result,) = federation.run(federation.initial_state())
     assert result.state.shared["a"].item() == pytest.approx(-1 / 6)
     assert result.state.personal["b"].flatten().tolist() == [1.0, 2.5, -2.0]
-    events = result.clients.filter(pc.field("split") == "train")["event"].to_pylist()
+    events = result.clients.filter(pc.field("metric") == "train")["event"].to_pylist()
     assert events[1] == "clipped: update norm 2.5 above max_update_norm 1.5"
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
+from test_fedotp import plain
 
 from fedpgp import config
 from fedpgp.clip import model
+from fedpgp.clip.images import patch_tokens
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, UserError
 from fedpgp.experiments import planning, runner
@@ -131,5 +134,21 @@ def test_a_tower_that_cannot_is_refused(tmp_path, monkeypatch, name, vision):
 
 
 def test_fedotp_takes_a_resnet(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "load", tower_of(RESNET))
-    assert planning.plan(settings(tmp_path, {"name": "fedotp"})).method.name == "fedotp"
+    """Logits of the four places of its last feature map, against the published iteration in float64."""
+    monkeypatch.setattr(model, "load", tower_of({**RESNET, "image_size": 64}))
+    plan = planning.plan(settings(tmp_path, {"name": "fedotp", "n_ctx": 2, "max_iter": 5, "thresh": 0}))
+    visual, images = plan.backbone.model.visual.eval(), torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        tokens = patch_tokens(visual, images)
+        torch.testing.assert_close(tokens[:, 0], visual(images))
+    assert tokens.shape == (3, 1 + 4, 16)
+    frozen = plan.text.on(range(5))
+    params = {key: value[None] for key, value in plan.method.init(frozen, torch.Generator().manual_seed(0)).items()}
+    logits = plan.method.classifier(params, frozen)(tokens[None])[0]
+    prompts = torch.cat([params["ctx"], params["local"][0]])
+    text = torch.nn.functional.normalize(frozen.encode(prompts), dim=-1)
+    patches = torch.nn.functional.normalize(tokens[:, 1:], dim=-1)
+    for image, label in np.ndindex(3, 5):
+        sim = text[:, label] @ patches[image].T
+        score = (plain(sim, 0.8, 0.1, 5) * sim.double().numpy()).sum()
+        assert float(logits[image, label]) == pytest.approx(frozen.logit_scale * score, abs=1e-3)

@@ -60,7 +60,7 @@ def fedpgp_name(arrays, prefix, key):
 def test_promptfl_and_coop(golden, backbone, class_set, settings, name, variant):
     arrays = golden("promptfl_coop")
     position = variant if variant in ("middle", "front") else "end"
-    words = settings.get("cocoop_init", "a photo of a") if variant == "init" else None
+    words = settings["promptfl_init"] if variant == "init" else None
     method = methods.create(name, {"position": position, "class_specific": variant == "csc", "ctx_init": words})
     frozen = class_set(arrays["classnames"], extra_texts=method.extra_texts)
     ctx = torch.from_numpy(arrays[f"{variant}/param0/{PREFIX}ctx"])

@@ -20,7 +20,7 @@ Line = tuple[list[int], list[float]]
 
 
 def curves_of_run(rounds: Sequence[RoundRow], path: Path) -> bool:
-    """Accuracy (test solid, validation dashed) and mean training loss by round, as PNG.
+    """Accuracy (test solid, validation dashed) and mean training loss with its parts by round, as PNG.
 
     Returns:
         Whether there was anything to draw.
@@ -28,7 +28,8 @@ def curves_of_run(rounds: Sequence[RoundRow], path: Path) -> bool:
     lines = {f"{split}/{metric}": _line(rounds, f"{split}/{metric}") for metric in METRICS for split in ("test", "val")}
     lines = {name: line for name, line in lines.items() if line[0]}
     if lines:
-        _save(_accuracy_and_loss(lines, _line(rounds, "train/loss")), path)
+        losses = sorted({name for row in rounds for name in row.metrics if name.startswith("train/")} - {"train/loss"})
+        _save(_accuracy_and_loss(lines, {name: _line(rounds, name) for name in ("train/loss", *losses)}), path)
     return bool(lines)
 
 
@@ -49,7 +50,7 @@ def curves_of_several(runs: Mapping[str, Sequence[RoundRow]], metric: str, path:
 
 
 @styled
-def _accuracy_and_loss(lines: Mapping[str, Line], loss: Line) -> Figure:
+def _accuracy_and_loss(lines: Mapping[str, Line], losses: Mapping[str, Line]) -> Figure:
     figure = Figure(figsize=(9.6, 3.8))  # measured by hand: a layout engine takes as long as all the rest
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12, top=0.97, wspace=0.15)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
@@ -62,7 +63,11 @@ def _accuracy_and_loss(lines: Mapping[str, Line], loss: Line) -> Figure:
     left.plot([], [], "k--", label="validation")
     left.set(xlabel="round", ylabel="accuracy in percent, mean over clients")
     left.legend(ncols=2)
-    right.plot(*loss, color=COLORS[0], marker=_dots(loss))
+    for number, (name, line) in enumerate(losses.items()):
+        color = COLORS[number % len(COLORS)]
+        right.plot(*line, color=color, label=name.removeprefix("train/"), marker=_dots(line))
+    if len(losses) > 1:
+        right.legend()
     right.set(xlabel="round", ylabel="training loss, mean over clients")
     for axes in (left, right):
         axes.locator_params(axis="x", integer=True)

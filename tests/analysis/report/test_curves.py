@@ -29,10 +29,25 @@ def test_curves_are_drawn(tmp_path):
     ]
     assert curves.curves_of_run(rounds, tmp_path / "figures" / "a.png")
     assert curves.curves_of_several({"one": rounds, "two": rounds}, "val/local", tmp_path / "b.png")
-    figure = curves._accuracy_and_loss({"test/local": ([1, 2], [51, 52]), "val/local": ([1, 2], [41, 42])}, ([1], [1]))
+    accuracies = {"test/local": ([1, 2], [51, 52]), "val/local": ([1, 2], [41, 42])}
+    figure = curves._accuracy_and_loss(accuracies, {"train/loss": ([1], [1])})
     solid, dashed, _ = figure.axes[0].lines
     assert (list(solid.get_ydata()), solid.get_linestyle(), solid.get_label()) == ([51, 52], "-", "local")
     assert (list(dashed.get_ydata()), dashed.get_linestyle()) == ([41, 42], "--")
+
+
+def test_the_loss_is_drawn_with_its_parts_and_a_legend(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "_save", lambda figure, path: figures.append(figure))
+    plain = [RoundRow(n, {"test/local": 50.0, "train/loss": 1 / n}, 1, 0, 0) for n in (1, 2)]
+    parted = [RoundRow(n, {**plain[0].metrics, "train/con": 0.5, "train/ce": 1.5 * n}, 1, 0, 0) for n in (1, 2)]
+    for rounds in (plain, parted):
+        assert curves.curves_of_run(rounds, tmp_path / "a.png")
+    axes = [figure.axes[1] for figure in figures]
+    drawn = [{line.get_label(): list(line.get_ydata()) for line in one.lines} for one in axes]
+    assert drawn == [{"loss": [1.0, 0.5]}, {"loss": [1.0, 1.0], "ce": [1.5, 3.0], "con": [0.5, 0.5]}]
+    assert axes[0].get_legend() is None
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["loss", "ce", "con"]
 
 
 def test_a_confusion_matrix_has_the_labels_that_occur(tmp_path):
