@@ -1,8 +1,9 @@
-"""What all tests share: a home of their own, one thread, and one Ray for those that ask for it."""
+"""Shared by all tests: a temporary home folder, one thread, and one Ray per process for the tests that ask for it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import uuid
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-# Before ray is imported anywhere: a local Ray writes a token into the home folder.
-os.environ["HOME"] = tempfile.mkdtemp(prefix="fedpgp-test-home-")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""Name of this worker of pytest-xdist; None in the process that starts the workers, and without xdist."""
+
+# Set before ray is imported anywhere: a local Ray writes a token into the home folder. A worker's home is inside the
+# home of the process that started it, which removes all of them, also that of a worker that crashed.
+os.environ["HOME"] = os.path.join(os.environ["HOME"], WORKER) if WORKER else tempfile.mkdtemp(prefix="fedpgp-test-")
+os.makedirs(os.environ["HOME"], exist_ok=True)
 for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
     os.environ.pop(variable, None)
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -21,9 +27,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 
 
-def pytest_sessionfinish():
-    import shutil
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup` the quick tests of a file share a worker, and so their fixtures; slow ones are spread."""
+    for item in items:
+        if not item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
+
+def pytest_unconfigure():
     shutil.rmtree(os.environ["HOME"], ignore_errors=True)
 
 
@@ -41,13 +52,19 @@ def golden_folder():
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """A local Ray with 4 CPUs and 2 GPUs that do not exist."""
+def _ray_ends():
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(_ray_ends):
+    """A local Ray with 4 CPUs and 2 GPUs that do not exist, shared by all modules that ask for it."""
     import ray
 
-    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_two_sweeps_at_once_run_what_they_share_once(tmp_path, undisturbed):
 
 FULL_DISK = f"""
 import errno, os
-from fedpgp import files
+from fedpgp.core import files
 
 whole = files.write_durably
 

@@ -11,7 +11,7 @@ import pytest
 HOST = """
 import ray
 from fedpgp.config import ResourceSettings
-from fedpgp.federation import driver
+from fedpgp.federation.backends import driver
 with driver.connected(ResourceSettings(actors=1)):
     print(ray.get_runtime_context().gcs_address, flush=True)
     input()
@@ -20,7 +20,7 @@ GUEST = """
 import sys
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
-from fedpgp.federation import driver
+from fedpgp.federation.backends import driver
 try:
     with driver.connected(ResourceSettings(address=sys.argv[1])):
         print("is in")
