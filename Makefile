@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+PYTEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
 
 # What looks dead to vulture: names that MLflow, Jinja and torch call; those of Ray Tune; fields that are read, and methods
 # and stages that are called, by their names in strings.
@@ -15,10 +17,10 @@ demo: $(SETUP)
 	$(BIN)/fedpgp demo
 
 test: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(SETUP)
 	$(BIN)/ruff check .
