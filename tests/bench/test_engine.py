@@ -31,6 +31,8 @@ def test_scale_has_its_figures(ray_cluster, monkeypatch):
 
 
 @pytest.mark.slow
-def test_faults_lose_and_double_nothing():
+def test_faults_lose_and_double_nothing(monkeypatch):
+    """A seed that draws one kill of each kind, in this order: actor, driver, run."""
+    monkeypatch.setattr(faults, "derive_seed", lambda *path: 3134)
     outcome = faults.measure(3, quiet)
     assert outcome.figures == {"kills": 3, "rounds_lost": 0, "rows_doubled": 0, "final_equal": 1}

@@ -73,8 +73,11 @@ def test_size_is_that_of_all_files_below(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_short_soak_has_its_figures():
+def test_a_short_soak_has_its_figures(monkeypatch):
+    """Two cycles of a run of two rounds and a sweep of one trial."""
     said = []
+    for name, value in {"LEAST": 2, "REST": 0.2, "ROUNDS": 2, "TRIALS": 1}.items():
+        monkeypatch.setattr(soak, name, value)
     told = json.loads(soak.measure(0, said.append).as_json())
     assert told["bench"] == "soak"
     assert {f"{name}_growth_percent" for name in soak.JUDGED} < set(told["figures"])

@@ -400,10 +400,16 @@ def test_reference_model_loads_and_encodes_as_the_reference_does(tmp_path, monke
     assert backbone.logit_scale == pytest.approx(float(np.exp(base["sd/logit_scale"])))
 
 
+@pytest.fixture(scope="module")
+def vit_b_16():
+    return stock(open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
+
+
 @pytest.mark.slow
+@pytest.mark.xdist_group("vit-b-16")
 @pytest.mark.parametrize("form", ["state_dict", "training", "safetensors", "openai_dict", "archive"])
-def test_vit_b_16_in_every_format(form, tmp_path, monkeypatch):
-    source = stock(open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
+def test_vit_b_16_in_every_format(form, vit_b_16, tmp_path, monkeypatch):
+    source = vit_b_16
     if form == "archive":
         path, activation = tmp_path / "archive.pt", None
         torch.jit.save(torch.jit.script(source), path)

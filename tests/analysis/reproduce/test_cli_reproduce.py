@@ -58,11 +58,13 @@ def office(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("smokes")
+@pytest.mark.usefixtures("ray_cluster")
 def test_table_4_on_the_folders_of_its_data_set(fedpgp, office):
     small = [
         "backbone.name=tiny", "backbone.weights=random", "federation.rounds=1", "federation.local_epochs=1",
         "protocol.shots=1", "protocol.val_shots=1", "folds.seeds=[1,2]", "tracking.mlflow=false",
-        "resources.backend=serial",
+        "resources.backend=serial", "tune.max_concurrent=1",
     ]  # fmt: skip
     code, out, err = fedpgp("reproduce", "table4", "--root", office, "--out", "here", *small)
     assert code == 0, err
@@ -82,15 +84,27 @@ def test_table_4_on_the_folders_of_its_data_set(fedpgp, office):
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """One round of one epoch, and one store for all tables: their features are extracted once."""
+    """One round of one epoch, one trial at a time, and one store for all tables: their features are extracted once."""
     root = tmp_path_factory.mktemp("smokes")
-    return ["tracking.mlflow=false", "federation.rounds=1", "federation.local_epochs=1", f"storage.root={root}"]
+    return [
+        "tracking.mlflow=false", "federation.rounds=1", "federation.local_epochs=1", "tune.max_concurrent=1",
+        f"storage.root={root}",
+    ]  # fmt: skip
+
+
+WITH_ACTORS = "table7"
+"""The table whose trials have an actor each, as `--smoke` alone sets; those of the others compute in their process."""
+HELD_OUT = {"table2": ["folds.held_out=[noto,lucide]"], "table4": ["folds.held_out=[noto,lucide]"]}
+"""Two of the eight domains."""
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("smokes")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("table", TABLES)
 def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table, short):
-    code, out, err = fedpgp("reproduce", table, "--smoke", "--out", "here", *short)
+    settings = [*short, *HELD_OUT.get(table, []), *([] if table == WITH_ACTORS else ["resources.backend=serial"])]
+    code, out, err = fedpgp("reproduce", table, "--smoke", "--out", "here", *settings)
     assert code == 0, err
     assert f"{table}: {TABLES[table].title}" in out
     rows = table_in(f"here/{table}.csv")
@@ -98,7 +112,7 @@ def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table, short):
     assert [row for row in rows if not row["mean"]] == []
     assert {row["seeds"] for row in rows} == {"1"}
     assert all("data" in row["differs"] and "settings" in row["differs"] for row in rows)
-    again = fedpgp("reproduce", table, "--smoke", *short)
+    again = fedpgp("reproduce", table, "--smoke", *settings)
     assert (again[0], "finished before" in again[2]) == (0, True)  # nothing is run twice
 
 

@@ -21,14 +21,16 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking import sync
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep faults")]
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
     "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
     "federation": {"rounds": 8, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
-    "resources": {"actors": 1, "cpus_per_actor": 0.5},
+    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
 }  # fmt: skip
+ACTORS = {"actors": 1, "cpus_per_actor": 0.5}
+"""Resources of a sweep whose trials have an actor each; those of the others compute in their process, the same bits."""
 PATIENCE = 400
 
 
@@ -108,11 +110,11 @@ def undisturbed(tmp_path_factory):
 def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undisturbed):
     root = tmp_path / "store"
     for reached in (lambda: committed(root) >= 3, lambda: ended(root) >= 1, lambda: ended(root) >= 2):
-        command = Command(root, "--resume")
+        command = Command(root, "--resume", resources=ACTORS)
         command.until(reached)
         command.kill()
         assert SweepFolder.find(root)[0].state == "interrupted"
-    last = Command(root, "--resume")
+    last = Command(root, "--resume", resources=ACTORS)
     assert last.wait() == 0, last.said
     assert numbers(root) == undisturbed
     (folder,) = SweepFolder.find(root)
@@ -129,7 +131,7 @@ def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undistu
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
     root = tmp_path / "store"
-    command = Command(root)
+    command = Command(root, resources=ACTORS)
     command.until(lambda: ended(root) >= 1)
     below = descendants(command.process.pid)
     command.process.send_signal(number)
@@ -142,7 +144,7 @@ def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
     assert {result.state for result in folder.results().values()} == {"finished"}
     assert {RunFolder.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
     assert "RUNNING" not in {entry.info.status for entry in entries(root)[1]}
-    assert (again := Command(root, "--resume")).wait() == 0, again.said
+    assert (again := Command(root, "--resume", resources=ACTORS)).wait() == 0, again.said
     assert numbers(root) == undisturbed
 
 

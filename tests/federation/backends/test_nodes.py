@@ -18,11 +18,11 @@ from fedpgp.experiments.tracker import NoTracking
 from fedpgp.federation.backends import driver
 from fedpgp.storage.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes():
     """A head without room for actors and three nodes with one core each."""
     ray.shutdown()
