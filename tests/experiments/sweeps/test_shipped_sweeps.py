@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 SWEEPS = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 EMBEDDED = ["base.data.name=icons", "base.backbone.name=icon-clip"]
-CUT = ["folds.seeds=[1]", "federation.rounds=1", "federation.local_epochs=1", "tracking.mlflow=false", "tune.max_concurrent=1"]
+CUT = [
+    "folds.seeds=[1]", "federation.rounds=1", "federation.local_epochs=1", "tracking.mlflow=false",
+    "tune.max_concurrent=1",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
