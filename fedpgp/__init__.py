@@ -195,9 +195,15 @@ def _experiment(config: str | Path | Mapping[str, Any] | Experiment, overrides: 
     from fedpgp import config as configs
 
     if isinstance(config, str | Path):
-        return configs.load(str(config), overrides)
+        return configs.load(str(config), overrides, _method_defaults)
     tree = dict(config) if isinstance(config, Mapping) else config.model_dump(mode="json")
-    return configs.parse(configs.override(tree, overrides), source="settings")
+    return configs.parse(configs.override(tree, overrides, "settings", _method_defaults), source="settings")
+
+
+def _method_defaults(name: str) -> Mapping[str, Any]:
+    from fedpgp.methods import defaults
+
+    return defaults(name)
 
 
 def _sweep(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedpgp import config
+from fedpgp import config, methods
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.data import sources
@@ -89,6 +89,27 @@ def test_another_method_drops_the_settings_of_the_one_before(tmp_path):
     loaded = config.load(file, ["method.n_ctx=3", "method.name=coop"])
     assert (loaded.method.name, loaded.method.settings) == ("coop", {"n_ctx": 3})
     assert config.load(file, ["method.name=fedpgp"]).method.settings == {"rank": 4, "n_ctx": 2}
+
+
+def test_settings_dropped_by_a_new_name_are_reported_unless_they_are_defaults(tmp_path, caplog):
+    text = (
+        "data: {name: folder, root: /x, template: null, views: 2}\nbackbone: {name: tiny, weights: random}\n"
+        "method: {name: promptfl, n_ctx: 4, position: end}\n"
+    )
+    file, names = write(tmp_path, text), ["data.name=cifar10", "backbone.name=ViT-B-16", "method.name=coop"]
+    config.load(file, [*names, "data.root=/y"], methods.defaults)
+    assert caplog.messages == [
+        f"method.name=coop: dropped method.n_ctx=4 of {file!r}",
+        f"backbone.name=ViT-B-16: dropped backbone.weights=random of {file!r}",
+    ]
+    caplog.clear()
+    config.load(file, ["data.name=cifar10", "backbone.name=tiny", "federation.rounds=2"])
+    assert caplog.messages == [f"data.name=cifar10: dropped data.root=/x of {file!r}"]
+
+
+def test_a_dropped_root_is_reported_without_its_password(caplog):
+    config.override({"data": {"name": "parquet", "root": "s3://me:S3CRET@bucket/x"}}, ["data.name=shapes"])
+    assert caplog.messages == ["data.name=shapes: dropped data.root=s3://***@bucket/x of 'settings'"]
 
 
 def test_a_missing_file_names_the_shipped_ones():

@@ -1,6 +1,6 @@
 """The experiment as frozen, validated settings: YAML plus `a.b=value` overrides in, one digest out."""
 
-from fedpgp.config.overrides import assign, override, read_override
+from fedpgp.config.overrides import assign, override, read_override, warn_dropped
 from fedpgp.config.reading import explain, load, parse, read_yaml, shipped_configs
 from fedpgp.config.schema import schema
 from fedpgp.config.settings import (
@@ -45,4 +45,5 @@ __all__ = [
     "read_yaml",
     "schema",
     "shipped_configs",
+    "warn_dropped",
 ]

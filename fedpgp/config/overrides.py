@@ -1,36 +1,51 @@
-"""`a.b=value` on the command line: read, and put in its place in a nested mapping."""
+"""Command-line overrides: reads `a.b=value` and sets the values in a nested mapping."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from fedpgp.config.settings import BackboneSettings, DataSettings
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.redaction import redacted
+
+log = logging.getLogger(__name__)
+
+Defaults = Callable[[str], Mapping[str, Any]]
+"""The default settings of a method by its name; empty if it is unknown."""
 
 TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
     "method": None,
     "data": ("root", "class_names", "template"),
     "backbone": ("weights", "activation"),
 }
-"""Settings of a section that mean nothing under another `name`: an override of the name drops them. None: all."""
+"""Settings of a section that belong to its `name`: an override of the name drops them. None: all."""
 
 
-def override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A nested mapping with `a.b=value` put in place, see `assign`.
+def override(
+    tree: dict[str, Any],
+    overrides: Sequence[str],
+    source: str = "settings",
+    method_defaults: Defaults = lambda name: {},
+) -> dict[str, Any]:
+    """Apply `a.b=value` overrides to a nested mapping, see `assign` and `warn_dropped`.
 
     Raises:
-        ConfigError: something that is not of this form.
+        ConfigError: an override does not have this form.
     """
-    return assign(tree, dict(read_override(item) for item in overrides))
+    values = dict(read_override(item) for item in overrides)
+    warn_dropped(tree, values, source, method_defaults)
+    return assign(tree, values)
 
 
 def read_override(item: str) -> tuple[str, Any]:
-    """`a.b=value` as key and value.
+    """Split `a.b=value` into key and value.
 
     Raises:
-        ConfigError: it is not of this form.
+        ConfigError: it does not have this form.
     """
     path, separator, text = item.partition("=")
     if not separator or not all(path.split(".")):
@@ -42,7 +57,7 @@ def read_override(item: str) -> tuple[str, Any]:
 
 
 def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with values put in place by their dotted keys; names first, see `TIED_TO_NAME`."""
+    """Set values by their dotted keys, names first: a new name drops the settings in `TIED_TO_NAME`."""
     for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
         keys = path.split(".")
         node = tree
@@ -56,3 +71,28 @@ def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
                 node.pop(key, None)
         node[keys[-1]] = value
     return tree
+
+
+def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, method_defaults: Defaults) -> None:
+    """Log a warning for each new name, with the settings that `assign` will drop and that are not defaults.
+
+    Args:
+        source: where the settings come from, for the message.
+    """
+    for section, tied in TIED_TO_NAME.items():
+        given, name = tree.get(section), values.get(f"{section}.name")
+        if name is None or not isinstance(given, Mapping) or given.get("name", name) == name:
+            continue
+        if section == "method":
+            defaults = method_defaults(str(given["name"]))
+        else:
+            fields = (DataSettings if section == "data" else BackboneSettings).model_fields
+            defaults = {key: field.default for key, field in fields.items()}
+        dropped = [
+            f"{section}.{key}={given[key]}"
+            for key in (given if tied is None else tied)
+            if key in given and key != "name" and f"{section}.{key}" not in values
+            if key not in defaults or given[key] != defaults[key]
+        ]
+        if dropped:
+            log.warning("%s", redacted(f"{section}.name={name}: dropped {', '.join(dropped)} of {source!r}"))

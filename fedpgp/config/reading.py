@@ -9,19 +9,22 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedpgp.config.overrides import override
+from fedpgp.config.overrides import Defaults, override
 from fedpgp.config.settings import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 
 
-def load(config: str, overrides: Sequence[str] = ()) -> Experiment:
+def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults = lambda name: {}) -> Experiment:
     """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
+
+    Args:
+        method_defaults: of a method by its name, for the warning about settings that a new name drops.
 
     Raises:
         ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
     """
-    return parse(override(read_yaml(config), overrides), source=config)
+    return parse(override(read_yaml(config), overrides, config, method_defaults), source=config)
 
 
 def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:

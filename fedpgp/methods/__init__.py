@@ -30,6 +30,12 @@ _BUILT_IN: list[type[Method]] = [
 METHODS: dict[str, type[Method]] = {method.name: method for method in _BUILT_IN}
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The default settings of a method; empty if it is unknown."""
+    fields = METHODS[name].settings_type.model_fields if name in METHODS else {}
+    return {key: field.default for key, field in fields.items()}
+
+
 def create(name: str, settings: Mapping[str, Any]) -> Method:
     """The method of that name.
 

@@ -30,12 +30,12 @@ def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Fin
 
 def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
     """What needs the packages to be looked at."""
-    from fedpgp import config
+    from fedpgp import config, methods
 
     experiment = config.Experiment()
     if given is not None:
         try:
-            experiment = config.absolute(config.load(given, overrides))
+            experiment = config.absolute(config.load(given, overrides, methods.defaults))
         except ConfigError as error:
             yield from (problem("settings", line) for line in str(error).splitlines())
             given = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from fedpgp import config
+from fedpgp import config, methods
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
@@ -121,7 +121,7 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
         tree = {"name": tree.get("name", "sweep"), "base": tree}
     else:
         tree = {"name": Path(name).stem, **tree, "base": _base(tree["base"], Path(name).expanduser().parent)}
-    said = _override(tree, overrides)
+    said = _override(tree, overrides, name)
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
@@ -165,7 +165,7 @@ def _base(given: Any, beside: Path) -> dict[str, Any]:
     return config.read_yaml(str(beside / given) if (beside / given).is_file() else given)
 
 
-def _override(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> list[str]:
     """Apply overrides to the sweep's mapping; what they replaced, in words."""
     own, base, said = {}, {}, []
     for key, value in map(config.read_override, overrides):
@@ -191,7 +191,9 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     tree.update({key: value for key, value in wanted.items() if value or key in tree})
     if terms:
         tree["space"] = wanted["space"] | terms
-    tree["base"] = config.assign(tree["base"], {key: value for key, value in base.items() if key not in terms})
+    fixed = {key: value for key, value in base.items() if key not in terms}
+    config.warn_dropped(tree["base"], fixed, source, methods.defaults)
+    tree["base"] = config.assign(tree["base"], fixed)
     config.assign(tree, own)
     return said
 

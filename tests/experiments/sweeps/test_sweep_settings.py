@@ -27,6 +27,12 @@ def test_a_sweep_is_read_and_written_back_to_the_same(tmp_path):
     assert sweep_settings.load(str(tmp_path / "again.yaml")) == (sweep, [])
 
 
+def test_settings_of_the_base_dropped_by_a_new_name_are_reported(tmp_path, caplog):
+    path = write(tmp_path, base={"data": {"name": "folder", "root": "/x"}})
+    sweep_settings.load(path, ["data.name=shapes"])
+    assert caplog.messages == [f"data.name=shapes: dropped data.root=/x of {path!r}"]
+
+
 def test_an_experiment_is_a_sweep_of_one_trial():
     sweep, _ = sweep_settings.load("icons", ["federation.rounds=3"])
     assert (sweep.name, sweep.space, sweep.base["federation"]["rounds"]) == ("icons", {}, 3)
