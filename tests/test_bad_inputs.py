@@ -162,8 +162,8 @@ CASES = {
         "export HERE/empty --client 0 --out HERE/out",
         "predict HERE/photos/cat/0.png --prompt HERE/other.safetensors",
         "predict HERE/photos/cat/0.png --prompt HERE/code.pt",
-        "predict HERE/none.png --prompt HERE/other.safetensors",
-        "predict HERE/bad_image/cat/0.png --prompt HERE/other.safetensors",
+        "predict HERE/none.png --prompt HERE/prompt/prompt.safetensors",
+        "predict HERE/bad_image/cat/0.png --prompt HERE/prompt/prompt.safetensors",
         "reproduce table9",
         "reproduce table1",
         "reproduce table4 --root HERE/none",
@@ -241,6 +241,7 @@ def test_each_bad_input_gets_its_recorded_message(here, fedpgp, monkeypatch):
     code, out, err = fedpgp(*RUN.replace("HERE", str(here)).split())
     assert code == 0, err
     run = out.rsplit("run: ", 1)[1].strip()
+    assert fedpgp("export", run, "--client", "0", "--out", here / "prompt")[0] == 0
     found = {}
     for case in [case for cases in CASES.values() for case in cases]:
         code, out, err = fedpgp(*case.replace("HERE", str(here)).replace("RUN", run).split())
