@@ -8,13 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from fedpgp import __version__, config
-from fedpgp.analysis.comparison import Comparison, Cost, Run
+from fedpgp.analysis.comparison import Comparison, Cost, Group, Run
 from fedpgp.analysis.groups import grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.data.sources import complete
-from fedpgp.federation.metrics import selections
+from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
 from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder
@@ -123,6 +125,59 @@ def compare(
     _refuse_mixture([run for entry, run in members if entry.strict], anyway)
     groups, left_out = grouped([(entry.label, run) for entry, run in members], one_place=anyway)
     return Comparison(tuple(groups), (*said, *left_out), tuple(dict.fromkeys(selected)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the rounds, mean over the runs of a group."""
+
+    rounds: Sequence[int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    """standard deviation over the runs (ddof 1); 0 for one run"""
+    megabytes: Sequence[float]
+    """sent up and down so far, mean over the runs"""
+
+
+def curve(group: Group, metric: str, split: str = "test") -> Curve | None:
+    """A metric of a group over the rounds that all its runs measured; None if there are none."""
+    name = f"{split}/{metric}"
+    series: list[dict[int, tuple[float, float]]] = []
+    for run in group.runs.values():
+        sent, points = 0, {}
+        for row in RunFolder.open(run.path).rounds():
+            sent += row.bytes_up + row.bytes_down
+            if name in row.metrics:
+                points[row.round] = row.metrics[name], sent / 1e6
+        series.append(points)
+    rounds = sorted(set.intersection(*map(set, series))) if series else []
+    if not rounds:
+        return None
+    values = np.array([[points[number] for number in rounds] for points in series])  # (runs, rounds, 2)
+    std = values[:, :, 0].std(axis=0, ddof=1) if len(series) > 1 else np.zeros(len(rounds))
+    mean, megabytes = values.mean(axis=0).T.tolist()
+    return Curve(rounds, mean, std.tolist(), megabytes)
+
+
+def client_accuracies(run: Path, metric: str, split: str = "test") -> dict[str, float]:
+    """Accuracy in percent by client name in the last evaluated round of a run; clients without a value are left out."""
+    store = RunFolder.open(run)
+    last = last_evaluated(store.rounds())
+    table = None if last is None else per_client_table(store.clients(), last)
+    if table is None or metric not in table.column_names:
+        return {}
+    names = store.identity["client_names"]
+    rows = (row for row in table.to_pylist() if row["split"] == split and row[metric] is not None)
+    return {names[row["client"]]: row[metric] for row in rows}
+
+
+def held_out_accuracies(group: Group) -> dict[str, dict[str, float]]:
+    """Test accuracy by held-out domain and client, mean over the seeds that have both."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for fold, run in group.runs.items():
+        for name, value in client_accuracies(run.path, "held_out").items():
+            found.setdefault(str(fold.held_out), {}).setdefault(name, []).append(value)
+    return {domain: {name: float(np.mean(values)) for name, values in row.items()} for domain, row in found.items()}
 
 
 def _behind(path: Path) -> Found:

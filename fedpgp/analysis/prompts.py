@@ -1,4 +1,4 @@
-"""What clients have learned, read from a run's last checkpoint: their prompts, and the words nearest to them."""
+"""The learned prompts in a run's last checkpoint, and the words nearest to them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from fedpgp.storage.run_folder import RunFolder
 
 WORD_END = "</w>"
 """How CLIP's byte-pair encoding marks the end of a word."""
+COUPLING = "coupling.weight"
+"""Parameter of deep prompts (MaPLe). Their context is (J, L, D): the layers after the first have hidden states."""
 
 
 @dataclass(frozen=True)
@@ -30,40 +32,41 @@ class Prompts:
     names: tuple[str, ...]
     """of the clients"""
     shared: Tensor | None
-    """context tokens that the server holds (L, D); None: nothing is shared"""
+    """token embeddings that the server holds (L, D), of deep prompts those of the first layer; None: none is shared"""
     personal: Tensor | None
-    """what is each client's own (K, L, D): U V or delta of FedPGP, the local prompt of FedOTP, the context of CoOp"""
+    """personal parts (K, L, D): U V or delta of FedPGP, the local prompt of FedOTP, the context of CoOp"""
 
     def similarity(self) -> Tensor:
-        """Cosine similarities (K, K) of the clients' own parts, as long vectors; 0 to a part that is 0."""
-        if self.personal is None:
-            raise ValueError("no client has a prompt of its own")
-        unit = F.normalize(self.personal.flatten(1).double(), dim=1)
+        """Cosine similarities (K, K) of the personal parts as vectors; 0 to a part that is 0."""
+        unit = F.normalize(self._personal().flatten(1).double(), dim=1)
         return unit @ unit.T
 
     def spectrum(self) -> Spectrum:
-        """Singular values (K, min(L, D)) of the clients' own parts."""
+        """Singular values (K, min(L, D)) of the personal parts."""
+        return spectrum(self._personal())
+
+    def _personal(self) -> Tensor:
         if self.personal is None:
-            raise ValueError("no client has a prompt of its own")
-        return spectrum(self.personal)
+            raise ValueError("the method has no personal prompts")
+        return self.personal
 
 
 @dataclass(frozen=True)
 class NearWord:
-    """A context token and the words whose embeddings lie nearest."""
+    """A context token and the words with the nearest embeddings."""
 
     token: int
-    """place in the context, from 1"""
+    """position in the context, from 1"""
     words: tuple[str, ...]
     distances: tuple[float, ...]
     """Euclidean, as in the CoOp paper"""
 
 
 def prompts(store: RunFolder) -> Prompts | None:
-    """The contexts of a run; None: its method learns no context (zero-shot, adapters, pixels).
+    """Read the contexts of a run; None if its method learns no context (zero-shot, adapters, pixels).
 
     Raises:
-        RunError: the checkpoint is gone or cannot be read.
+        RunError: the checkpoint is missing or cannot be read.
     """
     rounds = store.rounds()
     state = store.state_at(rounds[-1].round) if rounds else None
@@ -71,14 +74,16 @@ def prompts(store: RunFolder) -> Prompts | None:
         return None
     shared = state.shared.get("ctx")
     names = tuple(store.identity["client_names"])
-    return Prompts(names, None if shared is None else _tokens(shared), _personal(state))
+    if shared is not None and COUPLING in state.shared:
+        shared = shared[0]
+    return Prompts(names, None if shared is None else shared.flatten(0, -2), _personal(state))
 
 
 def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWord]:
-    """The words nearest to each token of a context (L, D).
+    """Find the words nearest to each token of a context (L, D).
 
     Raises:
-        BackboneError: the run's backbone is not there, or is another one now.
+        BackboneError: the run's backbone is missing, or its weights have changed.
     """
     settings = config.load(str(store.config_path)).backbone
     words, vectors = _words(settings, store.identity["weights_fingerprint"])
@@ -90,13 +95,8 @@ def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWo
     ]
 
 
-def _tokens(ctx: Tensor) -> Tensor:
-    """Contexts (..., L, D) of several prompt sets, classes or layers, as one list of tokens."""
-    return ctx.flatten(0, -2)
-
-
 def _personal(state: State) -> Tensor | None:
-    """What is each client's own, (K, L, D)."""
+    """The personal parts (K, L, D), with several prompts or classes as one list of tokens."""
     own = state.personal
     for key in ("delta", "local", "ctx"):
         if key in own:
@@ -106,12 +106,12 @@ def _personal(state: State) -> Tensor | None:
 
 @functools.lru_cache(maxsize=2)
 def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Tensor]:
-    """The words that are one token of a backbone (each token once), and their embeddings."""
+    """The words that are a single token of the backbone, and their embeddings."""
     from open_clip.tokenizer import SimpleTokenizer
 
     backbone = model.load(settings)
     if backbone.fingerprint != fingerprint:
-        raise BackboneError(f"backbone.weights: {settings.weights} are not those that the run was made with")
+        raise BackboneError(f"backbone.weights: {settings.weights} are not the weights of the run")
     pieces = {
         token: piece.removesuffix(WORD_END) for piece, token in SimpleTokenizer().encoder.items() if WORD_END in piece
     }

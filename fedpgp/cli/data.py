@@ -30,8 +30,8 @@ def check(
 
     The exit code is 2 if the data cannot be used as they are.
     """
-    from fedpgp.analysis.report.data_tables import lines, split_counts
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
+    from fedpgp.analysis.report.terminal import itemized, split_counts
     from fedpgp.core.errors import DataError
     from fedpgp.data import check as checks
     from fedpgp.data import manifest
@@ -43,16 +43,16 @@ def check(
     counts = manifest_table(built)
     for by in ("class", "domain"):
         out.print(split_counts(counts, by))
-    _say(lines("classes without images", checks.empty_classes(built)))
+    _say(itemized("classes without images", checks.empty_classes(built)))
     problems = []
     if not quick:
         with ProgressDisplay(err) as display:
             findings = checks.read_all(
                 built, settings.data, lambda done, total: display.show("reading images", done, total)
             )
-        _say(lines("unreadable images", findings.unreadable))
-        _say(lines("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
-        _say(lines("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
+        _say(itemized("unreadable images", findings.unreadable))
+        _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
+        _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
         _say([f"content digest: {findings.content}"])
         problems += [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
         problems += _names_fit(settings)
@@ -83,12 +83,12 @@ def show(
     clients: Annotated[int, typer.Option("--clients", min=0, help="Maximum number of contact sheets.")] = 20,
 ) -> None:
     """Draw what each client trains on: a contact sheet per client, and a heat map of classes by client."""
-    from fedpgp.analysis import dataset_figures
+    from fedpgp.analysis.report.data_figures import draw_data
     from fedpgp.config import absolute
 
     settings = absolute(_settings(config, overrides or [], None))
     target = folder or settings.storage.root / "figures" / settings.name
-    _say([f"figure: {path}" for path in dataset_figures.show(settings, target, clients)])
+    _say([f"figure: {path}" for path in draw_data(settings, target, clients)])
 
 
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:

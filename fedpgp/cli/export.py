@@ -48,7 +48,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 5,
 ) -> None:
     """Classify images with a learned prompt: the best classes with their probabilities."""
-    from fedpgp.analysis.report.predictions import predictions
+    from fedpgp.analysis.report.terminal import predictions
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     out.print(predictions(fedpgp.predict(prompt, images, names, weights, top)))

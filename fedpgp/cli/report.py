@@ -68,12 +68,12 @@ def inspect(
     fedlora: its adapters against the weights that they change. fedpgp: the spectrum of its personal prompts.
     """
     from fedpgp.analysis import adapter_analysis
-    from fedpgp.analysis.report.adapter_tables import overlaps, ranks
+    from fedpgp.analysis.report.terminal import overlaps, spectrum_table
 
     if adapter_analysis.has_adapters(run):
         out.print(overlaps(adapter_analysis.adapters(run, rank)))
     else:
-        out.print(ranks(adapter_analysis.personal_parts(run)))
+        out.print(spectrum_table(adapter_analysis.personal_parts(run)))
 
 
 def anatomy(run: RunArgument, rank: int | None = None) -> None:
@@ -92,11 +92,12 @@ def register(app: typer.Typer) -> None:
 
 def _in_terminal(runs: list[Path], baseline: str | None, allow_mismatch: bool) -> None:
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import tables, terminal
+    from fedpgp.analysis.report import comparison_tables, tables, terminal
 
     if len(runs) == 1 and (runs[0] / "identity.json").is_file():
         out.print(terminal.show(runs[0]))
         return
     comparison = loading.find(runs).compare(allow_mismatch)
     chosen = comparison.baseline(baseline)
-    out.print(tables.in_terminal(tables.sheets(comparison, chosen), tables.remarks(comparison)))
+    shown = comparison_tables.all_tables(comparison, chosen)
+    out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))

@@ -74,27 +74,27 @@ def _print(found: Reproduction) -> None:
     from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.tables import in_terminal
 
-    out.print(in_terminal(reproduced.sheets(found), reproduced.remarks(found)), highlight=False)
+    out.print(in_terminal(reproduced.all_tables(found), reproduced.remarks(found)), highlight=False)
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import reproduced
-    from fedpgp.analysis.report.figures import gallery
+    from fedpgp.analysis.report.figures import all_figures
     from fedpgp.analysis.report.page import page
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.tables import as_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    name, tables, remarks = found.plan.name, reproduced.sheets(found), reproduced.remarks(found)
+    name, tables, remarks = found.plan.name, reproduced.all_tables(found), reproduced.remarks(found)
     compared = loading.find(sweeps).compare()
-    pictures, notes = gallery(compared)
-    for picture in pictures:
-        save(picture.figure, folder / picture.name)
+    figures, notes = all_figures(compared)
+    for one in figures:
+        save(one.figure, folder / one.name)
     command = shlex.join(["fedpgp", *sys.argv[1:]])
     html = page(
-        compared, compared.baseline(None), f"fedpgp: {name}", pictures, [*remarks, *notes], [command], first=tables
+        compared, compared.baseline(None), f"fedpgp: {name}", figures, [*remarks, *notes], [command], first=tables
     )
     for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
         path = folder / f"{name}.{suffix}"

@@ -95,8 +95,8 @@ def demo(overrides: OverridesArgument = None) -> None:
     `folds.seeds=[1]` runs one seed. Finished trials are not run again.
     """
     from fedpgp.analysis import loading
+    from fedpgp.analysis.report.comparison_tables import standings
     from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.terminal import standings
     from fedpgp.analysis.report.tradeoff import local_against_novel
 
     done = fedpgp.sweep("demo", *(overrides or []), rerun="failed")

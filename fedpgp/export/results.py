@@ -330,10 +330,10 @@ def paths_of(runs: Run | Sweep | str | Path | Iterable[Run | Sweep | str | Path]
 
 
 def _figures(runs: Iterable[Run | Sweep]) -> dict[str, Figure]:
-    from fedpgp.analysis.report.figures import gallery
+    from fedpgp.analysis.report.figures import all_figures
 
-    pictures, _ = gallery(loading.find(paths_of(runs)).compare())
-    return {picture.name: picture.figure for picture in pictures}
+    figures, _ = all_figures(loading.find(paths_of(runs)).compare())
+    return {one.name: one.figure for one in figures}
 
 
 def _weights(folder: RunFolder) -> str | None:

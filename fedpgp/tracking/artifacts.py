@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.csv
 import safetensors.torch
 
-from fedpgp.analysis.comparison import Group
 from fedpgp.core.errors import RunError
 from fedpgp.core.redaction import redacted
 from fedpgp.core.tree import num_bytes
@@ -54,7 +53,7 @@ def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
 @contextmanager
 def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
     """A folder with what a trial leaves: `folds.csv`, `figures/curves.png`, and `traceback.txt` of one that failed."""
-    from fedpgp.analysis.report.curves import curves_of_several
+    from fedpgp.analysis.report.convergence import curves_of_several
 
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
@@ -84,30 +83,26 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
 
 def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import curves, grids, style, tables, tradeoff
+    from fedpgp.analysis.report import comparison_tables, convergence, grids, style, tables, tradeoff
 
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
-    curves.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
+    convergence.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
     try:
         compared = loading.find([sweep.path]).compare()
     except RunError:  # no trial has finished
         return
     baseline = compared.baseline(None)
-    text = tables.as_markdown(tables.sheets(compared, baseline), tables.remarks(compared))
+    text = tables.as_markdown(comparison_tables.all_tables(compared, baseline), comparison_tables.remarks(compared))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
-    (folder / "comparison.csv").write_text(tables.as_csv(compared, baseline), encoding="utf-8")
+    (folder / "comparison.csv").write_text(comparison_tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
     if len(compared.places) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
         figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
-    numbers = [key for key in compared.differing if _is_number(compared.groups, key)]
+    numbers = [key for key in compared.differing if grids.is_numeric(compared.groups, key)]
     if len(numbers) > 1 and compared.main:
         figures["grid"] = grids.settings_heat_map(compared.groups, numbers[0], numbers[1], compared.main)
     for stem, figure in figures.items():
         (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
-
-
-def _is_number(groups: Sequence[Group], key: str) -> bool:
-    return all(isinstance(group.settings.get(key), int | float) for group in groups)
 
 
 def _last(run: RunFolder) -> dict[str, float]:
@@ -128,7 +123,7 @@ def _tables(store: RunFolder, folder: Path) -> None:
 
 def _figures(store: RunFolder, folder: Path) -> None:
     from fedpgp.analysis.report.confusion import confusion_matrices
-    from fedpgp.analysis.report.curves import curves_of_run
+    from fedpgp.analysis.report.convergence import curves_of_run
 
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.core.redaction import redacted
 from fedpgp.federation.metrics import METRICS, selections
 from fedpgp.federation.records import RoundRow
@@ -44,7 +45,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
             if run.rounds()
         ]
         mean = ["mean", *(spread(trial, name) for name in names)]
-        lines += [*table(["fold, last round", *names], [*rows, mean]), ""]
+        lines += [Table.of("", ["fold, last round", *names], [*rows, mean]).markdown(), ""]
     return "\n".join(lines)
 
 
@@ -73,7 +74,7 @@ def of_sweep(
             + [spread(one, name) for name in names]
             for one in ranked[:MOST_ROWS]
         ]
-        lines += [*table(["trial", *names], rows), ""]
+        lines += [Table.of("", ["trial", *names], rows).markdown(), ""]
         if len(ranked) > MOST_ROWS:
             lines += [f"The first {MOST_ROWS} of {len(ranked)}; all are in `comparison.csv`.", ""]
     return "\n".join([*lines, f"Folder: `{path}`"])
@@ -86,9 +87,7 @@ def accuracies(metrics: Mapping[str, float]) -> list[str]:
 
 def spread(trial: Outcome, name: str) -> str:
     """`72.41 ± 0.30`, or `-`."""
-    if name not in trial.last:
-        return "-"
-    return f"{trial.last[name]:.2f}" + (f" ± {trial.spread[name]:.2f}" if name in trial.spread else "")
+    return mean_std(trial.last.get(name), trial.spread.get(name))
 
 
 def what(settings: Mapping[str, Any]) -> str:
@@ -101,12 +100,6 @@ def what(settings: Mapping[str, Any]) -> str:
         f"**{settings['method']['name']}** on {where}: {clients} ({partition['scheme']}), {protocol['name']}, {shots}, "
         f"{settings['federation']['rounds']} rounds"
     )
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown; the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
 
 
 def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:
@@ -123,4 +116,4 @@ def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:
         + ([f"{chosen[name]:.2f}" if name in chosen else "-"] if best else [])
         for name in names
     ]
-    return [*table(heads, rows), ""]
+    return [Table.of("", heads, rows).markdown(), ""]

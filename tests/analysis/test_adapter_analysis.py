@@ -77,7 +77,7 @@ def test_personal_prompts_by_their_spectrum(run_of):
 def test_the_command_asks_the_question_that_fits(run_of, monkeypatch):
     monkeypatch.setattr(command_line.out, "_file", None)
     lora = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedlora", rank=1))], catch_exceptions=False)
-    assert [line.split()[1] for line in lora.output.splitlines() if line.startswith(("│ q", "│ v"))] == ["q", "v"]
+    assert [line.split()[0] for line in lora.output.splitlines() if line.startswith((" q ", " v "))] == ["q", "v"]
     prompts = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedpgp", n_ctx=4, rank=1))])
     assert "100.0 %" in prompts.output
     with pytest.raises(RunError, match="adds nothing personal to a global prompt"):

@@ -8,7 +8,9 @@ import re
 import pyarrow as pa
 import pytest
 
+from fedpgp.analysis import loading
 from fedpgp.analysis.loading import Entry, compare, find, pair, read
+from fedpgp.analysis.report import figures
 from fedpgp.core.errors import RunError, UserError
 from fedpgp.federation.records import CLIENT_SCHEMA
 from fedpgp.storage.run_folder import RunFolder
@@ -233,3 +235,30 @@ def test_a_table_of_something_else_is_no_partition(made_run, content, told):
     (run / "partition.csv").write_text(content)
     with pytest.raises(RunError, match=rf"partition\.csv: cannot be read .*{told}"):
         _ = RunFolder.open(run).partition
+
+
+def test_a_curve_is_the_mean_over_runs_in_the_rounds_that_all_have(made_run):
+    paths = [made_run("seed=1", test_hm=[50, 60, 70]), made_run("seed=2", test_hm=[52, 64])]
+    (group,) = compare([Entry(path) for path in paths]).groups
+    curve = loading.curve(group, "hm")
+    assert (curve.rounds, curve.mean, curve.megabytes) == ([1, 2], [51.0, 62.0], [3.0, 6.0])  # 1 up and 2 down a round
+    assert curve.std == pytest.approx([2**0.5, 8**0.5])
+    assert loading.curve(group, "novel") is None
+
+
+def test_clients_by_name(made_run, counts):
+    run = made_run(test_local=[65], clients=counts(local=[6, 7], held_out=[None, 3]))
+    assert loading.client_accuracies(run, "local") == {"anna": 60.0, "ben": 70.0}
+    assert loading.client_accuracies(run, "held_out") == {"ben": 30.0}
+    assert loading.client_accuracies(run, "novel") == {}
+
+
+def test_the_held_out_matrix_is_the_mean_over_seeds(made_run, counts):
+    lodo = ["protocol.name=leave_one_domain_out", "partition.scheme=domain", "partition.clients=null"]
+    entries = []
+    for domain, seed, both in (("photo", 1, [2, 4]), ("photo", 2, [4, 4]), ("art", 1, [None, 9])):
+        fold = [*lodo, f"protocol.held_out={domain}", f"seed={seed}"]
+        entries.append(Entry(made_run(*fold, test_held_out=[1], clients=counts(held_out=both))))
+    (group,) = compare(entries).groups
+    assert loading.held_out_accuracies(group) == {"photo": {"anna": 30.0, "ben": 40.0}, "art": {"ben": 90.0}}
+    assert figures._pooled_clients([group], "held_out") == {group.label: [90.0, 20.0, 40.0, 40.0, 40.0]}

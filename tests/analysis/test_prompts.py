@@ -32,6 +32,14 @@ def test_a_context_of_its_own_and_none_at_all(made_run):
     assert prompts.prompts(RunFolder.open(made_run("method.name=zero_shot", test_hm=[1]))) is None
 
 
+def test_only_the_first_layer_of_deep_prompts_has_token_embeddings(made_run):
+    """MaPLe's prompts of the layers after the first replace hidden states, which have no nearest words."""
+    deep = {"ctx": torch.arange(12.0).reshape(2, 2, 3), "coupling.weight": torch.zeros(2, 4, 3)}
+    found = prompts.prompts(RunFolder.open(made_run("method.name=fedmaple", test_hm=[1], shared=deep)))
+    assert found.shared.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found.personal is None
+
+
 def test_words_are_nearest_to_themselves(made_run):
     settings = BackboneSettings(name="icon-clip", weights=None)
     backbone = model.load(settings)
@@ -46,5 +54,5 @@ def test_words_are_nearest_to_themselves(made_run):
 
 
 def test_another_backbone_is_refused(made_run):
-    with pytest.raises(BackboneError, match="not those that the run was made with"):
+    with pytest.raises(BackboneError, match="are not the weights of the run"):
         prompts.near_words(RunFolder.open(made_run(test_hm=[1])), torch.zeros(2, 64))

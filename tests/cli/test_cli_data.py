@@ -43,9 +43,9 @@ def root(tmp_path: Path) -> Path:
 def test_check_by_name(root: Path) -> None:
     output = call("check", "caltech101", "--root", str(root))
     assert "caltech101: 20 images, 2 classes, 1 domains, splits test, train, val" in output
-    assert [word for line in output.splitlines() if "│ ant" in line for word in line.split() if word.isdigit()] == [
-        *("5", "2", "3", "10")
-    ]
+    assert [
+        word for line in output.splitlines() if line.startswith(" ant ") for word in line.split() if word.isdigit()
+    ] == [*("5", "2", "3", "10")]
     assert "unreadable images: none" in output
     assert "zero-shot check skipped: the backbone does not know such images" in output
 
@@ -111,8 +111,8 @@ def test_names_and_folders_are_what_they_are(tmp_path: Path, monkeypatch) -> Non
             (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (image, 0, 0)).save(tmp_path / "photos" / name / f"{image}.png")
     output = call("check", "folder", "--root", str(tmp_path / "photos"))
-    assert "│ cat [red]" in output
-    assert "│ [bold]dog" in output
+    assert " cat [red]" in output
+    assert " [bold]dog" in output
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     output = call("show", "shapes", "storage.root=~/st", "partition.clients=2", "--clients", "0")

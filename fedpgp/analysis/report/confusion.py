@@ -1,4 +1,4 @@
-"""What the clients' models take for what: a matrix per metric, and the pairs that are confused most."""
+"""Confusion matrices of the clients' models: one per metric, and the pairs confused most."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_NAMES = 40
-"""Classes whose names stand on the axes; of more, every second, third ..."""
-PAIRS_TOLD = 3
-LONGEST_NAME = 24
+MAX_NAMES = 40
+"""Names on an axis; with more classes, every second, third ... name."""
+MAX_PAIRS = 3
+MAX_NAME = 24
 
 
 def confusion_matrices(table: pa.Table, class_names: Sequence[str], path: Path) -> bool:
-    """A panel for each metric on the test images, as PNG: of each class (down) the share taken for each (across).
+    """Draw a panel per metric on test images as PNG: for each class (down) the share predicted as each (across).
 
     Args:
         table: `RunFolder.confusion`.
@@ -50,7 +50,7 @@ def confusion_matrices(table: pa.Table, class_names: Sequence[str], path: Path) 
 
 
 def _panels(named: Sequence[tuple[Sequence[str], np.ndarray]]) -> tuple[Figure, Sequence[Axes]]:
-    """Squares side by side, with room for the names. Measured by hand: a layout engine takes a second for this."""
+    """Squares side by side, with room for the names; fixed margins, because a layout engine takes a second."""
     from matplotlib.figure import Figure
 
     side = min(8.0, max(3.0, 0.14 * max(len(names) for names, _ in named)))
@@ -62,11 +62,11 @@ def _panels(named: Sequence[tuple[Sequence[str], np.ndarray]]) -> tuple[Figure, 
 
 
 def _named(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    return [textwrap.shorten(class_names[label], LONGEST_NAME, placeholder="…") for label in labels]
+    return [textwrap.shorten(class_names[label], MAX_NAME, placeholder="…") for label in labels]
 
 
 def _matrix(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, and how often each was taken for each."""
+    """The labels that occur, and the counts of predictions for each pair."""
     labels, answers, counts = (rows[name].to_numpy() for name in ("label", "answer", "count"))
     classes = np.unique(np.concatenate([labels, answers]))
     counts_CC = np.zeros((len(classes), len(classes)), np.int64)
@@ -75,27 +75,27 @@ def _matrix(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(axes: Axes, metric: str, names: Sequence[str], counts_CC: np.ndarray, repeated: bool) -> None:
-    """A panel; the names stand on the left, once for panels of the same classes: text is what takes the time.
+    """Draw a panel, with names on the left of the first of several panels with the same classes.
 
-    They are texts and not ticks, of which each is five objects, measured twice.
+    Drawing text takes most of the time; texts are faster than ticks.
     """
     percent_CC = 100 * counts_CC / counts_CC.sum(1, keepdims=True).clip(min=1)
     axes.imshow(percent_CC, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
-    step = -(-len(names) // MOST_NAMES)
+    step = -(-len(names) // MAX_NAMES)
     axes.xaxis.set_visible(False)
     axes.yaxis.set_visible(False)
     across = axes.get_yaxis_transform()  # x as a share of the panel's width, y as a row
     for row in () if repeated else range(0, len(names), step):
         axes.text(-0.015, row, names[row], transform=across, ha="right", va="center", fontsize=7)
     right = 100 * counts_CC.trace() / counts_CC.sum()
-    axes.set_title(f"{metric}: {right:.1f} % of these answers are right", fontsize=9)
-    below = "\n".join(["down: is, across: taken for", *_told(names, counts_CC, percent_CC)])
+    axes.set_title(f"{metric}: {right:.1f} % correct", fontsize=9)
+    below = "\n".join(["down: class, across: prediction", *_worst_pairs(names, counts_CC, percent_CC)])
     axes.text(0.5, -0.02, below, transform=axes.transAxes, ha="center", va="top", fontsize=8)
 
 
-def _told(names: Sequence[str], counts_CC: np.ndarray, percent_CC: np.ndarray) -> list[str]:
-    """The pairs that are confused most often, in words."""
+def _worst_pairs(names: Sequence[str], counts_CC: np.ndarray, percent_CC: np.ndarray) -> list[str]:
+    """The pairs that are confused most often."""
     wrong = counts_CC * ~np.eye(len(names), dtype=bool)
-    worst = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS_TOLD]
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
     pairs = [divmod(int(place), len(names)) for place in worst if wrong.flat[place]]
-    return [f"{names[label]} for {names[answer]}: {percent_CC[label, answer]:.0f} %" for label, answer in pairs]
+    return [f"{names[label]} as {names[answer]}: {percent_CC[label, answer]:.0f} %" for label, answer in pairs]

@@ -1,4 +1,4 @@
-"""Numbers on a grid as pictures: two settings against each other, held-out domains against clients."""
+"""Heat maps: two settings against each other, held-out domains against clients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedpgp.analysis.report.style import SEQUENTIAL, annotate, blank, styled
 def settings_heat_map(
     groups: Sequence[Group], down: str, across: str, metric: str, reading: Reading = "last"
 ) -> Figure:
-    """Mean test accuracy over seeds for two settings (dotted keys), for example rank and shots.
+    """Draw mean test accuracy over seeds for two settings (dotted keys), for example rank and shots.
 
-    Where several groups share a cell, the mean of theirs: the other settings are averaged over.
+    Groups that share a cell are averaged.
     """
     rows, columns = (_values(groups, key) for key in (down, across))
     cells: dict[tuple[int, int], list[float]] = {}
@@ -36,10 +36,10 @@ def settings_heat_map(
 
 @styled
 def held_out_matrix(accuracies: Mapping[str, Mapping[str, float]], label: str) -> Figure:
-    """Test accuracy of each client's model (across) on each held-out domain (down), and the mean of the row.
+    """Draw test accuracy of each client's model (across) on each held-out domain (down), and the mean of each row.
 
     Args:
-        accuracies: by held-out domain, by client; a client that has the domain is absent.
+        accuracies: by held-out domain and client; a client that has the domain is absent.
     """
     names = dict.fromkeys(name for row in accuracies.values() for name in row)
     clients = list({**{domain: None for domain in accuracies if domain in names}, **names})  # rows and columns alike
@@ -47,6 +47,11 @@ def held_out_matrix(accuracies: Mapping[str, Mapping[str, float]], label: str) -
     grid = np.column_stack([grid, np.nanmean(grid, axis=1)])
     title = f"{label}: test accuracy in percent on the held-out domain"
     return _heat_map(grid, list(accuracies), [*clients, "mean"], "held out", "model of the client of", title)
+
+
+def is_numeric(groups: Sequence[Group], key: str) -> bool:
+    """Whether a setting is a number in all groups."""
+    return all(isinstance(group.settings.get(key), int | float) for group in groups)
 
 
 def _heat_map(
@@ -66,9 +71,9 @@ def _heat_map(
 
 
 def _values(groups: Sequence[Group], key: str) -> list[Any]:
-    """The distinct values of a setting, numbers ascending, all else in order of appearance."""
+    """The distinct values of a setting: numbers ascending, others in order of appearance."""
     values = list(dict.fromkeys(group.settings.get(key) for group in groups))
-    return sorted(values) if all(isinstance(value, int | float) for value in values) else values
+    return sorted(values) if is_numeric(groups, key) else values
 
 
 def _short(key: str) -> str:

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: opened from disk, sent by mail, printed."""
+"""A comparison as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import jinja2
 import yaml
 
 from fedpgp.analysis.comparison import Comparison, Group
-from fedpgp.analysis.report import tables
-from fedpgp.analysis.report.figures import Picture
+from fedpgp.analysis.report import comparison_tables
+from fedpgp.analysis.report.figures import ReportFigure
 from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import encoded
-from fedpgp.analysis.report.tables import Sheet
+from fedpgp.analysis.report.tables import Table
 from fedpgp.storage.run_folder import RunFolder
 
 CLASSES = {1: "best", 2: "second"}
 HIDDEN = "tracking"
-"""Section that is not shown: it changes no number, and may name a server with its password."""
+"""Section that is not shown: it may name a server with its password."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a group was made."""
+    """How to repeat the runs of a group."""
 
     label: str
     commands: Sequence[str]
@@ -37,17 +37,17 @@ def page(
     comparison: Comparison,
     baseline: str,
     title: str,
-    pictures: Sequence[Picture],
+    figures: Sequence[ReportFigure],
     notes: Sequence[str],
     commands: Sequence[str],
-    first: Sequence[Sheet] = (),
+    first: Sequence[Table] = (),
 ) -> str:
-    """The whole file; all text is escaped, figures are embedded.
+    """Render the whole file; all text is escaped, figures are embedded.
 
     Args:
-        notes: on pictures that are not there.
-        commands: those that make all of it again.
-        first: tables that come before those of the comparison.
+        notes: on missing figures.
+        commands: those that repeat the report.
+        first: tables before those of the comparison.
     """
     loader = jinja2.PackageLoader("fedpgp.analysis.report", "")
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -55,10 +55,10 @@ def page(
     return template.get_template("page.html").render(
         title=title,
         summary=summary(comparison, baseline),
-        tables=[*first, *tables.sheets(comparison, baseline)],
-        notes=[*tables.remarks(comparison), *notes],
-        pictures=pictures,
-        differing=tables.settings(comparison),
+        tables=[*first, *comparison_tables.all_tables(comparison, baseline)],
+        notes=[*comparison_tables.remarks(comparison), *notes],
+        figures=figures,
+        differing=comparison_tables.settings(comparison),
         common=_common(comparison),
         environment=environment(comparison),
         commands=commands,
@@ -67,9 +67,9 @@ def page(
 
 
 def summary(comparison: Comparison, baseline: str) -> list[str]:
-    """The comparison in a few sentences: who is ahead, and whether by more than seeds scatter."""
+    """Summarize the comparison in sentences: the best group, and whether its lead exceeds the spread over seeds."""
     runs = sum(len(group.runs) for group in comparison.groups)
-    said = [
+    lines = [
         f"{runs} runs in {len(comparison.groups)} groups; the runs of a group differ by seed and held-out domain only."
     ]
     metric = comparison.main
@@ -78,35 +78,38 @@ def summary(comparison: Comparison, baseline: str) -> list[str]:
         if len(means) > 1:
             mean, best = max(means, key=lambda one: one[0])
             where = f" on {place}" if place else ""
-            said.append(f"Highest {METRIC_TITLES[str(metric)]}{where}: {best.label} with {mean:.2f}. " + _margin(
+            lines.append(f"Highest {METRIC_TITLES[str(metric)]}{where}: {best.label} with {mean:.2f}. " + _margin(
                 comparison, best, baseline, str(metric)
             ))  # fmt: skip
-    return said
+    return lines
 
 
 def environment(comparison: Comparison) -> dict[str, str]:
-    """What the runs were made with; all values where they differ."""
+    """Data, backbone, hardware and versions of the runs; all values if they differ."""
     rows: dict[str, dict[str, None]] = {}
     for run in (run for group in comparison.groups for run in group.runs.values()):
-        told: dict[str, Any] = {key: run.identity.get(key) for key in ("data", "backbone", "git_commit")}
-        told |= run.identity.get("hardware", {})
-        told |= {"data digest": run.identity.get("manifest_digest"), "weights": run.identity.get("weights_fingerprint")}
-        told |= run.identity.get("versions", {})
-        for key, value in told.items():
+        facts: dict[str, Any] = {key: run.identity.get(key) for key in ("data", "backbone", "git_commit")}
+        facts |= run.identity.get("hardware", {})
+        facts |= {
+            "data digest": run.identity.get("manifest_digest"),
+            "weights": run.identity.get("weights_fingerprint"),
+        }
+        facts |= run.identity.get("versions", {})
+        for key, value in facts.items():
             if value not in (None, []):
                 rows.setdefault(key.replace("_", " "), {})[str(value)] = None
     return {key: ", ".join(values) for key, values in rows.items()}
 
 
 def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> str:
-    """What is to be said of the best one's lead over the baseline."""
+    """A sentence on the best group's lead over the baseline."""
     if best.label == baseline:
         return "That is the baseline."
     found = comparison.difference(best, baseline, metric)
     if found is None:
-        return f"There is no {baseline} with common seeds to compare it with."
+        return f"No run of {baseline} shares a seed with it."
     if found.interval is None:
-        return f"Against {baseline} there are too few common seeds for an interval."
+        return f"Too few common seeds with {baseline} for a confidence interval."
     low, high = found.interval
     verdict = "excludes" if low > 0 else "includes"
     return (
@@ -132,5 +135,5 @@ def _recipe(group: Group) -> Recipe:
 
 
 def _svg(figure: Any) -> str:
-    """A figure as a data address."""
+    """A figure as a data URL."""
     return "data:image/svg+xml;base64," + base64.b64encode(encoded(figure, "svg")).decode()

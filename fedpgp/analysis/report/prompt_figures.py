@@ -1,4 +1,4 @@
-"""What clients have learned as pictures: is it low-rank, is it alike, and near which words does it lie?"""
+"""Figures of learned prompts: spectra, similarities and nearest words."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 from fedpgp.analysis.report.style import COLORS, DIVERGING, annotate, blank, short, styled
 
-MOST_NUMBERS = 12
-"""Clients up to whom the similarities are written into the cells."""
-MOST_TICKS = 40
+MAX_NUMBERS = 12
+"""Figures with more clients have no numbers in the cells."""
+MAX_TICKS = 40
 
 
 @styled
 def spectra(values: np.ndarray, label: str) -> Figure:
-    """Singular values of each client's own part, and the share of its energy that a rank holds.
+    """Draw the singular values of each personal part, and the share of its energy by rank.
 
     Args:
         values: descending (K, min(L, D)).
@@ -33,25 +33,25 @@ def spectra(values: np.ndarray, label: str) -> Figure:
         axes.set_xlabel("number of the singular value" if axes is left else "rank")
         axes.xaxis.get_major_locator().set_params(integer=True)
     left.set(ylabel="singular value", ylim=(0, None))
-    right.set(ylabel="energy that this rank holds, percent", ylim=(0, 103))
+    right.set(ylabel="energy up to this rank, percent", ylim=(0, 103))
     right.axhline(90, color="0.5", linestyle=":", linewidth=1)
     left.legend()
-    figure.suptitle(f"{label}: the clients' own part of the prompt", fontsize=10)
+    figure.suptitle(f"{label}: personal parts of the prompt", fontsize=10)
     return figure
 
 
 @styled
 def similarity(cosines: np.ndarray, names: Sequence[str], label: str) -> Figure:
-    """Cosine similarities (K, K) of the clients' own parts."""
+    """Draw cosine similarities (K, K) of the personal parts."""
     labels = [short(name) for name in names]
     side = min(10.0, max(2.2, 1.4 + 0.08 * max(map(len, labels))) + 0.42 * len(names))
     figure = blank(side + 0.8, side)
     axes = figure.subplots()
     axes.grid(visible=False)
     shown = axes.imshow(cosines, cmap=DIVERGING, vmin=-1, vmax=1)
-    if len(names) <= MOST_NUMBERS:
+    if len(names) <= MAX_NUMBERS:
         annotate(axes, shown, cosines, "{:.2f}")
-    step = -(-len(names) // MOST_TICKS)
+    step = -(-len(names) // MAX_TICKS)
     axes.set_xticks(range(0, len(names), step), labels[::step], rotation=90)
     axes.set_yticks(range(0, len(names), step), labels[::step])
     axes.set_title(f"{label}: cosine similarity", loc="left")
@@ -61,7 +61,7 @@ def similarity(cosines: np.ndarray, names: Sequence[str], label: str) -> Figure:
 
 @styled
 def nearest_words(words: Sequence[Sequence[str]], distances: Sequence[Sequence[float]], label: str) -> Figure:
-    """For each context token (down) its nearest words, best first, with their Euclidean distances."""
+    """Draw for each context token (down) its nearest words with their Euclidean distances."""
     grid = np.array(distances)
     figure = blank(1.6 + 1.35 * grid.shape[1], 1.2 + 0.34 * len(grid))
     axes = figure.subplots()
@@ -74,5 +74,5 @@ def nearest_words(words: Sequence[Sequence[str]], distances: Sequence[Sequence[f
     axes.set_yticks(range(len(grid)), [f"token {number}" for number in range(1, len(grid) + 1)])
     axes.set_xticks(range(grid.shape[1]), ["nearest", *(f"{number}." for number in range(2, grid.shape[1] + 1))])
     axes.set_title(f"{label}: words near the learned context", loc="left")
-    axes.set_xlabel("distance of embeddings; far from all words is common, and then they mean little")
+    axes.set_xlabel("distance of embeddings; a context far from all words is common, and then they mean little")
     return figure

@@ -1,14 +1,12 @@
-"""A reproduced table as sheets of text, and as CSV."""
+"""A reproduced table as tables of text, and as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 
+from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.labels import METRIC_TITLES
-from fedpgp.analysis.report.tables import Cell as Text
-from fedpgp.analysis.report.tables import Sheet, spread
+from fedpgp.analysis.report.tables import Table, mean_std, statistic_columns, statistic_text
 from fedpgp.analysis.reproduce.cells import Cell, Mark, Reproduction
 from fedpgp.analysis.reproduce.layouts import OVERLAP, SPECTRUM
 
@@ -22,75 +20,70 @@ NAMES = {
 }  # fmt: skip
 UNITS = {
     OVERLAP: "Frobenius norms, query projections, mean over the layers",
-    SPECTRUM: "share of the squared norm in percent, and how many ranks have 90 % of it, mean over the clients",
+    SPECTRUM: "share of the squared norm in percent, and the number of ranks with 90 % of it, mean over the clients",
 }
-"""What is no accuracy."""
+"""Units of the blocks that are no accuracies."""
 SIGNS: Mapping[Mark, str] = {"backbone": "ᵇ", "data": "ᵈ", "settings": "ˢ"}
 NUMBERS = "¹²³⁴⁵⁶⁷⁸⁹"
+CSV_HEADINGS = (
+    "table", "block", "row", "column", "mean", "std", "seeds", "values", "paper", "paper_std", "difference", "differs",
+    "doubt",
+)  # fmt: skip
 
 
-def sheets(found: Reproduction) -> list[Sheet]:
-    """A sheet per block: our mean ± standard deviation, the paper's number, and ours minus it."""
+def all_tables(found: Reproduction) -> list[Table]:
+    """A table per block: measured mean ± standard deviation, the paper's number, and measured minus paper."""
     doubts = _doubts(found)
     made = []
     for block, rows in found.blocks.items():
         columns = [column for column in found.columns if any(column in row for row in rows.values())]
         lines = [line for name, row in rows.items() for line in _lines(name, row, columns, doubts)]
         title = f"{found.plan.name}: {found.plan.table.title}" + (f", {_named(block)}" if block else "")
-        seeds = max((len(cell.ours.by_seed) for row in rows.values() for cell in row.values() if cell.ours), default=0)
+        cells = [cell.measured for row in rows.values() for cell in row.values() if cell.measured]
+        seeds = max((len(one.by_seed) for one in cells), default=0)
         over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds (ddof 1)"
         caption = f"{UNITS.get(block, 'test accuracy in percent')}; {over}"
-        made.append(Sheet(title, ("", *map(_named, columns)), tuple(lines), caption=caption))
+        made.append(Table.of(title, ("", *map(_named, columns)), lines, caption=caption))
     return made
 
 
 def remarks(found: Reproduction) -> list[str]:
-    """What the marks mean, what is doubtful, assumed or missing."""
-    said = [f"{SIGNS[mark]} other {mark} than the paper's: {'; '.join(told)}" for mark, told in found.changed.items()]
-    said += [f"{sign} the paper's number is doubtful: {why}" for why, sign in _doubts(found).items()]
-    said += [f"missing: {line}" for line in found.missing]
-    said += [f"paper: {found.paper.source}", *found.paper.assumed]
-    return said
+    """What the marks mean, and what is doubtful, missing or assumed."""
+    lines = [f"{SIGNS[mark]} other {mark} than the paper: {'; '.join(words)}" for mark, words in found.changed.items()]
+    lines += [f"{sign} the paper's number is doubtful: {why}" for why, sign in _doubts(found).items()]
+    lines += [f"missing: {line}" for line in found.missing]
+    return [*lines, f"paper: {found.paper.source}", *found.paper.assumed]
 
 
 def as_csv(found: Reproduction) -> str:
     """One line per cell, for other programs."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(
-        ["table", "block", "row", "column", "mean", "std", "seeds", "values", "paper", "paper_std", "difference",
-         "differs", "doubt"]
+    lines = (
+        (found.plan.name, *key, *statistic_columns(cell.measured), *(cell.printed or (None, None)), cell.difference,
+         " ".join(cell.marks), cell.doubt)
+        for key, cell in found.cells.items()
     )  # fmt: skip
-    for key, cell in found.cells.items():
-        ours = cell.ours
-        writer.writerow([
-            found.plan.name, *key, *((ours.mean, ours.std) if ours else (None, None)),
-            *((" ".join(map(str, ours.by_seed)), " ".join(map(str, ours.by_seed.values()))) if ours else (None, None)),
-            *(cell.printed or (None, None)), cell.difference, " ".join(cell.marks), cell.doubt,
-        ])  # fmt: skip
-    return sink.getvalue()
+    return tables.as_csv(CSV_HEADINGS, lines)
 
 
 def _lines(
     name: str, row: Mapping[str, Cell], columns: Sequence[str], doubts: Mapping[str, str]
-) -> Iterator[tuple[Text, ...]]:
-    """`95.10 ± 0.20`, below it `95.33` and `-0.23ᵇ`; of a row that the paper has not, the name has the marks."""
+) -> Iterator[tuple[str, ...]]:
+    """`95.10 ± 0.20`, below it `95.33` and `-0.23ᵇ`; the name of a row that the paper does not have has the marks."""
     cells = [row.get(column) for column in columns]
-    ours = [Text("" if cell is None else spread(cell.ours)) for cell in cells]
+    measured = ["" if cell is None else statistic_text(cell.measured) for cell in cells]
     if not any(cell and cell.printed for cell in cells):
         marks = dict.fromkeys(_signs(cell) for cell in row.values())
-        yield (Text(_named(name) + "".join(marks)), *ours)
+        yield _named(name) + "".join(marks), *measured
         return
-    yield (Text(_named(name)), *ours)
-    yield (Text("  paper"), *(Text(_theirs(cell, doubts)) for cell in cells))
-    yield (Text("  difference"), *(Text(_difference(cell)) for cell in cells))
+    yield _named(name), *measured
+    yield "  paper", *(_printed(cell, doubts) for cell in cells)
+    yield "  difference", *(_difference(cell) for cell in cells)
 
 
-def _theirs(cell: Cell | None, doubts: Mapping[str, str]) -> str:
+def _printed(cell: Cell | None, doubts: Mapping[str, str]) -> str:
     if cell is None or cell.printed is None:
         return ""
-    value, std = cell.printed
-    return f"{value:.2f}" + (f" ± {std:.2f}" if std is not None else "") + (doubts[cell.doubt] if cell.doubt else "")
+    return mean_std(*cell.printed) + (doubts[cell.doubt] if cell.doubt else "")
 
 
 def _difference(cell: Cell | None) -> str:

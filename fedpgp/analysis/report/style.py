@@ -1,4 +1,4 @@
-"""How figures look: one style, told apart with any colour vision and in print without colours."""
+"""The style of all figures, readable with any colour vision and in print without colours."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from matplotlib.figure import Figure
 
 COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
           "#8b1fe0", "#772200", "#7fb35a", "#440055", "#9a86f5")  # fmt: skip
-"""Told apart with any colour vision, and read on white: Okabe and Ito's without their yellow, and as many more."""
+"""Distinct with any colour vision and readable on white: Okabe and Ito's without yellow, and as many more."""
 MARKERS = "sovDP^X*<>ph"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)),
           (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 3)), (0, (10, 3)))  # fmt: skip
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--", "**", "||", "OO", "//..")
-"""As many shapes as colours, for print without them."""
+"""As many patterns as colours, for print without colours."""
 SEQUENTIAL = "cividis"
-"""Rises evenly from dark to light, in grey too."""
 COUNTS = "Blues"
-"""White is nothing."""
+"""White is zero."""
 DIVERGING = "PuOr"
 DPI = 120
-LONGEST_NAME = 24
-"""Letters of a name at an axis."""
+MAX_NAME = 24
+"""Characters of a name at an axis."""
 RC: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -51,7 +50,7 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A function that draws, in this style."""
+    """Decorate a function that draws, so that it uses this style."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -67,12 +66,12 @@ def blank(width: float, height: float) -> Figure:
 
 
 def short(name: str) -> str:
-    """A name as it can stand at an axis."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    """Shorten a name for an axis."""
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the item with this number."""
+def item_style(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of an item by its number."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -81,7 +80,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def annotate(axes: Any, shown: Any, values: Any, form: str = "{:.1f}") -> None:
-    """Write the numbers (rows, columns) into the cells of an image, dark on light and light on dark."""
+    """Write numbers (rows, columns) into the cells of an image, dark on light and light on dark."""
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if value == value:  # not NaN
@@ -91,7 +90,7 @@ def annotate(axes: Any, shown: Any, values: Any, form: str = "{:.1f}") -> None:
 
 
 def encoded(figure: Figure, format: str) -> bytes:
-    """The figure as `png` or `svg`, the same bytes every time; it grows where a title or a label needs it."""
+    """Encode the figure as `png` or `svg`, with the same bytes every time; it grows if a title or label needs it."""
     sink = io.BytesIO()
     metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
     with rc_context(RC):
@@ -100,7 +99,7 @@ def encoded(figure: Figure, format: str) -> bytes:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png and STEM.svg; the folder is made if missing."""
+    """Write STEM.png and STEM.svg, and create the folder if it is missing."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{format}") for format in ("png", "svg")]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Sweeps as tables that a person can read: what will be run, and how the trials ended."""
+"""Sweeps as tables: what will run, and how the trials ended."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from fedpgp.analysis.report.terminal import held_out_accuracies
+from fedpgp.analysis.loading import client_accuracies
+from fedpgp.analysis.report.tables import Table, mean_std, starred
 from fedpgp.core.text import disk_size
 from fedpgp.experiments.sweeps.estimation import Estimate
 from fedpgp.experiments.sweeps.sampling import SampledTrials
@@ -19,23 +18,21 @@ from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.storage.sweep_folder import Result, SweepFolder
 
 MAX_ROWS = 60
+STATE_ORDER = ("finished", "stopped", "failed", "missing")
+
+Accuracies = dict[str, dict[int, dict[str, float]]]
+"""Accuracy in percent by held-out domain, seed and client."""
 
 
 def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Group:
-    """What would be run, what it takes, and what could not be checked."""
-    table = Table(title=f"{escape(sweep.name)}: {len(drawn.trials)} trials, nothing started")
-    table.add_column("id", no_wrap=True)
-    table.add_column("trial", overflow="fold")
-    table.add_column("folds", overflow="fold")
-    for trial, folds in zip(drawn.trials[:MAX_ROWS], found.folds, strict=False):
-        table.add_row(trial.id, escape(trial.label), escape(_folds(folds)))
-    if len(drawn.trials) > MAX_ROWS:
-        table.caption = f"the first {MAX_ROWS} of {len(drawn.trials)}"
-    runs = sum(map(len, found.folds))
+    """What would run, what it takes, and what could not be checked."""
+    trials = [(trial.id, trial.label, _folds(folds)) for trial, folds in zip(drawn.trials, found.folds, strict=False)]
+    title = f"{sweep.name}: {len(drawn.trials)} trials, nothing started"
+    table = Table.of(title, ("id", "trial", "folds"), trials, text_columns=3, max_rows=MAX_ROWS)
     tune = sweep.tune
     selects = "  (selects on the test images)" if drawn.metric.startswith("test/") else ""
     lines = [
-        f"runs:       {runs} (every trial once per fold)"
+        f"runs:       {sum(map(len, found.folds))} (every trial once per fold)"
         + (f"; {drawn.repeated} drawn twice and left out" if drawn.repeated else ""),
         f"best:       {tune.mode} of {drawn.metric}, mean over folds{selects}",
         f"scheduler:  {tune.scheduler}, at most {tune.max_concurrent} trial(s) at a time",
@@ -49,30 +46,31 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Group:
 
 
 def ranking(folder: SweepFolder) -> Table:
-    """The trials of a sweep, the best first, then those that were stopped early, then those that failed."""
+    """The trials of a sweep: finished ones from the best to the worst, then stopped, failed and missing ones."""
     head, results = folder.head, folder.results()
     metric, sign = head["metric"], -1 if head["mode"] == "max" else 1
-    order = {"finished": 0, "stopped": 1, "failed": 2, "missing": 3}
-    rows = []
-    for trial in folder.trials:
-        result = results.get(trial.id)
-        state = result.state if result else "missing"
+    found = [(trial, results.get(trial.id)) for trial in folder.trials]
+
+    def order(item: tuple[Any, Result | None]) -> tuple[int, bool, float]:
+        result = item[1]
         value = result.value if result else None
-        rows.append((order[state], value is None, sign * (value or 0), trial, state, value, result))
-    rows.sort(key=lambda row: row[:3])
-    table = Table(title=f"{escape(folder.path.name)}: {metric}, mean over folds after the last round; * best")
-    table.caption = "chosen on the test images" if metric.startswith("test/") else None
-    for heading in ("", "trial", metric, "folds", "state"):
-        table.add_column(heading, justify="right" if heading in ("", metric) else "left", overflow="fold")
-    best = next((row[3].id for row in rows if row[4] == "finished" and row[5] is not None), None)
-    for number, (_, _, _, trial, state, value, result) in enumerate(rows[:MAX_ROWS], 1):
-        shown = "-" if value is None else f"{value:.2f}"
-        cell = f"[bold green]{shown} *[/]" if trial.id == best else f"{shown}  "
+        return STATE_ORDER.index(result.state if result else "missing"), value is None, sign * (value or 0)
+
+    rows = []
+    for number, (trial, result) in enumerate(sorted(found, key=order), 1):
+        value = result.value if result else None
+        best = number == 1 and value is not None and result is not None and result.state == "finished"
         reason = f": {result.reason.splitlines()[0]}" if result and result.reason else ""
-        table.add_row(str(number), escape(trial.label), cell, str(len(trial.folds)), escape(state + reason))
-    if len(rows) > MAX_ROWS:
-        table.caption = f"the first {MAX_ROWS} of {len(rows)}"
-    return table
+        state = (result.state if result else "missing") + reason
+        rows.append((str(number), trial.label, starred(mean_std(value), best), str(len(trial.folds)), state))
+    return Table.of(
+        f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
+        ("", "trial", metric, "folds", "state"),
+        rows,
+        text_columns=2,
+        caption="chosen on the test images" if metric.startswith("test/") else "",
+        max_rows=MAX_ROWS,
+    )
 
 
 def held_out(folder: SweepFolder) -> Group:
@@ -86,55 +84,46 @@ def held_out(folder: SweepFolder) -> Group:
     return Group(*(_matrix(label, domains) for label, domains in tested.items()), _side_by_side(tested))
 
 
-Tested = dict[str, dict[int, dict[str, float]]]
-"""Accuracy in percent by held-out domain, seed and client."""
-
-
-def _by_domain(folder: SweepFolder, result: Result) -> Tested:
-    tested: Tested = {}
+def _by_domain(folder: SweepFolder, result: Result) -> Accuracies:
+    tested: Accuracies = {}
     for fold, store in zip(result.folds, folder.runs(result), strict=True):
-        tested.setdefault(str(fold.held_out), {})[fold.seed] = held_out_accuracies(store)
+        tested.setdefault(str(fold.held_out), {})[fold.seed] = client_accuracies(store.path, "held_out")
     return tested
 
 
-def _matrix(label: str, tested: Tested) -> Table:
+def _matrix(label: str, tested: Accuracies) -> Table:
     """Held-out domain by client: the mean over seeds."""
     by_client = {
         domain: {client: fmean(one[client] for one in seeds.values()) for client in next(iter(seeds.values()))}
         for domain, seeds in tested.items()
     }
     clients = sorted({client for row in by_client.values() for client in row})
-    count = len(next(iter(tested.values()), {}))
-    table = Table(title=f"{escape(label)}: test accuracy in percent on the held-out domain, by client")
-    table.caption = f"mean over {count} seed(s); mean ± standard deviation over clients (ddof 1)"
-    for heading in ("held out", *clients, "mean"):
-        table.add_column(heading, justify="left" if heading == "held out" else "right")
-    for domain, row in by_client.items():
-        cells = (f"{row[name]:.2f}" if name in row else "-" for name in clients)
-        table.add_row(escape(domain), *cells, _spread(list(row.values())))
-    return table
+    seeds = len(next(iter(tested.values()), {}))
+    return Table.of(
+        f"{label}: test accuracy in percent on the held-out domain, by client",
+        ("held out", *clients, "mean"),
+        [(domain, *(mean_std(row.get(name)) for name in clients), _spread(list(row.values())))
+         for domain, row in by_client.items()],
+        caption=f"mean over {seeds} seed(s); mean ± standard deviation over clients (ddof 1)",
+    )  # fmt: skip
 
 
-def _side_by_side(tested: Mapping[str, Tested]) -> Table:
+def _side_by_side(tested: Mapping[str, Accuracies]) -> Table:
     """A row per trial: the mean over clients for each held-out domain, and over all of them."""
     domains = list(dict.fromkeys(domain for one in tested.values() for domain in one))
     seeds = {seed for one in tested.values() for own in one.values() for seed in own}
-    table = Table(title="Held-out domains: test accuracy in percent, mean over clients")
-    several = len(seeds) > 1
-    table.caption = f"mean ± standard deviation over {len(seeds)} seeds (ddof 1)" if several else "one seed"
-    for heading in ("trial", *domains, "mean"):
-        table.add_column(heading, justify="left" if heading == "trial" else "right")
+    rows = []
     for label, one in tested.items():
         means = {domain: [fmean(own.values()) for own in one[domain].values()] for domain in domains if domain in one}
         overall = [fmean(values) for values in zip(*means.values(), strict=False)]
-        table.add_row(escape(label), *(_spread(means.get(domain, [])) for domain in domains), _spread(overall))
-    return table
+        rows.append((label, *(_spread(means.get(domain, [])) for domain in domains), _spread(overall)))
+    caption = f"mean ± standard deviation over {len(seeds)} seeds (ddof 1)" if len(seeds) > 1 else "one seed"
+    title = "Held-out domains: test accuracy in percent, mean over clients"
+    return Table.of(title, ("trial", *domains, "mean"), rows, caption=caption)
 
 
 def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return mean_std(fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The trade-off of the field as pictures: a client's own classes against unseen ones, and what is left of both."""
+"""Figures of the trade-off between a client's own classes and unseen ones."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpgp.analysis.comparison import Group, Reading
 from fedpgp.analysis.report.labels import METRIC_TITLES
-from fedpgp.analysis.report.style import COLORS, HATCHES, blank, look, styled
+from fedpgp.analysis.report.style import COLORS, HATCHES, blank, item_style, styled
 
 BARS = ("local", "base", "novel", "hm", "all", "held_out")
 
 
 @styled
 def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> Figure:
-    """Local (across) against Novel (up), bars of one standard deviation, contours of the harmonic mean of these two.
+    """Draw Local (across) against Novel (up) with bars of one standard deviation and contours of their harmonic mean.
 
-    HM, of Local, Base and Novel, depends on more than the place of a point: the legend has it.
+    HM also depends on Base, so the legend has it.
     """
     rows = [
         (number, f"{group.label}  {hm.mean:.1f}", local, novel)
@@ -40,7 +40,7 @@ def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> F
     points = [
         axes.errorbar(
             local.mean, novel.mean, xerr=local.std, yerr=novel.std, capsize=3, capthick=1.2, markersize=10,
-            markeredgecolor="white", markeredgewidth=0.7, **{**look(number), "linestyle": "none"},
+            markeredgecolor="white", markeredgewidth=0.7, **{**item_style(number), "linestyle": "none"},
         )[0]
         for number, _, local, novel in rows
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> F
 
 @styled
 def bars(groups: Sequence[Group], metrics: Sequence[str], reading: Reading = "last") -> Figure:
-    """Test accuracy by metric, a bar per group, with one standard deviation."""
+    """Draw test accuracy by metric: a bar per group, with one standard deviation."""
     figure = blank(max(6.4, 0.9 + 0.24 * len(groups) * len(metrics)), 3.8)
     axes = figure.subplots()
     axes.grid(visible=False, axis="x")
@@ -64,7 +64,7 @@ def bars(groups: Sequence[Group], metrics: Sequence[str], reading: Reading = "la
     for number, group in enumerate(groups):
         found = [group.statistic(metric, reading=reading) for metric in metrics]
         axes.bar(
-            [place + (number - (len(groups) - 1) / 2) * width for place in range(len(metrics))],
+            [column + (number - (len(groups) - 1) / 2) * width for column in range(len(metrics))],
             [one.mean if one else np.nan for one in found], width,
             yerr=[(one.std or 0.0) if one else 0.0 for one in found], label=group.label,
             color=COLORS[number % len(COLORS)], hatch=HATCHES[number % len(HATCHES)], edgecolor="white",

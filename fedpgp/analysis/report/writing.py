@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.report import tables
-from fedpgp.analysis.report.figures import gallery
+from fedpgp.analysis.report import comparison_tables
+from fedpgp.analysis.report.figures import all_figures
 from fedpgp.analysis.report.page import page
 from fedpgp.analysis.report.style import save
+from fedpgp.analysis.report.tables import as_markdown
 from fedpgp.core.text import first_of
 
 Format = Literal["html", "md", "csv"]
@@ -33,19 +34,20 @@ def write(
     """
     comparison = loading.find(runs).compare(allow_mismatch)
     chosen = comparison.baseline(baseline)
-    pictures, notes = gallery(comparison) if folder is not None or form == "html" else ([], [])
+    figures, notes = all_figures(comparison) if folder is not None or form == "html" else ([], [])
     if form == "csv":
-        text = tables.as_csv(comparison, chosen)
+        text = comparison_tables.as_csv(comparison, chosen)
     elif form == "md":
-        text = tables.as_markdown(tables.sheets(comparison, chosen), [*tables.remarks(comparison), *notes])
+        tables, remarks = comparison_tables.all_tables(comparison, chosen), comparison_tables.remarks(comparison)
+        text = as_markdown(tables, [*remarks, *notes])
     else:
         title = f"fedpgp: {first_of([path.absolute().name for path in runs], 3)}"
-        text = page(comparison, chosen, title, pictures, notes, _commands(runs, chosen))
+        text = page(comparison, chosen, title, figures, notes, _commands(runs, chosen))
     if folder is None:
         return text
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        save(picture.figure, folder / picture.name)
+    for one in figures:
+        save(one.figure, folder / one.name)
     path = folder / f"report.{form}"
     path.write_text(text, encoding="utf-8")
     return path

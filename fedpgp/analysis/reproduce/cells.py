@@ -1,4 +1,4 @@
-"""A table filled: our numbers beside the paper's, what sets them apart, and what is missing."""
+"""A reproduced table: measured numbers beside the paper's, what differs, and what is missing."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fedpgp.storage.sweep_folder import SweepFolder
 
 Mark = Literal["backbone", "data", "settings"]
 MARKS: tuple[Mark, ...] = ("backbone", "data", "settings")
-"""What can differ from the paper's."""
+"""What can differ from the paper."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Our number and the paper's."""
+    """A measured number and the paper's."""
 
-    ours: Statistic | None
+    measured: Statistic | None
     """None: not measured"""
     marks: tuple[Mark, ...]
-    """what sets ours apart"""
+    """what differs from the paper"""
     printed: Printed | None
     """None: the paper has no such cell"""
     doubt: str | None
@@ -35,13 +35,13 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's; None: one is lacking."""
-        return None if self.ours is None or self.printed is None else self.ours.mean - self.printed.value
+        """Measured minus printed; None if one is missing."""
+        return None if self.measured is None or self.printed is None else self.measured.mean - self.printed.value
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A table with our numbers in it."""
+    """A table with measured numbers."""
 
     plan: Plan
     paper: Paper
@@ -50,13 +50,13 @@ class Reproduction:
     columns: tuple[str, ...]
     """of all blocks, in order"""
     changed: Mapping[Mark, tuple[str, ...]]
-    """what a mark stands for, in words"""
+    """what each mark means, in words"""
     missing: tuple[str, ...]
-    """runs that are not there, and why"""
+    """missing runs, and why"""
 
     @property
     def blocks(self) -> dict[str, dict[str, dict[str, Cell]]]:
-        """By block, row and column."""
+        """The cells by block, row and column."""
         blocks: dict[str, dict[str, dict[str, Cell]]] = {}
         for key, cell in self.cells.items():
             blocks.setdefault(key.block, {}).setdefault(key.row, {})[key.column] = cell
@@ -67,7 +67,7 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
     """Read a table's runs into its cells.
 
     Args:
-        folders: of the sweeps of the plan's parts, in their order.
+        folders: of the sweeps of the plan's parts, in order.
     """
     members: list[Member] = []
     missing: list[str] = []
@@ -77,11 +77,11 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
     numbers = plan.table.layout(members, plan.asked)
     known = paper.read(plan.name)
     changed = _changed(plan)
-    keys = list(dict.fromkeys([*(key for key in known.values if key in numbers or _wanted(key, plan)), *numbers]))
+    keys = list(dict.fromkeys([*(key for key in known.values if key in numbers or _belongs(key, plan)), *numbers]))
     columns = _columns(keys)
     cells = {
         key: Cell(
-            ours=Statistic(numbers[key]) if key in numbers else None,
+            measured=Statistic(numbers[key]) if key in numbers else None,
             marks=_marks(key, plan, changed) if key in numbers else (),
             printed=known.values.get(key),
             doubt=known.doubtful.get(key),
@@ -94,18 +94,18 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
 def _words(
     changed: Mapping[str, Mapping[Mark, list[str]]], cells: Mapping[Key, Cell], plan: Plan
 ) -> dict[Mark, tuple[str, ...]]:
-    """What each mark stands for, each thing once."""
+    """What each mark means, without repetitions."""
     averaged = _fewer(plan) if any(key.block == AVERAGE for key in cells) else []
     words = {}
     for mark in MARKS:
-        told = [line for own in changed.values() for line in own.get(mark, [])]
-        if told := told + (averaged if mark == "data" else []):
-            words[mark] = tuple(dict.fromkeys(told))
+        lines = [line for own in changed.values() for line in own.get(mark, [])]
+        if lines := lines + (averaged if mark == "data" else []):
+            words[mark] = tuple(dict.fromkeys(lines))
     return words
 
 
 def _members(part: Part, trial: Trial, folder: SweepFolder, missing: list[str]) -> Iterator[Member]:
-    """The finished runs of a trial; what it lacks is noted."""
+    """The finished runs of a trial; its missing folds are noted."""
     planned = next((one for one in folder.trials if one.id == trial.id), None)
     result = folder.result(trial.id)
     folds = frozenset(planned.folds if planned else ())
@@ -125,18 +125,15 @@ def _changed(plan: Plan) -> dict[str, dict[Mark, list[str]]]:
     for part in plan.parts:
         for trial in part.drawn.trials:
             own = changed.setdefault(trial.variant, {})
-            for told in part.changed[trial.id]:
-                own.setdefault(_mark(told), []).append(told)
+            for line in part.changed[trial.id]:
+                section = line.partition(".")[0]
+                mark: Mark = "backbone" if section == "backbone" else "data" if section == "data" else "settings"
+                own.setdefault(mark, []).append(line)
     return changed
 
 
-def _mark(told: str) -> Mark:
-    section = told.partition(".")[0]
-    return "backbone" if section == "backbone" else "data" if section == "data" else "settings"
-
-
 def _marks(key: Key, plan: Plan, changed: Mapping[str, Mapping[Mark, list[str]]]) -> tuple[Mark, ...]:
-    """The marks of the variant that a cell is of; a mean over other data sets than the paper's has one more."""
+    """The marks of a cell's variant, and `data` for a mean over fewer data sets than the paper's."""
     found = {mark for variant in key if variant in changed for mark in changed[variant]}
     if key.block == AVERAGE and _fewer(plan):
         found.add("data")
@@ -144,24 +141,24 @@ def _marks(key: Key, plan: Plan, changed: Mapping[str, Mapping[Mark, list[str]]]
 
 
 def _fewer(plan: Plan) -> list[str]:
-    return [] if plan.asked == plan.table.data else [f"{AVERAGE} of {', '.join(plan.asked)} alone"]
+    return [] if plan.asked == plan.table.data else [f"{AVERAGE} of {', '.join(plan.asked)} only"]
 
 
-def _wanted(key: Key, plan: Plan) -> bool:
-    """Whether a cell of the paper's belongs to what was asked for."""
+def _belongs(key: Key, plan: Plan) -> bool:
+    """Whether a cell of the paper belongs to the requested data sets."""
     foreign = any(trial.experiment.data.name not in part.asked for part in plan.parts for trial in part.drawn.trials)
     left_out = set(plan.table.data) - set(plan.asked)
     return not foreign and not left_out & set(key) and (key.block != AVERAGE or len(plan.asked) > 1)
 
 
 def _columns(keys: Sequence[Key]) -> list[str]:
-    """As they come, those of a matrix in the order of its rows; what sums the others up is last."""
+    """Columns in order of appearance, those of a matrix in the order of its rows, means last."""
     columns = dict.fromkeys(key.column for key in keys)
     rows = dict.fromkeys(key.row for key in keys if key.row in columns)
     return sorted({**rows, **columns}, key=lambda column: column in (MEAN, SPREAD))
 
 
 def _order(keys: Sequence[Key], columns: Sequence[str]) -> list[Key]:
-    """By block, row and column; blocks and rows as they come."""
+    """Keys sorted by block, row and column; blocks and rows in order of appearance."""
     blocks, rows = ([*dict.fromkeys(names)] for names in ((key.block for key in keys), (key.row for key in keys)))
     return sorted(keys, key=lambda key: (blocks.index(key.block), rows.index(key.row), columns.index(key.column)))

@@ -1,4 +1,4 @@
-"""Which numbers of which runs stand in which cell of a table."""
+"""Layouts of tables: which numbers of which runs belong in which cell."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
 from fedpgp.analysis.comparison import Run
-from fedpgp.analysis.report.curve_data import client_accuracies
+from fedpgp.analysis.loading import client_accuracies
 from fedpgp.analysis.reproduce.paper import Key
 from fedpgp.storage.sweep_folder import Fold
 
 AVERAGE = "average"
 """Block of the means over data sets."""
 MEAN, SPREAD = "mean", "spread"
-"""Columns of the mean over the others, and of their standard deviation (ddof 1)."""
+"""Columns of the mean over the other columns, and of their standard deviation (ddof 1)."""
 OVERLAP, SPECTRUM = "overlap", "spectrum"
-"""Blocks of what the adapters of LoRA, or personal parts of prompts, look like."""
+"""Blocks of the analysis of LoRA's adapters, and of the personal parts of prompts."""
 PARTS = ("local", "base", "novel")
 
 RANKS = (1, 4, 8)
 
 Numbers = dict[Key, dict[int, float]]
-"""A number for each seed."""
+"""A number for each cell and seed."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Member:
 
     variant: str
     data: tuple[str, ...]
-    """the paper's data sets that it stands for; several where one data set takes the place of all"""
+    """the paper's data sets that it represents; several if one data set replaces all of them"""
     run: Run
     folds: frozenset[Fold]
-    """all that its trial was to have"""
+    """all folds that its trial should have"""
 
     def value(self, metric: str) -> float | None:
         """A metric on the test images after the last round; None: not measured."""
@@ -45,7 +45,7 @@ class Member:
 def base_to_novel(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """A block per data set and one of their means: variants by Local, Base, Novel, HM.
 
-    HM of the means is the harmonic mean of the means of the others, as in the paper.
+    In the block of means, HM is the harmonic mean of the other three means, as in the paper.
     """
     numbers = _collected(
         (Key(data, one.variant, metric), one, metric)
@@ -93,11 +93,11 @@ def held_out(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
 
 
 def held_out_by_client(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
-    """A block per variant: held-out domain by client, their mean and how far they spread."""
+    """A block per variant: held-out domain by client, with their mean and standard deviation."""
     numbers: Numbers = {}
     for one in members:
         domain, seed = str(one.run.fold.held_out), one.run.fold.seed
-        clients = client_accuracies(one.run, "held_out")
+        clients = client_accuracies(one.run.path, "held_out")
         values = {**clients, MEAN: fmean(clients.values())}
         if len(clients) > 1:
             values[SPREAD] = stdev(clients.values())
@@ -107,9 +107,9 @@ def held_out_by_client(members: Sequence[Member], asked: Sequence[str]) -> Numbe
 
 
 def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
-    """What `base_to_novel` has, and LoRA's two questions: do changes repeat the weights, and how many ranks they need.
+    """`base_to_novel`, and the analyses of LoRA's paper: overlap of changes and weights, and the ranks they need.
 
-    The query projections of the adapters' layers, as in LoRA's paper; the personal parts of prompts.
+    For adapters the query projections, as in the paper; for prompts their personal parts.
     """
     from fedpgp.analysis import adapter_analysis
 
@@ -141,6 +141,6 @@ def _collected(cells: Iterator[tuple[Key, Member, str]]) -> Numbers:
 
 
 def _mean(parts: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """By seed, for those seeds that all parts have."""
+    """The mean by seed, for the seeds that all parts have."""
     seeds = set.intersection(*map(set, parts)) if parts else set()
     return {seed: fmean(part[seed] for part in parts) for seed in sorted(seeds)}

@@ -1,4 +1,4 @@
-"""What is drawn are the numbers of the comparison; nothing is drawn that is not there."""
+"""Figures show the numbers of the comparison, and nothing that was not measured."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedpgp.analysis.loading import Entry, compare
+from fedpgp.analysis.loading import Curve, Entry, compare
 from fedpgp.analysis.report import convergence, grids, prompt_figures, style, tradeoff
-from fedpgp.analysis.report.curve_data import Curve
-from fedpgp.analysis.report.figures import MOST_GROUPS, MOST_PLACES, gallery
+from fedpgp.analysis.report.figures import MAX_GROUPS, MAX_PLACES, all_figures
 
 VISIONS = {
     "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -108,9 +107,9 @@ def test_the_held_out_matrix_has_one_order_of_domains_and_clients():
 def test_two_settings_that_vary_together_span_no_heat_map(made_run):
     pairs = [(1, 1), (4, 4)]
     entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[50])) for r, s in pairs]
-    assert "grid-fedpgp" not in [picture.name for picture in gallery(compare(entries))[0]]
+    assert "grid-fedpgp" not in [figure.name for figure in all_figures(compare(entries))[0]]
     entries.append(Entry(made_run("method.rank=1", "protocol.shots=4", test_hm=[50])))
-    assert "grid-fedpgp" in [picture.name for picture in gallery(compare(entries))[0]]
+    assert "grid-fedpgp" in [figure.name for figure in all_figures(compare(entries))[0]]
 
 
 def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_is_a_level():
@@ -125,16 +124,16 @@ def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_i
 
 def test_of_many_places_the_first_are_drawn(made_run):
     entries = [Entry(made_run(f"protocol.shots={s}", partition=f"p{s}", test_hm=[50, 60])) for s in range(1, 9)]
-    pictures, notes = gallery(compare(entries))
-    drawn = [picture.title for picture in pictures if picture.name.startswith("convergence")]
-    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MOST_PLACES + 1)]
-    assert f"figures show the first {MOST_PLACES} of 8 places (data, partitions, protocols)" in notes
+    figures, notes = all_figures(compare(entries))
+    drawn = [figure.title for figure in figures if figure.name.startswith("convergence")]
+    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MAX_PLACES + 1)]
+    assert f"figures show the first {MAX_PLACES} of 8 places (data, partitions, protocols)" in notes
 
 
 def test_as_many_groups_as_are_drawn_can_be_told_apart():
-    shapes = [(style.look(number)["marker"], style.HATCHES[number]) for number in range(MOST_GROUPS)]
-    assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MOST_GROUPS
-    assert len(set(style.COLORS)) == MOST_GROUPS
+    shapes = [(style.item_style(number)["marker"], style.HATCHES[number]) for number in range(MAX_GROUPS)]
+    assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MAX_GROUPS
+    assert len(set(style.COLORS)) == MAX_GROUPS
 
 
 def test_the_spectrum_shows_energy_by_rank():
@@ -171,16 +170,16 @@ def test_long_names_of_clients_leave_room_for_the_matrix(count):
     )
 
 
-def test_the_gallery_has_what_there_is_and_says_what_it_could_not_draw(compared):
-    pictures, notes = gallery(compared)
-    names = {picture.name for picture in pictures}
+def test_all_figures_lists_what_could_not_be_drawn(compared):
+    figures, notes = all_figures(compared)
+    names = {figure.name for figure in figures}
     assert names == {"tradeoff", "bars", "spectrum-2", "similarity-2"}  # one round is no curve
     assert len(notes) == 1  # the words need the backbone, and that is another one
-    assert "backbone.weights: random are not those that the run was made with" in notes[0]
+    assert "backbone.weights: random are not the weights of the run" in notes[0]
     (first, *_) = compared.groups[1].runs.values()
     next((first.path / "checkpoints").iterdir()).unlink()
-    pictures, notes = gallery(compared)
-    assert {"spectrum-2", "similarity-2"}.isdisjoint(picture.name for picture in pictures)
+    figures, notes = all_figures(compared)
+    assert {"spectrum-2", "similarity-2"}.isdisjoint(figure.name for figure in figures)
     assert len(notes) == 1
     assert "not drawn: prompts of fedpgp, seed 1:" in notes[0]
     assert "checkpoint cannot be read" in notes[0]

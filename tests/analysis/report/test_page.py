@@ -8,7 +8,7 @@ import pytest
 
 from fedpgp.analysis.loading import Entry, compare
 from fedpgp.analysis.report import page
-from fedpgp.analysis.report.figures import Picture
+from fedpgp.analysis.report.figures import ReportFigure
 from fedpgp.analysis.report.tradeoff import bars
 
 
@@ -25,8 +25,8 @@ def compared(made_run):
 
 
 def rendered(compared, **changes):
-    pictures = [Picture("bars", "<i>By metric</i>", "", bars(compared.groups, ["hm"]))]
-    given = {"pictures": pictures, "notes": ["not drawn: <x>"], "commands": ["fedpgp report 'a & b'"], **changes}
+    figures = [ReportFigure("bars", "<i>By metric</i>", "", bars(compared.groups, ["hm"]))]
+    given = {"figures": figures, "notes": ["not drawn: <x>"], "commands": ["fedpgp report 'a & b'"], **changes}
     return page.page(compared, compared.labels[0], "t <script>alert(1)</script>", **given)
 
 

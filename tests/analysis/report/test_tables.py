@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedpgp.analysis.loading import Entry, compare
-from fedpgp.analysis.report import tables
+from fedpgp.analysis.report import comparison_tables, tables
 
 
 @pytest.fixture
@@ -23,59 +23,59 @@ def compared(made_run):
     return compare(entries, selected=["val/hm"])
 
 
-def texts(sheet):
-    return [[cell.text for cell in row] for row in sheet.rows]
+def texts(table):
+    return [[cell.text for cell in row] for row in table.rows]
 
 
 def test_accuracies_mark_best_and_second_best(compared):
-    sheet = tables.accuracies(compared, "")
-    assert sheet.headings == ("", "seeds", "Novel", "HM")
-    assert texts(sheet) == [
+    table = comparison_tables.accuracies(compared, "")
+    assert table.headings == ("", "seeds", "Novel", "HM")
+    assert texts(table) == [
         ["promptfl", "3", "-", "62.00 ± 1.00"],
         ["fedpgp", "3", "41.00 ± 0.00", "64.00 ± 2.00"],
         ["coop", "1", "-", "64.00"],
     ]
-    assert [row[3].rank for row in sheet.rows] == [2, 1, 1]  # two are best together, then comes the second best
+    assert [row[3].rank for row in table.rows] == [2, 1, 1]  # two are best together, then comes the second best
 
 
 def test_the_other_readings_are_other_numbers(compared):
-    assert texts(tables.accuracies(compared, "", "max"))[1][3] == "70.00 ± 0.00"
-    assert texts(tables.readings(compared.groups))[2:4] == [
+    assert texts(comparison_tables.accuracies(compared, "", "max"))[1][3] == "70.00 ± 0.00"
+    assert texts(comparison_tables.readings(compared.groups))[2:4] == [
         ["fedpgp", "val", "4.00 ± 0.00", "3.50 ± 0.00", "4.00 ± 0.00"],
         ["fedpgp", "test", "64.00 ± 2.00", "67.00 ± 1.00", "70.00 ± 0.00"],  # (70 + 62, 64, 66) / 2
     ]
 
 
 def test_differences_are_paired_by_seed_and_have_an_interval(compared):
-    sheet = tables.differences(compared, "", "promptfl")
-    assert texts(sheet) == [
+    table = comparison_tables.differences(compared, "", "promptfl")
+    assert texts(table) == [
         ["fedpgp", "3", "-", "+2.00\n[-0.5, +4.5]"],  # 2 ± 4.302653 / sqrt(3)
         ["coop", "1", "-", "+3.00"],  # one seed: 64 - 61
     ]
-    assert texts(tables.differences(compared, "", "coop"))[0] == ["promptfl", "1", "-", "-3.00"]
+    assert texts(comparison_tables.differences(compared, "", "coop"))[0] == ["promptfl", "1", "-", "-3.00"]
 
 
 def test_costs_are_those_of_one_run(compared):
-    assert texts(tables.costs(compared.groups))[0] == ["promptfl", "2", "2.0 MB", "4.0 MB", "0.50"]
+    assert texts(comparison_tables.costs(compared.groups))[0] == ["promptfl", "2", "2.0 MB", "4.0 MB", "0.50"]
 
 
 def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
-    assert tables.remarks(compared) == [
+    assert comparison_tables.remarks(compared) == [
         "missing: coop: no run of seed 2",
         "missing: coop: no run of seed 3",
         "settings were selected by hm on validation images (val/hm)",
     ]
     paths = [made_run("name=a", test_hm=[1]), made_run("name=b", "method.name=coop", "protocol.shots=2", test_hm=[1])]
     mixed = compare([Entry(path, strict=True) for path in paths], anyway=True, selected=["test/hm"])
-    marked, selected = tables.remarks(mixed)
+    marked, selected = comparison_tables.remarks(mixed)
     assert marked == "† another partition than fedpgp, shots=16"
     assert "on the TEST images: these numbers are optimistic" in selected
-    assert texts(tables.accuracies(mixed, ""))[1][0] == "coop, shots=2 †"
+    assert texts(comparison_tables.accuracies(mixed, ""))[1][0] == "coop, shots=2 †"
 
 
 def test_in_a_terminal_of_80_columns_nothing_is_cut(compared):
     console = Console(width=80, file=io.StringIO())
-    console.print(tables.in_terminal(tables.sheets(compared, "promptfl"), ["[red] is no colour"]))
+    console.print(tables.in_terminal(comparison_tables.all_tables(compared, "promptfl"), ["[red] is no colour"]))
     shown = console.file.getvalue()
     assert "…" not in shown
     assert "[-0.5, +4.5]" in shown
@@ -84,20 +84,20 @@ def test_in_a_terminal_of_80_columns_nothing_is_cut(compared):
 
 def test_the_title_of_a_narrow_table_stays_in_one_line():
     console = Console(width=80, file=io.StringIO())
-    narrow = tables.Sheet("A title that is longer than its table", ("", "x"), ((tables.Cell("a"), tables.Cell("1")),))
+    narrow = tables.Table("A title that is longer than its table", ("", "x"), ((tables.Cell("a"), tables.Cell("1")),))
     console.print(tables.in_terminal([narrow], []))
     assert console.file.getvalue().startswith("A title that is longer than its table\n")
 
 
 def test_what_is_indented_stays_so_in_markdown():
-    sheet = tables.Sheet(
+    table = tables.Table(
         "t", ("", "x"), ((tables.Cell("a"), tables.Cell("1")), (tables.Cell("  below"), tables.Cell("2")))
     )
-    assert "| a | 1 |\n| &emsp;below | 2 |\n" in tables.as_markdown([sheet], [])
+    assert "| a | 1 |\n| &emsp;below | 2 |\n" in tables.as_markdown([table], [])
 
 
 def test_markdown_is_a_table_that_shows_the_best(compared):
-    text = tables.as_markdown([tables.accuracies(compared, "")], ["a | b <c>"])
+    text = tables.as_markdown([comparison_tables.accuracies(compared, "")], ["a | b <c>"])
     lines = text.splitlines()
     assert "|  | seeds | Novel | HM |" in lines
     assert "|---|---:|---:|---:|" in lines
@@ -107,7 +107,7 @@ def test_markdown_is_a_table_that_shows_the_best(compared):
 
 
 def test_csv_has_the_numbers_in_full(compared):
-    rows = list(csv.DictReader(io.StringIO(tables.as_csv(compared, "promptfl"))))
+    rows = list(csv.DictReader(io.StringIO(comparison_tables.as_csv(compared, "promptfl"))))
     (row,) = [
         row
         for row in rows

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from fedpgp.analysis.loading import Entry, compare
-from fedpgp.analysis.report import terminal
+from fedpgp.analysis.report import comparison_tables, terminal
 from fedpgp.core.errors import RunError
 from fedpgp.federation.metrics import round_metrics
 from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
@@ -132,7 +132,7 @@ def test_standings_mark_the_best_and_equals(made_run):
             more = {} if novel is None else {"test_novel": [novel]}
             run = made_run(f"seed={seed}", f"name={label.strip('[]')}", test_hm=[hm + change], **more)
             entries.append(Entry(run, label))
-    lines = rendered(terminal.standings(compare(entries)))
+    lines = rendered(comparison_tables.standings(compare(entries)))
     assert "[x] - - 60.0 ± 0.0 * 50.0 ± 1.4" in lines
     assert "b - - 60.0 ± 0.0 * 52.0 ± 1.4 *" in lines
     assert "zero - - - 40.0 ± 1.4" in lines

@@ -80,12 +80,12 @@ def test_table_1_has_the_means_over_its_data_sets_and_their_harmonic_mean(root, 
         return {"test_local": [value + 20], "test_base": [value + 10], "test_novel": [value], "test_hm": [value + 1]}
 
     found = cells.fill(plan, [swept(only(plan), metrics)])
-    ours = found.cells[Key("dtd", "FedPGP", "novel")].ours
+    ours = found.cells[Key("dtd", "FedPGP", "novel")].measured
     assert (ours.by_seed, ours.std) == ({1: 21, 2: 22, 3: 23}, 1.0)
     means = found.cells[Key("average", "FedPGP", "local")]
-    assert means.ours.by_seed == {1: 41, 2: 42, 3: 43}  # (21 + 31 + 41 + 51 + 61) / 5
+    assert means.measured.by_seed == {1: 41, 2: 42, 3: 43}  # (21 + 31 + 41 + 51 + 61) / 5
     assert means.difference == pytest.approx(42 - 95.67)
-    seed_1 = found.cells[Key("average", "FedPGP", "hm")].ours.by_seed[1]
+    seed_1 = found.cells[Key("average", "FedPGP", "hm")].measured.by_seed[1]
     assert seed_1 == pytest.approx(3 / (1 / 41 + 1 / 31 + 1 / 21))  # and not the mean of the five, 22
     assert list(found.blocks) == ["average", *plan.asked]
     assert list(found.blocks["dtd"]) == [
@@ -110,10 +110,10 @@ def test_missing_runs_are_named_and_never_averaged_over(root, swept):
         "CoOp, data=dtd, seed 1: not run", "CoOp, data=dtd, seed 2: not run", "CoOp, data=dtd, seed 3: not run",
         "FedPGP, data=dtd, seed 2: failed: disk full",
     )  # fmt: skip
-    assert found.cells[Key("dtd", "CoOp", "local")].ours is None
-    assert found.cells[Key("average", "CoOp", "local")].ours is None
-    assert list(found.cells[Key("average", "FedPGP", "local")].ours.by_seed) == [1, 3]
-    text = [[cell.text for cell in row] for row in reproduced.sheets(found)[3].rows]
+    assert found.cells[Key("dtd", "CoOp", "local")].measured is None
+    assert found.cells[Key("average", "CoOp", "local")].measured is None
+    assert list(found.cells[Key("average", "FedPGP", "local")].measured.by_seed) == [1, 3]
+    text = [[cell.text for cell in row] for row in reproduced.all_tables(found)[3].rows]
     assert text[3:6] == [
         ["CoOp", "-", "-", "-", "-"], ["  paper", "86.38", "39.20", "37.65", "47.13"], ["  difference", "", "", "", ""]
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_an_average_of_other_data_sets_is_marked(root, swept):
     found = cells.fill(plan, [swept(only(plan), lambda trial, fold: values)])
     assert found.cells[Key("average", "FedPGP", "local")].marks == ("data",)
     assert found.cells[Key("dtd", "FedPGP", "local")].marks == ()
-    assert found.changed == {"data": ("average of dtd, food101 alone",)}
+    assert found.changed == {"data": ("average of dtd, food101 only",)}
 
 
 def test_table_4_is_read_client_by_client(root, swept):
@@ -145,7 +145,7 @@ def test_table_4_is_read_client_by_client(root, swept):
     folder = swept(only(plan), lambda trial, fold: {"test_held_out": [75]}, domains, clients)
     found = cells.fill(plan, [folder])
     row = found.blocks["FedPGP"]["amazon"]
-    ours = {column: cell.ours.mean for column, cell in row.items() if cell.ours}
+    ours = {column: cell.measured.mean for column, cell in row.items() if cell.measured}
     assert ours == {"anna": 60, "ben": 90, "mean": 75, "spread": pytest.approx(21.2132)}
     assert row["mean"].printed.value == 96.55
     assert found.columns == (*domains, "anna", "ben", "mean", "spread")
@@ -159,7 +159,7 @@ def test_table_11_is_read_by_rank_and_shots(root, swept):
         return {"test_local": [trial.experiment.method.settings["rank"] + trial.experiment.protocol.shots / 100]}
 
     found = cells.fill(plan, [swept(only(plan), metrics)])
-    assert found.cells[Key("dtd", "rank 4", "16 shots")].ours.by_seed == {1: 4.16}
+    assert found.cells[Key("dtd", "rank 4", "16 shots")].measured.by_seed == {1: 4.16}
     assert len(found.cells) == 20
     assert list(found.blocks["dtd"]["rank 1"]) == ["1 shot", "2 shots", "4 shots", "8 shots", "16 shots"]
 
@@ -174,8 +174,8 @@ def test_every_number_doubt_and_assumption_of_the_paper_is_printed_also_without_
     assert set(signs) == set(known.doubtful.values())
     shown = [
         cell.text
-        for sheet in reproduced.sheets(found)
-        for row in sheet.rows
+        for table in reproduced.all_tables(found)
+        for row in table.rows
         if row[0].text == "  paper"
         for cell in row[1:]
         if cell.text
@@ -193,9 +193,9 @@ def test_in_a_smoke_one_data_set_takes_the_place_of_all_and_is_marked(swept):
     found = cells.fill(plan, [swept(only(plan), lambda trial, fold: {"test_local": [50]})])
     for data in ("cifar10", "cifar100"):
         cell = found.cells[Key("", "FedPGP", data)]
-        assert (cell.ours.mean, cell.marks) == (50, ("backbone", "data", "settings"))
+        assert (cell.measured.mean, cell.marks) == (50, ("backbone", "data", "settings"))
     assert found.changed["data"] == ("data.name is icons",)
-    text = [[cell.text for cell in row] for row in reproduced.sheets(found)[0].rows]
+    text = [[cell.text for cell in row] for row in reproduced.all_tables(found)[0].rows]
     assert text[-1] == ["  difference", "-44.82ᵇᵈˢ", "-27.44ᵇᵈˢ"]
     rows = list(csv.DictReader(io.StringIO(reproduced.as_csv(found))))
     assert rows[-1]["paper_std"] == "0.15"
