@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
@@ -27,7 +28,7 @@ SHOWN = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/h
 
 
 class ProgressDisplay(RunCallback):
-    """Shows the events of experiments and sweeps: bars in a terminal and in notebooks, lines in a log."""
+    """Shows the events of experiments and sweeps: bars in a terminal and in notebooks (with ipywidgets), else lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -98,7 +99,7 @@ class ProgressDisplay(RunCallback):
 
     @property
     def _animated(self) -> bool:
-        return self._console.is_terminal or self._console.is_jupyter
+        return self._console.is_terminal or (self._console.is_jupyter and find_spec("ipywidgets") is not None)
 
     def _bar(self, stage: str, done: int, total: int, note: str) -> None:
         if stage not in self._tasks:
