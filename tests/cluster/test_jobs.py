@@ -190,7 +190,7 @@ def test_a_detached_run_is_left_attached_and_stopped(head, tmp_path):
         while "rounds" not in said:
             said += attached.stderr.readline()
         attached.send_signal(signal.SIGINT)
-        assert f"the run goes on; end it with: fedpgp stop {driver}" in attached.stderr.read()
+        assert f"the run continues; stop it with: fedpgp stop {driver}" in attached.stderr.read()
         assert attached.wait(60) == 130
 
     before = store.rounds()[-1].round
