@@ -1,4 +1,4 @@
-"""The registry of methods: one line each. A name and a mapping of settings in, a method out."""
+"""The registry of methods: creates a method from its name and a mapping of settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from fedpgp.methods.fedmaple import FedMaPLe
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.pfedpt import PFedPT
-from fedpgp.methods.prompt_prox import PromptProx
-from fedpgp.methods.promptfl import PromptFL
+from fedpgp.methods.promptfl import PromptFL, PromptProx
 from fedpgp.methods.zero_shot import ZeroShot
 
 # A list, so that mypy names each class that does not satisfy the protocol.
@@ -37,10 +36,10 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def create(name: str, settings: Mapping[str, Any]) -> Method:
-    """The method of that name.
+    """Create the method of that name.
 
     Raises:
-        ConfigError: unknown method, or a setting that it does not know or cannot use.
+        ConfigError: unknown method, or an unknown or invalid setting.
     """
     if name not in METHODS:
         hint = did_you_mean(name, METHODS, "see `fedpgp methods`")

@@ -1,7 +1,8 @@
-"""What a method is: settings, what is learned, what is shared, and a pure loss over parameters with a client axis."""
+"""The interface of a method: settings, learned and shared parameters, and a pure loss over a client axis."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -16,21 +17,21 @@ from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 
 Inputs = Literal["pooled", "patches", "pixels"]
-"""The form in which a method sees an image: one feature, one per patch, or the picture itself."""
+"""The form in which a method receives an image: one feature, one per patch, or the pixels."""
 
 Tower = Literal["text", "image"]
-"""A frozen tower that a method runs itself; it is sent to every actor."""
+"""A frozen tower that a method runs itself; it is sent to every worker."""
 
 Metrics = dict[str, Tensor]
-"""Named parts of a loss, each of shape (K,)."""
+"""Named parts of a loss, each of shape (K,), the same names in every call. They are recorded as `train/NAME`."""
 
 Classifier = Callable[[Tensor], Tensor]
-"""Features (K or 1, B, ...) to logits (K, B, C). What does not depend on the images is computed beforehand."""
+"""Maps features (K or 1, B, ...) to logits (K, B, C). Everything independent of the images is computed beforehand."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images for K clients. Where `mask` is False the row is padding and must not count."""
+    """One step's images for K clients. Rows where `mask` is False are padding and must not count."""
 
     features: Tensor  # (K, B, ...)
     labels: Tensor  # (K, B)
@@ -39,11 +40,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of local training in which some parameters learn and the others rest."""
+    """A stretch of local training in which some parameters learn and the others stay fixed."""
 
     keys: frozenset[str]
     lr: Mapping[str, float] = field(default_factory=dict)
-    """keys with a learning rate of their own; all others take the federation's"""
+    """learning rates of single keys; all others use the federation's"""
     decay: float = 1.0
     """factor on all learning rates from one round to the next; 1: constant"""
     epochs: int | None = None
@@ -55,7 +56,7 @@ class Phase:
 
 
 class Method(Protocol):
-    """One paper's method. Parameters, batches and losses carry the client axis K in front.
+    """The method of one paper. Parameters, batches and losses carry the client axis K in front.
 
     `shared_keys` is the only thing that the federation knows about a method's parameters.
     """
@@ -70,18 +71,18 @@ class Method(Protocol):
         """Build the method from an instance of its `settings_type`."""
 
     @property
-    def shared_keys(self) -> frozenset[str]:
-        """Parameters that leave the client and are averaged; all others never do. May depend on the settings."""
+    def settings(self) -> Settings:
+        """Frozen settings; the docstring of a field explains it."""
         ...
 
     @property
-    def settings(self) -> Settings:
-        """Frozen; a field's docstring says what it does."""
+    def shared_keys(self) -> frozenset[str]:
+        """Parameters that are sent to the server and averaged; all others stay with the client."""
         ...
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The stretches of one local epoch sequence; none: there is nothing to train."""
+        """The phases of local training, in order. Empty: nothing is trained."""
         ...
 
     @property
@@ -91,13 +92,13 @@ class Method(Protocol):
 
     @property
     def supports_unseen_classes(self) -> bool:
-        """Whether it can classify a class set that it was not trained on."""
+        """Whether it can classify classes that it was not trained on."""
         ...
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """Initial parameters of one client (without the client axis), on the CPU, the same for all.
+        """Initial parameters of one client (without the client axis), on the CPU, the same for all clients.
 
-        Called before any other work, so it is also the place to refuse a frozen side that the settings do not fit.
+        Called before any other work, so it also checks that the settings fit the frozen model.
 
         Raises:
             ConfigError: a setting asks for more than the model has, for example a rank above the context's.
@@ -107,8 +108,8 @@ class Method(Protocol):
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss (K,) and its named parts. `received` is what the server sent this round, without the client axis.
 
-        Pure, but for entries of `params` that no phase learns: a loss may renew those in place, as batch normalisation
-        does with its running statistics.
+        Pure, with one exception: entries of `params` that no phase learns may be updated in place, such as the running
+        statistics of batch normalisation. It should not wait for the device (`.item()`, `bool(tensor)`).
         """
         ...
 
@@ -117,12 +118,29 @@ class Method(Protocol):
         ...
 
 
+class PromptMethod(ABC):
+    """Defaults of a method on frozen CLIP: pooled image features, the text tower, a loss of cross-entropy alone."""
+
+    image_inputs: ClassVar[Inputs] = "pooled"
+    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
+    extra_texts: tuple[str, ...] = ()
+    supports_unseen_classes = True
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy (K,)."""
+        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
+
+    @abstractmethod
+    def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
+        """See `Method`."""
+
+
 @runtime_checkable
 class HasGlobalModel(Protocol):
-    """A method with personal parameters whose shared ones are a model without them."""
+    """A method with personal parameters whose shared ones form a model without them."""
 
     def global_model(self, params: ParamTree) -> ParamTree:
-        """The same parameters with the personal ones at rest: what the server could hand to a new client."""
+        """`params` with neutral personal parameters: the model that the server could give to a new client."""
         ...
 
 
@@ -131,16 +149,16 @@ class LimitsBlocks(Protocol):
     """A method whose parameters are too large to train many clients at once."""
 
     max_block: ClassVar[int]
-    """most clients of a block, whatever `federation.block_size` says"""
+    """most clients of a block; limits `federation.block_size`"""
 
 
 @runtime_checkable
 class BringsNetwork(Protocol):
-    """A method that learns a network of its own and has no use for CLIP."""
+    """A method that learns its own network and does not use CLIP."""
 
     @property
     def image(self) -> ImageSpec:
-        """The pictures that the network takes."""
+        """The images that the network takes."""
         ...
 
 
@@ -156,6 +174,6 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def draw_linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> ParamTree:
-    """Weight (outputs, inputs) and bias of a linear layer, started as torch starts one: U(-1, 1) / sqrt(inputs)."""
+    """Weight (outputs, inputs) and bias of a linear layer with torch's default init, U(-1, 1) / sqrt(inputs)."""
     weight, bias = (2 * torch.rand(*shape, generator=generator) - 1 for shape in ((outputs, inputs), (outputs,)))
     return {f"{name}.weight": weight / inputs**0.5, f"{name}.bias": bias / inputs**0.5}

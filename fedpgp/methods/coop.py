@@ -1,4 +1,4 @@
-"""CoOp (Zhou et al., 2022): a learned context before, around or behind the class name. Trained by each client alone."""
+"""CoOp (Zhou et al., 2022): a learned context before, around or after the class name. Each client trains alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedpgp.clip.text_backbone import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
+from fedpgp.methods.base import Classifier, Phase, PromptMethod, cosine_logits
 
 INIT_STD = 0.02
 
@@ -22,23 +22,23 @@ class ContextSettings(Settings):
     """Settings of a learned context."""
 
     n_ctx: int = Field(16, ge=1)
-    """number of context tokens; with `ctx_init` the number of its tokens"""
+    """number of context tokens; ignored with `ctx_init`, whose tokens count"""
     ctx_init: str | None = None
     """words whose embeddings start the context, for example "a photo of a"; null: N(0, 0.02)"""
     position: Position = "end"
-    """place of the class name: end (after the context) | middle | front"""
+    """position of the class name: end (after the context) | middle | front"""
 
     @property
     def extra_texts(self) -> tuple[str, ...]:
-        """Texts whose tokens are needed: `ctx_init`, its underscores read as spaces, as in CoOp."""
+        """Texts whose tokens are needed: `ctx_init` with underscores as spaces, as in CoOp."""
         return (readable(self.ctx_init),) if self.ctx_init else ()
 
     def draw(self, frozen: ClassSet, generator: torch.Generator) -> Tensor:
         """An initial context (L, D).
 
         Raises:
-            ConfigError: there is no word in `ctx_init`.
-            DataError: a prompt of it and of a class name would be longer than the text tower allows.
+            ConfigError: `ctx_init` has no words.
+            DataError: the prompt of a class would be longer than the text tower allows.
         """
         if self.ctx_init:
             ctx = frozen.word_vectors(readable(self.ctx_init)).cpu().clone()
@@ -57,18 +57,16 @@ class CoOpSettings(ContextSettings):
     """true: a context per class (CSC); it cannot be applied to novel classes"""
 
 
-class CoOp:
+class CoOp(PromptMethod):
     """p(y = c | x) = softmax_c(s cos(f(x), g([ctx, name_c]))), trained by cross-entropy.
 
-    `ctx` (L, D), or (C, L, D) if class-specific, never leaves the client: this is the local baseline.
-    Departs from the paper in the optimizer only, which is the federation's (constant rate, no warm-up).
+    `ctx` (L, D), or (C, L, D) if class-specific, stays with the client: this is the local baseline.
+    Departs from the paper only in the optimizer, which is the federation's (constant rate, no warm-up).
     """
 
     name: ClassVar[str] = "coop"
     paper: ClassVar[str] = "Zhou et al., IJCV 2022"
     settings_type: ClassVar[type[Settings]] = CoOpSettings
-    image_inputs: ClassVar[Inputs] = "pooled"
-    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset()
     phases: tuple[Phase, ...] = (Phase(frozenset({"ctx"})),)
 
@@ -78,14 +76,10 @@ class CoOp:
         self.supports_unseen_classes = not settings.class_specific
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """The context, from words or N(0, 0.02); class-specific ones are drawn apart, or all start from the words."""
+        """The context, from words or N(0, 0.02); if class-specific, one draw per class, or the words for all."""
         if not self.settings.class_specific:
             return {"ctx": self.settings.draw(frozen, generator)}
         return {"ctx": torch.stack([self.settings.draw(frozen, generator) for _ in frozen.names])}
-
-    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy (K,)."""
-        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled cosines with the text features of each client's prompt."""

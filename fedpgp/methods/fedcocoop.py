@@ -1,4 +1,4 @@
-"""CoCoOp (Zhou et al., CVPR 2022), federated: a context that a small network adapts to each image."""
+"""Federated CoCoOp (Zhou et al., CVPR 2022): a small network adapts the context to each image."""
 
 from __future__ import annotations
 
@@ -12,61 +12,54 @@ from fedpgp.clip.chunking import in_chunks
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy, draw_linear
+from fedpgp.methods.base import Classifier, Phase, PromptMethod, draw_linear
 from fedpgp.methods.coop import ContextSettings
 
 REDUCTION = 16
-"""Width of the joint space over width of the meta-net's hidden layer."""
+"""Width of the joint space divided by the width of the meta-net's hidden layer."""
 
 PROMPTS_PER_CHUNK = 1024
-"""Most class prompts whose activations are kept at once."""
+"""Most class prompts whose activations are kept at a time."""
 
 VALUES_OF_CONTEXTS = 1 << 24
-"""Most values of the contexts that exist at once: 64 MB of float32."""
+"""Most values of contexts that exist at a time: 64 MB of float32."""
 
 
 class FedCoCoOpSettings(ContextSettings):
     """Settings of CoCoOp."""
 
 
-class FedCoCoOp:
+class FedCoCoOp(PromptMethod):
     """p(y = c | x) = softmax_c(s cos(f(x), g([v_1(x) .. v_L(x), name_c]))), v_l(x) = v_l + h(x), by cross-entropy.
 
     Legend: v_l are the tokens of `ctx` (L, D); h is the meta-net `meta_2 relu(meta_1 f(x))` on the normalised image
     feature f(x), E -> E // 16 -> D. Everything is shared and averaged (the paper's CoCoOp is not federated).
-    Every image has C prompts of its own: B C of them per client and step, against C of PromptFL. What they have in
-    common (start, context) is encoded once per image, and images go through the text tower in chunks.
+    Each image has its own C prompts: B C of them per client and step, where PromptFL has C. Their common prefix (start,
+    context) is encoded once per image, and images pass through the text tower in chunks.
 
-    Departs from the paper in the optimizer only, which is the federation's.
+    Departs from the paper only in the optimizer, which is the federation's.
     """
 
     name: ClassVar[str] = "fedcocoop"
     paper: ClassVar[str] = "Zhou et al., CVPR 2022"
     settings_type: ClassVar[type[Settings]] = FedCoCoOpSettings
-    image_inputs: ClassVar[Inputs] = "pooled"
-    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset(
         {"ctx", "meta_1.weight", "meta_1.bias", "meta_2.weight", "meta_2.bias"}
     )
     phases: tuple[Phase, ...] = (Phase(shared_keys),)
-    supports_unseen_classes = True
 
     def __init__(self, settings: FedCoCoOpSettings) -> None:
         self.settings = settings
         self.extra_texts = settings.extra_texts
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """The context, from words or N(0, 0.02), and a meta-net as torch starts linear layers."""
+        """The context, from words or N(0, 0.02), and the meta-net with torch's default init."""
         hidden = max(1, frozen.joint_width // REDUCTION)
         return {
             "ctx": self.settings.draw(frozen, generator),
             **draw_linear("meta_1", frozen.joint_width, hidden, generator),
             **draw_linear("meta_2", hidden, frozen.width, generator),
         }
-
-    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy (K,)."""
-        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled cosines with the text features of each client's prompts for each image."""

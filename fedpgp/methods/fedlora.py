@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2022), federated: low-rank adapters on the text tower's attention in place of a learned prompt."""
+"""Federated LoRA (Hu et al., 2022): low-rank adapters on the text tower's attention instead of a learned prompt."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from fedpgp.clip.adapters import Adapters, Target
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
+from fedpgp.methods.base import Classifier, Phase, PromptMethod, cosine_logits
 from fedpgp.methods.coop import INIT_STD
 
 
@@ -23,11 +22,11 @@ class FedLoRASettings(Settings):
     targets: tuple[Target, ...] = Field(("q", "v"), min_length=1)
     """projections with an adapter, in every layer: q (queries), k (keys), v (values), o (output)"""
     rank: int = Field(4, ge=1)
-    """R, rank of an adapter, at most the tower's width"""
+    """R, rank of an adapter; at most the tower's width"""
     alpha: float = Field(4.0, gt=0)
-    """adapters count alpha / rank times"""
+    """adapters are scaled by alpha / rank"""
     shared: bool = True
-    """true: the server averages the adapters (FedAvg); false: they never leave the client"""
+    """true: the server averages the adapters (FedAvg); false: they stay with the client"""
 
     @field_validator("targets")
     @classmethod
@@ -37,23 +36,19 @@ class FedLoRASettings(Settings):
         return targets
 
 
-class FedLoRA:
+class FedLoRA(PromptMethod):
     """W' = W + alpha / R B A for each adapted W, trained by cross-entropy on the hand-written prompt `data.template`.
 
-    Legend: of each target t, `t.A` (layers, R, D) starts from N(0, 0.02) and `t.B` (layers, D, R) from 0, so training
-    starts at zero-shot CLIP, which B = 0 is. W itself is frozen. With `shared`, A and B are averaged one by one; the
-    average of the products B A would be another matrix, of a higher rank.
+    Legend: for each target t, `t.A` (layers, R, D) starts from N(0, 0.02) and `t.B` (layers, D, R) from 0. B = 0 is
+    zero-shot CLIP, so training starts there. W is frozen. With `shared`, A and B are averaged separately; the average
+    of the products B A would be another matrix, of a higher rank.
 
-    Departs from the paper in what is adapted, CLIP's text tower, and in the optimizer, which is the federation's.
+    Departs from the paper: CLIP's text tower is adapted, with the federation's optimizer.
     """
 
     name: ClassVar[str] = "fedlora"
     paper: ClassVar[str] = "Hu et al., ICLR 2022"
     settings_type: ClassVar[type[Settings]] = FedLoRASettings
-    image_inputs: ClassVar[Inputs] = "pooled"
-    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
-    extra_texts: tuple[str, ...] = ()
-    supports_unseen_classes = True
 
     def __init__(self, settings: FedLoRASettings) -> None:
         self.settings = settings
@@ -65,7 +60,7 @@ class FedLoRA:
         """A from N(0, 0.02), B = 0.
 
         Raises:
-            ConfigError: the rank is more than the tower's width.
+            ConfigError: the rank exceeds the tower's width.
         """
         layers, width, rank = frozen.layers, frozen.width, self.settings.rank
         if rank > width:
@@ -78,16 +73,12 @@ class FedLoRA:
             tree[f"{target}.B"] = torch.zeros(layers, width, rank)
         return tree
 
-    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy (K,)."""
-        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
-
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
-        """Scaled cosines with the hand-written prompt's features in each client's adapted tower."""
+        """Scaled cosines with the features of the hand-written prompt in each client's adapted tower."""
         text = frozen.adapted_template(self.adapters(params))
         return lambda features: cosine_logits(features, text, frozen.logit_scale)
 
     def adapters(self, params: ParamTree) -> Adapters:
-        """A and alpha / R B of each target."""
+        """A and (alpha / R) B of each target."""
         scale = self.settings.alpha / self.settings.rank
         return {target: (params[f"{target}.A"], scale * params[f"{target}.B"]) for target in self.settings.targets}

@@ -1,4 +1,4 @@
-"""MaPLe (Khattak et al., CVPR 2023), federated: deep prompts in both towers, the image's made from the text's."""
+"""Federated MaPLe (Khattak et al., CVPR 2023): deep prompts in both towers, the image's computed from the text's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from fedpgp.clip.text_backbone import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import (
-    Batch,
-    Classifier,
-    Inputs,
-    Metrics,
-    Phase,
-    Tower,
-    cosine_logits,
-    cross_entropy,
-    draw_linear,
-)
+from fedpgp.methods.base import Classifier, Inputs, Phase, PromptMethod, Tower, cosine_logits, draw_linear
 from fedpgp.methods.coop import INIT_STD
 
 
@@ -32,24 +22,24 @@ class FedMaPLeSettings(Settings):
     n_ctx: int = Field(2, ge=1)
     """L, number of learned tokens in each tower and layer"""
     depth: int | None = Field(9, ge=1)
-    """J, number of layers with prompts of their own; 1: at the input only; null: 3/4 of the layers (9 of ViT-B's 12)"""
+    """J, number of layers with learned prompts; 1: only at the input; null: 3/4 of the layers (9 of ViT-B's 12)"""
     ctx_init: str | None = "a photo of a"
-    """words of which the first `n_ctx` tokens start the context and the others stay as they are; null: N(0, 0.02)"""
+    """words: the first `n_ctx` tokens start the context, the others stay fixed; null: N(0, 0.02)"""
 
 
-class FedMaPLe:
+class FedMaPLe(PromptMethod):
     """Text prompts P_j, image prompts F_j(P_j) for the layers j = 0 .. J - 1, trained by cross-entropy.
 
     Legend: P_j is `ctx[j]` (L, D); the coupling F_j is linear, `coupling.weight[j]` (W, D) and `coupling.bias[j]`
-    (W,), W the width of the image tower's tokens. P_0 stands before the name, F_0(P_0) behind the patches; before each
-    later layer j < J they replace what the layer before made of them, and behind depth J they pass through as any
-    token does. With words, the tokens after the first L stay in the prompt as they are ("of a NAME." for L = 2).
+    (W,), W the width of the image tower's tokens. P_0 precedes the class name, F_0(P_0) follows the patches. Before
+    each later layer j < J they replace the outputs of the layer before; from layer J on they pass through like any
+    token. With words, the tokens after the first L stay fixed in the prompt ("of a NAME." for L = 2).
     Everything is shared and averaged (the paper's MaPLe is not federated).
 
     The image tower runs in every step, on cached pixels, so this costs far more than methods on frozen features.
-    Departs from the authors' code: one precision throughout (theirs mixes fp16 and fp32); the F_j of the deeper
-    layers are drawn apart (theirs start as copies of one); J above the number of layers is refused, not ignored; words
-    that `n_ctx` does not fit are refused (theirs go over to random ones).
+    Departs from the authors' code: one precision throughout (theirs mixes fp16 and fp32); the F_j of the deeper layers
+    are drawn separately (theirs start as copies of one); J above the number of layers is an error (theirs ignores it);
+    so are fewer words than `n_ctx` tokens (theirs falls back to a random context).
     """
 
     name: ClassVar[str] = "fedmaple"
@@ -59,17 +49,16 @@ class FedMaPLe:
     required_towers: ClassVar[frozenset[Tower]] = frozenset({"text", "image"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx", "coupling.weight", "coupling.bias"})
     phases: tuple[Phase, ...] = (Phase(shared_keys),)
-    supports_unseen_classes = True
 
     def __init__(self, settings: FedMaPLeSettings) -> None:
         self.settings = settings
         self.extra_texts = (readable(settings.ctx_init),) if settings.ctx_init else ()
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """Prompts, the first from words or all N(0, 0.02), and couplings as torch starts linear layers.
+        """Prompts from N(0, 0.02), the first one from words if given, and couplings with torch's default init.
 
         Raises:
-            ConfigError: more layers than a tower has, or more tokens than the words.
+            ConfigError: `depth` exceeds the layers of a tower, or `n_ctx` the tokens of the words.
             DataError: a prompt would be longer than the text tower allows.
         """
         n_ctx, depth = self.settings.n_ctx, self.settings.depth
@@ -78,7 +67,7 @@ class FedMaPLe:
         if depth > layers:
             raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
         ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)
-        frozen.check_room(n_ctx + len(self._kept(frozen)))
+        frozen.check_room(n_ctx + len(self._fixed(frozen)))
         for words in self.extra_texts:
             vectors = frozen.word_vectors(words)
             if n_ctx > len(vectors):
@@ -90,14 +79,10 @@ class FedMaPLe:
         couplings = [draw_linear("coupling", frozen.width, frozen.visual.width, generator) for _ in range(depth)]
         return {"ctx": ctx, **{key: torch.stack([one[key] for one in couplings]) for key in couplings[0]}}
 
-    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy (K,)."""
-        return cross_entropy(self.classifier(params, frozen)(batch.features), batch), {}
-
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled cosines of the prompted image features with the prompted text features."""
         ctx = params["ctx"]
-        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=self._kept(frozen))
+        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=self._fixed(frozen))
         prompts = couple(params)
 
         def logits(pixels: Tensor) -> Tensor:
@@ -108,8 +93,8 @@ class FedMaPLe:
 
         return logits
 
-    def _kept(self, frozen: ClassSet) -> tuple[int, ...]:
-        """The tokens of the words that stay as they are."""
+    def _fixed(self, frozen: ClassSet) -> tuple[int, ...]:
+        """The tokens of the words that stay fixed."""
         return tuple(token for words in self.extra_texts for token in frozen.token_ids(words)[self.settings.n_ctx :])
 
 

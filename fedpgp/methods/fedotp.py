@@ -12,11 +12,11 @@ from torch import Tensor
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cross_entropy
+from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, PromptMethod, cross_entropy
 from fedpgp.methods.coop import ContextSettings
 
-SIMILARITIES_PER_CHUNK = 1 << 20  # 4 MB of float32 each of them and of their plan: near a core
-GATHERED_BELOW = 0.75  # share of images that still move, below which the others are taken out
+SIMILARITIES_PER_CHUNK = 1 << 20  # they and their plan take 4 MB of float32 each, which fits a core's cache
+GATHERED_BELOW = 0.75  # when fewer of the images still iterate, those that have stopped are removed
 AUTHORS_TEST_BATCH = 100
 
 
@@ -26,49 +26,47 @@ class FedOTPSettings(ContextSettings):
     num_prompts: int = Field(2, ge=2)
     """N, prompts per class: one global, the others local"""
     transport: Literal["cot", "sinkhorn"] = "cot"
-    """cot (unbalanced: a part of the mass, patches may be left out) | sinkhorn (balanced: all of it)"""
+    """cot (unbalanced: moves a part of the mass, may ignore patches) | sinkhorn (balanced: moves all of it)"""
     top_percent: float = Field(0.8, gt=0, le=1)
-    """cot: share of the mass that is moved; 1: balanced, as sinkhorn"""
+    """cot: share of the mass that is moved; 1: balanced, like sinkhorn"""
     eps: float = Field(0.1, gt=0)
-    """weight of the entropy of the plan"""
+    """weight of the plan's entropy"""
     thresh: float = Field(1e-3, ge=0)
-    """stop when the mean change of the scaling is below it; 0: never before `max_iter`"""
+    """stop when the mean change of the scaling falls below it; 0: run `max_iter` iterations"""
     max_iter: int = Field(100, ge=1)
     """most iterations"""
     stop: Literal["image", "batch"] = "image"
-    """image (each image stops by itself) | batch (a client's images stop together, as in the authors' code)"""
+    """image (each image stops separately) | batch (a client's images stop together, as in the authors' code)"""
 
 
-class FedOTP:
+class FedOTP(PromptMethod):
     """p(y = c | x) = softmax_c(s <T*, sim>), sim_nm = cos(prompt n of class c, patch m of x), by cross-entropy.
 
     Legend: N prompts, M patches. The global prompt is `ctx` (L, D), shared and averaged; the local ones are `local`
-    (N - 1, L, D) and never leave the client. T* (N, M) is the plan of entropic optimal transport at cost 1 - sim: with
-    cot each prompt receives top_percent / N and each patch gives 1 / M at most, with sinkhorn 1 / N and 1 / M exactly.
-    The class token is not among the patches. No gradient passes through T*. The plan is not rescaled: with
-    top_percent < 1 the logits shrink by it, as in the authors' code.
+    (N - 1, L, D) and stay with the client. T* (N, M) is the plan of entropic optimal transport at cost 1 - sim: with
+    cot each prompt receives top_percent / N and each patch gives at most 1 / M, with sinkhorn 1 / N and 1 / M exactly.
+    The class token is not a patch. No gradient passes through T*. The plan is not rescaled: with top_percent < 1 the
+    logits shrink accordingly, as in the authors' code.
 
-    Departs from the authors' code: each image stops its iterations by itself, so that its result does not depend on
-    those beside it (theirs by `stop: batch`); the solver runs in fp32, on kernels that are scaled by their largest
-    entry, which changes no plan and keeps those of a small `eps` from vanishing. With `stop: batch`, tested
-    images stop together by up to 100 of a pool in its order (theirs by 100 of each client's own).
+    Departs from the authors' code: each image stops its iterations separately, so its result does not depend on the
+    rest of the batch (`stop: batch` gives theirs); the solver runs in fp32, on kernels divided by their largest entry,
+    which changes no plan and prevents underflow at a small `eps`. With `stop: batch`, up to 100 consecutive images of
+    an evaluation set stop together (theirs: up to 100 of each client's own).
     """
 
     name: ClassVar[str] = "fedotp"
     paper: ClassVar[str] = "Li et al., CVPR 2024"
     settings_type: ClassVar[type[Settings]] = FedOTPSettings
     image_inputs: ClassVar[Inputs] = "patches"
-    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx"})
     phases: tuple[Phase, ...] = (Phase(frozenset({"ctx", "local"})),)
-    supports_unseen_classes = True
 
     def __init__(self, settings: FedOTPSettings) -> None:
         self.settings = settings
         self.extra_texts = settings.extra_texts
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """Global and local prompts, drawn apart, or all from the words."""
+        """Global and local prompts, each drawn separately, or all from the words."""
         ctx, *local = (self.settings.draw(frozen, generator) for _ in range(self.settings.num_prompts))
         return {"ctx": ctx, "local": torch.stack(local)}
 
@@ -78,7 +76,7 @@ class FedOTP:
         return cross_entropy(frozen.logit_scale * self._score(batch.features, text, batch.mask), batch), {}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
-        """Scaled similarities under the plan, of a few images at a time."""
+        """Scaled similarities under the plan, computed for a few images at a time."""
         text = self._text(params, frozen)
 
         def logits(features: Tensor) -> Tensor:
@@ -90,14 +88,14 @@ class FedOTP:
         return logits
 
     def _text(self, params: ParamTree, frozen: ClassSet) -> Tensor:
-        """Normalised text features (K, N, C, E), the global prompt's first."""
+        """Normalised text features (K, N, C, E), the global prompt first."""
         prompts = torch.cat([params["ctx"].unsqueeze(1), params["local"]], dim=1)
         text = frozen.encode(prompts.flatten(0, 1), self.settings.position)
         unit: Tensor = F.normalize(text, dim=-1).unflatten(0, prompts.shape[:2])
         return unit
 
     def _score(self, features: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """<T*, sim> (K, B, C) of tokens (K or 1, B, 1 + M, E), the first left out."""
+        """<T*, sim> (K, B, C) of tokens (K or 1, B, 1 + M, E) without the first, the class token."""
         patches = F.normalize(features[:, :, 1:], dim=-1).expand(len(text), -1, -1, -1)
         sim = torch.einsum("knce,kbme->kbcnm", text, patches)
         return (plan(sim.detach(), self.settings, mask) * sim).sum((-2, -1))
@@ -105,19 +103,19 @@ class FedOTP:
 
 @torch.no_grad()
 def plan(sim: Tensor, settings: FedOTPSettings, mask: Tensor | None = None) -> Tensor:
-    """The transport plans T* (K, B, C, N, M) of similarities of that shape, by Sinkhorn's iteration.
+    """Compute the transport plans T* (K, B, C, N, M) of similarities of that shape by Sinkhorn's iteration.
 
     With the kernel G = exp(-(1 - sim) / eps), from u = v = 1:
 
         u_m = 1 / (M (G v)_m), at most 1 with cot;  v_n = top_percent / (N (G^T u)_n);  T_nm = v_n G_nm u_m,
 
-    until v (cot) or u (sinkhorn) moves by less than `thresh` on average. G is divided by its largest entry for each
-    image and class; the scaling whose movement is measured takes the factor up. Images lie side by side in memory.
+    until v (cot) or u (sinkhorn) changes by less than `thresh` on average. G is divided by its largest entry for each
+    image and class; the scaling whose change is measured absorbs the factor. Images are contiguous in memory.
 
     Args:
         mask: real images (K, B); None: all.
     """
-    together = sim.shape[1] if settings.stop == "batch" else 1  # how many images stop as one
+    together = sim.shape[1] if settings.stop == "batch" else 1  # images that stop together
 
     def grouped(of_images: Tensor) -> Tensor:
         return of_images.reshape(-1, together, *of_images.shape[2:])
@@ -131,9 +129,9 @@ def plan(sim: Tensor, settings: FedOTPSettings, mask: Tensor | None = None) -> T
 
 
 def _scalings(kernel: Tensor, factor: Tensor, real: Tensor, settings: FedOTPSettings) -> tuple[Tensor, Tensor]:
-    """u (M, G, I, C) and v (N, G, I, C) of kernels (N, M, G, I, C) of G groups whose I images stop as one.
+    """u (M, G, I, C) and v (N, G, I, C) of kernels (N, M, G, I, C) of G groups whose I images stop together.
 
-    Groups that have stopped are taken out once they are many; `factor` is (G, I, C), `real` (G, I).
+    Groups that have stopped are removed once they are many; `factor` is (G, I, C), `real` (G, I).
     """
     cot = settings.transport == "cot"
     prompts, patches = kernel.shape[:2]
@@ -142,7 +140,7 @@ def _scalings(kernel: Tensor, factor: Tensor, real: Tensor, settings: FedOTPSett
     u, v = (u, v * factor) if cot else (u * factor, v)
     all_u, all_v = torch.empty_like(u), torch.empty_like(v)
     group = torch.arange(len(factor), device=factor.device)
-    going = torch.ones_like(group, dtype=torch.bool)
+    running = torch.ones_like(group, dtype=torch.bool)
     for iteration in range(settings.max_iter):
         before = v if cot else u
         spread = kernel[0] * v[0]
@@ -151,15 +149,15 @@ def _scalings(kernel: Tensor, factor: Tensor, real: Tensor, settings: FedOTPSett
         u = given / spread
         u = u.clamp_(max=1.0) if cot else u
         v = received / torch.stack([(row * u).sum(0) for row in kernel])
-        moved = (((v if cot else u) - before).abs_() / factor).mean((0, 3))
-        moved = (moved * real).sum(1) / real.sum(1).clamp(min=1)
-        stopped = going & (moved < settings.thresh) if iteration + 1 < settings.max_iter else going
+        change = (((v if cot else u) - before).abs_() / factor).mean((0, 3))
+        change = (change * real).sum(1) / real.sum(1).clamp(min=1)
+        stopped = running & (change < settings.thresh) if iteration + 1 < settings.max_iter else running
         all_u[:, group[stopped]], all_v[:, group[stopped]] = u[:, stopped], v[:, stopped]
-        going = going & ~stopped
-        share = float(going.float().mean())
+        running = running & ~stopped
+        share = float(running.float().mean())
         if share == 0:
             break
         if share < GATHERED_BELOW:
-            kernel, u, v = kernel[:, :, going], u[:, going], v[:, going]
-            factor, real, group, going = factor[going], real[going], group[going], going[going]
+            kernel, u, v = kernel[:, :, running], u[:, running], v[:, running]
+            factor, real, group, running = factor[running], real[running], group[running], running[running]
     return all_u, all_v

@@ -1,4 +1,4 @@
-"""FedPGP (Cui et al., ICML 2024): a global prompt plus a low-rank personal part, held apart by a contrastive loss."""
+"""FedPGP (Cui et al., ICML 2024): a global prompt plus a low-rank personal part, trained with a contrastive loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Inputs, Metrics, Phase, Tower, cosine_logits, cross_entropy
+from fedpgp.methods.base import Batch, Classifier, Metrics, Phase, PromptMethod, cosine_logits, cross_entropy
 from fedpgp.methods.coop import INIT_STD, ContextSettings
 
 
@@ -21,21 +21,21 @@ class FedPGPSettings(ContextSettings):
     """Settings of FedPGP."""
 
     rank: int = Field(8, ge=1)
-    """R, rank of the personal part ("bottleneck" in the authors' code), at most that of the context"""
+    """R, rank of the personal part ("bottleneck" in the authors' code); at most that of the context"""
     adaptation: Literal["low_rank", "full_rank"] = "low_rank"
-    """personal part: low_rank (U V, as published) | full_rank (a free matrix; `rank` and `init` mean nothing then)"""
+    """personal part: low_rank (U V, as published) | full_rank (a free matrix; ignores `rank` and `init`)"""
     mu: float = Field(0.5, ge=0)
-    """weight of the contrastive term; 0: cross-entropy alone"""
+    """weight of the contrastive term; 0: only cross-entropy"""
     contrast: Literal["full", "no_positive", "no_negative", "none"] = "full"
     """contrastive term: full | no_positive (push from p_i only) | no_negative (pull to z_C only) | none"""
     tau: float = Field(0.5, gt=0)
     """temperature of the full contrastive term"""
     num_prompts: int = Field(1, ge=1)
-    """N, prompt sets; 1: the paper's method. More only repeat the authors' code, see `FedPGP`"""
+    """N, prompt sets; 1: the paper's method. More reproduce the authors' code, see `FedPGP`"""
     anchor: Literal["template", "placeholder"] = "template"
     """z_C: template (the hand-written `data.template`) | placeholder ("X X ... X NAME.", as in the authors' code)"""
     init: Literal["normal", "lora"] = "normal"
-    """start of U: normal (N(0, 0.02), as published) | lora (0, so that training starts at the global prompt)"""
+    """start of U: normal (N(0, 0.02), as published) | lora (0: training starts at the global prompt)"""
     personal_lr: float | None = Field(None, gt=0)
     """learning rate of the personal part; null: the federation's, as published"""
 
@@ -45,40 +45,36 @@ class FedPGPSettings(ContextSettings):
         return (*super().extra_texts, "X")
 
 
-class FedPGP:
+class FedPGP(PromptMethod):
     """p_i = p_G + U_i V_i (equations 7 and 9), trained by L_ce(p_i) + mu L_con (equations 11 and 13).
 
-    Legend: p_G is `ctx` (N, L, D), shared and averaged; U_i (N, L, R) and V_i (N, R, D) never leave client i; N = 1.
+    Legend: p_G is `ctx` (N, L, D), shared and averaged; U_i (N, L, R) and V_i (N, R, D) stay with client i; N = 1.
     z_G, z_i and z_C are the text features of p_G, of p_i and of CLIP's own prompt, one per class. With sim = cosine,
     equation 12 is
 
         L_con = -log( exp(sim(z_G, z_C) / tau) / (exp(sim(z_G, z_C) / tau) + exp(sim(z_G, z_i) / tau)) )
               = softplus((sim(z_G, z_i) - sim(z_G, z_C)) / tau),
 
-    averaged over all classes of the task, those of other clients too, as in the authors' code. There is no
-    stop-gradient: p_G is pulled through both pairs, U and V through the second. Neutral values: mu = 0 is
+    averaged over all classes of the task, including those of other clients, as in the authors' code. There is no
+    stop-gradient: p_G gets gradients from both pairs, U and V from the second. Neutral values: mu = 0 is
     cross-entropy; U V = 0 makes p_i the global prompt.
 
-    Ablations (tables 6 and 7 of the paper print "1 - sim(z_G, z_i)" and "sim(z_G, z_C)", which minimised do the
-    opposite of what its text says; these do what the text says): no_positive is L_con = sim(z_G, z_i), no_negative is
-    L_con = 1 - sim(z_G, z_C), none is L_con = 0. full_rank: p_i = p_G + delta_i, `delta` (N, L, D) from N(0, 0.02) (the
-    start is our choice).
+    Ablations: no_positive is L_con = sim(z_G, z_i), no_negative is L_con = 1 - sim(z_G, z_C), none is L_con = 0. These
+    follow the paper's text; its tables 6 and 7 print "1 - sim(z_G, z_i)" and "sim(z_G, z_C)", whose minimisation would
+    do the opposite. full_rank: p_i = p_G + delta_i, `delta` (N, L, D) from N(0, 0.02) (the start is our choice).
 
-    N > 1 is no ensemble, in the authors' code (whose one released script has N = 2) as here: the N C columns of the
-    logits compete, labels mean the first C, and the other sets are wrong classes for the loss and for accuracy. We
-    know of no reason to use it but to repeat their numbers.
+    N > 1 is not an ensemble, neither here nor in the authors' code (whose only released script has N = 2): the N C
+    columns of the logits compete, labels refer to the first C, and the other sets count as wrong classes in the loss
+    and in accuracy. The only known use is to reproduce their numbers.
 
-    Departs from the authors' code: z_C is the hand-written prompt (theirs by `anchor: placeholder`); a fresh
-    optimizer per local update (theirs carries one client's momentum to the next).
+    Departs from the authors' code: z_C is the hand-written prompt (`anchor: placeholder` gives theirs); each local
+    update has a fresh optimizer (theirs carries one client's momentum to the next).
     """
 
     name: ClassVar[str] = "fedpgp"
     paper: ClassVar[str] = "Cui et al., ICML 2024"
     settings_type: ClassVar[type[Settings]] = FedPGPSettings
-    image_inputs: ClassVar[Inputs] = "pooled"
-    required_towers: ClassVar[frozenset[Tower]] = frozenset({"text"})
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx"})
-    supports_unseen_classes = True
 
     def __init__(self, settings: FedPGPSettings) -> None:
         self.settings = settings
@@ -88,10 +84,10 @@ class FedPGP:
         self.phases = (Phase(frozenset({"ctx", *personal}), lr=own_lr),)
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """p_G and the personal part; all N(0, 0.02), but for a context from words and U = 0 with `init: lora`.
+        """p_G and the personal part, all N(0, 0.02), except a context from words and U = 0 with `init: lora`.
 
         Raises:
-            ConfigError: the rank is more than the context can have.
+            ConfigError: the rank exceeds that of the context.
         """
         rank, sets = self.settings.rank, self.settings.num_prompts
         ctx = torch.stack([self.settings.draw(frozen, generator) for _ in range(sets)])
@@ -119,12 +115,12 @@ class FedPGP:
         return ce + self.settings.mu * con, {"ce": ce, "con": con}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
-        """The client's own prompt p_i. With N > 1 there are N C columns."""
+        """Scaled cosines with the text features of p_i. With N > 1 there are N C columns."""
         z_i = self._features(personal_prompt(params), frozen).flatten(1, 2)
         return lambda features: cosine_logits(features, z_i, frozen.logit_scale)
 
     def global_model(self, params: ParamTree) -> ParamTree:
-        """p_G alone: the personal part is 0."""
+        """p_G with a personal part of 0."""
         return {key: value if key == "ctx" else torch.zeros_like(value) for key, value in params.items()}
 
     def _features(self, prompts: Tensor, frozen: ClassSet) -> Tensor:

@@ -1,4 +1,4 @@
-"""pFedPT (Li et al., 2024): a frame of learned pixels stays with the client, the network behind it is averaged."""
+"""pFedPT (Li et al., 2024): a personal frame of learned pixels in front of a network that the server averages."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class PFedPTSettings(Settings):
     """Settings of pFedPT. The base network trains with the federation's `local_epochs` and SGD settings."""
 
     model: str = "resnet18"
-    """base network: any model of timm by name, started at random"""
+    """base network: the name of any timm model; its weights start at random"""
     image_size: int = Field(32, ge=1)
-    """height and width in pixels of the images that it sees"""
+    """height and width of its input images in pixels"""
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    """of each channel, for normalisation; CIFAR-10's (CIFAR-100: 0.5071, 0.4865, 0.4409)"""
+    """mean of each channel, for normalisation; CIFAR-10's (CIFAR-100: 0.5071, 0.4865, 0.4409)"""
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
-    """of each channel, for normalisation; CIFAR-10's (CIFAR-100: 0.2673, 0.2564, 0.2762)"""
+    """standard deviation of each channel; CIFAR-10's (CIFAR-100: 0.2673, 0.2564, 0.2762)"""
     use_prompt: bool = True
-    """false: FedAvg of the base network; the settings below mean nothing then"""
+    """false: FedAvg of the base network, which ignores the settings below"""
     pad_size: int = Field(2, ge=1)
     """width of the frame in pixels"""
     prompt_epochs: int = Field(5, ge=1)
-    """epochs of a round in which the frame learns, before those of the base network"""
+    """epochs per round that train the frame, before those of the base network"""
     prompt_lr: float = Field(1.0, gt=0)
     """learning rate of the frame in the first round"""
     prompt_decay: float = Field(1.0, gt=0, le=1)
@@ -66,7 +66,7 @@ class PFedPTSettings(Settings):
         try:
             with torch.no_grad():
                 _network(self.model, size, num_classes=2).eval()(torch.zeros(1, 3, size, size))
-        except Exception as error:  # whatever a network makes of it
+        except Exception as error:  # networks raise anything
             reason = " ".join(str(error).split())[:100]
             raise ValueError(f"model {self.model} does not take images of {size} x {size} ({reason})") from None
         return self
@@ -76,17 +76,17 @@ class PFedPT:
     """min over theta and delta_1 .. delta_K of sum_i n_i / n L_ce(f(x + delta_i; theta)).
 
     Legend: delta_i is the frame `up`, `down` (3, P, S), `left`, `right` (3, S - 2 P, P) around S x S pixels, added to
-    the normalised image, zero in the middle; it starts from N(0, 1), the same for all, and never leaves client i.
-    theta is all of the network f: its weights, and the running mean and variance of its batch normalisation, which
-    are shared and averaged by numbers of images as the weights are. No gradient moves those two: every training pass
-    renews them, in both phases. (Batches are normalised by their own statistics; one of a single image, which has
-    none, by the running ones.)
+    the normalised image, zero in the middle; it starts from N(0, 1), equal for all, and stays with client i.
+    theta is all of the network f: its weights, and the running mean and variance of its batch normalisation, which are
+    shared and averaged by numbers of images like the weights. They have no gradient; every training pass updates them,
+    in both phases. (Batches are normalised by their own statistics, single images by the running ones.)
 
-    A round at a client is two phases: the frame learns while theta rests, then theta learns while the frame rests.
-    `use_prompt: false` has no frame and no first phase: FedAvg. Novel classes have no output, hence no Novel.
+    A round at a client has two phases: the frame learns while theta is fixed, then theta learns while the frame is
+    fixed. `use_prompt: false` has no frame and no first phase: FedAvg. The network has no output for novel classes, so
+    Novel is not measured.
 
-    Departs from the authors' code: optimizers are fresh in each round (theirs carry the frame's momentum over); the
-    running statistics are averaged (theirs stay with the client, and the average is run with them); the frame's rate
+    Departs from the authors' code: each round has fresh optimizers (theirs keep the frame's momentum); running
+    statistics are averaged (theirs stay with the client and are used with the averaged weights); the frame's rate
     decays by rounds (theirs by batches, and not at all by default).
     """
 
@@ -116,7 +116,7 @@ class PFedPT:
         self.phases = (delta, theta) if settings.use_prompt else (theta,)
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """timm's own random start of the network, from a seed that the generator draws, and the frame."""
+        """timm's random start of the network, with a seed drawn from the generator, and the frame."""
         size, pad = self.settings.image_size, self.settings.pad_size
         seed = int(torch.randint(2**62, (), generator=generator))
         network = _build(self.settings.model, size, frozen.num_classes, seed)
@@ -127,7 +127,7 @@ class PFedPT:
         return theta | {key: torch.randn(3, *sides[key], generator=generator) for key in FRAME}
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy (K,), client by client; renews their running statistics in place."""
+        """Cross-entropy (K,), client by client; updates their running statistics in place."""
         losses = []
         for client, mask in enumerate(batch.mask):
             pixels, labels = batch.features[client, mask], batch.labels[client, mask]
@@ -136,7 +136,7 @@ class PFedPT:
         return torch.stack(losses), {}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
-        """The network with each client's frame in front, and with its running statistics."""
+        """The network with each client's frame and running statistics."""
         clients = range(len(next(iter(params.values()))))
 
         def own_logits(client: int, pixels: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class PFedPT:
     def _logits(
         self, params: ParamTree, client: int, pixels: Tensor, num_classes: int, training: bool = False
     ) -> Tensor:
-        """f(x + delta_i; theta) (B, C) of images as they are cached (B, 3, S, S)."""
+        """f(x + delta_i; theta) (B, C) of cached images (B, 3, S, S)."""
         own = {key: value[client] for key, value in params.items()}
         images = normalise(pixels, self.image)
         if self.settings.use_prompt:
@@ -168,14 +168,14 @@ class PFedPT:
 
 
 def frame(own: ParamTree) -> Tensor:
-    """delta_i (3, S, S), zero in the middle."""
+    """Assemble delta_i (3, S, S), zero in the middle, from its four sides."""
     left, right = own["left"], own["right"]
     inner = left.new_zeros(*left.shape[:2], own["up"].shape[2] - left.shape[2] - right.shape[2])
     return torch.cat([own["up"], torch.cat([left, inner, right], dim=2), own["down"]], dim=1)
 
 
 def _state(network: nn.Module) -> ParamTree:
-    """Weights and running statistics; counters and constants of the network are no part of it."""
+    """Weights and running statistics of a network, without its counters and constants."""
     kept = network.state_dict().keys()
     buffers = {key: value for key, value in network.named_buffers() if key in kept and value.is_floating_point()}
     return {**dict(network.named_parameters()), **buffers}
@@ -183,7 +183,7 @@ def _state(network: nn.Module) -> ParamTree:
 
 @lru_cache(maxsize=4)
 def _network(model: str, image_size: int, num_classes: int, device: torch.device | None = None) -> nn.Module:
-    """The network as a function: its own weights are never used."""
+    """The network to be used as a function; its own weights are not used."""
     return _build(model, image_size, num_classes, seed=0).to(device)
 
 

@@ -1,14 +1,21 @@
-"""PromptFL (Guo et al., 2023): CoOp's context, averaged by the server."""
+"""PromptFL (Guo et al., 2023): CoOp with a context that the server averages. With FedProx it is Prompt+Prox."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from fedpgp.methods.coop import CoOp
+from pydantic import Field
+from torch import Tensor
+
+from fedpgp.clip.text_backbone import ClassSet
+from fedpgp.config import Settings
+from fedpgp.core.tree import ParamTree
+from fedpgp.methods.base import Batch, Metrics
+from fedpgp.methods.coop import CoOp, CoOpSettings
 
 
 class PromptFL(CoOp):
-    """CoOp with one difference: `ctx` is shared, so the server averages it by numbers of images (FedAvg).
+    """CoOp with a shared `ctx`, which the server averages by numbers of images (FedAvg).
 
     Departs from the authors' code, whose average equals the last client's weights.
     """
@@ -16,3 +23,33 @@ class PromptFL(CoOp):
     name: ClassVar[str] = "promptfl"
     paper: ClassVar[str] = "Guo et al., IEEE TMC 2023"
     shared_keys: ClassVar[frozenset[str]] = frozenset({"ctx"})
+
+
+class PromptProxSettings(CoOpSettings):
+    """Settings of Prompt+Prox."""
+
+    prox: float = Field(0.5, ge=0)
+    """weight of the proximal term; 0: PromptFL, bit for bit"""
+
+
+class PromptProx(PromptFL):
+    """min L_ce(ctx) + prox / 2 ||ctx - ctx_received||^2 (FedProx, equation 2).
+
+    Departs from the published code of the prompt baselines: its proximal term is computed from detached weights, so it
+    changes the printed loss but has no gradient, and its "FedProx" trains like FedAvg. Here the term has its gradient,
+    prox (ctx - ctx_received).
+    """
+
+    name: ClassVar[str] = "prompt_prox"
+    paper: ClassVar[str] = "Guo et al., IEEE TMC 2023; Li et al., MLSys 2020"
+    settings_type: ClassVar[type[Settings]] = PromptProxSettings
+
+    def __init__(self, settings: PromptProxSettings) -> None:
+        super().__init__(settings)
+        self.prox = settings.prox
+
+    def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
+        """L_ce + prox / 2 ||ctx - ctx_received||^2 (K,), and both terms."""
+        ce, _ = super().loss(params, received, frozen, batch)
+        proximal = self.prox / 2 * (params["ctx"] - received["ctx"]).square().flatten(1).sum(1)
+        return ce + proximal, {"ce": ce, "prox": proximal}

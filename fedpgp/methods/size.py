@@ -1,4 +1,4 @@
-"""How large a method is: its numbers of parameters on a backbone of the papers' size."""
+"""Count a method's parameters on the backbone of the papers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parameter_counts(method: Method) -> tuple[int, int]:
 
 
 def _reference(extra_texts: tuple[str, ...]) -> ClassSet:
-    """A frozen side of the right shape, without weights; each word of a text is one token."""
+    """A frozen model of the right shape without weights; each word of a text is one token."""
     texts = (*extra_texts, "class.")
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {text: tuple(words.index(word) for word in text.split()) for text in texts}
