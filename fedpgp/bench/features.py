@@ -28,10 +28,10 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.manifest import Manifest, build, open_reader
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
-from fedpgp.federation.backends.allocator import keep_freed_memory
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.resources import keep_freed_memory
 
 PHOTOS, PHOTO_SIZE, CHUNK = 96, (500, 375), 8
 REPEATS = 3

@@ -16,8 +16,8 @@ from fedpgp.bench.caltech import BASE_TEST, MU, NOVEL_TEST, TAU, Scene, job, vit
 from fedpgp.bench.outcome import Outcome
 from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import seconds
-from fedpgp.federation.backends.allocator import keep_freed_memory
 from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.resources import keep_freed_memory
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
 

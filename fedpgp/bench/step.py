@@ -17,7 +17,7 @@ from fedpgp.bench.profile import where_time_goes
 from fedpgp.bench.timing import Peak, counted, seconds
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.core.errors import FedPGPError
-from fedpgp.federation.backends.allocator import keep_freed_memory
+from fedpgp.federation.resources import keep_freed_memory
 
 REPEATS = 3
 OURS_PER_PLAIN = 5

@@ -1,1 +1,1 @@
-"""Federated training: local updates, aggregation, rounds, checkpoints, and the backends that run them."""
+"""Federated training: local updates, aggregation, rounds, evaluation, and the backends that run them."""

@@ -1,4 +1,4 @@
-"""Weighted averaging of what clients share (FedAvg, McMahan et al., 2017): sums in the actor, then the mean."""
+"""Weighted averaging of shared parameters (FedAvg, McMahan et al., 2017): sums in workers, the mean in the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedpgp.core.tree import ParamTree
 
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
-    """Sum over the clients of a block, in client order, in float64.
+    """Sum the clients of a block, in client order, in float64.
 
     Args:
         shared: stacked shared parameters (K, ...).
@@ -22,7 +22,7 @@ def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
 
 
 def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
-    """Add a block's weighted sum to the `total` of those before it, in place: one tree, however many blocks."""
+    """Add the weighted sum of a block to the `total` of the blocks before it, in place."""
     for key, value in part.items():
         if key in total:
             total[key].numpy()[...] += value
@@ -31,8 +31,5 @@ def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
 
 
 def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTree:
-    """Blocks' weighted sums to the weighted mean, in the dtype of `like`.
-
-    Only those who trained count: `total` is the sum of their weights.
-    """
+    """Divide the sum of the blocks' weighted sums by `total`, the sum of the weights, in the dtype of `like`."""
     return {key: (reduce(torch.add, [part[key] for part in sums]) / total).to(like[key].dtype) for key in like}

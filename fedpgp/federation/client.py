@@ -1,4 +1,4 @@
-"""A client's local update: stochastic gradient descent on a block of clients as one batch. Pure."""
+"""Local training: stochastic gradient descent on a block of clients as one batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpgp.core.tree import ParamTree, select
 from fedpgp.methods.base import Batch, Method, Phase
 
 Order = list[np.ndarray]
-"""One client's batches in order: each an array of indices into its own rows."""
+"""One client's batches in order, each an array of indices into its own rows."""
 
 RESERVED_PARTS = frozenset({"loss", "train"})
 """Names that no part of a loss can have: the rows of a run use them for the loss itself."""
@@ -23,7 +23,7 @@ RESERVED_PARTS = frozenset({"loss", "train"})
 
 @dataclass(frozen=True)
 class LocalData:
-    """The training images of a block's clients, one client after another."""
+    """The training images of a block of clients, client by client."""
 
     features: Tensor  # (N, ...)
     labels: Tensor  # (N,)
@@ -48,10 +48,10 @@ class Optimizer:
     momentum: float
     weight_decay: float
     key_lr: Mapping[str, float] = field(default_factory=dict)
-    """keys with a learning rate of their own"""
+    """learning rates of single keys"""
 
     def within(self, phase: Phase, round: int) -> Optimizer:
-        """What holds in a phase of a round (counted from 1): the phase's own settings before these."""
+        """The settings in a phase of a round (counted from 1): those that the phase sets override these."""
         decay = phase.decay ** (round - 1)
         return Optimizer(
             lr=decay * self.lr,
@@ -64,9 +64,9 @@ class Optimizer:
 def batches(
     count: int, views: int, batch_size: int, epochs: int, drop_last: bool, generator: np.random.Generator
 ) -> Order:
-    """A client's batches: each epoch a new order of its `count` images, each image in one of its `views`.
+    """Draw a client's batches: each epoch a new order of its `count` images, each in one of its `views`.
 
-    With `drop_last` a last, smaller batch is left out if the epoch has a full one.
+    `drop_last` drops a smaller last batch if the epoch has a full one.
     """
     order: Order = []
     for _ in range(epochs):
@@ -169,7 +169,7 @@ def _run_phase(
 
 
 def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float, optimizer: Optimizer) -> None:
-    """torch.optim.SGD's step on the active clients' rows, in place."""
+    """Take a step of torch.optim.SGD on the rows of active clients, in place."""
     rows = active.view(-1, *[1] * (value.dim() - 1))
     fresh = optimizer.momentum * momentum + gradient + optimizer.weight_decay * value
     momentum.copy_(torch.where(rows, fresh, momentum))

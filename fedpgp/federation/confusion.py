@@ -1,4 +1,4 @@
-"""What was taken for what: integer counts over all clients, the same whatever the blocks and the actors."""
+"""Confusion matrices: integer counts over all clients, independent of blocks and workers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from fedpgp.federation.messages import Counts
 
 MOST_CLASSES = 1000
-"""Above it nothing is counted: nobody reads such a matrix, and each would take more than 8 MB."""
+"""With more classes nothing is counted: a matrix would take more than 8 MB."""
 
 
 def count_confusion(
     labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
 ) -> np.ndarray | None:
-    """How often each class (down) was taken for each (across) by the models of a block's clients (C, C).
+    """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
 
     Args:
         labels: of the images (n,).
-        answers: of each client's model, or of the one that all have (models, n). What is none of the classes is left
-            out: -1 of a model that has no answer, and the columns of further prompt sets (see `FedPGP`).
+        answers: of each client's model, or of the one model of all clients (models, n). Answers that are not a class
+            are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
         members: each client's images; None: all of them.
 
     Returns:
-        None above `MOST_CLASSES`.
+        None for more than `MOST_CLASSES` classes.
     """
     if num_classes > MOST_CLASSES:
         return None
@@ -47,21 +47,21 @@ def count_confusion(
 
 
 class Confusion:
-    """The sum over blocks, as they come."""
+    """Sums the confusion matrices of blocks."""
 
     def __init__(self, data: FederatedData) -> None:
         self._data = data
         self._sums: dict[tuple[str, str], np.ndarray] = {}
 
-    def taken_from(self, counts: Counts) -> Counts:
-        """Add the confusion of a block, and give back the rest."""
+    def take(self, counts: Counts) -> Counts:
+        """Add the matrix of a block, and return its counts without it."""
         if counts.confusion is not None:
             key = (counts.split, counts.metric)
             self._sums[key] = self._sums.get(key, 0) + counts.confusion
         return replace(counts, confusion=None)
 
     def table(self) -> pa.Table:
-        """The pairs that occurred, with global labels, in `records.CONFUSION_SCHEMA`."""
+        """The nonzero entries with global labels, in `records.CONFUSION_SCHEMA`."""
         parts = [CONFUSION_SCHEMA.empty_table()]
         for (split, metric), matrix in sorted(self._sums.items()):
             classes = np.array(self._data.class_sets[self._class_set(metric)], np.int32)
@@ -72,5 +72,5 @@ class Confusion:
         return pa.concat_tables(parts)
 
     def _class_set(self, metric: str) -> str:
-        """The classes that a metric chooses among."""
+        """The class set of a metric."""
         return metric if metric in self._data.class_sets else self._data.train_set

@@ -1,4 +1,4 @@
-"""How an actor tests models on pools of images: right answers per client and domain, and what was taken for what."""
+"""Evaluation of models in a worker: correct answers per client and domain, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fedpgp.federation.confusion import count_confusion
 from fedpgp.federation.messages import Counts, EvaluateCall, Features
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 
-VALUES_PER_CHUNK = 1 << 24  # 64 MB of float32, of logits or of features: bounds the memory of an evaluation
+VALUES_PER_CHUNK = 1 << 24  # most logits or feature values at a time: 64 MB of float32
 
 
-class Scorer:
-    """Tests models on the pools of images.
+class Evaluator:
+    """Evaluates models on the evaluation sets.
 
     Args:
-        features: of the images to test on.
-        evaluate_global: whether the global model is tested on every pool, and not on the held-out one alone.
-        frozen: gives the frozen side of a class set, by its name.
+        features: of the images to evaluate on.
+        evaluate_global: whether to evaluate the global model on all sets, not only on the held-out domain.
+        frozen: returns the frozen model of a class set by its name.
     """
 
     def __init__(
@@ -54,31 +54,31 @@ class Scorer:
         local: str = "local",
         confusion: bool = False,
     ) -> list[Counts]:
-        """Local counts of the pools that have members, and with `whole` those of the entire pool."""
+        """Counts on each client's own images, and with `whole` on all images of a set."""
         classifiers: dict[str, Classifier] = {}
         counts = []
-        for pool in evaluation_sets:
-            if pool.class_set != self._data.train_set and not self._method.supports_unseen_classes:
+        for images in evaluation_sets:
+            if images.class_set != self._data.train_set and not self._method.supports_unseen_classes:
                 continue
-            if pool.class_set not in classifiers:
-                classifiers[pool.class_set] = self._method.classifier(params, self._frozen(pool.class_set))
-            answers = self._answers(classifiers[pool.class_set], pool, models=len(next(iter(params.values()), [0])))
-            num_classes = self._frozen(pool.class_set).num_classes if confusion else None
-            if pool.members is not None:
-                members = [pool.members[client] for client in clients]
-                counts.append(self._tally(pool, local, clients, answers, members, num_classes))
+            if images.class_set not in classifiers:
+                classifiers[images.class_set] = self._method.classifier(params, self._frozen(images.class_set))
+            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
+            num_classes = self._frozen(images.class_set).num_classes if confusion else None
+            if images.members is not None:
+                members = [images.members[client] for client in clients]
+                counts.append(self._count(images, local, clients, answers, members, num_classes))
             if whole:
-                counts.append(self._tally(pool, pool.metric, clients, answers, None, num_classes))
+                counts.append(self._count(images, images.metric, clients, answers, None, num_classes))
         return counts
 
     @torch.no_grad()
     def global_counts(self, params: ParamTree, call: EvaluateCall, shares: bool) -> list[Counts]:
-        """The model that the server has, without any client's own part: the same for all.
+        """Counts of the server's model, without personal parameters; the same for all clients.
 
-        On a held-out domain always, on the rest if it is asked for. Nothing if the method has no such model: all of it
-        is personal, or its shared part is no model.
+        Evaluated on a held-out domain, and on all sets with `evaluate_global`. Empty if the method has no such model:
+        everything is personal, or the shared parameters do not form a model.
         """
-        evaluation_sets = [pool for pool in self._data.evaluation_sets if pool.held_out or self._evaluate_global]
+        evaluation_sets = [images for images in self._data.evaluation_sets if images.held_out or self._evaluate_global]
         if not evaluation_sets or not shares:
             return []
         params = {key: value[:1] for key, value in params.items()}
@@ -89,38 +89,38 @@ class Scorer:
         counts = self.counts(params, call.clients, evaluation_sets, whole=True)
         return [replace(part, metric=f"{part.metric}_global") for part in counts]
 
-    def _answers(self, classifier: Classifier, pool: EvaluationSet, models: int) -> np.ndarray:
-        """The class that each model takes each image for (models, n); -1 where its logits are not finite."""
-        num_classes = self._frozen(pool.class_set).num_classes
+    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
+        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
+        num_classes = self._frozen(images.class_set).num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._cache.shape)))
         parts = []
-        for start in range(0, len(pool.rows), size):
-            features = torch.from_numpy(self._cache.gather(pool.rows[start : start + size])).to(self._device)
+        for start in range(0, len(images.rows), size):
+            features = torch.from_numpy(self._cache.gather(images.rows[start : start + size])).to(self._device)
             best, answers = classifier(features.unsqueeze(0)).max(-1)
-            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max takes NaN before any number
+            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
         return torch.cat(parts, dim=1).cpu().numpy()
 
-    def _tally(
+    def _count(
         self,
-        pool: EvaluationSet,
+        images: EvaluationSet,
         metric: str,
         clients: np.ndarray,
         answers: np.ndarray,
         members: Sequence[np.ndarray] | None,
         num_classes: int | None,
     ) -> Counts:
-        """What each client's model (or the one of all) got right among its members, or in the whole pool."""
+        """Correct answers of each client's model (or of the one model of all) on its members, or on the whole set."""
         domains = len(self._data.domains)
-        right = np.broadcast_to(answers == pool.labels, (len(clients), len(pool.rows)))
+        right = np.broadcast_to(answers == images.labels, (len(clients), len(images.rows)))
         chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
         correct = [
-            np.bincount(pool.domains[own], weights=row[own], minlength=domains)
+            np.bincount(images.domains[own], weights=row[own], minlength=domains)
             for row, own in zip(right, chosen, strict=True)
         ]
-        total = [np.bincount(pool.domains[own], minlength=domains) for own in chosen]
-        confusion = count_confusion(pool.labels, answers, len(clients), members, num_classes) if num_classes else None
+        total = [np.bincount(images.domains[own], minlength=domains) for own in chosen]
+        confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
         return Counts(
-            pool.split,
+            images.split,
             metric,
             clients,
             np.array(correct, dtype=np.int64),

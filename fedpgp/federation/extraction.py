@@ -1,4 +1,4 @@
-"""What an actor does before training: read and encode a chunk of images into a shard of the feature cache."""
+"""Feature extraction in a worker: encodes chunks of images into shards of the feature cache."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings
 from fedpgp.data.manifest import Manifest, open_reader
-from fedpgp.federation.backends.allocator import keep_freed_memory
 from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.resources import keep_freed_memory
 
 SAMPLE = 16
-"""Images that are encoded to forecast the time of all."""
+"""Images that are encoded to forecast the total time."""
 
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """The frozen image tower and where the images are."""
+    """The frozen image tower and the source of the images."""
 
     visual: nn.Module
     image: ImageSpec
@@ -33,12 +33,12 @@ class ExtractionJob:
     key: FeatureKey
 
     def build(self, device: torch.device) -> ExtractionWorker:
-        """The worker, with a reader of its own."""
+        """Create the worker, with its own reader."""
         return ExtractionWorker(self, device)
 
 
 class ExtractionWorker:
-    """Serves any chunk at any time."""
+    """Encodes any chunk."""
 
     def __init__(self, job: ExtractionJob, device: torch.device) -> None:
         if device.type == "cpu":
@@ -47,7 +47,7 @@ class ExtractionWorker:
         self._encoder = Encoder(job.visual.to(device), job.image, open_reader(job.data), job.key)
 
     def encode_chunk(self, chunk: Chunk) -> Chunk:
-        """Write the chunk's shard; the chunk itself comes back as the receipt.
+        """Write the shard of a chunk, and return the chunk.
 
         Raises:
             DataError: an image cannot be read.
@@ -58,37 +58,37 @@ class ExtractionWorker:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the extraction of a cache would take."""
+    """Estimated time and space of extracting a cache."""
 
     path: Path
     """the cache"""
     present: int
-    """images that are there already, in the cache or in shards of an interrupted extraction"""
+    """images that exist already, in the cache or in shards of an interrupted extraction"""
     images: int
-    """images that are left to encode"""
+    """images still to encode"""
     num_bytes: int
-    """what they add to the disk"""
+    """disk space that they need"""
     seconds_per_image: float
-    """all its views, in one worker"""
+    """for all views of an image, in one worker"""
     sample: int
-    """images that this was measured on"""
+    """images that were measured"""
 
 
 def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> Forecast:
-    """Measure a few of the images that are left, read, decoded and encoded as all would be; nothing is kept of them.
+    """Measure the extraction of a few missing images: reading, decoding and encoding. Nothing is kept.
 
     Args:
-        rows: manifest rows that the cache must hold.
+        rows: manifest rows that the cache must contain.
         backend: a worker like those of the extraction.
 
     Raises:
-        CacheError: the existing cache is torn or of something else.
+        CacheError: the existing cache is damaged or belongs to something else.
         DataError: an image cannot be read.
     """
     todo = missing(path, job.key, rows)
-    left = todo.size - done_in_shards(path, job.key, todo)
-    present = len(rows) - left
-    if not left:
+    remaining = todo.size - done_in_shards(path, job.key, todo)
+    present = len(rows) - remaining
+    if not remaining:
         return Forecast(path, present, 0, 0, 0.0, 0)
     sample = todo[:SAMPLE]
     backend.load(job)
@@ -96,7 +96,7 @@ def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> F
         for turn in ("warm-up", "measured"):
             chunk, start = Chunk(sample, Path(folder) / turn), time.perf_counter()
             list(backend.map("encode_chunk", [chunk]))
-            taken = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         one = FeatureCache.open(chunk.shard, job.key).gather(sample[:1])
-    num_bytes = left * (one.nbytes * job.key.views + todo.itemsize)
-    return Forecast(path, present, left, num_bytes, taken / len(sample), len(sample))
+    num_bytes = remaining * (one.nbytes * job.key.views + todo.itemsize)
+    return Forecast(path, present, remaining, num_bytes, seconds / len(sample), len(sample))

@@ -1,4 +1,4 @@
-"""What goes between the server and the actors: calls, results, and where frozen features lie."""
+"""Messages between the server and the workers: calls, results, and references to feature caches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from fedpgp.clip.feature_cache import FeatureKey
 
 Arrays = dict[str, np.ndarray]
-"""A parameter tree on the way to or from an actor."""
+"""A parameter tree in a message."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where frozen image features lie, and what they must be."""
+    """The cache of frozen image features, and the key that it must have."""
 
     path: Path
     key: FeatureKey
@@ -23,7 +23,7 @@ class Features:
 
 @dataclass(frozen=True)
 class TrainCall:
-    """Train these clients, starting from the shared parameters and each one's personal ones."""
+    """Train these clients from the shared parameters and their personal ones."""
 
     round: int
     clients: np.ndarray  # (K,)
@@ -32,35 +32,35 @@ class TrainCall:
 
 @dataclass(frozen=True)
 class EvaluateCall:
-    """Test these clients' models."""
+    """Evaluate the models of these clients."""
 
     round: int
     clients: np.ndarray  # (K,)
     personal: Arrays  # (K, ...)
-    confusion: bool = False  # whether to count what was taken for what, too
+    confusion: bool = False  # whether to count confusion matrices
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Right answers and images of each client, per domain."""
+    """Correct answers and images of each client by domain."""
 
     split: str
     metric: str
     clients: np.ndarray  # (K,)
     correct: np.ndarray  # (K, domains)
     total: np.ndarray  # (K, domains)
-    confusion: np.ndarray | None = None  # (C, C) label x answer, all clients together; None: not counted
+    confusion: np.ndarray | None = None  # (C, C) label x answer, over all clients; None: not counted
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What comes back of a block: a client's shared update never travels alone."""
+    """The result of training a block. Shared parameters are summed in the worker, never sent per client."""
 
     clients: np.ndarray  # (K,)
     shared_sum: Arrays  # float64, weighted by num_examples
     personal: Arrays  # (K, ...)
     num_examples: np.ndarray  # (K,)
-    weight: float  # num_examples of those who are in the sum
+    weight: float  # num_examples of the clients in the sum
     loss: np.ndarray  # (K,)
     events: tuple[str | None, ...]  # (K,) what went wrong and what was done
     before_aggregation: list[Counts] = field(default_factory=list)

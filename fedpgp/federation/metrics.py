@@ -1,4 +1,4 @@
-"""Counts to accuracies: Local, Base, Novel and their harmonic mean, per client and on average. Pure."""
+"""Accuracies from counts: Local, Base, Novel and their harmonic mean, per client and on average."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ METRICS = (
     "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
     "held_out_global", "local_before_aggregation",
 )  # fmt: skip
-"""What a split is measured by, in the order of the tables; `hm` derives from local, base and novel."""
+"""The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
-"""What two runs must have in common to be the same experiment on the same things."""
+"""Digests that two runs of the same experiment share."""
 
 
 def round_metrics(clients: pa.Table) -> dict[str, float]:
@@ -27,8 +27,8 @@ def round_metrics(clients: pa.Table) -> dict[str, float]:
         clients: the round's rows, in `records.CLIENT_SCHEMA`.
 
     Returns:
-        Accuracies in percent: the unweighted mean over the clients that have images for it. `hm` is the harmonic
-        mean of the three means, as in the paper, and not the mean of the clients' own. What was not measured is absent.
+        Accuracies in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
+        mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
     """
     by_split: dict[str, dict[str, float]] = {}
     means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
@@ -57,10 +57,7 @@ def _losses(train: pa.Table) -> dict[str, float]:
 
 
 def per_client_table(clients: pa.Table, round: int) -> pa.Table:
-    """One row per client and split: client, split, and a column in percent for each metric that was measured.
-
-    A client without images for a metric has null there.
-    """
+    """One row per client and split: client, split, and each measured metric in percent; null: no images for it."""
     by_client: dict[tuple[int, str], dict[str, float]] = {}
     for row in _accuracies(clients.filter(pc.field("round") == round)).to_pylist():
         by_client.setdefault((row["client"], row["split"]), {})[row["metric"]] = row["percent"]
@@ -77,7 +74,7 @@ def per_client_table(clients: pa.Table, round: int) -> pa.Table:
 def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:
     """Three readings of every metric over the rounds that measured it: `last`, `mean_last_5` and `max`.
 
-    Round 0, which nothing has trained, counts only if there is no other.
+    Round 0, an untrained model, counts only if it is the only one.
     """
     trained = [row for row in rounds if row.round > 0] or rounds
     series: dict[str, list[float]] = {}
@@ -91,7 +88,7 @@ def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:
 
 
 def summarize(identity: Mapping[str, Any], rounds: Sequence[RoundRow]) -> dict[str, Any]:
-    """A run in numbers: `selections` of every metric, total bytes, mean seconds of each stage over its rounds."""
+    """Summarize a run: `selections` of every metric, total bytes, mean seconds of each stage over its rounds."""
     stages = dict.fromkeys(stage for row in rounds for stage in row.seconds)
     return {
         "method": identity["method"],
@@ -106,18 +103,18 @@ def summarize(identity: Mapping[str, Any], rounds: Sequence[RoundRow]) -> dict[s
 
 
 def selection_score(metrics: Mapping[str, float]) -> float | None:
-    """What the best round is chosen by, on validation images alone: HM, else Local, else All; None: not measured."""
+    """The validation metric that selects the best round: HM, else Local, else All; None: not measured."""
     return next((metrics[name] for name in ("val/hm", "val/local", "val/all") if name in metrics), None)
 
 
 def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
-    """The last round with an accuracy; None: there is none."""
+    """The last round with an accuracy; None: no round has one."""
     evaluated = (row.round for row in rounds if any(not name.startswith("train/") for name in row.metrics))
     return max(evaluated, default=None)
 
 
 def _accuracies(clients: pa.Table) -> pa.Table:
-    """The rows over all domains that have images, with `percent`."""
+    """The rows over all domains with images, and their accuracy in `percent`."""
     measured = clients.filter((pc.field("split") != "train") & pc.field("domain").is_null() & (pc.field("total") > 0))
     percent = pc.divide(pc.multiply(pc.cast(measured["correct"], pa.float64()), 100.0), measured["total"])
     return measured.append_column("percent", percent)

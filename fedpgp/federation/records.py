@@ -1,11 +1,16 @@
-"""The rows of a run: what is recorded of each round and client. Rows are the truth; all else mirrors them."""
+"""The rows of a run: schemas of what is recorded of each round and client, and the tables of a round."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from fedpgp.federation.messages import Counts, TrainResult
 
 CLIENT_SCHEMA = pa.schema(
     [
@@ -14,9 +19,9 @@ CLIENT_SCHEMA = pa.schema(
         ("split", pa.string()),  # train | val | test
         ("metric", pa.string()),  # a name of `metrics.METRICS`; in train rows `train` (the loss) or a part of the loss
         ("domain", pa.string()),  # null: all domains together
-        ("correct", pa.int64()),  # null for train rows
+        ("correct", pa.int64()),  # null in train rows
         ("total", pa.int64()),  # images
-        ("loss", pa.float64()),  # mean loss of the local steps; null for val and test rows
+        ("loss", pa.float64()),  # mean over the local steps; null in val and test rows
         ("event", pa.string()),  # what went wrong in training and what was done; null: nothing
     ]
 )
@@ -26,13 +31,13 @@ CLIENT_SCHEMA = pa.schema(
 CONFUSION_SCHEMA = pa.schema(
     [
         ("split", pa.string()),  # val | test
-        ("metric", pa.string()),  # a name of `evaluation.METRICS`
-        ("label", pa.int32()),  # what the image shows: a place in identity.json's `class_names`
-        ("answer", pa.int32()),  # what a client's model took it for
+        ("metric", pa.string()),  # a name of `metrics.METRICS`
+        ("label", pa.int32()),  # true class: an index into `class_names` of identity.json
+        ("answer", pa.int32()),  # predicted class
         ("count", pa.int64()),  # how often, over all clients
     ]
 )
-"""What was taken for what after the last round: the pairs that occurred."""
+"""The confusion matrix after the last round, without its zeros."""
 
 
 PARTITION_SCHEMA = pa.schema(
@@ -44,7 +49,7 @@ PARTITION_SCHEMA = pa.schema(
         ("images", pa.int64()),  # at least 1
     ]
 )
-"""Who holds how many images of which class."""
+"""How many images of each class and domain a client has."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,59 @@ class RoundRow:
     """One committed round."""
 
     round: int
-    """1, 2, ...; 0 is a model that nothing has trained"""
+    """1, 2, ...; 0: an untrained model"""
     metrics: Mapping[str, float]
-    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss`
-    and its parts, for example `train/ce`. Absent if not measured"""
+    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss` and its parts, for example
+    `train/ce`. Absent if not measured"""
     participants: int
     """clients that trained"""
     bytes_up: int
-    """bytes of shared parameters sent by the participants, as on a real wire"""
+    """bytes of shared parameters that the participants send"""
     bytes_down: int
     """bytes of shared parameters sent to the participants"""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """wall-clock seconds by stage: train, aggregate, evaluate"""
     timestamp_ms: int = 0
-    """milliseconds since the epoch at the commit; the mirror uses it, so that a row sent twice stays one row"""
+    """milliseconds since the epoch at the commit; makes a row that is sent to MLflow twice one row"""
+
+
+def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
+    """A row per client for the loss, with what went wrong, and one for each named part of the loss."""
+    tables = []
+    for result in results:
+        for name, loss in {"train": result.loss, **result.parts}.items():
+            events = result.events if name == "train" else None
+            tables.append(_table(number, result.clients, "train", name, None, None, result.num_examples, loss, events))
+    return tables
+
+
+def count_tables(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.Table]:
+    """Rows over all domains, then per domain if there are several."""
+    correct, total = counts.correct, counts.total
+    head = (number, counts.clients, counts.split, counts.metric)
+    tables = [_table(*head, None, correct.sum(1), total.sum(1))]
+    if len(domains) > 1:
+        tables += [_table(*head, name, correct[:, d], total[:, d]) for d, name in enumerate(domains)]
+    return tables
+
+
+def _table(
+    number: int,
+    clients: np.ndarray,
+    split: str,
+    metric: str,
+    domain: str | None,
+    correct: np.ndarray | None,
+    total: np.ndarray,
+    loss: np.ndarray | None = None,
+    events: tuple[str | None, ...] | None = None,
+) -> pa.Table:
+    """Rows of `CLIENT_SCHEMA`: arrays and tuples are columns, everything else is repeated."""
+    columns = (number, clients, split, metric, domain, correct, total, loss, events)
+    arrays = [
+        pa.array(column, kind)
+        if isinstance(column, np.ndarray | tuple)
+        else pa.repeat(pa.scalar(column, kind), len(clients))
+        for column, kind in zip(columns, CLIENT_SCHEMA.types, strict=True)
+    ]
+    return pa.table(arrays, schema=CLIENT_SCHEMA)

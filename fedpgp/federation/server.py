@@ -1,4 +1,4 @@
-"""The server: rounds of sampling, local training, averaging and testing, as a pure step from state to state."""
+"""The server: rounds of client sampling, local training, averaging and evaluation, each a step from state to state."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from fedpgp.core.seeding import torch_generator
+from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.aggregation import add, average
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.client_sampling import blocks, cohort
 from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
 from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.records import RoundRow, count_tables, train_tables
 from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
@@ -27,22 +26,39 @@ from fedpgp.methods.base import LimitsBlocks
 log = logging.getLogger(__name__)
 
 
+def sample_clients(seed: int, round: int, clients: int, participation: float, everyone_first: bool) -> np.ndarray:
+    """The clients that train in `round` (1, 2, ...), sorted: a function of the seed and the round.
+
+    `max(1, floor(participation * clients))` of them, drawn without replacement; all of them for `participation` 1, and
+    in round 1 with `everyone_first` (as in the authors' code).
+    """
+    count = max(1, int(participation * clients))
+    if count == clients or (everyone_first and round == 1):
+        return np.arange(clients)
+    return np.sort(numpy_generator(seed, "cohort", round).choice(clients, count, replace=False))
+
+
+def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
+    """The sorted clients in blocks of `block_size`, independent of the number of workers."""
+    return [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
+
+
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round leaves."""
+    """The result of a round."""
 
     state: State
     row: RoundRow
     clients: pa.Table  # records.CLIENT_SCHEMA
-    changed: np.ndarray  # clients whose personal parameters are new
+    changed: np.ndarray  # clients whose personal parameters changed
     confusion: pa.Table | None = None  # records.CONFUSION_SCHEMA, of the last round
 
 
 class Server:
-    """Owns no state of its own: `step` takes a state and gives the next. Computes nothing heavy.
+    """Computes the next state of a federation from the current one; workers do the heavy work.
 
-    At 10,000 clients the personal parameters are hundreds of MB, so a step writes them into the state that it was
-    given, once all results of the round are there; that state is used up.
+    The personal parameters of 10,000 clients take hundreds of MB, so a step writes them into the state that it was
+    given once all results of the round have arrived. That state must not be used afterwards.
     """
 
     def __init__(self, job: FederationJob, backend: Backend) -> None:
@@ -54,7 +70,7 @@ class Server:
             self.block_size = min(self.block_size, job.method.max_block)
 
     def initial_state(self) -> State:
-        """Round 0: all clients start from the same parameters, a function of the seed alone."""
+        """The state of round 0: all clients start from the same parameters, a function of the seed."""
         job = self.job
         frozen = job.text.on(job.data.class_sets[job.data.train_set])
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
@@ -62,7 +78,7 @@ class Server:
         return State(0, select(tree, job.method.shared_keys), personal)
 
     def memory(self, state: State) -> int | None:
-        """Bytes that an actor needs to train a block, as one of them measures; None: there is nothing to train."""
+        """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
         if not self.rounds:
             return None
         block = blocks(np.arange(self.job.data.num_clients), self.block_size)[0]
@@ -71,7 +87,7 @@ class Server:
         return int(size)
 
     def run(self, state: State) -> Iterator[RoundResult]:
-        """The rounds that are left after `state`. A method that learns nothing has one result, round 0."""
+        """Run the rounds after `state`. A method without training has one result, round 0."""
         if not self.rounds and state.round == 0:
             yield self._evaluated_start(state)
         for _ in range(state.round, self.rounds):
@@ -80,31 +96,29 @@ class Server:
             state = result.state
 
     def step(self, state: State) -> RoundResult:
-        """One round."""
-        federation, number = self.job.federation, state.round + 1
+        """Run one round."""
+        federation, number, clients = self.job.federation, state.round + 1, self.job.data.num_clients
         watch = _Stopwatch()
-        who = cohort(
-            self.job.seed, number, self.job.data.num_clients, federation.participation, federation.everyone_first
-        )
+        sampled = sample_clients(self.job.seed, number, clients, federation.participation, federation.everyone_first)
         with watch.stage("train"):
-            results, total = self._train(state, number, who)
+            results, total = self._train(state, number, sampled)
         with watch.stage("aggregate"):
             state = _aggregate(state, results, total)
         counts = [part for result in results for part in result.before_aggregation]
         last, confusion = number == self.rounds, None
         if number % federation.eval_every == 0 or last:
             with watch.stage("evaluate"):
-                tested, confusion = self._evaluate(state, last)
-            counts += tested
-        wire = num_bytes(state.shared) * len(who)
-        tables = [*_train_rows(number, results), *self._rows(number, counts)]
-        return self._result(state, tables, who, wire, watch, confusion)
+                evaluated, confusion = self._evaluate(state, last)
+            counts += evaluated
+        wire = num_bytes(state.shared) * len(sampled)
+        tables = [*train_tables(number, results), *self._count_tables(number, counts)]
+        return self._result(state, tables, sampled, wire, watch, confusion)
 
     def _evaluated_start(self, state: State) -> RoundResult:
         watch = _Stopwatch()
         with watch.stage("evaluate"):
             counts, confusion = self._evaluate(state, last=True)
-        return self._result(state, self._rows(0, counts), np.arange(0), 0, watch, confusion)
+        return self._result(state, self._count_tables(0, counts), np.arange(0), 0, watch, confusion)
 
     def _result(
         self,
@@ -116,7 +130,7 @@ class Server:
         confusion: pa.Table | None,
     ) -> RoundResult:
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
-        clients = pa.concat_tables(tables).sort_by(order)  # whatever the blocks were
+        clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
         row = RoundRow(
             round=state.round,
             metrics=round_metrics(clients),
@@ -128,9 +142,10 @@ class Server:
         )
         return RoundResult(state, row, clients, changed, confusion)
 
-    def _train(self, state: State, number: int, who: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
-        """What comes back of the blocks, and apart from it the sum of what they share, added up as they come."""
-        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in blocks(who, self.block_size)]
+    def _train(self, state: State, number: int, sampled: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
+        """Results of the blocks without their shared sums, and the total of these, added up as they arrive."""
+        parts = blocks(sampled, self.block_size)
+        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in parts]
         results: list[TrainResult] = []
         total: ParamTree = {}
         for result in self.backend.map("train", calls, _arrays(state.shared)):
@@ -139,22 +154,22 @@ class Server:
         return results, total
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
-        """Counts of all clients and, after the last round, what was taken for what."""
+        """Counts of all clients and, after the last round, the confusion matrices."""
         everyone = np.arange(self.job.data.num_clients)
-        # Without personal parameters there is one model for all, hence one call; unless each tunes it for itself.
+        # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         several = state.personal or self.job.federation.finetune_epochs
         parts = blocks(everyone, self.block_size) if several else [everyone]
         calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block), last) for block in parts]
         confusion = Confusion(self.job.data)
         counts = [
-            confusion.taken_from(part)
+            confusion.take(part)
             for result in self.backend.map("evaluate", calls, _arrays(state.shared))
             for part in result
         ]
         return counts, confusion.table() if last else None
 
-    def _rows(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
-        return [table for part in counts for table in _count_rows(number, part, self.job.data.domains)]
+    def _count_tables(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
+        return [table for part in counts for table in count_tables(number, part, self.job.data.domains)]
 
 
 class _Stopwatch:
@@ -169,55 +184,15 @@ class _Stopwatch:
 
 
 def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) -> State:
-    """The next state: shared parameters averaged over those who trained, personal ones written back in place."""
+    """The next state: averages the shared parameters of those who trained and writes personal ones back in place."""
     total = sum(result.weight for result in results)
     for result in results:
         for key, value in result.personal.items():
-            state.personal[key].numpy()[_places(result.clients)] = value
+            state.personal[key].numpy()[_index(result.clients)] = value
     if not total:
-        log.warning("round %d: no client was admitted, the shared parameters stay as they are", state.round + 1)
+        log.warning("round %d: every client was excluded; the shared parameters are unchanged", state.round + 1)
     shared = average([summed], total, like=state.shared) if total else state.shared
     return State(state.round + 1, shared, state.personal)
-
-
-def _train_rows(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
-    """A row per client for the loss, with what went wrong, and one for each named part of it."""
-    tables = []
-    for result in results:
-        for name, loss in {"train": result.loss, **result.parts}.items():
-            events = result.events if name == "train" else None
-            tables.append(_table(number, result.clients, "train", name, None, None, result.num_examples, loss, events))
-    return tables
-
-
-def _count_rows(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.Table]:
-    """Rows over all domains, then per domain if there are several."""
-    correct, total = counts.correct, counts.total
-    head = (number, counts.clients, counts.split, counts.metric)
-    tables = [_table(*head, None, correct.sum(1), total.sum(1))]
-    if len(domains) > 1:
-        tables += [_table(*head, name, correct[:, d], total[:, d]) for d, name in enumerate(domains)]
-    return tables
-
-
-def _table(
-    number: int,
-    clients: np.ndarray,
-    split: str,
-    metric: str,
-    domain: str | None,
-    correct: np.ndarray | None,
-    total: np.ndarray,
-    loss: np.ndarray | None = None,
-    events: tuple[str | None, ...] | None = None,
-) -> pa.Table:
-    size = len(clients)
-    columns = (number, clients, split, metric, domain, correct, total, loss, events)
-    arrays = [
-        pa.array(column, kind) if isinstance(column, np.ndarray | tuple) else pa.repeat(pa.scalar(column, kind), size)
-        for column, kind in zip(columns, CLIENT_SCHEMA.types, strict=True)
-    ]
-    return pa.table(arrays, schema=CLIENT_SCHEMA)
 
 
 def _arrays(tree: ParamTree) -> Arrays:
@@ -225,10 +200,10 @@ def _arrays(tree: ParamTree) -> Arrays:
 
 
 def _rows_of(tree: ParamTree, clients: np.ndarray) -> Arrays:
-    return {key: value.numpy()[_places(clients)] for key, value in tree.items()}
+    return {key: value.numpy()[_index(clients)] for key, value in tree.items()}
 
 
-def _places(clients: np.ndarray) -> np.ndarray | slice:
-    """The sorted clients as an index; as a slice, which copies nothing, where they follow one another."""
+def _index(clients: np.ndarray) -> np.ndarray | slice:
+    """The sorted clients as an index: a slice, which copies nothing, if they are consecutive."""
     first, last = int(clients[0]), int(clients[-1])
     return slice(first, last + 1) if last - first + 1 == len(clients) else clients

@@ -9,11 +9,11 @@ from fedpgp.core.tree import ParamTree
 
 @dataclass(frozen=True)
 class State:
-    """All that a federation carries from one round to the next."""
+    """Everything that a federation keeps from one round to the next."""
 
     round: int
-    """last round done; 0: none"""
+    """last completed round; 0: none"""
     shared: ParamTree
-    """what the server holds"""
+    """the server's parameters"""
     personal: ParamTree
-    """what the clients hold, stacked: every entry is (K, ...)"""
+    """the clients' parameters, stacked: every entry is (K, ...)"""

@@ -1,4 +1,4 @@
-"""What becomes of a client whose training went wrong: decided in the actor, before its update meets any other."""
+"""Validate the updates of a block before aggregation, in the worker, by `federation.policy`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from fedpgp.federation.client import Update
 
 
 @dataclass(frozen=True)
-class Admission:
-    """Who takes part in the average, and with what."""
+class ValidatedUpdate:
+    """The clients that take part in the average, and their shared parameters."""
 
-    shared: ParamTree  # (K, ...) clipped where that is the policy
-    admitted: Tensor  # (K,) bool
-    events: tuple[str | None, ...]  # (K,) what was done to a client, in words
+    shared: ParamTree  # (K, ...), clipped with policy `clip`
+    accepted: Tensor  # (K,) bool
+    events: tuple[str | None, ...]  # (K,) what went wrong and what was done; None: nothing
 
 
 @dataclass(frozen=True)
 class UpdateRejected(Exception):
-    """`federation.policy` is `fail` and a client went wrong."""
+    """`federation.policy` is `fail` and the update of a client is invalid."""
 
-    place: int
-    """in the block"""
-    what: str
+    index: int
+    """of the client in its block"""
+    reason: str
 
 
-def admit(update: Update, received: ParamTree, federation: FederationSettings) -> Admission:
-    """Judge the clients of a block.
+def validate(update: Update, received: ParamTree, federation: FederationSettings) -> ValidatedUpdate:
+    """Check the clients of a block.
 
-    A client goes wrong if a loss or a parameter of it is not finite, or if its update of the shared parameters is
-    longer than `max_update_norm` (Euclidean norm over all shared keys together). With policy `exclude` it is left
-    out of the average and keeps the personal parameters that it had; with `clip` a long update is shortened to the
-    norm (one that is not finite cannot be, and is left out).
+    An update is invalid if a loss or a parameter is not finite, or if the change of the shared parameters is longer
+    than `max_update_norm` (Euclidean norm over all shared keys together). With policy `exclude` the client is left out
+    of the average and keeps its previous personal parameters; with `clip` a long update is scaled to the norm (one
+    that is not finite is excluded).
 
     Raises:
-        UpdateRejected: policy `fail`, and a client went wrong.
+        UpdateRejected: policy `fail`, and an update is invalid.
     """
     shared = select(update.params, received)
     deltas = {key: value - received[key] for key, value in shared.items()}
@@ -47,34 +47,34 @@ def admit(update: Update, received: ParamTree, federation: FederationSettings) -
     norm = _norm(deltas) if deltas else torch.zeros_like(update.loss)
     limit = federation.max_update_norm
     long = finite & (norm > limit) if limit is not None else torch.zeros_like(finite)
-    events: list[str | None] = [None] * len(finite)
-    for place in (~finite).nonzero().flatten().tolist():
-        events[place] = fault(update, place)
-    for place in long.nonzero().flatten().tolist():
-        events[place] = f"update norm {norm[place].item():.4g} above max_update_norm {limit:g}"
+    reasons: list[str | None] = [None] * len(finite)
+    for index in (~finite).nonzero().flatten().tolist():
+        reasons[index] = non_finite(update, index)
+    for index in long.nonzero().flatten().tolist():
+        reasons[index] = f"update norm {norm[index].item():.4g} above max_update_norm {limit:g}"
     if federation.policy == "fail":
-        for place, event in enumerate(events):
-            if event:
-                raise UpdateRejected(place, event)
+        for index, reason in enumerate(reasons):
+            if reason:
+                raise UpdateRejected(index, reason)
     if federation.policy == "clip" and limit is not None:
         scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
         shared = {key: _clipped(shared[key], received[key], delta, long, scale) for key, delta in deltas.items()}
         long = torch.zeros_like(long)
-    admitted = finite & ~long
-    done = ["clipped" if in_sum else "excluded" for in_sum in admitted.tolist()]
-    told = (f"{what}: {event}" if event else None for what, event in zip(done, events, strict=True))
-    return Admission(shared, admitted, tuple(told))
+    accepted = finite & ~long
+    actions = ["clipped" if in_sum else "excluded" for in_sum in accepted.tolist()]
+    events = (f"{action}: {reason}" if reason else None for action, reason in zip(actions, reasons, strict=True))
+    return ValidatedUpdate(shared, accepted, tuple(events))
 
 
 def all_finite(update: Update) -> Tensor:
-    """Whose losses and parameters are all finite (K,)."""
+    """Whether all losses and parameters of each client are finite (K,)."""
     params = (value.isfinite().flatten(1).all(1) for value in update.params.values())
     return torch.stack([update.finite, *params]).all(0)
 
 
-def fault(update: Update, place: int) -> str:
-    """What is not finite of the client at a place of the block, in words."""
-    return "a parameter is not finite" if update.finite[place] else f"loss is {update.loss[place].item()}"
+def non_finite(update: Update, index: int) -> str:
+    """Describe which number of the client at an index of the block is not finite."""
+    return "a parameter is not finite" if update.finite[index] else f"loss is {update.loss[index].item()}"
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an actor does: train or evaluate a block of clients in one call. Holds frozen things, no state."""
+"""The worker: trains or evaluates a block of clients in one call. It is stateless between calls."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
 from fedpgp.data.protocol import FederatedData
 from fedpgp.federation.aggregation import weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update, schedule
-from fedpgp.federation.evaluation import Scorer
-from fedpgp.federation.memory import PROCESS_BYTES, kept_for_backward
+from fedpgp.federation.evaluation import Evaluator
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
-from fedpgp.federation.update_validation import UpdateRejected, admit, all_finite, fault
+from fedpgp.federation.resources import PROCESS_BYTES, kept_for_backward
+from fedpgp.federation.update_validation import UpdateRejected, all_finite, non_finite, validate
 from fedpgp.methods.base import Method
 
 
 @dataclass(frozen=True)
 class FederationJob:
-    """All that training and testing need and that never changes: sent to every actor once."""
+    """The constant inputs of training and evaluation, sent to every worker once."""
 
     method: Method
     text: FrozenText
@@ -41,29 +41,30 @@ class FederationJob:
     dtype: torch.dtype = torch.float32
 
     def build(self, device: torch.device) -> FederationWorker:
-        """The worker, with its caches open."""
+        """Create the worker on a device."""
         return FederationWorker(self, device)
 
 
 class FederationWorker:
-    """Serves any block of any client at any time."""
+    """Trains and evaluates any block of clients."""
 
     def __init__(self, job: FederationJob, device: torch.device) -> None:
         self.job = job
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
-        everywhere = job.federation.evaluate_global
-        self._scorer = Scorer(job.method, job.data, job.test_features, everywhere, self._frozen, device)
+        self._evaluator = Evaluator(
+            job.method, job.data, job.test_features, job.federation.evaluate_global, self._frozen, device
+        )
 
     def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
-        """Local training of a block, in chunks of clients.
+        """Train a block locally, and validate and sum its updates.
 
         Args:
-            shared: parameters that the server sends to everyone; only read.
+            shared: parameters that the server sends to all clients; only read.
 
         Raises:
-            ClientError: a client went wrong, and the policy is to fail.
+            ClientError: an update is invalid, and `federation.policy` is `fail`.
         """
         federation = self.job.federation
         received = self._tree(shared)
@@ -71,39 +72,36 @@ class FederationWorker:
         num_examples = self._num_examples(call.clients)
         update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
         try:
-            admission = admit(update, received, federation)
-        except UpdateRejected as refusal:
-            client = int(call.clients[refusal.place])
-            raise ClientError(
-                "local training", call.round, client, f"{refusal.what}; lower the learning rate"
-            ) from None
-        weights = torch.from_numpy(num_examples).to(self.device)[admission.admitted]
+            valid = validate(update, received, federation)
+        except UpdateRejected as error:
+            raise self._error("local training", call, error.index, error.reason) from None
+        weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
         return TrainResult(
             clients=call.clients,
-            shared_sum=_arrays(weighted_sum(rows(admission.shared, admission.admitted), weights)),
-            personal=_arrays(choose(admission.admitted, without(update.params, received), personal)),
+            shared_sum=_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
+            personal=_arrays(choose(valid.accepted, without(update.params, received), personal)),
             num_examples=num_examples,
             weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
             parts=_arrays(update.parts),
-            events=admission.events,
-            before_aggregation=self._before_aggregation(update.params, call.clients, admission.admitted),
+            events=valid.events,
+            before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
 
     def _update(
         self, purpose: str, round: int, clients: np.ndarray, received: ParamTree, personal: ParamTree, epochs: int
     ) -> Update:
-        """Local training of these clients, in chunks that are each one batch."""
+        """Train these clients in chunks of `chunk_size`, each as one batch."""
         size = self.job.federation.chunk_size or len(clients)
         phases = range(len(self.job.method.phases))
         parts = []
-        for places in (slice(start, start + size) for start in range(0, len(clients), size)):
-            chunk = clients[places]
+        for part in (slice(start, start + size) for start in range(0, len(clients), size)):
+            chunk = clients[part]
             parts.append(
                 local_update(
                     self.job.method,
                     self._frozen(self.job.data.train_set),
-                    {**repeated(received, len(chunk)), **{key: value[places] for key, value in personal.items()}},
+                    {**repeated(received, len(chunk)), **{key: value[part] for key, value in personal.items()}},
                     received,
                     self._local_data(chunk),
                     [self._orders(purpose, phase, round, chunk, epochs) for phase in phases],
@@ -114,9 +112,9 @@ class FederationWorker:
         return concatenate(parts)
 
     def memory(self, call: TrainCall, shared: Arrays) -> int:
-        """Bytes that this actor needs to train a block: the frozen side, and a chunk's features and activations.
+        """Bytes that this worker needs to train a block: frozen weights, and a chunk's features and activations.
 
-        Measured on the first step of the call's first client.
+        Measured on the first step of the first client.
         """
         first = call.clients[:1]
         received = self._tree(shared)
@@ -138,46 +136,48 @@ class FederationWorker:
         return PROCESS_BYTES + sum(weights.values()) + chunk * per_client
 
     def evaluate(self, call: EvaluateCall, shared: Arrays) -> list[Counts]:
-        """Right answers of each client's model on every pool that its method can classify.
+        """Count the correct answers of each client's model on every evaluation set that its method supports.
 
-        Without personal parameters all clients have one model, which is run once; with `finetune_epochs` each has its
-        own, trained for so long from where it stands.
+        Without personal parameters all clients have one model, which runs once. With `finetune_epochs` each model is
+        first trained for that many epochs on its client's images.
 
         Raises:
-            ClientError: fine-tuning went wrong, and the policy is to fail.
+            ClientError: fine-tuning failed, and `federation.policy` is `fail`.
         """
         received, personal = self._tree(shared), self._tree(call.personal)
         models = len(call.clients) if personal else 1
         params = {**repeated(received, models), **personal}
-        tested = params
+        evaluated = params
         if self.job.federation.finetune_epochs:
-            tested = self._finetuned(call, received, personal)
+            evaluated = self._finetuned(call, received, personal)
         return [
-            *self._scorer.counts(
-                tested, call.clients, self.job.data.evaluation_sets, whole=True, confusion=call.confusion
+            *self._evaluator.counts(
+                evaluated, call.clients, self.job.data.evaluation_sets, whole=True, confusion=call.confusion
             ),
-            *self._scorer.global_counts(params, call, bool(shared)),
+            *self._evaluator.global_counts(params, call, bool(shared)),
         ]
 
     def _finetuned(self, call: EvaluateCall, received: ParamTree, personal: ParamTree) -> ParamTree:
-        """Each client's model after some epochs of its own; as it stands where they went wrong, unless that fails."""
+        """Each client's model after `finetune_epochs`; the unchanged one if that failed and the policy allows it."""
         federation = self.job.federation
         update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
-        fine = all_finite(update)
-        if federation.policy == "fail" and not bool(fine.all()):
-            place = int((~fine).nonzero()[0])
-            what = f"{fault(update, place)}; lower the learning rate"
-            raise ClientError("fine-tuning", call.round, int(call.clients[place]), what)
-        return choose(fine, update.params, {**repeated(received, len(call.clients)), **personal})
+        finite = all_finite(update)
+        if federation.policy == "fail" and not bool(finite.all()):
+            index = int((~finite).nonzero()[0])
+            raise self._error("fine-tuning", call, index, non_finite(update, index))
+        return choose(finite, update.params, {**repeated(received, len(call.clients)), **personal})
 
-    def _before_aggregation(self, params: ParamTree, clients: np.ndarray, admitted: Tensor) -> list[Counts]:
-        """Local counts of those who take part in the average."""
-        if not (self.job.federation.evaluate_before_aggregation and bool(admitted.any())):
+    def _error(self, stage: str, call: TrainCall | EvaluateCall, index: int, reason: str) -> ClientError:
+        return ClientError(stage, call.round, int(call.clients[index]), f"{reason}; lower the learning rate")
+
+    def _before_aggregation(self, params: ParamTree, clients: np.ndarray, accepted: Tensor) -> list[Counts]:
+        """Counts of the accepted clients on their own images, before averaging."""
+        if not (self.job.federation.evaluate_before_aggregation and bool(accepted.any())):
             return []
-        evaluation_sets = [pool for pool in self.job.data.evaluation_sets if pool.members is not None]
-        kept = clients[admitted.cpu().numpy()]
-        return self._scorer.counts(
-            rows(params, admitted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
+        evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
+        kept = clients[accepted.cpu().numpy()]
+        return self._evaluator.counts(
+            rows(params, accepted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
         )
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
@@ -203,7 +203,7 @@ class FederationWorker:
         return np.array([len(self.job.data.train_rows[client]) for client in clients])
 
     def _local_data(self, clients: np.ndarray) -> LocalData:
-        """The clients' images, all views of an image one after another."""
+        """The clients' images; all views of an image are consecutive."""
         views = self.job.train_features.key.views
         rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
         labels = np.concatenate([self.job.data.train_labels[client] for client in clients])

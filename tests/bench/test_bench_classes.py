@@ -10,7 +10,7 @@ import torch
 from fedpgp.bench import classes as bench
 from fedpgp.bench.caltech import BASE, NOVEL
 from fedpgp.clip.text_tower import tensors_of
-from fedpgp.federation.memory import kept_for_backward
+from fedpgp.federation.resources import kept_for_backward
 
 
 def test_chunks_change_neither_loss_nor_gradients(scene):

@@ -15,8 +15,8 @@ from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.client import Update
 from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Features
-from fedpgp.federation.server import Server
-from fedpgp.federation.update_validation import admit
+from fedpgp.federation.server import Server, blocks, sample_clients
+from fedpgp.federation.update_validation import validate
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
@@ -280,9 +280,9 @@ def test_a_limit_that_nobody_exceeds_changes_no_bit():
     values = torch.tensor([[0.1], [0.3], [1e-8]])
     update = Update({"a": values}, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     settings = FederationSettings(policy="clip", max_update_norm=1e9)
-    admission = admit(update, {"a": torch.tensor([1e3 / 3])}, settings)
-    assert torch.equal(admission.shared["a"], values)
-    assert admission.events == (None, None, None)
+    valid = validate(update, {"a": torch.tensor([1e3 / 3])}, settings)
+    assert torch.equal(valid.shared["a"], values)
+    assert valid.events == (None, None, None)
 
 
 def test_a_long_update_can_be_excluded(server):
@@ -342,3 +342,22 @@ def test_finetuning_that_goes_wrong_follows_the_policy(server):
     federation = server("ab", images=images, finetune_epochs=1, policy="exclude")
     counts, _ = federation._evaluate(federation.initial_state(), last=False)
     assert [part.correct.flatten().tolist() for part in counts if part.metric == "local"] == [[1, 1, 3]]
+
+
+def test_the_sample_is_a_function_of_seed_and_round():
+    draws = {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in range(1, 9)}
+    assert draws == {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in reversed(range(1, 9))}
+    assert all(len(set(who)) == 5 and who == sorted(who) for who in draws.values())
+    assert len({tuple(who) for who in draws.values()}) > 1
+    assert draws != {round: sample_clients(2, round, 20, 0.25, False).tolist() for round in range(1, 9)}
+
+
+def test_everyone_or_at_least_one_client_trains():
+    assert sample_clients(1, 3, 7, 1.0, False).tolist() == list(range(7))
+    assert len(sample_clients(1, 3, 7, 0.01, False)) == 1
+    assert len(sample_clients(1, 1, 7, 0.5, True)) == 7
+    assert len(sample_clients(1, 2, 7, 0.5, True)) == 3  # floor, as in the authors' code
+
+
+def test_blocks_are_cut_from_the_sorted_clients():
+    assert [part.tolist() for part in blocks(np.array([1, 3, 4, 7, 9]), 2)] == [[1, 3], [4, 7], [9]]

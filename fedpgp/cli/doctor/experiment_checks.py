@@ -20,7 +20,7 @@ from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
 from fedpgp.experiments.planning import Library, Plan, plan
 from fedpgp.federation.backends import driver
-from fedpgp.federation.backends.packing import shortfall
+from fedpgp.federation.resources import shortfall
 
 
 def data(settings: DataSettings, library: Library) -> Finding:

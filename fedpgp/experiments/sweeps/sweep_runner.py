@@ -22,7 +22,7 @@ from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import nodes
-from fedpgp.federation.backends.packing import capacity, shortfall
+from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 Rerun = Literal["missing", "failed", "all"]

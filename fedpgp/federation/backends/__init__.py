@@ -1,1 +1,1 @@
-"""Where client work runs: in this process or on Ray actors, with equal results."""
+"""Backends that run the workers: in this process or on Ray actors, with equal results."""

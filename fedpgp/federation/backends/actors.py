@@ -18,7 +18,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backends.base import Common, Job, invoke
-from fedpgp.federation.backends.packing import shortfall
+from fedpgp.federation.resources import shortfall
 
 if TYPE_CHECKING:
     from fedpgp.config import ResourceSettings

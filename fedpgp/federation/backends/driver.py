@@ -24,7 +24,7 @@ from fedpgp.config import ResourceSettings
 from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backends.actors import cause, first_line, nodes
-from fedpgp.federation.backends.allocator import share_heaps
+from fedpgp.federation.resources import share_heaps
 
 log = logging.getLogger(__name__)
 
