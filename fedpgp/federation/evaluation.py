@@ -120,12 +120,7 @@ class Evaluator:
         total = [np.bincount(images.domains[own], minlength=domains) for own in chosen]
         confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
         return Counts(
-            images.split,
-            metric,
-            clients,
-            np.array(correct, dtype=np.int64),
-            np.array(total, dtype=np.int64),
-            confusion,
+            images.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64), confusion
         )
 
     @cached_property
