@@ -226,7 +226,10 @@ def _cost(rounds: Sequence[RoundRow]) -> Cost:
 def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
     """All that can change a number, but for what folds differ by."""
     found = config.dotted(
-        complete(experiment), manifest=identity.get("manifest_digest"), weights=identity.get("weights_fingerprint")
+        complete(experiment),
+        manifest=identity.get("manifest_digest"),
+        weights=identity.get("weights_fingerprint"),
+        plugins=identity.get("plugins"),
     )
     return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
 

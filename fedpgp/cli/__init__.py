@@ -217,12 +217,12 @@ doctor.register(app)
 
 @app.command()
 def methods() -> None:
-    """List the methods: paper, what is shared, what stays with the client, parameter counts, settings."""
+    """List the methods: paper, origin, what is shared, what stays with the client, parameter counts, settings."""
     from fedpgp.analysis.report.terminal import method_table
-    from fedpgp.methods import METHODS
+    from fedpgp.methods import available
     from fedpgp.methods.size import REFERENCE, parameter_counts
 
-    out.print(method_table(METHODS.values(), parameter_counts, REFERENCE))
+    out.print(method_table(available(), parameter_counts, REFERENCE))
 
 
 @app.command()

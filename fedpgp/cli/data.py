@@ -21,7 +21,9 @@ OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=val
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="An experiment, or a data set by its name.")],
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|NAME", help="An experiment, or a data set by its name or MODULE:CLASS.")
+    ],
     overrides: OverridesArgument = None,
     root: RootOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not open the images.")] = False,
@@ -94,11 +96,11 @@ def show(
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
     """The experiment, or the default experiment on a data set given by name."""
     from fedpgp import config
-    from fedpgp.data.sources import SOURCES
+    from fedpgp.data import sources
 
     given = [*overrides, *([f"data.root={root}"] if root is not None else [])]
     shipped = (config.shipped_configs() / "experiments" / f"{target}.yaml").is_file()
-    if target in SOURCES and not shipped and not Path(target).is_file():
+    if (target in sources.names() or ":" in target) and not shipped and not Path(target).is_file():
         return config.parse(config.override({"data": {"name": target}}, given), source=target)
     return config.load(target, given)
 

@@ -49,7 +49,8 @@ def init(
 def schema() -> None:
     """Print the JSON Schema of an experiment file, for completion and checks in an editor."""
     from fedpgp import config
-    from fedpgp.methods import METHODS
+    from fedpgp.data import sources
+    from fedpgp.methods import available
 
-    settings = {name: method.settings_type for name, method in METHODS.items()}
-    typer.echo(json.dumps(config.schema(settings), indent=2, ensure_ascii=False))
+    settings = {name: kind.settings_type for name, _, kind in available() if isinstance(kind, type)}
+    typer.echo(json.dumps(config.schema(settings, sources.names()), indent=2, ensure_ascii=False))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from fedpgp.config.settings import Experiment
+from fedpgp.core.plugins import code_keys
 
 
 def dump(experiment: Experiment) -> str:
@@ -51,14 +52,21 @@ def digest(experiment: Experiment, **identities: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def dotted(experiment: Experiment, *, manifest: str | None, weights: str | None) -> dict[str, Any]:
+def dotted(
+    experiment: Experiment,
+    *,
+    manifest: str | None,
+    weights: str | None,
+    plugins: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Any]:
     """What `digest` is over as dotted keys, for experiments to be compared; `data.digest` and `backbone.fingerprint`
-    stand for what paths lead to."""
+    stand for what paths lead to, `method.code` and `data.code` for the code of plug-ins."""
     tree = _numbers(experiment)
     tree["backbone"].pop("weights")
     tree["data"]["digest"], tree["backbone"]["fingerprint"] = manifest, weights
     seed = {"seed": tree.pop("seed")}
-    return seed | {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    found = {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+    return seed | found | code_keys(plugins or {})
 
 
 def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:

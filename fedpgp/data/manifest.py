@@ -20,8 +20,8 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import first_of
+from fedpgp.data import sources
 from fedpgp.data.grouping import shuffled_ranks
-from fedpgp.data.sources import open_source
 from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
 
 __all__ = ["ImageReader", "Manifest", "build", "open_reader"]
@@ -138,7 +138,7 @@ def build(settings: DataSettings) -> Manifest:
     Raises:
         DataError: the data cannot be used, or do not agree with `data.class_names`.
     """
-    scan = open_source(settings).scan()
+    scan = sources.scan(settings)
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
@@ -156,7 +156,7 @@ def build(settings: DataSettings) -> Manifest:
 
 def open_reader(settings: DataSettings) -> ImageReader:
     """The reader of the manifest's images; needs nothing but the settings, so any process can open its own."""
-    return open_source(settings)
+    return sources.open_source(settings)
 
 
 def _class_order(found: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:

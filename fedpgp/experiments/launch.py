@@ -15,7 +15,7 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import Event, RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
 from fedpgp.experiments import estimation, runner
-from fedpgp.experiments.planning import plan
+from fedpgp.experiments.planning import plan, settle
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.extraction import Forecast
@@ -53,6 +53,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
             "--detach needs a Ray that outlives this command: start one with `ray start --head` and give "
             "resources.address=auto (or set RAY_ADDRESS)"
         )
+    settle(experiment)
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
         driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)
@@ -115,6 +116,8 @@ def _extract(
 
 def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:
     """Run a function that takes `callback` and `stop` where the settings say."""
+    with forward_warnings(callback):
+        settle(experiment)  # before Ray starts; and what is loaded here is sent to the other processes
     if experiment.resources.backend == "serial":
         try:
             return function(config.absolute(experiment), *args, callback=callback, stop=threading.Event())
@@ -153,9 +156,9 @@ def forward_warnings(callback: RunCallback) -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            callback.on_message(record.getMessage(), warning=True)
+            callback.on_message(record.getMessage(), warning=record.levelno >= logging.WARNING)
 
-    logger, handler = logging.getLogger("fedpgp"), Handler(logging.WARNING)
+    logger, handler = logging.getLogger("fedpgp"), Handler(logging.INFO)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,13 @@ from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
 from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, StorageSettings
 from fedpgp.core.errors import BackboneError, RunError
 from fedpgp.core.files import in_the_way
+from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol, sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
+from fedpgp.methods import plugin_check
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.storage.object_store import ObjectStore
 
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"
 """In place of a fingerprint, where nothing is frozen."""
+
+
+DRY_CLASSES = 3
+"""Classes with which a method from outside the package is called once before any work."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Plan:
     image: ImageSpec
     text: FrozenText
     digest: str
+    plugins: Mapping[str, Mapping[str, str]]
+    """name and digest of the code of the method and the data, where they are from outside the package"""
 
     @property
     def weights(self) -> str:
@@ -119,6 +127,9 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
             method.image_inputs,
         )
         text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
+    if methods.plugin(experiment.method.name):
+        few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
+        plugin_check.dry_run(experiment.method.name, method, few, image)
     for name, classes in data.class_sets.items():
         if (
             name == data.train_set or method.supports_unseen_classes
@@ -126,8 +137,15 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
             method.init(text.on(classes), torch_generator(experiment.seed, "init"))
     _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
-    digest = config.digest(experiment, manifest=manifest.digest, weights=weights)
-    return Plan(experiment, method, manifest, data, backbone, image, text, digest)
+    found = plugins_of(experiment)
+    digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
+    return Plan(experiment, method, manifest, data, backbone, image, text, digest, found)
+
+
+def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Name and digest of the code of the method and the data, where they are from outside the package."""
+    found = {"method": methods.plugin(experiment.method.name), "data": sources.plugin(experiment.data.name)}
+    return {section: plugin.identity for section, plugin in found.items() if plugin}
 
 
 def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:

@@ -24,7 +24,7 @@ def refuse_edited(plan: Plan) -> None:
         ConfigError: on this machine an unfinished run of this name, seed and held-out domain has other settings.
     """
     experiment = plan.experiment
-    now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights)
+    now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)
     for store, then in sorted(_unfinished(experiment), key=lambda found: -found[0].identity["created_ms"]):
         if all(then[key] == now[key] for key in ("seed", "protocol.held_out")):
             raise ConfigError(_told(store, differing([then, now]), then, now))
@@ -38,7 +38,10 @@ def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str
             if store.state in ("interrupted", "stopped", "failed"):
                 settings = sources.complete(config.parse(yaml.safe_load(store.config_yaml)))
                 manifest, weights = (store.identity.get(key) for key in ("manifest_digest", "weights_fingerprint"))
-                yield store, config.dotted(settings, manifest=manifest, weights=weights)
+                yield (
+                    store,
+                    config.dotted(settings, manifest=manifest, weights=weights, plugins=store.identity.get("plugins")),
+                )
 
 
 def _told(store: RunFolder, keys: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -247,8 +247,9 @@ def _described(plan: Plan, server: Server, state: State) -> str:
 
 def _cache(plan: Plan, views: int) -> Features:
     experiment = plan.experiment
+    code = plan.plugins.get("data", {}).get("digest")  # it may decode images in its own way
     key = FeatureKey(
-        manifest=plan.manifest.files_digest,
+        manifest="-".join(filter(None, (plan.manifest.files_digest, code))),
         weights=plan.weights,
         transform=plan.image.digest,
         views=views,
@@ -309,5 +310,6 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "manifest_digest": plan.manifest.digest,
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
+        **({"plugins": plan.plugins} if plan.plugins else {}),
         **provenance.describe(),
     }

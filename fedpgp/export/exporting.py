@@ -79,7 +79,8 @@ def _checked(store: RunFolder) -> tuple[Experiment, Method]:
     if made_by != __version__:
         raise RunError(f"{store.path}: made by fedpgp {made_by}, this is {__version__}; export it with that version")
     experiment = sources.complete(config.load(str(store.config_path)))
-    method = methods.create(experiment.method.name, experiment.method.settings)
+    plugin = store.identity.get("plugins", {}).get("method")
+    method = methods.create(experiment.method.name, experiment.method.settings, plugin and plugin["digest"])
     if not prompts_text(method):
         able = ", ".join(name for name, kind in methods.METHODS.items() if prompts_text(kind(kind.settings_type())))
         raise RunError(f"{store.path}: {method.name} learns no prompt, there is nothing to export (of these: {able})")
@@ -133,7 +134,12 @@ def _card(
     return {
         "what": f"{method.name} prompt for {identity['backbone']}, {whose}, after round {round} of {store.path.name}",
         "whose": whose,
-        "method": {"name": method.name, "paper": method.paper, "settings": method.settings.model_dump(mode="json")},
+        "method": {
+            "name": experiment.method.name,
+            "paper": method.paper,
+            "settings": method.settings.model_dump(mode="json"),
+            **({"code": identity["plugins"]["method"]["digest"]} if "method" in identity.get("plugins", {}) else {}),
+        },
         "template": experiment.data.prompt,
         "class_names": trained,
         "unseen_class_names": others[0] if others else [],

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpgp import __version__
+from fedpgp import __version__, methods
 from fedpgp.core.errors import ConfigError, DataError, RunError, UserError
 from fedpgp.data.sources.decoding import decode
 from fedpgp.export.prompt_file import Predictor, Prompt, best
@@ -102,6 +102,7 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
             data_path=data,
             signature=_signature(),
             input_example=_example(),
+            code_paths=methods.code_paths(card["method"]["name"]),
             pip_requirements=[f"fedpgp=={__version__}"],
             model_config={"weights": weights},
             metadata={key: card[key] for key in ("what", "class_names", "takes_other_names", "metrics")},

@@ -95,7 +95,7 @@ class Predictor:
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
         """the classes that it was trained on"""
         self._prompt = prompt
-        self._method = methods.create(card["method"]["name"], card["method"]["settings"])
+        self._method = methods.create(card["method"]["name"], card["method"]["settings"], card["method"].get("code"))
         settings = {key: card["backbone"][key] for key in ("name", "weights", "activation", "dtype")}
         settings["weights"] = weights or settings["weights"]
         self._settings = BackboneSettings(**settings)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from fedpgp.config import explain
+from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.text import did_you_mean
+from fedpgp.core.plugins import Plugin
+from fedpgp.methods import plugin_check
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedcocoop import FedCoCoOp
@@ -20,6 +23,8 @@ from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.pfedpt import PFedPT
 from fedpgp.methods.promptfl import PromptFL, PromptProx
 from fedpgp.methods.zero_shot import ZeroShot
+
+log = logging.getLogger(__name__)
 
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
@@ -35,18 +40,60 @@ def defaults(name: str) -> dict[str, Any]:
     return {key: field.default for key, field in fields.items()}
 
 
-def create(name: str, settings: Mapping[str, Any]) -> Method:
-    """Create the method of that name.
+def find(name: str) -> type[Method]:
+    """The class of a method: built in, installed as an entry point, or MODULE:CLASS.
 
     Raises:
-        ConfigError: unknown method, or an unknown or invalid setting.
+        ConfigError: unknown method, or a plug-in that cannot be used.
     """
-    if name not in METHODS:
-        hint = did_you_mean(name, METHODS, "see `fedpgp methods`")
-        raise ConfigError(f"method.name: unknown method {name!r}; {hint} (known: {', '.join(METHODS)})")
-    kind = METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    if (found := plugin(name)) is None:
+        raise plugins.unknown("method.name", "method", plugins.METHODS, name, METHODS)
+    plugin_check.check_class(found)
+    return found.kind
+
+
+def plugin(name: str) -> Plugin | None:
+    """The plug-in that a method is; None: it is built in."""
+    return None if name in METHODS else plugins.find("method.name", plugins.METHODS, name)
+
+
+def code_paths(name: str) -> list[str] | None:
+    """The file or the folder with the code of a method that no environment has; None: there is none to take along."""
+    found = plugin(name)
+    return None if found is None or found.code.installed else [str(found.code.path)]
+
+
+def available() -> Iterator[tuple[str, str, type[Method] | ConfigError]]:
+    """Name and origin of each built-in and installed method, with its class or why it cannot be used."""
+    for name, kind in METHODS.items():
+        yield name, "built in", kind
+    for name, package in plugins.installed(plugins.METHODS):
+        try:
+            if name in METHODS:
+                raise ConfigError(f"the name {name} is that of a built-in method")
+            yield name, f"package {package}", find(name)
+        except ConfigError as error:
+            yield name, f"package {package}", error
+
+
+def create(name: str, settings: Mapping[str, Any], code: str | None = None) -> Method:
+    """The method of that name.
+
+    Args:
+        code: digest of the code with which what it is for was trained; other code gives a warning.
+
+    Raises:
+        ConfigError: unknown method, or a setting that it does not know or cannot use.
+    """
+    kind = find(name)
     try:
         checked = kind.settings_type.model_validate(dict(settings))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, kind.settings_type, f"method {name}"))) from None
-    return kind(checked)
+    if (found := plugin(name)) is None:
+        return kind(checked)
+    if code not in (None, found.code.digest):
+        log.warning("method %s: its code is not that of the training (digest %s then)", name, code)
+    return plugin_check.build(name, kind, checked)

@@ -50,6 +50,8 @@ class Identity(TypedDict, total=False):
     manifest_digest: str
     partition_digest: str
     weights_fingerprint: str
+    plugins: dict[str, dict[str, str]]
+    """by section (`method`, `data`) where its class is from outside the package: `name`, and `digest` of its code"""
     versions: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str

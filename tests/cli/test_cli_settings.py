@@ -12,6 +12,7 @@ import yaml
 from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
+from fedpgp.data.sources import SOURCES
 from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
 
@@ -20,7 +21,7 @@ SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments"
 
 @pytest.fixture(scope="module")
 def validator():
-    tree = config.schema({name: method.settings_type for name, method in METHODS.items()})
+    tree = config.schema({name: method.settings_type for name, method in METHODS.items()}, [*SOURCES])
     jsonschema.Draft202012Validator.check_schema(tree)
     return jsonschema.Draft202012Validator(tree)
 
@@ -98,6 +99,7 @@ def test_the_schema_takes_the_shipped_files(validator, name):
         {"method": {"name": "fedpg"}},
         {"method": {"name": "coop", "rank": 4}},
         {"method": {"n_ctx": 0}},
+        {"data": {"name": "imagenet"}},
         {"storage": {"uri": 3}},
     ],
     ids=str,
@@ -108,10 +110,15 @@ def test_the_schema_refuses_what_we_refuse(validator, given):
         planning.settle(config.parse(given))
 
 
+@pytest.mark.parametrize("given", [{"method": {"name": "my:M", "x": 1}}, {"data": {"name": "my:D"}}], ids=str)
+def test_the_schema_takes_classes_from_outside(validator, given):
+    validator.validate(given)
+
+
 def test_every_key_of_the_schema_has_a_comment(validator):
     kinds = validator.schema["$defs"]
     methods = {f"method {one['title']}": one for one in kinds.pop("MethodSettings")["anyOf"]}
-    assert set(methods) == {f"method {name}" for name in METHODS}
+    assert set(methods) == {f"method {name}" for name in (*METHODS, "MODULE:CLASS")}
     bare = [
         f"{kind}.{key}"
         for kind, tree in {**kinds, **methods}.items()

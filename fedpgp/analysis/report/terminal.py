@@ -44,27 +44,41 @@ def show(run_dir: Path) -> Group:
     return Group(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store))
 
 
-def method_table(kinds: Iterable[type[Any]], count: Callable[[Any], tuple[int, int]], backbone: str) -> Table:
-    """The methods: paper, shared and personal parameters, settings.
+def method_table(
+    methods: Iterable[tuple[str, str, type[Any] | Exception]], count: Callable[[Any], tuple[int, int]], backbone: str
+) -> Table:
+    """The methods: paper, origin, shared and personal parameters, settings.
 
     Args:
+        methods: name, origin, and the class or why it cannot be used.
         count: shared and personal parameters of a method on `backbone`.
     """
     rows = []
-    for kind in kinds:
-        method = kind(kind.settings_type())
-        shared, personal = count(method)
-        learned = {key for phase in method.phases for key in phase.keys}
-        settings = method.settings.model_dump(mode="json").items()
-        rows.append((
-            f"{kind.name}\n{kind.paper}\n",  # ends in an empty line between methods
-            _counted(method.shared_keys, shared),
-            _counted(learned - method.shared_keys, personal),
-            "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings) or "-",
-        ))  # fmt: skip
-    headings = ("method", "shared", "personal", "settings and defaults")
+    for name, origin, kind in methods:
+        try:
+            paper, *cells = _method_cells(kind, count)
+        except Exception as error:  # whatever code from outside the package raises
+            paper, *cells = "", "-", "-", f"cannot be used: {' '.join(str(error).split())}"
+        rows.append((f"{name}\n{paper}\n", origin, *cells))  # ends in an empty line between methods
+    headings = ("method", "origin", "shared", "personal", "settings and defaults")
     caption = f"in brackets: numbers of parameters of one client on {backbone}, with these settings"
-    return Table.of("Methods", headings, rows, text_columns=4, caption=caption)
+    return Table.of("Methods", headings, rows, text_columns=5, caption=caption)
+
+
+def _method_cells(kind: type[Any] | Exception, count: Callable[[Any], tuple[int, int]]) -> tuple[str, str, str, str]:
+    """Paper, shared and personal parameters, settings."""
+    if isinstance(kind, Exception):
+        raise kind
+    method = kind(kind.settings_type())
+    shared, personal = count(method)
+    learned = {key for phase in method.phases for key in phase.keys}
+    settings = method.settings.model_dump(mode="json").items()
+    return (
+        kind.paper,
+        _counted(method.shared_keys, shared),
+        _counted(learned - method.shared_keys, personal),
+        "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings) or "-",
+    )
 
 
 def _counted(keys: Set[str], number: int) -> str:

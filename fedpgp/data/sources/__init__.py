@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fedpgp.config import DataSettings, Experiment
+from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.text import did_you_mean
-from fedpgp.data.sources.base import Source
+from fedpgp.core.plugins import Plugin
+from fedpgp.data.sources import rows
+from fedpgp.data.sources.base import Scan, Source
 from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
@@ -25,15 +27,26 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def find(name: str) -> type[Source]:
-    """The class of a source by its name.
+    """The class of a source: built in, installed as an entry point, or MODULE:CLASS.
 
     Raises:
-        ConfigError: unknown source.
+        ConfigError: unknown source, or a plug-in that cannot be used.
     """
-    if name not in SOURCES:
-        hint = did_you_mean(name, SOURCES, "a source of yours is MODULE:CLASS")
-        raise ConfigError(f"data.name: unknown data set {name!r}; {hint} (known: {', '.join(SOURCES)})")
-    return SOURCES[name]
+    if name in SOURCES:
+        return SOURCES[name]
+    if (found := plugin(name)) is None:
+        raise plugins.unknown("data.name", "data set", plugins.SOURCES, name, SOURCES)
+    return rows.adapted(found)
+
+
+def names() -> list[str]:
+    """All names of sources, built in and installed."""
+    return [*SOURCES, *(name for name, _ in plugins.installed(plugins.SOURCES))]
+
+
+def plugin(name: str) -> Plugin | None:
+    """The plug-in that a source is; None: it is built in."""
+    return None if name in SOURCES else plugins.find("data.name", plugins.SOURCES, name)
 
 
 def check(settings: DataSettings) -> None:
@@ -63,3 +76,15 @@ def open_source(settings: DataSettings) -> Source:
     """
     check(settings)
     return find(settings.name)(settings)
+
+
+def scan(settings: DataSettings) -> Scan:
+    """What the source holds.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    if settings.name in SOURCES:
+        return open_source(settings).scan()
+    check(settings)
+    return rows.scan(settings.name, find(settings.name), settings)

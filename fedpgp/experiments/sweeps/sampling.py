@@ -14,6 +14,7 @@ from typing import Any
 from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
@@ -141,7 +142,8 @@ def _identity(experiment: Experiment) -> str:
                 "protocol": experiment.protocol.model_copy(update={"held_out": None}),
                 "backbone": experiment.backbone.model_copy(update={"weights": weights and Path(weights).name}),
             }
-        )
+        ),
+        **code_keys(planning.plugins_of(experiment)),
     )
 
 

@@ -12,6 +12,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
+from fedpgp.core.plugins import to_send
 from fedpgp.core.redaction import redacted
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
@@ -61,6 +62,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             look_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
             force=rerun == "all",
             tracker=tracker,
+            code=to_send(),
         )
         for trial in trials
     ]

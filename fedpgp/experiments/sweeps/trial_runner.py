@@ -15,6 +15,7 @@ from typing import Any
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.files import locked
+from fedpgp.core.plugins import Code
 from fedpgp.core.redaction import redacted
 from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
@@ -65,6 +66,8 @@ class TrialWork:
     force: bool
     """run again even what has finished"""
     tracker: Tracker
+    code: tuple[Code, ...] = ()
+    """of plug-ins: unpickling it makes them importable there"""
 
     @property
     def resources(self) -> ResourceSettings:

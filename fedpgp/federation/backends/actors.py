@@ -16,7 +16,9 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
+from fedpgp.core import plugins
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
+from fedpgp.core.plugins import Code
 from fedpgp.federation.backends.base import Common, Job, invoke
 from fedpgp.federation.resources import shortfall
 
@@ -36,7 +38,8 @@ POLL_SECONDS = 0.5
 class _Client:
     """A client actor: holds one job, serves its calls."""
 
-    def __init__(self, threads: int, gpus: float) -> None:
+    def __init__(self, code: Sequence[Code], threads: int, gpus: float) -> None:
+        """`code` makes plug-ins importable: Ray unpickles it before any job."""
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
         if self._device.type == "cuda" and gpus < 1:
@@ -196,7 +199,7 @@ class ActorPool:
         handle = (
             ray.remote(_Client)
             .options(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0)
-            .remote(resources.threads, resources.gpus_per_actor)
+            .remote(plugins.to_send(), resources.threads, resources.gpus_per_actor)
         )
         reference = handle.ready.remote() if self._job is None else handle.load.remote(self._job)
         self._starting[reference] = handle

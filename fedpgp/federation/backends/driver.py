@@ -21,8 +21,10 @@ from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedpgp.config import ResourceSettings
+from fedpgp.core import plugins
 from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
+from fedpgp.core.plugins import Code
 from fedpgp.federation.backends.actors import cause, first_line, nodes
 from fedpgp.federation.resources import share_heaps
 
@@ -128,7 +130,7 @@ class _Driver:
     Ray replays only `__init__` when it restarts the process, so everything starts from there.
     """
 
-    def __init__(self, function: Callable[..., Any], args: Sequence[Any], detached: bool) -> None:
+    def __init__(self, code: Sequence[Code], function: Callable[..., Any], args: Sequence[Any], detached: bool) -> None:
         self._life = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._events: list[Event] = []
@@ -198,7 +200,7 @@ def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = 
             max_concurrency=4,
             scheduling_strategy=here,
         )
-        .remote(function, args, detached)
+        .remote(plugins.to_send(), function, args, detached)
     )
 
 

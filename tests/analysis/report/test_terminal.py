@@ -104,8 +104,10 @@ def test_methods_say_what_is_shared_and_what_is_not():
         def __init__(self, settings):
             self.settings = settings
 
-    lines = rendered(terminal.method_table([Method], lambda method: (1024, method.settings.rank), "ViT-B/16"))
-    assert "mine ctx (1,024) u, v (8) rank: 8" in lines
+    methods = [("mine", "package own", Method), ("other", "package bad", ValueError("no module bad"))]
+    lines = rendered(terminal.method_table(methods, lambda method: (1024, method.settings.rank), "ViT-B/16"))
+    assert "mine package own ctx (1,024) u, v (8) rank: 8" in lines
+    assert "other package bad - - cannot be used: no module bad" in lines
     assert "Someone, 2030 words: null" in lines
 
 

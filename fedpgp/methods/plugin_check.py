@@ -1,0 +1,174 @@
+"""Checks of methods from outside the package: their members, and a dry call on random features before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.text_backbone import ClassSet
+from fedpgp.config import Settings
+from fedpgp.core.errors import ConfigError, UserError
+from fedpgp.core.plugins import Plugin, reason
+from fedpgp.core.tree import ParamTree, select, stack
+from fedpgp.methods.base import Batch, Inputs, Method, Phase, Tower
+
+CLIENTS, IMAGES, PATCHES = 2, 3, 4
+T = TypeVar("T")
+
+
+def check_class(plugin: Plugin) -> None:
+    """Refuse a class that is no method.
+
+    Raises:
+        ConfigError: what is missing or of another type, all at once.
+    """
+    kind = plugin.kind
+    needed = ["init", "loss", "classifier"]
+    if kind.__init__ is object.__init__:  # otherwise it may set these, see `build`
+        needed += ["__init__", "settings", "shared_keys", "phases", "extra_texts", "supports_unseen_classes"]
+    lacking = [name for name in needed if getattr(kind, name, None) in (None, object.__init__)]
+    wrong = []
+    for name, fits, form in (
+        ("name", lambda value: isinstance(value, str), "a string"),
+        ("paper", lambda value: isinstance(value, str), "a string"),
+        ("settings_type", _is_settings, "a subclass of fedpgp.config.Settings"),
+        ("image_inputs", lambda value: value in get_args(Inputs), f"one of {', '.join(get_args(Inputs))}"),
+        ("required_towers", lambda value: _is_set(value) and value <= {*get_args(Tower)}, "a frozenset of text, image"),
+    ):
+        if hasattr(kind, name):
+            wrong += _member(kind, name, fits, form)
+        else:
+            lacking.append(name)
+    if lacking:
+        wrong.insert(0, f"missing {', '.join(lacking)}")
+    if wrong:
+        raise ConfigError(f"method.name: {plugin.target} is not a method: {'; '.join(wrong)}")
+
+
+def build(target: str, kind: type[Method], settings: Settings) -> Method:
+    """The method with these settings.
+
+    Raises:
+        ConfigError: it cannot be built, or members are missing or of another type.
+    """
+    method = _attempt(target, "__init__", lambda: kind(settings))
+    wrong = []
+    for name, fits, form in (
+        ("settings", lambda value: isinstance(value, Settings), "an instance of settings_type"),
+        ("shared_keys", _is_set, "a frozenset of strings"),
+        ("phases", lambda value: isinstance(value, tuple) and all(isinstance(one, Phase) for one in value),
+         "a tuple of fedpgp.methods.base.Phase"),
+        ("extra_texts", lambda value: isinstance(value, tuple) and all(isinstance(one, str) for one in value),
+         "a tuple of strings"),
+        ("supports_unseen_classes", lambda value: isinstance(value, bool), "true or false"),
+    ):  # fmt: skip
+        wrong += _member(method, name, fits, form)
+    _refuse(target, wrong)
+    return method
+
+
+def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> None:
+    """Call everything once on two clients with three random images each, one of them padding.
+
+    Raises:
+        ConfigError: something raises, is not finite, has another shape, or names parameters that do not exist.
+    """
+    with torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(0)
+        tree = _attempt(target, "init", lambda: method.init(frozen, generator))
+        if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+            _refuse(target, ["init does not return a dict of tensors"])
+        _refuse(target, _unknown_keys(method, tree))
+        batch = _batch(method, frozen, image, generator)
+        params, received = stack(tree, CLIENTS), select(tree, method.shared_keys)
+        for phase in method.phases:
+            _attempt(target, "loss", partial(_train, target, method, frozen, params, received, batch, phase))
+        with torch.no_grad():
+            logits = _attempt(target, "classifier", lambda: method.classifier(params, frozen)(batch.features))
+        shape = (CLIENTS, IMAGES, frozen.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape[:2] != shape[:2] or logits.shape[-1] % shape[2]:
+            _refuse(target, [f"classifier gives {_form(logits)}, not logits (K, B, C) = {shape}"])
+        if not logits.isfinite().all():
+            _refuse(target, ["classifier gives logits that are not finite"])
+
+
+def _train(
+    target: str, method: Method, frozen: ClassSet, params: ParamTree, received: ParamTree, batch: Batch, phase: Phase
+) -> None:
+    """One loss and its gradients."""
+    own = {key: value.clone().requires_grad_(key in phase.keys) for key, value in params.items()}
+    result = method.loss(own, received, frozen, batch)
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        _refuse(target, [f"loss returns {_form(result)}, not a tensor (K,) and a dict of its parts"])
+    loss, parts = result
+    wrong = [
+        f"{name} has {_form(value)}, not (K,) = ({CLIENTS},)"
+        for name, value in {
+            "loss": loss,
+            **{f"part {key!r} of the loss": value for key, value in parts.items()},
+        }.items()
+        if not isinstance(value, Tensor) or value.shape != (CLIENTS,)
+    ]
+    _refuse(target, wrong or ([] if loss.isfinite().all() else [f"loss is not finite: {loss.tolist()}"]))
+    for key in sorted(phase.keys):
+        gradient = torch.autograd.grad(loss.sum(), own[key], retain_graph=True, allow_unused=True)[0]
+        if gradient is None:
+            _refuse(target, [f"loss does not depend on {key!r}, which a phase trains"])
+
+
+def _unknown_keys(method: Method, tree: ParamTree) -> Iterator[str]:
+    named = {"shared_keys": method.shared_keys}
+    named |= {f"phases[{number}].keys": phase.keys for number, phase in enumerate(method.phases)}
+    for where, keys in named.items():
+        if unknown := sorted(keys - tree.keys()):
+            yield f"{where} has {', '.join(unknown)}, which init does not produce (it produces {', '.join(tree)})"
+
+
+def _batch(method: Method, frozen: ClassSet, image: ImageSpec, generator: torch.Generator) -> Batch:
+    shape = CLIENTS, IMAGES
+    if method.image_inputs == "pixels":
+        features = torch.randint(256, (*shape, 3, image.size, image.size), generator=generator, dtype=torch.uint8)
+    else:
+        patches = (1 + PATCHES,) if method.image_inputs == "patches" else ()
+        features = torch.randn(*shape, *patches, frozen.joint_width, generator=generator)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[-1, -1] = False
+    return Batch(features, torch.randint(frozen.num_classes, shape, generator=generator), mask)
+
+
+def _attempt(target: str, what: str, function: Callable[[], T]) -> T:
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"method {target}: {what} raised {reason(error)}") from error
+
+
+def _member(owner: Any, name: str, fits: Callable[[Any], bool], form: str) -> list[str]:
+    if not hasattr(owner, name):
+        return [f"{name} is missing"]
+    value = getattr(owner, name)
+    return [] if fits(value) else [f"{name} is {value!r}, not {form}"]
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Settings)
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, frozenset | set) and all(isinstance(one, str) for one in value)
+
+
+def _form(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _refuse(target: str, wrong: Any) -> None:
+    if lines := list(wrong):
+        raise ConfigError(f"method {target}: {'; '.join(lines)}")
