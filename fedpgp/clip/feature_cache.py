@@ -1,14 +1,12 @@
-"""Frozen image features: each image is encoded once, kept in one file, and memory-mapped by everyone."""
+"""Cache of frozen image features: each image is encoded once and stored in a file that all processes memory-map."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -18,34 +16,35 @@ import numpy as np
 import pyarrow as pa
 
 from fedpgp.core.errors import CacheError
+from fedpgp.core.files import TEMPORARY, durable_file, locked
+from fedpgp.core.text import first_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Variant = Literal["pooled", "patches", "pixels"]
 
 CHUNK_ROWS = 256
-"""Images of a shard: what is lost when an extraction is killed."""
+"""Images of a shard, at most one of which per worker is lost when an extraction is killed."""
 BATCH_BYTES = 1 << 28
-"""About the most bytes of one record batch of a cache. Opening costs 0.03 ms for each batch, and merging shards keeps
-one in memory."""
+"""Approximate upper bound of a record batch in bytes. Opening costs 0.03 ms per batch; merging holds one in memory."""
 FEATURE_TYPES = {"pooled": pa.float32(), "patches": pa.float32(), "pixels": pa.uint8()}
 SHARDS = ".shards"
-"""Ending of the folder of shards beside a cache that is being made."""
+"""Suffix of the folder of shards beside an unfinished cache."""
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """What features are of. Two caches with equal keys hold equal features."""
+    """Everything that features depend on: caches with equal keys hold equal features."""
 
     manifest: str
-    """digest of the manifest's files (`Manifest.files_digest`), which gives row numbers their meaning"""
+    """`Manifest.files_digest`, which identifies the images behind the row numbers"""
     weights: str
     """fingerprint of the backbone"""
     transform: str
     """digest of its `ImageSpec`"""
     views: int = 1
-    """1: the evaluation transform; more: so many random-crop-and-flip views"""
+    """1: the evaluation transform; K > 1: K random-crop-and-flip views"""
     seed: int = 0
-    """seed of the views; 0 with one view, which has nothing random"""
+    """seed of the views; 0 with one view, which is not random"""
     dtype: str = "float32"
     """precision of the image tower; features are stored as float32 (pixels as uint8)"""
     variant: Variant = "pooled"
@@ -58,7 +57,7 @@ class FeatureKey:
 
 
 class FeatureCache:
-    """The features of some rows of a manifest, mapped from a file. Opening reads nothing but the index."""
+    """Features of some rows of a manifest, memory-mapped; opening reads only the index."""
 
     def __init__(self, rows: Array, blocks: Sequence[Array]) -> None:
         """Use `open`. rows (n,) in the order of the blocks, each (n_b, views, *shape)."""
@@ -73,10 +72,10 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: Path, key: FeatureKey) -> FeatureCache:
-        """Map a cache without copying it.
+        """Memory-map a cache.
 
         Raises:
-            CacheError: no such file, torn, or of something else than `key`.
+            CacheError: the file is missing or damaged, or belongs to another key.
         """
         table = _read(path, key)
         shape = _shape(table)
@@ -87,17 +86,17 @@ class FeatureCache:
         return cls(table["row"].to_numpy(), blocks)
 
     def gather(self, rows: Array, view: int = 0) -> Array:
-        """Copy the features of `rows` (n,), in that order -> (n, *shape).
+        """Copy the features of `rows` (n,) in that order; shape (n, *shape).
 
         Raises:
-            CacheError: some rows are not in the cache, or not finite.
+            CacheError: rows are missing from the cache or not finite.
         """
         rows = np.asarray(rows, dtype=np.int64)
         places = np.searchsorted(self.rows, rows)
         absent = np.unique(rows[self.rows[np.minimum(places, len(self.rows) - 1)] != rows])
         if absent.size:
             raise CacheError(
-                f"the feature cache lacks {absent.size} of {rows.size} images (rows {_some(absent)}); "
+                f"the feature cache lacks {absent.size} of {rows.size} images (rows {first_of(absent.tolist(), 5)}); "
                 "run `fedpgp features CONFIG` first"
             )
         places = self._order[places]
@@ -115,28 +114,52 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A unit of extraction: the images of `rows` (manifest rows, sorted) go into one shard."""
+    """A unit of extraction: the images of `rows` (manifest rows, sorted) are written to one shard."""
 
     rows: Array
     shard: Path
 
 
+@dataclass(frozen=True)
+class CacheInfo:
+    """A complete cache, stored under its own name."""
+
+    path: Path
+    key: FeatureKey
+    images: int
+    num_bytes: int
+
+
+def scan(folder: Path) -> tuple[list[CacheInfo], list[CacheError]]:
+    """Open every cache of a folder: the complete ones, and the errors of the others. A missing folder has none."""
+    complete, errors = [], []
+    for path in sorted(folder.glob("[!.]*.arrow")):
+        try:
+            key = _stored_key(path)
+            if path.stem != key.digest:
+                raise CacheError(f"{path}: contains the features of {key.digest}, not of its name; delete it")
+            complete.append(CacheInfo(path, key, len(FeatureCache.open(path, key).rows), path.stat().st_size))
+        except CacheError as error:
+            errors.append(error)
+    return complete, errors
+
+
 def cache_path(folder: Path, key: FeatureKey) -> Path:
-    """Where the cache of `key` lies."""
+    """Return the path of the cache of `key`."""
     return folder / f"{key.digest}.arrow"
 
 
 def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
-    """The rows that a cache does not hold yet, sorted; all of them if there is no such file."""
+    """Return the sorted rows that a cache does not hold yet; all of them if the file is missing."""
     wanted = np.unique(np.asarray(rows, dtype=np.int64))
     return np.setdiff1d(wanted, FeatureCache.open(path, key).rows) if path.exists() else wanted
 
 
 def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
-    """How many of `rows` an interrupted extraction has left in shards, which the next one takes up."""
+    """Count the `rows` in the shards of an interrupted extraction, which the next one will reuse."""
     held = [np.empty(0, np.int64)]
-    for shard in path.with_suffix(SHARDS).glob("*.arrow"):
-        with suppress(CacheError):  # torn: made again
+    for shard in path.with_suffix(SHARDS).glob("[!.]*.arrow"):
+        with suppress(CacheError):  # damaged: will be extracted again
             held.append(FeatureCache.open(shard, key).rows)
     return int(np.isin(rows, np.concatenate(held)).sum())
 
@@ -148,28 +171,23 @@ def extract(
     run_chunks: Callable[[list[Chunk]], Iterable[Chunk]],
     progress: Callable[[int, int], None],
 ) -> Path:
-    """Make sure that the cache of `key` holds `rows`, encoding only what is missing.
+    """Encode the `rows` (n,) that the cache of `key` is missing, and return the cache's path.
 
-    Finished shards outlive a failure and are used by the next call. Processes that want the same cache wait for each
-    other.
+    Finished shards survive a failure and are reused by the next call. Processes that extract the same cache wait for
+    each other.
 
     Args:
         folder: folder of all caches
-        key: what to extract
-        rows: manifest rows (n,)
-        run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`), here or elsewhere, then yields the chunk
-        progress: called with the images done and the images to do
-
-    Returns:
-        the path of the cache
+        run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`) in any process, then yields the chunk
+        progress: called with the numbers of finished and of all images
 
     Raises:
-        CacheError: the existing file is torn or of something else.
+        CacheError: the existing file is damaged or belongs to another key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = cache_path(folder, key)
     shards = path.with_suffix(SHARDS)
-    with _locked(folder / f"{key.digest}.lock"):
+    with locked(folder / f"{key.digest}.lock"):
         wanted = missing(path, key, rows)
         if not wanted.size:
             return path
@@ -193,7 +211,7 @@ def extract(
 
 
 def write_shard(path: Path, key: FeatureKey, rows: Array, features: Array) -> None:
-    """Write the features (n, views, *shape) of `rows` (n,) as one complete file, or not at all."""
+    """Write the features (n, views, *shape) of `rows` (n,) atomically."""
     flat = pa.array(np.ascontiguousarray(features).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, prod(features.shape[1:]))
     metadata = {"key": json.dumps(asdict(key)), "shape": json.dumps(features.shape[2:])}
@@ -202,21 +220,13 @@ def write_shard(path: Path, key: FeatureKey, rows: Array, features: Array) -> No
 
 
 def _write(path: Path, tables: Sequence[pa.Table]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, tables[0].schema) as writer:
-                for table in _merged(tables):
-                    writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable_file(path) as file, pa.ipc.new_file(file, tables[0].schema) as writer:
+        for table in _merged(tables):
+            writer.write_table(table)
 
 
 def _merged(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in few pieces of one record batch each, so that a cache of many shards opens as fast as one."""
+    """Merge the rows into few record batches, so that a cache of many shards opens as fast as one."""
     waiting: list[pa.RecordBatch] = []
     for batch in (batch for table in tables for batch in table.to_batches()):
         if waiting and sum(other.nbytes for other in waiting) + batch.nbytes > BATCH_BYTES:
@@ -226,12 +236,27 @@ def _merged(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     yield pa.Table.from_batches(waiting).combine_chunks()
 
 
+def _stored_key(path: Path) -> FeatureKey:
+    try:
+        return FeatureKey(**json.loads(_map(path).schema.metadata[b"key"]))
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _map(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _damaged(path: Path) -> CacheError:
+    return CacheError(f"{path}: damaged or incomplete feature cache; delete it and run `fedpgp features CONFIG` again")
+
+
 def _read(path: Path, key: FeatureKey) -> pa.Table:
-    """The mapped table of a cache or shard, which must be whole and of `key`."""
+    """Map a cache or shard, which must be complete and belong to `key`."""
     if not path.is_file():
         raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = _map(path)
         found = json.loads(table.schema.metadata[b"key"])
         table.validate()
         if (
@@ -242,28 +267,27 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
         ):
             raise ValueError("columns")
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise CacheError(
-            f"{path}: not a whole feature cache; delete it and run `fedpgp features CONFIG` again"
-        ) from error
+        raise _damaged(path) from error
     wanted = asdict(key)
     if found != wanted:
         differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
-        told = ", ".join(f"{name} is {found.get(name)}, wanted {wanted.get(name)}" for name in differing)
-        raise CacheError(
-            f"{path}: features of something else ({told}); delete it and run `fedpgp features CONFIG` again"
-        )
+        difference = ", ".join(f"{name} is {found.get(name)}, expected {wanted.get(name)}" for name in differing)
+        raise CacheError(f"{path}: features of another key ({difference}); delete it and run `fedpgp features CONFIG`")
     return table
 
 
 def _shape(table: pa.Table) -> tuple[int, ...]:
-    """Of the feature of one image and view."""
+    """Return the shape of the feature of one image and view."""
     return tuple(int(size) for size in json.loads(table.schema.metadata[b"shape"]))
 
 
 def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list[pa.Table]:
-    """What earlier, interrupted extractions left behind; torn shards and those that were merged are deleted."""
+    """Read the shards of interrupted extractions; delete damaged ones and those that were merged already."""
     held, tables = _rows(cached), []
     for path in sorted(shards.iterdir()):
+        if path.name.startswith(TEMPORARY):
+            path.unlink()
+            continue
         try:
             table = _read(path, key)
         except CacheError:
@@ -278,14 +302,3 @@ def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list
 
 def _rows(tables: Sequence[pa.Table]) -> Array:
     return np.concatenate([np.empty(0, np.int64), *(table["row"].to_numpy() for table in tables)])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _some(rows: Array) -> str:
-    return ", ".join(str(row) for row in rows[:5]) + (", ..." if rows.size > 5 else "")

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpgp.clip.chunking import in_chunks
 from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_tower import (
     Activation,
     Affine,
     Block,
+    in_chunks,
     map_tensors,
     merge_heads,
     read_activation,

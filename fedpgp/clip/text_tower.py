@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 QUICK_GELU = 1.702  # quick_gelu(x) = x * sigmoid(1.702 x)
 
@@ -172,6 +173,20 @@ def _block(block: Any, factor: float) -> Block:
         mlp_in=_scaled(read_affine(block.mlp.c_fc), factor, factor),
         mlp_out=_scaled(read_affine(block.mlp.c_proj), scale_2.expand(width) / factor, scale_2),
     )
+
+
+def in_chunks(function: Callable[..., Tensor], size: int, *stacks: Tensor) -> Tensor:
+    """Compute `function(*stacks)` on at most `size` rows of the stacks (P, ...) at a time, to bound memory.
+
+    With several chunks the activations are recomputed in the backward pass.
+
+    Args:
+        function: computes each row from that row of the stacks alone.
+    """
+    if len(stacks[0]) <= size:
+        return function(*stacks)
+    pieces = zip(*(stack.split(size) for stack in stacks), strict=True)
+    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
 
 
 def tensors_of(node: Any) -> list[Tensor]:

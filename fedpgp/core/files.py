@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever is killed, and the locks beside them."""
+"""Durable file writes and file locks that survive a killed process."""
 
 from __future__ import annotations
 
@@ -9,42 +9,51 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 TEMPORARY = ".tmp-"
-"""Prefix of the name that a file has while it is being written."""
-LOOKS, LOOK_SECONDS = 10, 0.02
-"""How often, and how far apart, a lock is asked for that is not waited for: who looks at it has it for a moment."""
+"""Prefix of a file's name while it is being written."""
+ATTEMPTS, ATTEMPT_SECONDS = 10, 0.02
+"""Attempts to take a lock without waiting for its holder, and the seconds between them: readers hold it briefly."""
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Temporary name, fsync, rename, fsync of the folder: after a kill `path` is the old file or the new one."""
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` at the end of the `with` block, or is removed if the block fails.
+
+    It is synced before the rename, and its folder after it: after a kill `path` is the old file or the new one.
+    """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:  # a full disk is not filled further by what nobody will read
+    finally:  # a failed write must not fill a full disk further
         temporary.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a whole file, see `durable_file`."""
+    with durable_file(path) as file:
+        file.write(content)
+
+
 def is_full(error: OSError) -> bool:
-    """Whether something could not be written as there is no room for it."""
+    """Return whether a write failed because the disk or the quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_the_way(folder: Path) -> Path | None:
-    """What keeps files from being put into a folder, itself or one that it is to be made in; None: nothing."""
+    """Return the path that prevents writing into `folder`, itself or its nearest existing parent; None: writable."""
     nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     return None if nearest.is_dir() and os.access(nearest, os.W_OK) else nearest
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync the file names in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,10 +63,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created if missing, never removed), which names its holder's process.
+    """Hold an exclusive lock on `path`, which is created if missing, never removed, and contains the holder's pid.
 
     Raises:
-        BlockingIOError: someone else holds it and `wait` is false.
+        BlockingIOError: another process holds it and `wait` is false.
     """
     with path.open("a+", encoding="utf-8") as file:
         if wait:
@@ -72,10 +81,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
-    """Keep everyone from locking `path`, which must be there, for a moment; others may look too. Nothing is written.
+    """Hold a shared lock on an existing `path`, without writing to it. Keeps others from an exclusive lock.
 
     Raises:
-        BlockingIOError: someone holds it.
+        BlockingIOError: another process holds it exclusively.
     """
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -83,8 +92,8 @@ def shared_lock(path: Path) -> Iterator[None]:
 
 
 def _lock_now(file: IO[str]) -> None:
-    for _ in range(LOOKS - 1):
+    for _ in range(ATTEMPTS - 1):
         with suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(ATTEMPT_SECONDS)
     return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

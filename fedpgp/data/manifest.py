@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
-from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.seeding import numpy_generator, shuffled_ranks
 from fedpgp.core.text import first_of
 from fedpgp.data import sources
-from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
 
 __all__ = ["ImageReader", "Manifest", "build", "open_reader"]

@@ -10,9 +10,8 @@ import numpy as np
 
 from fedpgp.config import PartitionSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.seeding import numpy_generator, shuffled_order
 from fedpgp.data import published_partitions
-from fedpgp.data.grouping import shuffled_order
 
 NOBODY = -1
 ATTEMPTS = 100

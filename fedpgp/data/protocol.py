@@ -13,9 +13,8 @@ import numpy as np
 
 from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.seeding import numpy_generator, shuffled_ranks
 from fedpgp.core.text import did_you_mean, first_of
-from fedpgp.data.grouping import shuffled_ranks
 from fedpgp.data.partition import Labelled, assign
 
 if TYPE_CHECKING:

@@ -329,7 +329,7 @@ def test_refuses_a_cache_of_another_model(fedpgp, tmp_path):
     cache.write_bytes(foreign.read_bytes())
     code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={root}")
     assert code == 2
-    assert "features of something else (weights is" in err
+    assert "features of another key (weights is" in err
     assert not list(root.glob("runs/*"))
 
 

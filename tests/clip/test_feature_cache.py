@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import pickle
 import threading
 from dataclasses import asdict, replace
@@ -125,7 +126,7 @@ def test_a_failed_extraction_goes_on_where_it_stopped(tmp_path):
     shards = sorted((tmp_path / f"{KEY.digest}.shards").iterdir())
     assert len(shards) == 2
     shards[1].write_bytes(shards[1].read_bytes()[:-40])  # torn
-    (shards[0].parent / ".000000008.arrow.1.tmp").write_bytes(b"half")
+    (shards[0].parent / ".tmp-1-000000008.arrow").write_bytes(b"half")
     rest, told = Runner(), []
     path = extract(tmp_path, KEY, np.arange(2, 14), rest, lambda *at: told.append(at))
     assert rest.seen == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13]]
@@ -201,8 +202,8 @@ def test_a_cache_of_something_else_is_refused_with_both_sides(tmp_path):
     path = extract(tmp_path, KEY, np.arange(2), Runner(), silent)
     told = refusal(FeatureCache.open, path, replace(KEY, weights="v" * 16, views=2))
     assert str(path) in told
-    assert f"weights is {'w' * 16}, wanted {'v' * 16}" in told
-    assert "views is 1, wanted 2" in told
+    assert f"weights is {'w' * 16}, expected {'v' * 16}" in told
+    assert "views is 1, expected 2" in told
     assert "manifest" not in told
 
 
@@ -221,7 +222,7 @@ def test_torn_foreign_and_absent_files_are_refused(tmp_path):
         ):
             told = refusal(attempt)
             assert str(path) in told
-            assert "not a whole feature cache" in told
+            assert "damaged or incomplete feature cache" in told
             assert "delete it" in told
     path.unlink()
     assert "no such feature cache" in refusal(FeatureCache.open, path, KEY)
@@ -231,7 +232,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(feature_cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_shard(tmp_path / "shard.arrow", KEY, np.arange(2), value(np.arange(2)))
     assert list(tmp_path.iterdir()) == []
@@ -265,7 +266,7 @@ def test_a_cache_with_the_right_key_and_other_columns_is_refused(tmp_path, colum
     table = pa.table(columns).replace_schema_metadata(metadata(shape))
     with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table)
-    assert "not a whole feature cache" in refusal(FeatureCache.open, tmp_path / "a.arrow", KEY)
+    assert "damaged or incomplete feature cache" in refusal(FeatureCache.open, tmp_path / "a.arrow", KEY)
 
 
 def test_features_that_are_not_finite_are_refused_when_they_are_used(tmp_path):
@@ -283,4 +284,4 @@ def test_cut_at_any_byte_a_cache_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert "not a whole feature cache" in refusal(FeatureCache.open, path, KEY)
+        assert "damaged or incomplete feature cache" in refusal(FeatureCache.open, path, KEY)

@@ -14,7 +14,7 @@ from fedpgp.config import DataSettings, PartitionSettings, ProtocolSettings
 from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import open_source
-from fedpgp.data.sources.icons import FOLDER
+from fedpgp.data.sources.parquet import ICONS
 
 FAMILIES = (
     "font_awesome",
@@ -43,7 +43,7 @@ def drawings(icons: Manifest) -> np.ndarray:
 
 
 def files() -> list:
-    return sorted(FOLDER.glob("*.parquet"))
+    return sorted(ICONS.glob("*.parquet"))
 
 
 def test_eighty_classes_in_eight_families(icons: Manifest) -> None:
@@ -105,7 +105,7 @@ def test_pictures_are_small_and_not_empty(icons: Manifest) -> None:
 
 
 def test_the_notice_names_every_family_with_a_licence() -> None:
-    lines = (FOLDER.parent / "NOTICE.md").read_text(encoding="utf-8").splitlines()
+    lines = (ICONS.parent / "NOTICE.md").read_text(encoding="utf-8").splitlines()
     for family in (*FAMILIES, *PRETRAINED):
         (line,) = [line for line in lines if line.startswith(f"| `{family}`")]
         assert re.search(r"@iconify-json/\S+ \d+\.\d+\.\d+", line)
@@ -117,8 +117,8 @@ def test_pretraining_families_are_no_domains(icons: Manifest) -> None:
 
 
 def test_the_assets_stay_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in ICONS.parent.rglob("*") if path.is_file()) < 12e6
 
 
 def card() -> str:
-    return (FOLDER.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
+    return (ICONS.parent / "MODEL_CARD.md").read_text(encoding="utf-8")

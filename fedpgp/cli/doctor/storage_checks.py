@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedpgp import tracking
 from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
-from fedpgp.clip import shelf
+from fedpgp.clip import feature_cache
 from fedpgp.config import Experiment
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.text import disk_size
@@ -35,7 +35,7 @@ def examine(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _caches(folder: Path) -> Iterator[Finding]:
-    whole, errors = shelf.look(folder)
+    whole, errors = feature_cache.scan(folder)
     yield from (problem("caches", str(error)) for error in errors)
     if whole or not errors:
         images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)

@@ -12,8 +12,7 @@ from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
 from fedpgp.data.sources.folder import DomainFolderSource, FolderSource
-from fedpgp.data.sources.icons import IconsSource
-from fedpgp.data.sources.parquet import ParquetSource
+from fedpgp.data.sources.parquet import IconsSource, ParquetSource
 from fedpgp.data.sources.shapes import ShapesSource
 
 SOURCES: dict[str, type[Source]] = {

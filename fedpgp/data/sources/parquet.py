@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from fedpgp.data.sources.filesystem import Place
 PREFERRED = ("image", "img", "label", "fine_label")
 """Which column is meant if several could be (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
+ICONS = Path(__file__).parents[2] / "assets" / "icons"
+"""Folder of the data set in the package."""
 _SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
 
 
@@ -171,6 +174,20 @@ class ParquetSource(Source):
                 f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
+
+
+class IconsSource(ParquetSource):
+    """The data set in the package: 80 classes x 8 icon families (the domains), pictures of 48 x 48 pixels.
+
+    The training, validation and test pictures of a class come from different families, so no drawing is both trained
+    on and tested. Every family serves each split for some of the classes.
+    """
+
+    name, template, needs_root = "icons", "an icon of a {}.", False
+
+    def __init__(self, settings: DataSettings) -> None:
+        """Open the files in the package; `settings` are not used."""
+        super().__init__(settings.model_copy(update={"root": ICONS, "class_names": None}))
 
 
 def _split(file: str) -> str | None:

@@ -8,8 +8,9 @@ from small_experiment import found_in
 
 from fedpgp import tracking
 from fedpgp.cli.doctor import storage_checks
-from fedpgp.cli.doctor.findings import State, ok, size
+from fedpgp.cli.doctor.findings import State, ok
 from fedpgp.clip.feature_cache import FeatureKey, cache_path, write_shard
+from fedpgp.core.text import disk_size
 
 KEY = FeatureKey(manifest="m", weights="w", transform="t")
 
@@ -24,7 +25,7 @@ def shelve(root, rows=6):
 def test_whole_caches_are_counted(tmp_path):
     assert found_in(tmp_path, "caches") == [ok("caches", "none yet")]
     path = shelve(tmp_path)
-    assert found_in(tmp_path, "caches") == [ok("caches", f"1 whole, 6 images, {size(path.stat().st_size)}")]
+    assert found_in(tmp_path, "caches") == [ok("caches", f"1 whole, 6 images, {disk_size(path.stat().st_size)}")]
 
 
 def test_a_cut_cache_and_a_misnamed_one_are_problems_that_name_the_file(tmp_path):
@@ -36,8 +37,8 @@ def test_a_cut_cache_and_a_misnamed_one_are_problems_that_name_the_file(tmp_path
         path.write_bytes(whole[:length])
         cut, misnamed = sorted(found_in(tmp_path, "caches"), key=lambda one: "named after" in one.what)
         assert (cut.state, misnamed.state) == (State.problem, State.problem)
-        assert cut.what.startswith(f"{path}: not a whole feature cache; delete it")
-        assert misnamed.what.startswith(f"{other}: holds the features of {KEY.digest}")
+        assert cut.what.startswith(f"{path}: damaged or incomplete feature cache; delete it")
+        assert misnamed.what.startswith(f"{other}: contains the features of {KEY.digest}")
 
 
 def test_runs_are_counted_and_the_killed_are_named(tmp_path, made_run):

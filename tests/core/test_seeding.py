@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedpgp.core.seeding import numpy_generator
-from fedpgp.data.grouping import shuffled_order, shuffled_ranks
+from fedpgp.core.seeding import numpy_generator, shuffled_order, shuffled_ranks
 
 KEYS = np.array([3, 0, 3, 3, 0, 7])
 
