@@ -1,4 +1,4 @@
-"""Reads every image of a manifest once: what cannot be read, what is there twice, and a digest of all pictures."""
+"""Reads every image of a manifest: finds unreadable and duplicate images, and computes a digest of all pixels."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Findings:
-    """What reading all images showed."""
+    """The result of reading all images."""
 
     unreadable: list[str]
-    """one message per image that cannot be read"""
+    """one error message per image"""
     leaks: list[tuple[str, str]]
-    """equal pictures in two splits, the split in front of each: train, then val, then test"""
+    """pairs of equal pictures in two splits, each as `SPLIT NAME`, in the order train, val, test"""
     repeated: list[tuple[str, str]]
-    """equal pictures within one split: the first one, and the one that repeats it"""
+    """pairs of equal pictures within one split: the first one, and its duplicate"""
     content: str
-    """sixteen hex digits over all names and pictures: equal for copies of the data, wherever they lie"""
+    """sixteen hex digits over all names and pixels: equal for copies of the data at any location"""
 
 
 def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int, int], None]) -> Findings:
-    """Decode every image and compare their pixels; equal pictures are found whatever their file format."""
+    """Decode every image and compare pixels, so that duplicates are found in any file format."""
     unreadable: list[str] = []
     held: dict[bytes, dict[str, int]] = {}
     repeated: list[tuple[str, str]] = []
@@ -53,7 +53,7 @@ def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int
 
 
 def empty_classes(manifest: Manifest) -> list[str]:
-    """What is missing: classes without an image of a split that the data have."""
+    """List the classes that have no image in a split."""
     lines = []
     for split in np.unique(manifest.splits):
         counts = np.bincount(manifest.labels[manifest.splits == split], minlength=len(manifest.class_names))
@@ -64,7 +64,7 @@ def empty_classes(manifest: Manifest) -> list[str]:
 def _images(
     manifest: Manifest, settings: DataSettings, unreadable: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[tuple[int, Image.Image]]:
-    """All that can be read, with their rows; what cannot goes to `unreadable`, and the rest goes on."""
+    """Yield the readable images with their rows; the errors of the others are added to `unreadable`."""
     reader, total, row = open_reader(settings), len(manifest), 0
     while row < total:
         end = min(total, row + CHUNK)

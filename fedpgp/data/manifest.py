@@ -1,4 +1,4 @@
-"""The manifest: all images of a data set as one Arrow table in canonical order, with an identity."""
+"""The manifest: all images of a data set as one Arrow table in canonical order, with a digest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["ImageReader", "Manifest", "build", "open_reader"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """All images of a data set: `table` has `ROW_SCHEMA`, sorted by file and row; the row number names the image."""
+    """All images of a data set: `table` has `ROW_SCHEMA`, sorted by file and row; row numbers identify images."""
 
     name: str
     class_names: tuple[str, ...]
@@ -55,20 +55,18 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits over class names, domains and rows: relative names and sizes, never where the root is.
+        """Sixteen hex digits over class names, domains and rows: relative names and sizes, not the root or the times.
 
-        It is equal for copies of the data wherever they lie and whenever they were made, so runs can be compared.
-        Images are not read for it; what is in them is hashed by `fedpgp data check`.
+        It is equal for copies of the data, so that runs can be compared. Pixels are hashed by `fedpgp data check` only.
         """
         about = json.dumps([self.class_names, self.domains])
         return self._digest(about, [name for name in ROW_SCHEMA.names if name != "modified"])
 
     @cached_property
     def files_digest(self) -> str:
-        """Sixteen hex digits over the files, their sizes and when they were last written.
+        """Sixteen hex digits over the files, their sizes and modification times: the key of cached features.
 
-        This is what cached features are of: an image that is replaced is encoded again, even by one of equal size;
-        other names, splits or domains of the same images change nothing.
+        A replaced image is encoded again, even if its size is equal. Names of classes, splits and domains are not part.
         """
         return self._digest("", ["file", "row", "size", "modified"])
 
@@ -83,17 +81,17 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def check_not_empty(self) -> None:
-        """Before images are read: files without a byte, all of them named.
+        """Reject empty files (0 bytes) before images are read.
 
         Raises:
-            DataError: there are some.
+            DataError: files are empty.
         """
-        hollow = self.table.filter(pc.equal(self.table["size"], 0))["file"].to_pylist()
-        if hollow:
-            raise DataError(f"{first_of(hollow, 20)}: the image is empty (0 bytes); replace or remove it")
+        empty = self.table.filter(pc.equal(self.table["size"], 0))["file"].to_pylist()
+        if empty:
+            raise DataError(f"{first_of(empty, 20)}: the image is empty (0 bytes); replace or remove it")
 
     def save(self, path: Path) -> None:
-        """Write an Arrow IPC file, whole or not at all; missing folders are made."""
+        """Write an Arrow IPC file atomically; create missing folders."""
         about = {
             "name": self.name,
             "class_names": json.dumps(self.class_names),
@@ -111,7 +109,7 @@ class Manifest:
         """Read what `save` wrote.
 
         Raises:
-            DataError: missing, torn, or not what its digest says.
+            DataError: the file is missing or damaged, or does not match its digest.
         """
         try:
             with pa.memory_map(str(path)) as file:
@@ -130,18 +128,18 @@ class Manifest:
 
 
 def build(settings: DataSettings) -> Manifest:
-    """Scan the source and put its rows into canonical order, with names and splits as `settings` say.
+    """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
-    A source that names at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
+    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
 
     Raises:
-        DataError: the data cannot be used, or do not agree with `data.class_names`.
+        DataError: the data cannot be used, or do not match `data.class_names`.
     """
     scan = sources.scan(settings)
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
-    _refuse_empty(rows, class_names, str(settings.root))
+    _check_images(rows, class_names, str(settings.root))
     named = set(rows["split"].unique().to_pylist()) - {None}
     if len(named) < 2:
         rows = rows.set_column(4, "split", _cut(rows, settings))
@@ -154,19 +152,19 @@ def build(settings: DataSettings) -> Manifest:
 
 
 def open_reader(settings: DataSettings) -> ImageReader:
-    """The reader of the manifest's images; needs nothing but the settings, so any process can open its own."""
+    """Open a reader of the manifest's images, in any process."""
     return sources.open_source(settings)
 
 
 def _class_order(found: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names in label order, and the new label of each label found.
+    """Return the class names in label order, and the new label of each label found.
 
-    `wanted` either puts the names found into another order, or renames classes in place.
+    `wanted` either reorders the names found, or renames classes in place.
     """
-    _refuse_duplicates(found)
+    _check_unique(found)
     if wanted is None:
         return found, np.arange(len(found))
-    _refuse_duplicates(wanted)
+    _check_unique(wanted)
     if len(wanted) != len(found):
         raise DataError(f"data.class_names: {len(wanted)} names for {len(found)} classes ({', '.join(found)})")
     old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, wanted))
@@ -181,16 +179,14 @@ def _class_order(found: tuple[str, ...], wanted: tuple[str, ...] | None) -> tupl
     return wanted, np.arange(len(found))
 
 
-def _refuse_duplicates(names: Sequence[str]) -> None:
+def _check_unique(names: Sequence[str]) -> None:
     counts = Counter(_words(name) for name in names)
     double = [name for name, count in counts.items() if count > 1]
     if double:
-        raise DataError(
-            f"class names occur twice (underscores read as spaces): {', '.join(double)}; rename one of each"
-        )
+        raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
 
 
-def _refuse_empty(rows: pa.Table, class_names: Sequence[str], where: str) -> None:
+def _check_images(rows: pa.Table, class_names: Sequence[str], where: str) -> None:
     counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if empty:
@@ -202,7 +198,7 @@ def _words(name: str) -> str:
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:
-    """Split per (class, domain): at least one train and one test image wherever there are two."""
+    """Split each (class, domain), with at least one train and one test image if it has two."""
     keys = rows["label"].to_numpy().astype(np.int64) * (1 + pc.max(rows["domain"]).as_py()) + rows["domain"].to_numpy()
     ranks = shuffled_ranks(keys, numpy_generator(settings.split_seed, "split"))
     counts = np.bincount(keys)[keys]

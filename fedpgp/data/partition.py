@@ -1,4 +1,4 @@
-"""Who holds which images: pure functions from labels and domains to one index array per client."""
+"""Divides images among clients: pure functions from labels and domains to one index array per client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Labelled:
 
 
 Owners = Mapping[str, np.ndarray]
-"""Per split, the client that holds each image. [n]"""
+"""Per split, the client of each image. [n]"""
 
 
 def assign(
@@ -35,11 +35,11 @@ def assign(
     """Divide the images of every split among the clients, all splits in the same way as `train`.
 
     Returns:
-        per split, one ascending array of positions per client; arrays are disjoint. With scheme `domain`, which
-        expects domains 0, 1, ..., `clients_per_domain` clients in a row belong to a domain.
+        Per split, one ascending array of positions per client; arrays are disjoint. With scheme `domain`, which
+        expects domains 0, 1, ..., `clients_per_domain` consecutive clients share a domain.
 
     Raises:
-        DataError: the scheme cannot give every client something to train on.
+        DataError: the scheme leaves clients without training images.
     """
     generator = numpy_generator(seed, "partition", settings.scheme)
     match settings.scheme:
@@ -61,9 +61,9 @@ def assign(
 def _pathological(
     splits: Mapping[str, Labelled], num_clients: int, per_client: int | None, generator: np.random.Generator
 ) -> Owners:
-    """Disjoint classes, their numbers differ by one at most; or `per_client` classes each, shared evenly.
+    """Assign disjoint classes, whose numbers differ by at most one; or `per_client` classes each, shared evenly.
 
-    A class without training images belongs to nobody.
+    Classes without training images are not assigned.
     """
     classes = generator.permutation(np.unique(splits["train"].labels))
     if per_client is not None:
@@ -88,7 +88,7 @@ def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
 
 
 def _by_class(splits: Mapping[str, Labelled], classes: Sequence[Sequence[int] | np.ndarray]) -> Owners:
-    """Each client has all images of its own classes."""
+    """Give each client all images of its classes."""
     owner_of_class = np.full(_num_classes(splits), NOBODY)
     for client, own in enumerate(classes):
         owner_of_class[own] = client
@@ -96,14 +96,14 @@ def _by_class(splits: Mapping[str, Labelled], classes: Sequence[Sequence[int] | 
 
 
 def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.random.Generator) -> np.ndarray:
-    """Distinct classes for each client, every class for as many clients as any other, give or take one. [K, k]"""
+    """Assign distinct classes to each client; the classes' numbers of clients differ by at most one. [K, k]"""
     if per_client > len(classes):
         raise DataError(
             f"partition.classes_per_client: {per_client}, but there are only {len(classes)} classes to train on"
         )
     dealt = classes
     while len(dealt) < num_clients * per_client:
-        begun = dealt[len(dealt) - len(dealt) % per_client :]  # of the client whose classes are not complete
+        begun = dealt[len(dealt) - len(dealt) % per_client :]  # classes of the client that is not complete yet
         fresh = generator.permutation(classes)
         has = np.isin(fresh, begun)
         dealt = np.concatenate([dealt, fresh[~has], fresh[has]])
@@ -111,7 +111,7 @@ def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.
 
 
 def _share(splits: Mapping[str, Labelled], classes_Kk: np.ndarray, generator: np.random.Generator) -> Owners:
-    """The images of a class dealt out evenly among those who have it; nobody has the class: nobody's images."""
+    """Divide the images of each class evenly among its clients; a class without clients is not assigned."""
     owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
     for label in np.unique(classes_Kk):
         clients = np.flatnonzero((classes_Kk == label).any(axis=1))
@@ -122,7 +122,7 @@ def _share(splits: Mapping[str, Labelled], classes_Kk: np.ndarray, generator: np
 
 
 def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generator: np.random.Generator) -> Owners:
-    """The clients of domain d are d k, d k + 1, ...; k = `clients_per_domain` of them divide its images."""
+    """Divide each domain d among the clients d k, d k + 1, ..., d k + k - 1, where k = `clients_per_domain`."""
     each = settings.clients_per_domain
     owners = {split: images.domains.astype(np.int64) * each for split, images in splits.items()}
     if each == 1:
@@ -145,7 +145,7 @@ def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generat
 def _authors_dirichlet(
     settings: PartitionSettings, splits: Mapping[str, Labelled], num_clients: int, seed: int
 ) -> Owners:
-    """Train and test as the authors draw them. They have no validation images; ours follow the training shares."""
+    """Draw train and test like the authors, who have no validation images; these follow the training shares."""
     names = ["train", "test"]
     labels = [splits[name].labels for name in names]
     parts = published_partitions.dirichlet(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
@@ -161,7 +161,7 @@ def _authors_dirichlet(
 
 
 def _like(owner: np.ndarray, labels: np.ndarray, others: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """Owners of other images, so that every class is shared as it is in `owner`."""
+    """Divide other images so that the shares of every class are those in `owner`."""
     num_classes = 1 + max(labels.max(initial=-1), others.max(initial=-1))
     held_CK = np.bincount(labels * num_clients + owner, minlength=num_classes * num_clients).reshape(-1, num_clients)
     shares_CK = held_CK / np.maximum(held_CK.sum(axis=1, keepdims=True), 1)
@@ -169,7 +169,7 @@ def _like(owner: np.ndarray, labels: np.ndarray, others: np.ndarray, num_clients
 
 
 def _iid(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.Generator) -> Owners:
-    """Dealt out like cards, class after class: class counts and sizes of any two clients differ by one at most."""
+    """Deal out images class by class: class counts and sizes of any two clients differ by at most one."""
     owners = {}
     for split, images in splits.items():
         owner = np.empty(len(images.labels), np.int64)
@@ -181,9 +181,9 @@ def _iid(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.
 def _dirichlet(
     splits: Mapping[str, Labelled], num_clients: int, beta: float, least: int, generator: np.random.Generator
 ) -> Owners:
-    """Each class in proportions drawn from Dirichlet(beta), the same in all splits (Hsu et al., 2019).
+    """Divide each class by shares from Dirichlet(beta), the same in all splits (Hsu et al., 2019).
 
-    SampledTrials again until every client has `least` training images.
+    Draws are repeated until every client has `least` training images.
     """
     num_classes = _num_classes(splits)
     totals = {split: np.bincount(images.labels, minlength=num_classes) for split, images in splits.items()}
@@ -205,7 +205,7 @@ def _too_little(beta: float, num_clients: int, least: int, total: int) -> DataEr
 
 
 def _cut(shares_CK: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The owner of each image, so that every class is divided by its shares. [n]"""
+    """Assign a client to each image, so that every class is divided by its shares. [n]"""
     num_classes, num_clients = shares_CK.shape
     counts_CK = _counts(shares_CK, np.bincount(labels, minlength=num_classes))
     owner = np.empty(len(labels), np.int64)
@@ -216,7 +216,7 @@ def _cut(shares_CK: np.ndarray, labels: np.ndarray, generator: np.random.Generat
 
 
 def _counts(shares_CK: np.ndarray, totals_C: np.ndarray) -> np.ndarray:
-    """Whole numbers of images per class and client that add up to the totals. [C, K]"""
+    """Round the shares to numbers of images per class and client that add up to the totals. [C, K]"""
     ends_CK = np.rint(np.cumsum(shares_CK, axis=1) * totals_C[:, None]).astype(np.int64)
     ends_CK[:, -1] = totals_C
     return np.diff(ends_CK, axis=1, prepend=0)

@@ -1,4 +1,4 @@
-"""Downloads a data set where torchvision knows how, and checks that it is usable; else says how to do it by hand."""
+"""Downloads a data set if torchvision supports it, and checks it; else prints the manual steps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedpgp.data.sources.base import Source
 
 
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
-    """Make `root` hold a data set; one that is usable already is left as it is.
+    """Download a data set to `root`, unless `root` has a usable copy.
 
-    A download arrives whole or not at all: it is unpacked in a hidden folder of `root`, which a failure takes away.
+    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved.
 
     Raises:
-        DataError: no such data set, no network, or what came is not usable; with the steps to do it by hand.
+        DataError: unknown data set, no network, or an unusable download; includes the manual steps.
     """
     source = SOURCES.get(name)
     if source is None or not source.steps:
@@ -62,7 +62,7 @@ def _download(source: type[Source], root: Path) -> None:
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Nothing in a tar archive leaves the folder that it is unpacked in; torchvision does not ask for that itself."""
+    """Reject members of tar archives outside the target folder, which torchvision does not do."""
     before = tarfile.TarFile.extraction_filter
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:

@@ -1,4 +1,4 @@
-"""What is trained on and what is tested: base and novel classes, shots, validation, per client."""
+"""Defines training and evaluation images per client: base and novel classes, shots, validation, held-out domains."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class EvaluationSet(Labelled):
     rows: np.ndarray
     """manifest rows, ascending. int64 [n]"""
     members: tuple[np.ndarray, ...] | None = None
-    """per client, the positions in this pool that are its Local images; None: novel classes, held-out domain"""
+    """per client, the positions of its Local images in this set; None: novel classes, held-out domain"""
     held_out: bool = False
-    """whether these are the images of the domain that nobody trains on"""
+    """whether these are the images of the held-out domain"""
 
     @property
     def metric(self) -> str:
-        """What accuracy on the whole pool is called."""
+        """Name of the accuracy on the whole set."""
         return "held_out" if self.held_out else self.class_set
 
 
 @dataclass(frozen=True)
 class FederatedData:
-    """The data of an experiment, divided among clients: rows of the manifest and labels, no images."""
+    """The data of an experiment, divided among clients: manifest rows and labels, no images."""
 
     client_names: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -55,13 +55,13 @@ class FederatedData:
     class_sets: Mapping[str, tuple[int, ...]]
     """ordered global labels of `base` and `novel`, or of `all`"""
     train_set: str
-    """the class set that is trained on: `base` or `all`"""
+    """class set for training: `base` or `all`"""
     train_rows: tuple[np.ndarray, ...]
     """per client, its training images. int64 [n_k]"""
     train_labels: tuple[np.ndarray, ...]
     """per client, their labels within `train_set`. int64 [n_k]"""
     evaluation_sets: tuple[EvaluationSet, ...]
-    """what is evaluated on; pools without images are left out"""
+    """non-empty sets for validation and testing"""
     manifest_digest: str
 
     @property
@@ -71,33 +71,27 @@ class FederatedData:
 
     @cached_property
     def training_rows(self) -> np.ndarray:
-        """Rows that some client trains on, ascending. int64 [n]"""
+        """Training rows of all clients, ascending. int64 [n]"""
         return np.unique(np.concatenate(self.train_rows))
 
     @cached_property
     def evaluation_rows(self) -> np.ndarray:
-        """Rows of all pools, ascending; none of them is trained on. int64 [n]"""
+        """Rows of all evaluation sets, ascending, disjoint from the training rows. int64 [n]"""
         return np.unique(np.concatenate([np.empty(0, np.int64), *(pool.rows for pool in self.evaluation_sets)]))
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """All rows that the experiment can use, ascending. int64 [n]"""
+        """Training and evaluation rows, ascending. int64 [n]"""
         return np.union1d(self.training_rows, self.evaluation_rows)
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits over everything above."""
+        """Sixteen hex digits over all fields."""
         arrays = [*self.train_rows, *self.train_labels]
         for pool in self.evaluation_sets:
             arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
-        names = [
-            self.client_names,
-            self.class_names,
-            self.domains,
-            self.class_sets,
-            self.train_set,
-            self.manifest_digest,
-        ]
+        named = (self.client_names, self.class_names, self.domains, self.class_sets, self.train_set)
+        names = [*named, self.manifest_digest]
         evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
         digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
         for array in arrays:
@@ -108,21 +102,20 @@ class FederatedData:
 def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSettings, seed: int) -> FederatedData:
     """Divide a manifest among clients.
 
-    Without a validation split of its own, `val_shots` images per class and domain are taken from train first.
-    Shots are drawn per client and class; fewer shots are a part of more. Local images of a client are those of
-    val and test that the partition gives it: its classes, its domain, or its share.
+    If the data have no validation split, `val_shots` images per class and domain are first taken from train. Shots are
+    drawn per client and class; fewer shots are a subset of more. A client's Local images are those of val and test
+    that the partition assigns to it: its classes, its domain, or its share.
 
-    What to select by, all of it on validation images, which nobody trains on:
+    Metrics for model selection, on validation images, which are never trained on:
 
-    * base_to_novel: `val/local`, `val/base`, `val/novel` and their harmonic mean `val/hm`; choosing by `val/novel` or
+    * base_to_novel: `val/local`, `val/base`, `val/novel` and their harmonic mean `val/hm`; selecting by `val/novel` or
       `val/hm` uses labels of novel classes.
     * all_classes: `val/local` and `val/all`.
-    * leave_one_domain_out: the same two, on the training domains alone. Of the held-out domain there is one pool, all
-      its images whatever their split, and it counts as test: `test/held_out`.
+    * leave_one_domain_out: the same two, on the training domains only. All images of the held-out domain, of any
+      split, form one test set: `test/held_out`.
 
     Raises:
-        DataError: too few classes, a held-out domain that does not exist, or clients with nothing to train on (all of
-            them named).
+        DataError: too few classes, an unknown held-out domain, or clients without training images.
     """
     class_sets = divide_classes(len(manifest.class_names), protocol)
     train_set = "base" if "base" in class_sets else "all"
@@ -141,7 +134,7 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     local = assign(partition, divided_by, len(client_names), seed)
     train = evaluation_sets["train", train_set]
     chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
-    _refuse_idle(client_names, chosen, train)
+    _check_not_idle(client_names, chosen, train)
     tested = [
         replace(pool, members=local[split]) if name == train_set else pool
         for (split, name), pool in evaluation_sets.items()
@@ -166,13 +159,13 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
 
 
 def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolSettings, ...]:
-    """The experiments that a protocol stands for: with `held_out: all` one for each domain of the data, else one."""
+    """Expand `held_out: all` into one protocol per domain of the data; return others unchanged."""
     if protocol.held_out != EVERY_DOMAIN:
         return (protocol,)
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
 
 
-def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
+def _check_not_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
     idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
     if idle:
         raise DataError(
@@ -182,7 +175,7 @@ def _refuse_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], trai
 
 
 def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
-    """The number of the held-out domain."""
+    """Return the index of the held-out domain."""
     if protocol.held_out is None:
         return None
     known = ", ".join(manifest.domains)
@@ -200,10 +193,10 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
 
 
 def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
-    """The ordered labels of each class set; the first one is trained on.
+    """Return the ordered labels of each class set, the one for training first.
 
     Raises:
-        DataError: too few classes to be divided.
+        DataError: too few classes to divide.
     """
     labels = tuple(range(num_classes))
     if protocol.name != "base_to_novel":
@@ -217,7 +210,7 @@ def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tu
 
 
 def _client_names(manifest: Manifest, domains: Sequence[int], partition: PartitionSettings) -> tuple[str, ...]:
-    """Clients are numbered, or named after those `domains` that are trained on."""
+    """Number the clients, or name them after the training `domains`."""
     if partition.scheme == "domain":
         if len(manifest.domains) < 2 and partition.clients_per_domain == 1:
             raise DataError("partition: the data have one domain only; give another partition.scheme than domain")
@@ -231,7 +224,7 @@ def _client_names(manifest: Manifest, domains: Sequence[int], partition: Partiti
 
 
 def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
-    """The manifest's splits; if none is val, `val_shots` per (class, domain) leave train, but never its last image."""
+    """Return the splits; without val, `val_shots` per (class, domain) move from train, but never its last image."""
     splits = manifest.splits.copy()
     if np.any(splits == "val"):
         return splits
@@ -244,7 +237,7 @@ def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
 
 
 def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes: tuple[int, ...]) -> EvaluationSet:
-    """The images of a class set among those chosen [n] of the manifest."""
+    """Select the images of a class set among the chosen ones [n] of the manifest."""
     number = np.full(len(manifest.class_names), -1)
     number[list(classes)] = np.arange(len(classes))
     rows = np.flatnonzero(chosen & (number[manifest.labels] >= 0))
@@ -253,7 +246,7 @@ def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes
 
 
 def _shots(labels: np.ndarray, own: np.ndarray, shots: int | None, seed: int, client: int) -> np.ndarray:
-    """The first `shots` of each class in a random order of the client's positions."""
+    """Take the first `shots` of each class in a random order of the client's positions."""
     if shots is None:
         return own
     return own[shuffled_ranks(labels[own], numpy_generator(seed, "shots", client)) < shots]

@@ -1,4 +1,4 @@
-"""The partitions of the FedPGP and FedOTP authors, draw for draw, for comparison with their numbers."""
+"""The partitions of the FedPGP and FedOTP authors, reproduced exactly for comparison with their numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CLASS_SEED = 2023
 
 
 def class_blocks(num_classes: int, num_clients: int) -> list[list[int]]:
-    """The authors' disjoint classes: always the same shuffle, cut into blocks of round(C / K).
+    """Cut the classes into the authors' blocks of round(C / K), after a shuffle with a fixed seed.
 
-    The last client takes what is left; late clients may be left without any.
+    The last client gets the rest; late clients may get none.
     """
     classes = list(range(num_classes))
     random.Random(CLASS_SEED).shuffle(classes)
@@ -26,17 +26,17 @@ def class_blocks(num_classes: int, num_clients: int) -> list[list[int]]:
 def dirichlet(
     splits: Sequence[np.ndarray], num_clients: int, beta: float, least: int, attempts: int, seed: int
 ) -> list[list[np.ndarray]] | None:
-    """The authors' `noniid-labeldir` with numpy's old generator seeded by `seed`.
+    """Draw the authors' `noniid-labeldir` with numpy's legacy generator.
 
-    Class after class: the images are shuffled in every split and all cut by the same shares ~ Dirichlet(beta), rounded
-    down; a client that has an equal part of the training images already gets none of the class.
+    Class by class, the images of every split are shuffled and cut by the same shares ~ Dirichlet(beta), rounded down.
+    A client that has an equal part of the training images already gets none of the class.
 
     Args:
-        splits: labels of train and test [n each]; the first is for training.
-        least: images that every client needs in every split.
+        splits: labels of train and test, [n] each.
+        least: minimum number of images per client and split.
 
     Returns:
-        Per split and client, positions in the authors' order; None if `attempts` draws did not give enough.
+        Per split and client, positions in the authors' order; None if all `attempts` draws gave too few.
     """
     generator = np.random.RandomState(seed)
     equal_part = len(splits[0]) / num_clients
@@ -53,7 +53,7 @@ def dirichlet(
 def _draw(
     splits: Sequence[np.ndarray], num_clients: int, beta: float, equal_part: float, generator: np.random.RandomState
 ) -> list[list[np.ndarray]] | None:
-    """One attempt; None if nobody may take another class."""
+    """Make one attempt; None if no client may take another class."""
     pieces: list[list[list[np.ndarray]]] = [[[] for _ in range(num_clients)] for _ in splits]
     held = np.zeros(num_clients)
     for label in range(1 + max(int(labels.max(initial=-1)) for labels in splits)):

@@ -1,4 +1,4 @@
-"""Who holds how many images of what: counts of a manifest and of its division, as tables."""
+"""Tables of image counts: of a manifest, and of its division among clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedpgp.data.protocol import FederatedData
 
 
 def manifest_table(manifest: Manifest) -> pa.Table:
-    """Images of each split, class and domain, where there are any: `split`, `class`, `domain`, `images`."""
+    """Count the images of each split, class and domain: `split`, `class`, `domain`, `images`; no empty rows."""
     names, splits = np.unique(manifest.splits, return_inverse=True)
     counts = _counts([splits, manifest.labels, manifest.domain_ids])
     return pa.table(
@@ -26,7 +26,7 @@ def manifest_table(manifest: Manifest) -> pa.Table:
 
 
 def partition_table(manifest: Manifest, data: FederatedData) -> pa.Table:
-    """Images of each client, split, class and domain, where there are any.
+    """Count the images of each client, split, class and domain, without empty rows.
 
     Columns `client`, `split` (train: after shots; val and test: its Local images), `class`, `domain`, `images`.
     """
@@ -54,6 +54,6 @@ def _of_split(manifest: Manifest, data: FederatedData, split: str, rows: list[np
 
 
 def _counts(keys: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """The distinct combinations of the keys, ascending, and how often each occurs."""
+    """Return the distinct combinations of the keys, ascending, and their counts."""
     combinations, counts = np.unique(np.stack(list(keys)), axis=1, return_counts=True)
     return [*combinations, counts]

@@ -80,8 +80,8 @@ def test_a_list_with_code_in_it_is_not_run(office: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ((["a/amazon/bike/frame_0000.jpg"], ["mug"]), "image and label do not belong together"),
-        ((["a/dslr/bike/frame_0000.jpg"], ["bike"]), "image and label do not belong together"),
+        ((["a/amazon/bike/frame_0000.jpg"], ["mug"]), "image and label do not match"),
+        ((["a/dslr/bike/frame_0000.jpg"], ["bike"]), "image and label do not match"),
         ((["a/amazon/tiger/frame_0000.jpg"], ["tiger"]), "'tiger' is not a class of office_caltech10; it is the list"),
         ((["a/amazon/bike/frame_0000.jpg"], []), "1 paths but 0 class names"),
         ({"a": 1}, "not a pair of paths and class names"),
@@ -164,7 +164,7 @@ def test_domainnet_without_lists_sorts_the_folders(domainnet: Path) -> None:
     ("line", "message"),
     [
         ("clipart/bird/clipart_0.jpg", "is not clipart/CLASS/IMAGE LABEL"),
-        ("sketch/bird/sketch_0.jpg 1", "is not clipart/CLASS/IMAGE LABEL; it is the list of other data"),
+        ("sketch/bird/sketch_0.jpg 1", "is not clipart/CLASS/IMAGE LABEL; it is a list of other data"),
         ("clipart/bird/clipart_0.jpg 7", "labels must be 0, 1, 2, ... and belong to one class folder each"),
         ("clipart/bird/clipart_0.jpg 99", "labels must be 0, 1, 2"),
         ("clipart/../../x.jpg 1", "is not clipart/CLASS/IMAGE LABEL"),

@@ -89,7 +89,7 @@ def test_class_names_can_rename_in_place(image_tree: Tree) -> None:
     [
         (("cat",), r"1 names for 2 classes \(cat, dog\)"),
         (("dog", "bird"), "dog not where the data have them"),
-        (("ice cream", "ice_cream"), "class names occur twice .*: ice cream"),
+        (("ice cream", "ice_cream"), "duplicate class names .*: ice cream"),
     ],
 )
 def test_class_names_that_do_not_fit(names: tuple[str, ...], message: str, image_tree: Tree) -> None:

@@ -1,4 +1,4 @@
-"""What the sources have in common: the rows they list and the interface they offer."""
+"""The interface of data sources, and the rows and paths that they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from PIL import Image
@@ -16,7 +16,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a file or folder calls a split -> what we call it."""
+"""Name of a split in a file or folder name -> its name in the manifest."""
 
 SINGLE_DOMAIN = "default"
 """Name of the domain of a source that has no domains."""
@@ -35,9 +35,19 @@ ROW_SCHEMA = pa.schema(
 """One row per image."""
 
 
+def image_rows(count: int, **columns: Any) -> pa.Table:
+    """Build `count` rows of `ROW_SCHEMA`. A column is an array or one value for all rows; missing ones are null."""
+    arrays = []
+    for field in ROW_SCHEMA:
+        value = columns.get(field.name)
+        alike = value is None or isinstance(value, str | int)
+        arrays.append(pa.repeat(pa.scalar(value, field.type), count) if alike else pa.array(value, field.type))
+    return pa.table(arrays, schema=ROW_SCHEMA)
+
+
 @dataclass(frozen=True)
 class Scan:
-    """What a source holds: `rows` have `ROW_SCHEMA`, in any order."""
+    """The images of a source: `rows` have `ROW_SCHEMA`, in any order."""
 
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
@@ -45,13 +55,13 @@ class Scan:
 
 
 class ImageReader(Protocol):
-    """Decodes images, wherever they lie."""
+    """Reads and decodes images."""
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """One RGB image per row (columns `file` and `row`), in order; fastest if the rows are sorted.
 
         Raises:
-            DataError: an image is missing, cannot be decoded, or lies outside the root.
+            DataError: an image is missing, cannot be decoded, or is outside the root.
         """
         ...
 
@@ -78,7 +88,7 @@ class Source(ABC):
         """List all images without opening them.
 
         Raises:
-            DataError: the files are not laid out as this format wants them.
+            DataError: the files do not have the layout of this format.
         """
 
     @abstractmethod
@@ -92,7 +102,7 @@ class Source(ABC):
 
 
 def existing_root(settings: DataSettings) -> Path:
-    """The folder of the data set, absolute and free of links."""
+    """Return the folder of the data set as an absolute path with links resolved."""
     if settings.root is None:
         raise DataError(f"data.root: {settings.name} needs the folder of the data set; give data.root=FOLDER")
     if isinstance(settings.root, str):
@@ -104,7 +114,7 @@ def existing_root(settings: DataSettings) -> Path:
 
 
 def inside(root: Path, file: str) -> Path:
-    """The path of `file` under `root`, links followed; a path that leaves the root is refused."""
+    """Return the path of `file` under `root` with links resolved; reject a path outside the root."""
     path = Path(os.path.realpath(root / file))
     if not path.is_relative_to(root):
         raise DataError(f"{root / file}: leads out of data.root ({path}); copy the file instead of linking it")
@@ -112,10 +122,10 @@ def inside(root: Path, file: str) -> Path:
 
 
 def own_folder(root: Path, source: type[Source], *needed: str) -> Path:
-    """The data set's own folder: `root`, or the one under it that is called like the data set.
+    """Return the folder of a data set: `root`, or its subfolder with a name of the data set.
 
     Raises:
-        DataError: none of them has the folders `needed`; says what is missing and where it comes from.
+        DataError: none of them has all folders of `needed`.
     """
     candidates = [root, *(root / folder for folder in source.folders)]
     for folder in candidates:

@@ -15,7 +15,7 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, Scan, Source, existing_root
+from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
 from fedpgp.data.sources.files import size_and_time
 from fedpgp.data.sources.folder import FolderSource
 from fedpgp.data.sources.parquet import ParquetSource
@@ -24,7 +24,7 @@ SIDE = 32
 
 
 class CifarSource(Source):
-    """CIFAR in whichever layout the root has: batches, Parquet or image folders."""
+    """CIFAR as batches, Parquet or image folders, whichever the root contains."""
 
     classes: ClassVar[int]
     batches: ClassVar[Mapping[str, str]]
@@ -34,15 +34,11 @@ class CifarSource(Source):
     labels_key: ClassVar[str]
 
     def __init__(self, settings: DataSettings) -> None:
-        """Find the layout.
-
-        Raises:
-            DataError: none of them.
-        """
+        """Find the layout; raise `DataError` if the root has none of them."""
         self._source = self._found(settings)
 
     def scan(self) -> Scan:
-        """The rows; all classes must be there, as the 10 are easily taken for the 100."""
+        """List the images; the number of classes must match, as CIFAR-10 and CIFAR-100 are easily confused."""
         scan = self._source.scan()
         if len(scan.class_names) != self.classes:
             raise DataError(
@@ -52,7 +48,7 @@ class CifarSource(Source):
         return scan
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """The images of `rows`, in order."""
+        """Decode the images of `rows`, in order."""
         return self._source.read(rows)
 
     def _found(self, settings: DataSettings) -> Source | CifarBatches:
@@ -107,7 +103,7 @@ class Cifar100(CifarSource):
 
 
 class CifarBatches:
-    """The python version: pickled batches of 3 x 32 x 32 bytes, read without running what a pickle may contain."""
+    """The python version: pickled batches of 3 x 32 x 32 bytes, read by `pickles`, which runs no code."""
 
     def __init__(self, root: Path, data: CifarSource) -> None:
         self.root, self.data = root, data
@@ -126,7 +122,7 @@ class CifarBatches:
         return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """The images of `rows`, in order; a batch is read once per run of rows in it."""
+        """Decode the images of `rows`, in order; a batch is read once per run of rows in it."""
         for file, run in groupby(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True), itemgetter(0)):
             if file not in self.data.batches:
                 raise DataError(f"{self.root / file}: not a batch of {self.data.name}; build the manifest again")
@@ -161,25 +157,18 @@ class CifarBatches:
                 f"{self.root / file}, row {wrong[0]}: label {labels[wrong[0]]} is out of range of the {num_classes} "
                 f"names ({len(wrong)} such rows); fetch it again"
             )
-        count = len(labels)
-        columns = [
-            pa.repeat(file, count),
-            pa.array(np.arange(count)),
-            pa.array(labels, pa.int32()),
-            pa.array(np.zeros(count), pa.int32()),
-            pa.repeat(split, count),
-            *(pa.repeat(value, count) for value in size_and_time(self.root / file)),
-        ]
-        return pa.table(columns, schema=ROW_SCHEMA)
+        size, time = size_and_time(self.root / file)
+        columns = {"file": file, "row": np.arange(len(labels)), "label": labels, "domain": 0, "split": split}
+        return image_rows(len(labels), **columns, size=size, modified=time)
 
 
 def _fetch(root: Path, file: str, md5: str) -> None:
-    """Without torchvision's own class, which would unpickle the batches."""
+    """Fetch and unpack an archive. torchvision's CIFAR classes would unpickle the batches."""
     from torchvision.datasets.utils import download_and_extract_archive
 
     download_and_extract_archive(f"https://www.cs.toronto.edu/~kriz/{file}", str(root), filename=file, md5=md5)
 
 
 def _get(tree: Any, key: str) -> Any:
-    """An entry whose key may be text or, from Python 2, bytes."""
+    """Get an entry whose key is text or, from Python 2, bytes."""
     return tree.get(key, tree.get(key.encode())) if isinstance(tree, dict) else None

@@ -1,4 +1,4 @@
-"""The few-shot data sets of CoOp: its split files where there are any, else splits made as CoOp makes them."""
+"""The few-shot data sets of CoOp, with its split files or, without these, splits made as CoOp makes them."""
 
 from __future__ import annotations
 
@@ -34,23 +34,32 @@ _OWN_SPLIT = (
 
 
 class CoOpSource(ImageFiles):
-    """A data set with `split_zhou_TITLE.json` or, failing that, its official annotations.
+    """A data set with `split_zhou_TITLE.json` or, without it, its official annotations.
 
-    A split that had to be made is kept beside the images, in the format of CoOp, as `split_seedN_TITLE.json`, and
-    read from there the next time; `data.split_seed` is N. Nothing is written into a read-only folder.
+    A new split is saved beside the images in CoOp's format as `split_seedN_TITLE.json` (N is `data.split_seed`) and
+    read from there the next time. Nothing is written to a read-only folder.
     """
 
     title: ClassVar[str]
     images: ClassVar[str]
     """folder of the images"""
+    torchvision: ClassVar[str]
+    """the class of `torchvision.datasets` that downloads it"""
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
         self.root = own_folder(self.root, type(self), self.images)
         self.seed = settings.split_seed
 
+    @classmethod
+    def download(cls, root: Path) -> None:
+        """Fetch the data set with torchvision."""
+        from torchvision import datasets
+
+        getattr(datasets, cls.torchvision)(root, download=True)
+
     def scan(self) -> Scan:
-        """The images of the split, which all must be there, with the split's labels and names."""
+        """List the images of the split, all of which must exist."""
         path = self._split_file()
         if path.exists():
             split = read_split(path)
@@ -70,7 +79,7 @@ class CoOpSource(ImageFiles):
         return Scan(names, (SINGLE_DOMAIN,), table)
 
     def make_split(self, generator: random.Random) -> Split:
-        """The split from the official annotations."""
+        """Make the split from the official annotations."""
         raise NotImplementedError
 
     def _split_file(self) -> Path:
@@ -94,9 +103,11 @@ class OxfordPets(CoOpSource):
         _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
     )
 
-    @staticmethod
-    def download(root: Path) -> None:
-        """By torchvision."""
+    torchvision = "OxfordIIITPet"
+
+    @classmethod
+    def download(cls, root: Path) -> None:
+        """Fetch both splits with torchvision."""
         from torchvision.datasets import OxfordIIITPet
 
         for split in ("trainval", "test"):
@@ -134,12 +145,14 @@ class Flowers102(CoOpSource):
         _OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
     )
 
-    @staticmethod
-    def download(root: Path) -> None:
-        """By torchvision."""
+    torchvision = "Flowers102"
+
+    @classmethod
+    def download(cls, root: Path) -> None:
+        """Fetch the data set with torchvision, and write its class names."""
         from torchvision.datasets import Flowers102 as Flowers
 
-        Flowers(root, download=True)
+        super().download(root)
         names = getattr(Flowers, "classes", None)
         path = root / "flowers-102" / "cat_to_name.json"
         if names and not path.exists():
@@ -182,17 +195,11 @@ class DescribableTextures(CoOpSource):
     name, template = "dtd", "{} texture."
     title, images = "DescribableTextures", "images"
     folders = ("dtd", "dtd/dtd")
+    torchvision = "DTD"
     steps = (
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz -> ROOT/images, ROOT/labels",
         _OWN_SPLIT.format("split_zhou_DescribableTextures.json"),
     )
-
-    @staticmethod
-    def download(root: Path) -> None:
-        """By torchvision."""
-        from torchvision.datasets import DTD
-
-        DTD(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
@@ -209,17 +216,11 @@ class Food101(CoOpSource):
     name, template = "food101", "a photo of {}, a type of food."
     title, images = "Food101", "images"
     folders = ("food-101", "food101")
+    torchvision = "Food101"
     steps = (
         "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz -> ROOT/images/CLASS, ROOT/meta/*.txt",
         _OWN_SPLIT.format("split_zhou_Food101.json"),
     )
-
-    @staticmethod
-    def download(root: Path) -> None:
-        """By torchvision."""
-        from torchvision.datasets import Food101 as Food
-
-        Food(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
@@ -245,19 +246,13 @@ class Caltech101(CoOpSource):
     name = "caltech101"
     title, images = "Caltech101", "101_ObjectCategories"
     folders = ("caltech-101", "caltech101")
+    torchvision = "Caltech101"
     steps = (
         "https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories.tar.gz) -> ROOT/101_ObjectCategories",
         _OWN_SPLIT.format("split_zhou_Caltech101.json"),
     )
     left_out: ClassVar = ("BACKGROUND_Google", "Faces_easy")
     renamed: ClassVar = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
-
-    @staticmethod
-    def download(root: Path) -> None:
-        """By torchvision."""
-        from torchvision.datasets import Caltech101 as Caltech
-
-        Caltech(root, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Labels follow the sorted folder names."""

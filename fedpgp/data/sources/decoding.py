@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an RGB image."""
+"""Decodes image files to RGB."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image, UnidentifiedImageError
 from fedpgp.core.errors import DataError
 
 MAX_PIXELS = 89_478_485
-"""A larger image is taken for a decompression bomb (Pillow's own limit, which only warns)."""
+"""Larger images are rejected as decompression bombs (Pillow's limit, at which it only warns)."""
 MAX_BYTES = 256 << 20
-"""A larger file is no photo."""
+"""Larger files are rejected."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Pillow knows more, some of which it gives to other programs to read (EPS to Ghostscript)."""
+"""Pillow also reads others, some with external programs (EPS with Ghostscript)."""
 
 
 def read(path: Path, where: str) -> Image.Image:
     """Decode an image file, see `decode`.
 
     Raises:
-        DataError: it cannot be read, is larger than `MAX_BYTES`, or is no image.
+        DataError: it cannot be read, is larger than `MAX_BYTES`, or is not an image.
     """
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -57,7 +57,7 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency onto white, 16 bits scaled to 8."""
+    """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8."""
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):

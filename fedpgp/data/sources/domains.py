@@ -30,7 +30,7 @@ DOMAINNET10_CLASSES = (
 
 
 class Listed(NamedTuple):
-    """One line of a list: a file relative to the root, its class, domain and split, its label if it has one."""
+    """One line of a list: a file relative to the root, with class, domain, split and perhaps label."""
 
     file: str
     class_name: str
@@ -40,7 +40,7 @@ class Listed(NamedTuple):
 
 
 class DomainsSource(FolderSource):
-    """root/DOMAIN/CLASS/image for known domains; lists of train and test beside the domains are followed."""
+    """root/DOMAIN/CLASS/image for known domains, split by the lists beside the domains if there are any."""
 
     domains: ClassVar[tuple[str, ...]]
     class_names: ClassVar[tuple[str, ...] | None] = None
@@ -48,7 +48,7 @@ class DomainsSource(FolderSource):
     also_called: ClassVar[Mapping[str, str]] = {}
     """folder -> class"""
     only_these: ClassVar[bool] = False
-    """folders of other classes are no error"""
+    """ignore the folders of other classes"""
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
@@ -56,7 +56,7 @@ class DomainsSource(FolderSource):
         self.layout = "DOMAIN/CLASS/image"
 
     def scan(self) -> Scan:
-        """The images of the lists or, without lists, of all class folders (without a split)."""
+        """List the images of the lists or, without lists, of all class folders (without a split)."""
         for suffix, read in (("pkl", self._read_pickle), ("txt", self._read_text)):
             if suffix == "pkl" and self.class_names is None:
                 continue  # FedBN's lists are of ten classes
@@ -79,19 +79,19 @@ class DomainsSource(FolderSource):
         return next((path for path in paths if path.is_file()), None)
 
     def _read_text(self, path: Path, domain: str, split: str) -> list[Listed]:
-        """DomainNet's own: `clipart/zebra/clipart_344_000001.jpg 344`."""
+        """Read a list of DomainNet: `clipart/zebra/clipart_344_000001.jpg 344`."""
         lines, number = [], self.domains.index(domain)
         for line in read_lines(path):
             file, _, label = line.rpartition(" ")
             parts = file.split("/")
             if len(parts) != 3 or parts[0] != domain or not label.isdecimal():
-                raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is the list of other data")
+                raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is a list of other data")
             if self.class_names is None or parts[1] in self.class_names:
                 lines.append(Listed(file, parts[1], number, split, int(label)))
         return lines
 
     def _read_pickle(self, path: Path, domain: str, split: str) -> list[Listed]:
-        """FedBN's: (paths, names of the classes); paths end in DOMAIN/CLASS/IMAGE."""
+        """Read a list of FedBN: (paths, class names), paths ending in DOMAIN/CLASS/IMAGE."""
         try:
             files, names = pickles.read(path)
             files, names = [str(file) for file in files], [str(name) for name in names]
@@ -104,11 +104,9 @@ class DomainsSource(FolderSource):
     def _listed(self, path: Path, file: str, name: str, domain: str, split: str) -> Listed:
         parts = file.replace("\\", "/").split("/")[-3:]
         if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != self._class(name):
-            raise DataError(
-                f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not belong together"
-            )
+            raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
         if self._class(name) not in (self.class_names or ()):
-            raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is the list of other data")
+            raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
         folders = (alias for alias, known in self.also_called.items() if known == self._class(name))
         folder = next((f for f in (parts[1], *folders) if (self.root / domain / f).is_dir()), parts[1])
         file = f"{domain}/{folder}/{parts[2]}"
@@ -125,7 +123,7 @@ class DomainsSource(FolderSource):
         return Scan(names, self.domains, table)
 
     def _from_folders(self, scan: Scan) -> Scan:
-        """The same rows with this data set's labels."""
+        """Relabel the rows with this data set's class order."""
         if self.class_names is None:
             return scan
         found = [self._class(folder) for folder in scan.class_names]
@@ -153,7 +151,7 @@ class DomainsSource(FolderSource):
 
 
 class OfficeCaltech10(DomainsSource):
-    """Four domains, ten classes in FedBN's order, also under the folder names of the original release."""
+    """Four domains, ten classes in FedBN's order; folder names of FedBN or of the original release."""
 
     name = "office_caltech10"
     domains, class_names = OFFICE_DOMAINS, OFFICE_CLASSES
@@ -166,7 +164,7 @@ class OfficeCaltech10(DomainsSource):
 
 
 class DomainNet(DomainsSource):
-    """Six domains, all 345 classes; with the official lists their labels, without them the sorted folder names."""
+    """Six domains, all 345 classes, labelled by the official lists or, without these, by sorted folder names."""
 
     name = "domainnet"
     domains = DOMAINNET_DOMAINS

@@ -1,4 +1,4 @@
-"""Images that are files under a root: how they are listed from names given elsewhere, and read."""
+"""Image files under a root: lists them by given names, and reads them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import decoding
-from fedpgp.data.sources.base import ROW_SCHEMA, Source, existing_root, inside
-
-"""Most names in one message."""
+from fedpgp.data.sources.base import Source, existing_root, image_rows, inside
 
 
 class ImageFiles(Source):
-    """The reader of images that are files under `root`."""
+    """Base of sources whose images are files under `root`."""
 
     def __init__(self, settings: DataSettings) -> None:
         self.root = existing_root(settings)
@@ -40,13 +38,13 @@ def listed(
     splits: Sequence[str | None],
     source: str,
 ) -> pa.Table:
-    """The rows of files that a list names, relative to `root`; every one of them must be there, and only once.
+    """Build the rows of listed files, which are relative to `root` and must exist.
 
     Args:
-        source: the list, for messages.
+        source: name of the list, for messages.
 
     Raises:
-        DataError: names that lead out of the root, occur twice or have no file.
+        DataError: names outside the root, duplicate names, or missing files.
     """
     escaping = [file for file in files if _escapes(file)]
     _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
@@ -55,20 +53,12 @@ def listed(
     found = _found(root, files)
     missing = [file for file, stat in zip(files, found, strict=True) if stat is None]
     _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
-    columns = [
-        pa.array(files, pa.string()),
-        pa.nulls(len(files), pa.int64()),
-        pa.array(labels, pa.int32()),
-        pa.array(domains, pa.int32()),
-        pa.array(splits, pa.string()),
-        pa.array([stat[0] for stat in found if stat], pa.int64()),
-        pa.array([stat[1] for stat in found if stat], pa.int64()),
-    ]
-    return pa.table(columns, schema=ROW_SCHEMA)
+    sizes, times = zip(*filter(None, found), strict=True) if files else ((), ())
+    return image_rows(len(files), file=files, label=labels, domain=domains, split=splits, size=sizes, modified=times)
 
 
 def names_in(folder: Path, what: str) -> list[str]:
-    """Sorted names of what a folder holds, without hidden entries.
+    """List the sorted names of a folder's entries, without hidden ones.
 
     Raises:
         DataError: it cannot be listed, or a name is not UTF-8.
@@ -77,14 +67,14 @@ def names_in(folder: Path, what: str) -> list[str]:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: {what} cannot be listed ({error.strerror})") from error
-    wrong = [name for name in names if not _is_utf8(name)]
+    wrong = [name for name in names if name != name.encode(errors="replace").decode()]
     if wrong:
         raise DataError(f"{folder}: a file name is not UTF-8 ({wrong[0]!r}); rename it")
     return names
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list, stripped; without empty ones and # comments.
+    """Read the lines of a list, stripped, without empty ones and # comments.
 
     Raises:
         DataError: no such file, or not UTF-8.
@@ -110,13 +100,13 @@ def _escapes(file: str) -> bool:
 
 
 def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Bytes of a file, and when it was last written."""
+    """Return the bytes of a file and its modification time in ns."""
     stat = entry.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def _found(root: Path, files: Sequence[str]) -> list[tuple[int, int] | None]:
-    """Size and time of each file, None where there is none; each folder is listed once."""
+    """Look up size and time of each file, None if it is missing; each folder is listed once."""
     folders: dict[str, dict[str, tuple[int, int]]] = {}
     found = []
     for file in files:
@@ -143,11 +133,3 @@ def _found_in(root: Path, folder: str) -> dict[str, tuple[int, int]]:
     if folder:
         inside(root, folder)
     return found
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

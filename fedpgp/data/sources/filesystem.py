@@ -1,4 +1,4 @@
-"""Files under a root: a folder of this machine, or anything behind a `pyarrow.fs` URI."""
+"""Files under a root: a local folder or a `pyarrow.fs` URI."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fedpgp.data.sources.files import size_and_time
 
 
 class Place:
-    """The folder that `data.root` names. A local one is memory-mapped, and its links may not lead out of it.
+    """The folder `data.root`. Local files are memory-mapped, and links must stay inside the folder.
 
     Raises:
-        DataError: there is no such folder, or pyarrow knows no such file system.
+        DataError: the folder is missing, or pyarrow does not know the file system.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -44,11 +44,11 @@ class Place:
         return self._shown
 
     def __truediv__(self, file: str) -> str:
-        """A file as messages name it."""
+        """Return the name of a file for messages."""
         return f"{self._shown.rstrip('/')}/{file}"
 
     def files(self, suffix: str) -> dict[str, tuple[int, int | None]]:
-        """All files with this ending, hidden ones apart: relative name -> bytes, time of the last change in ns.
+        """List files with this suffix, without hidden ones: relative name -> bytes, modification time in ns.
 
         Raises:
             DataError: a folder cannot be listed.
@@ -60,11 +60,11 @@ class Place:
         return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
 
     def open(self, file: str) -> pa.NativeFile:
-        """A file for random access.
+        """Open a file for random access.
 
         Raises:
             OSError: it cannot be read.
-            DataError: it leads out of a local root.
+            DataError: it is a link out of a local root.
         """
         path = f"{self._path}/{file}" if self._local is None else str(inside(self._local, file))
         return self._fs.open_input_file(path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from fedpgp.core.errors import DataError
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, inside
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, image_rows, inside
 from fedpgp.data.sources.files import ImageFiles, size_and_time
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -24,13 +25,13 @@ class Group:
 
 
 class FolderSource(ImageFiles):
-    """root/class/image, or root/split/class/image if all folders of the root are called like splits."""
+    """root/class/image, or root/split/class/image if all folders of the root have names of splits."""
 
     name = "folder"
     layout = "class/image or train|val|test/class/image (for domain/class/image give data.name=domain_folder)"
 
     def scan(self) -> Scan:
-        """List the images; class names are the sorted folder names. All empty class folders are named at once."""
+        """List the images; class names are the sorted folder names."""
         try:
             groups = {group: self._class_folders(group.folder) for group in self._groups()}
             self._refuse("no class folder", [group.folder for group, found in groups.items() if not found])
@@ -41,10 +42,11 @@ class FolderSource(ImageFiles):
             for group, found in groups.items():
                 for name in found:
                     folder = os.path.join(group.folder, name)
-                    files, stats = self._images(folder)
-                    if not files:
+                    images = self._images(folder)
+                    if not len(images["file"]):
                         empty.append(folder)
-                    tables.append(_rows(files, stats, labels[name], domains.index(group.domain), group.split))
+                    about = {"label": labels[name], "domain": domains.index(group.domain), "split": group.split}
+                    tables.append(image_rows(len(images["file"]), **images, **about))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
         except UnicodeEncodeError as error:
@@ -62,7 +64,7 @@ class FolderSource(ImageFiles):
         return self._folders(folder)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in `folder`, sorted, without hidden entries; links must stay inside the root."""
+        """List `folder`, sorted, without hidden entries; links must stay inside the root."""
         with os.scandir(self.root / folder) as found:
             entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
         for entry in entries:
@@ -73,9 +75,11 @@ class FolderSource(ImageFiles):
     def _folders(self, folder: str) -> list[str]:
         return [entry.name for entry in self._entries(folder) if entry.is_dir()]
 
-    def _images(self, folder: str) -> tuple[list[str], list[tuple[int, int]]]:
-        images = [entry for entry in self._entries(folder) if entry.name.lower().endswith(SUFFIXES)]
-        return [os.path.join(folder, entry.name) for entry in images], [size_and_time(entry) for entry in images]
+    def _images(self, folder: str) -> dict[str, list[Any]]:
+        entries = [entry for entry in self._entries(folder) if entry.name.lower().endswith(SUFFIXES)]
+        stats = [size_and_time(entry) for entry in entries]
+        files = [os.path.join(folder, entry.name) for entry in entries]
+        return {"file": files, "size": [size for size, _ in stats], "modified": [time for _, time in stats]}
 
     def _refuse(self, what: str, folders: list[str]) -> None:
         if folders:
@@ -93,16 +97,3 @@ class DomainFolderSource(FolderSource):
         domains = self._folders("")
         self._refuse("no domain folder", [] if domains else [""])
         return [Group(domain, domain, None) for domain in domains]
-
-
-def _rows(files: list[str], stats: list[tuple[int, int]], label: int, domain: int, split: str | None) -> pa.Table:
-    count = len(files)
-    columns = [
-        pa.array(files, pa.string()),
-        pa.nulls(count, pa.int64()),
-        pa.repeat(pa.scalar(label, pa.int32()), count),
-        pa.repeat(pa.scalar(domain, pa.int32()), count),
-        pa.repeat(pa.scalar(split, pa.string()), count),
-        *(pa.array([stat[part] for stat in stats], pa.int64()) for part in (0, 1)),
-    ]
-    return pa.table(columns, schema=ROW_SCHEMA)

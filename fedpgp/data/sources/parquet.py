@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face writes them: an image column, a label column, names in the schema's metadata."""
+"""Parquet files in Hugging Face's format: an image column, a label column, class names in the metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedpgp.data.sources.decoding import decode
 from fedpgp.data.sources.filesystem import Place
 
 PREFERRED = ("image", "img", "label", "fine_label")
-"""Which column is meant if several could be (CIFAR-100 has fine and coarse labels)."""
+"""Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
 ICONS = Path(__file__).parents[2] / "assets" / "icons"
 """Folder of the data set in the package."""
@@ -35,7 +35,7 @@ _SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a file mean what; `names` and `domain_names` belong to integer columns (ClassLabel)."""
+    """The columns of a file by their meaning; `names` and `domain_names` belong to integer columns (ClassLabel)."""
 
     image: str
     label: str
@@ -45,7 +45,7 @@ class Columns:
 
 
 class ParquetSource(Source):
-    """Every *.parquet under the root; the name of the file (train-0000.parquet) or of its folder tells the split."""
+    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split."""
 
     name = "parquet"
 
@@ -83,7 +83,7 @@ class ParquetSource(Source):
 
     @contextmanager
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
-        """The file for a `with` block, in which whatever Arrow cannot read becomes a DataError."""
+        """Open a file for a `with` block, in which Arrow's errors become a `DataError`."""
         try:
             with self.root.open(file) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
@@ -125,7 +125,7 @@ class ParquetSource(Source):
         return Columns(image, label, domain, _names(features, label), _names(features, DOMAIN))
 
     def _choose(self, file: str, kind: str, features: dict[str, Any], feature: str, fitting: list[str]) -> str:
-        """The column of a kind: declared in the metadata, else the one whose type fits, else the preferred name."""
+        """Choose a column: declared in the metadata, else the only one of a fitting type, else a preferred name."""
         declared = [name for name, value in features.items() if value.get("_type") == feature and name in fitting]
         candidates = declared or fitting
         preferred = [name for name in PREFERRED if name in candidates]
@@ -135,7 +135,7 @@ class ParquetSource(Source):
         return preferred[0] if preferred else candidates[0]
 
     def _rows(self, file: str, split: str | None, columns: Columns, size: int, modified: int | None) -> pa.Table:
-        """The rows of one file, label and domain still as in the file."""
+        """Read the rows of one file, with label and domain as stored."""
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
@@ -153,7 +153,7 @@ class ParquetSource(Source):
         )
 
     def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
-        """The ordered names of a column and, per row, the index of its name."""
+        """Return the ordered names of a column and, per row, the index of its name."""
         values = table[column]
         if pa.types.is_string(values.type):
             names = tuple(sorted(values.drop_null().unique().to_pylist()))
@@ -191,13 +191,13 @@ class IconsSource(ParquetSource):
 
 
 def _split(file: str) -> str | None:
-    """The split in the name of the file or, failing that, of its nearest folder."""
+    """Find the split in the name of the file or, failing that, of its nearest folder."""
     matches = (_SPLIT.match(part) for part in reversed(file.split("/")))
     return next((SPLIT_NAMES[match[1]] for match in matches if match), None)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """The Hugging Face features of a schema: column -> {"_type": "Image" | "ClassLabel" | ..., "names": [...]}."""
+    """Read the Hugging Face features: column -> {"_type": "Image" | "ClassLabel" | ..., "names": [...]}."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
@@ -228,5 +228,5 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Labels as int64 or string, whatever their width or encoding."""
+    """Cast labels of any width or encoding to int64 or string."""
     return column.cast(pa.string() if _holds_text(column.type) else pa.int64())

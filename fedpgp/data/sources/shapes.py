@@ -1,4 +1,4 @@
-"""A small data set that needs no files: coloured shapes, drawn in several styles, named by composition."""
+"""A small data set without files: coloured shapes, drawn in several styles, named by colour and shape."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.data.sources.base import ROW_SCHEMA, Scan, Source
+from fedpgp.data.sources.base import Scan, Source, image_rows
 
 SIZE = 48
 PER_CLASS_AND_STYLE = 40
 VERSION = "shapes-1"
-"""Part of every file name and so of the manifest's digest; to be raised when a drawing changes."""
+"""Part of every file name, hence of the manifest's digest; raise it when a drawing changes."""
 STYLES = ("filled", "outline", "dotted")
 COLORS = {
     "red": (220, 40, 40),
@@ -46,7 +46,7 @@ OUTLINES = {
 
 _PAIRS = [(color, shape) for color in COLORS for shape in OUTLINES]
 CLASS_NAMES = tuple(f"{color} {shape}" for color, shape in _PAIRS[::2] + _PAIRS[1::2])
-"""Every other pair first: both halves contain every colour and every shape, so novel names recombine known words."""
+"""Every other pair first, so that both halves contain every colour and shape: novel names recombine known words."""
 
 
 class ShapesSource(Source):
@@ -55,23 +55,13 @@ class ShapesSource(Source):
     name, needs_root = "shapes", False
 
     def __init__(self, settings: DataSettings) -> None:
-        """Everything about the drawings is fixed; `settings` choose nothing here."""
+        """Accept `settings`, of which none is used."""
 
     def scan(self) -> Scan:
         """One row per drawing: `row` is its number within its class and style."""
         labels, styles, rows = np.indices((len(CLASS_NAMES), len(STYLES), PER_CLASS_AND_STYLE)).reshape(3, -1)
         files = [f"{VERSION}/{STYLES[style]}/{CLASS_NAMES[label]}" for label, style in zip(labels, styles, strict=True)]
-        count = len(files)
-        columns = [
-            pa.array(files),
-            pa.array(rows),
-            pa.array(labels, pa.int32()),
-            pa.array(styles, pa.int32()),
-            pa.nulls(count, pa.string()),
-            pa.nulls(count, pa.int64()),
-            pa.nulls(count, pa.int64()),
-        ]
-        return Scan(CLASS_NAMES, STYLES, pa.table(columns, schema=ROW_SCHEMA))
+        return Scan(CLASS_NAMES, STYLES, image_rows(len(files), file=files, row=rows, label=labels, domain=styles))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Draw the images of `rows`, in order."""
@@ -84,7 +74,7 @@ class ShapesSource(Source):
 
 
 def draw(color: str, shape: str, style: str, number: int) -> Image.Image:
-    """Drawing `number` of a class in a style: random place, size, tilt, shade and grain. RGB, 48 x 48."""
+    """Draw image `number` of a class in a style: random place, size, tilt, shade and grain. RGB, 48 x 48."""
     generator = numpy_generator(0, "shapes", color, shape, style, number)
     radius = generator.uniform(0.26, 0.4) * SIZE
     center = SIZE / 2 + generator.uniform(-1, 1, 2) * (SIZE / 2 - radius - 2)

@@ -1,4 +1,4 @@
-"""CoOp's splits: how it cuts images into train, val and test, and the files in which it keeps that."""
+"""CoOp's splits: cuts images into train, val and test, and reads and writes split files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL = 0.5, 0.2
-"""Shares of a class where the data set has no split of its own; the rest is for testing."""
+"""Shares of a class if the data set has no official split; the rest is for testing."""
 VAL_OF_TRAIN = 0.2
-"""Share of the official training images that becomes validation, where there is no official validation split."""
+"""Share of the official training images used for validation if there is no official validation split."""
 WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -36,10 +36,10 @@ Split = Mapping[str, Sequence[Item]]
 
 
 def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random) -> Split:
-    """CoOp's cut of each class (label, name, images): half for training, a fifth for validation, the rest for testing.
+    """Cut each class (label, name, images) like CoOp: half for training, a fifth for validation, the rest for testing.
 
     Raises:
-        DataError: classes with too few images for all three, all of them named.
+        DataError: classes have too few images for all three.
     """
     split: dict[str, list[Item]] = {name: [] for name in SPLITS}
     small = []
@@ -52,12 +52,12 @@ def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random)
         for part, chosen in zip(SPLITS, parts, strict=True):
             split[part] += [Item(file, label, name) for file in chosen]
     if small:
-        raise DataError(f"too few images to be cut into train, val and test: {first_of(small)}; fetch all images")
+        raise DataError(f"too few images for a split into train, val and test: {first_of(small)}; fetch all images")
     return split
 
 
 def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Item], list[Item]]:
-    """CoOp's cut of official training images: what is left for training, and a fifth of each class for validation."""
+    """Cut official training images like CoOp into training and, a fifth of each class, validation."""
     by_class: dict[int, list[Item]] = {}
     for item in items:
         by_class.setdefault(item.label, []).append(item)
@@ -71,10 +71,10 @@ def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Ite
 
 
 def read_split(path: Path) -> Split:
-    """A split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
+    """Read a split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
 
     Raises:
-        DataError: not such a file.
+        DataError: the file is missing or has another content.
     """
     tree = read_json(path)
     try:
@@ -90,10 +90,10 @@ def read_split(path: Path) -> Split:
 
 
 def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
-    """The names in label order.
+    """Return the class names in label order.
 
     Raises:
-        DataError: a label with two names, or labels that are not 0, 1, 2, ...
+        DataError: a label has two names, or the labels are not 0, 1, 2, ...
     """
     names: dict[int, str] = {}
     for item in items:
@@ -111,20 +111,20 @@ def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
 
 
 def save(path: Path, split: Split) -> None:
-    """Keep a split beside the images, unless their folder is read-only; root is not stopped by that, so we look."""
+    """Save a split beside the images unless their folder is read-only, which would not stop root."""
     if not path.parent.stat().st_mode & WRITABLE:
         return
     try:
         write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
     except OSError as error:
-        log.info("%s: the split is not kept (%s); it is made anew each time", path, error.strerror)
+        log.info("%s: the split was not saved (%s) and will be made again", path, error.strerror)
 
 
 def read_json(path: Path) -> Any:
-    """The mapping in a JSON file.
+    """Read the mapping in a JSON file.
 
     Raises:
-        DataError: no such file, or no mapping in it.
+        DataError: the file is missing or contains no mapping.
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
