@@ -35,7 +35,7 @@ def test_a_cut_cache_and_a_misnamed_one_are_problems_that_name_the_file(tmp_path
     other.write_bytes(whole)
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        cut, misnamed = sorted(found_in(tmp_path, "caches"), key=lambda one: "named after" in one.what)
+        cut, misnamed = sorted(found_in(tmp_path, "caches"), key=lambda one: "not of its name" in one.what)
         assert (cut.state, misnamed.state) == (State.problem, State.problem)
         assert cut.what.startswith(f"{path}: damaged or incomplete feature cache; delete it")
         assert misnamed.what.startswith(f"{other}: contains the features of {KEY.digest}")
