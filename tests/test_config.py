@@ -74,7 +74,7 @@ def test_files_that_are_not_an_experiment(tmp_path, text):
 
 
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="seed stands twice, near line 1"):
+    with pytest.raises(ConfigError, match="duplicate key seed near line 1"):
         config.load(write(tmp_path, "seed: 1\nname: a\nseed: 2\n"))
 
 

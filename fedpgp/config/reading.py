@@ -1,4 +1,4 @@
-"""YAML in, an experiment out; what is wrong is named all at once, with the nearest known keys."""
+"""Reads experiments from YAML, and reports all errors at once, with the nearest known keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults =
         method_defaults: of a method by its name, for the warning about settings that a new name drops.
 
     Raises:
-        ConfigError: no such file, not YAML, or settings that cannot be used (all of them named at once).
+        ConfigError: the file is missing or not YAML, or settings are invalid (reports all of them).
     """
     return parse(override(read_yaml(config), overrides, config, method_defaults), source=config)
 
@@ -36,7 +36,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> list[str]:
-    """One line per thing that is wrong."""
+    """Describe each validation error in one line."""
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
@@ -53,10 +53,10 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
 
 
 def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
-    """The mapping in a YAML file, or in the shipped file of that name.
+    """Read the mapping in a YAML file, or in the shipped file of that name.
 
     Args:
-        kinds: folders of `tune_configs` in which a name is looked up, in this order; "" is for sweeps.
+        kinds: folders of `tune_configs` to search for a name, in this order; "" is for sweeps.
     """
     path = Path(config).expanduser()
     shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
@@ -78,20 +78,20 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
 
 
 def shipped_configs() -> Path:
-    """The folder `tune_configs`: inside the installed package, or beside it in a checkout."""
+    """Return the folder `tune_configs`: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "tune_configs"
     return inside if inside.is_dir() else package.parent / "tune_configs"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a key that stands twice is an error."""
+    """YAML's safe loader, which also rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"{', '.join(twice)} stands twice, near line {node.start_mark.line + 1}")
+        duplicates = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if duplicates:
+            raise yaml.YAMLError(f"duplicate key {', '.join(duplicates)} near line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
 

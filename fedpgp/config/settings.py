@@ -1,4 +1,4 @@
-"""Every setting there is: frozen, with its default, its bounds and its comment."""
+"""All settings: frozen models with defaults, bounds and comments."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, no extra keys, a docstring under each field is its comment."""
+    """Base of all settings: frozen, without extra keys; the docstring of a field is its comment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Uri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")]
-"""Where something lies that is not a folder of this machine."""
+"""A remote location."""
 
 
 class DataSettings(Settings):
-    """Which images, with which names, cut how."""
+    """Images, class names and splits."""
 
     name: str = "icons"
     """icons (in the package) | shapes (drawn on the fly, for tests) | folder (class/...) | domain_folder
-    (domain/class/...) | parquet (Hugging Face style) | a data set by name, as it is downloaded: see
+    (domain/class/...) | parquet (Hugging Face style) | a downloaded data set by name, see
     `fedpgp data check NAME --root FOLDER` | MODULE:CLASS, a source in a file of yours"""
     root: Uri | Path | None = None
     """folder of the data set, or for Parquet a `pyarrow.fs` URI (s3://..., gs://...); `icons` and `shapes` need none"""
@@ -35,9 +35,9 @@ class DataSettings(Settings):
     template: str | None = None
     """hand-written prompt of zero-shot CLIP and of FedPGP's anchor; {} is the class name; null: the data set's own"""
     train_fraction: float = Field(0.5, gt=0, lt=1)
-    """share of a class's images for training, where the source has no split of its own"""
+    """share of a class's images for training, if the source has no split"""
     val_fraction: float = Field(0.2, ge=0, lt=1)
-    """share for validation, where the source has no split of its own; 0: none, see protocol.val_shots"""
+    """share for validation, if the source has no split; 0: none, see protocol.val_shots"""
     split_seed: int = 1
     """seed of that split; the run's seed never moves an image between train and test"""
     views: int = Field(1, ge=1)
@@ -53,61 +53,61 @@ class DataSettings(Settings):
 
     @property
     def prompt(self) -> str:
-        """The template, which `data.sources.complete` fills in where it is null."""
+        """The template; `data.sources.complete` fills it in if it is null."""
         if self.template is None:
             raise ValueError(f"the template of {self.name} is not filled in")
         return self.template
 
 
 class PartitionSettings(Settings):
-    """Who holds which images."""
+    """Division of the images among clients."""
 
     scheme: Literal["pathological", "authors_2023", "iid", "domain", "dirichlet"] = "pathological"
-    """pathological (disjoint classes) | authors_2023 (disjoint classes, given out as by the authors' code, whatever the
-    seed) | iid | domain (each client belongs to a domain) | dirichlet"""
+    """pathological (disjoint classes) | authors_2023 (the disjoint classes of the authors' code, for every seed) | iid
+    | domain (each client belongs to a domain) | dirichlet"""
     clients: int | None = Field(10, ge=1)
-    """number of clients; null with `domain`, where the data decide"""
+    """number of clients; null with `domain`, where the data determine it"""
     classes_per_client: int | None = Field(None, ge=1)
-    """pathological: classes of each client, which several clients may then share; null: disjoint, all given out"""
+    """pathological: number of classes per client, which may then overlap; null: disjoint, all assigned"""
     clients_per_domain: int = Field(1, ge=1)
-    """domain: clients among whom the images of a domain are divided"""
+    """domain: number of clients that share the images of a domain"""
     label_skew: bool = False
-    """domain: true: a domain's clients differ in classes by Dirichlet(beta); false: the domain is divided evenly"""
+    """domain: true: divide the classes of a domain by Dirichlet(beta); false: divide the domain evenly"""
     beta: float = Field(0.3, gt=0)
-    """dirichlet, and domain with label_skew: concentration; small is skewed"""
+    """dirichlet, and domain with label_skew: concentration; smaller is more skewed"""
     min_per_client: int = Field(2, ge=1)
-    """dirichlet, and domain with label_skew: least number of training images of a client"""
+    """dirichlet, and domain with label_skew: minimum number of training images per client"""
     authors: bool = False
-    """dirichlet: true: drawn as by the authors' code, who fill no client beyond an equal share and round down"""
+    """dirichlet: true: draw like the authors' code, which limits clients to an equal share and rounds down"""
 
     @model_validator(mode="after")
     def _used(self) -> PartitionSettings:
         owner = {"classes_per_client": "pathological", "clients_per_domain": "domain", "label_skew": "domain"}
         for key, scheme in {**owner, "authors": "dirichlet"}.items():
             if self.scheme != scheme and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is for scheme {scheme}; with scheme {self.scheme} it would do nothing")
+                raise ValueError(f"{key} is for scheme {scheme}; it has no effect with scheme {self.scheme}")
         if self.label_skew and self.clients_per_domain == 1:
-            raise ValueError("label_skew needs clients_per_domain=2 or more: it is between the clients of a domain")
+            raise ValueError("label_skew needs clients_per_domain=2 or more")
         return self
 
 
 class ProtocolSettings(Settings):
-    """What is trained on and what is tested."""
+    """Training and test images."""
 
     name: Literal["base_to_novel", "all_classes", "leave_one_domain_out"] = "base_to_novel"
     """base_to_novel (train on the first half of the labels, test on both) | all_classes | leave_one_domain_out (train
-    on all domains but one, test on that one too)"""
+    on all domains but one, also test on that one)"""
     held_out: str | None = None
-    """leave_one_domain_out: the domain that nobody trains on; `all`: each in turn, as the folds of a sweep"""
+    """leave_one_domain_out: the held-out domain; `all`: each in turn, as folds of a sweep"""
     shots: int | None = Field(16, ge=1)
     """training images per client and class; null: all. Nested: the 4-shot set contains the 2-shot set"""
     val_shots: int = Field(4, ge=1)
-    """validation images per class and domain taken from train, where the data have no validation split"""
+    """validation images per class and domain taken from train, if the data have no validation split"""
 
     @model_validator(mode="after")
     def _held_out_given(self) -> ProtocolSettings:
         if (self.held_out is None) == (self.name == "leave_one_domain_out"):
-            raise ValueError("held_out is a domain, or all, with name=leave_one_domain_out, and null otherwise")
+            raise ValueError("held_out must be a domain or all with name=leave_one_domain_out, and null otherwise")
         return self
 
 
@@ -117,18 +117,18 @@ class BackboneSettings(Settings):
     name: str = "icon-clip"
     """`icon-clip` (in the package), open_clip model name, `hf-hub:OWNER/MODEL`, or `tiny` (a few layers, for tests)"""
     weights: str | None = None
-    """open_clip tag, path of a checkpoint file, `random` (seeded, for trials), or null for `icon-clip` and a hub id,
-    which bring their own"""
+    """open_clip tag, path of a checkpoint file, `random` (seeded, for tests), or null for `icon-clip` and a hub id,
+    which include weights"""
     activation: Literal["gelu", "quick_gelu"] | None = None
     """activation that the weights were trained with; required for a checkpoint file"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the frozen towers; prompts and losses stay in float32"""
     class_chunk: int | None = Field(None, ge=1)
-    """most classes encoded at once, to bound memory; null: all"""
+    """maximum number of classes encoded at once, to limit memory; null: all"""
 
 
 class MethodSettings(BaseModel):
-    """The method: its name, and the keys that it knows."""
+    """The method: its name and its keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -137,7 +137,7 @@ class MethodSettings(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's own keys."""
+        """The keys of the method."""
         return dict(self.model_extra or {})
 
 
@@ -151,11 +151,11 @@ class FederationSettings(Settings):
     batch_size: int = Field(32, ge=1)
     """images per step and client"""
     drop_last: bool = False
-    """true: leave out a last, smaller batch if the client has a full one (as the authors' code does)"""
+    """true: skip a smaller last batch if the client has a full one (like the authors' code)"""
     participation: float = Field(1.0, gt=0, le=1)
-    """fraction of the clients that train in a round, drawn anew each round"""
+    """fraction of the clients that train in a round, sampled each round"""
     everyone_first: bool = False
-    """true: everyone trains in the first round whatever the participation (as the authors' code does)"""
+    """true: all clients train in the first round, regardless of participation (like the authors' code)"""
     lr: float = Field(0.001, gt=0)
     """learning rate of SGD, constant"""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -167,21 +167,21 @@ class FederationSettings(Settings):
     eval_every: int = Field(1, ge=1)
     """rounds between evaluations; the last round is always evaluated"""
     chunk_size: int | None = Field(None, ge=1)
-    """clients of a block that are trained at once, to bound memory; null: the whole block"""
+    """clients of a block trained at once, to limit memory; null: the whole block"""
     policy: Literal["fail", "exclude", "clip"] = "fail"
-    """a client with a loss that is not finite or too long an update: fail the run | exclude | clip the update"""
+    """for a client with a non-finite loss or too large an update: fail the run | exclude it | clip the update"""
     max_update_norm: float | None = Field(None, gt=0)
-    """longest update of the shared parameters (Euclidean norm); null: any"""
+    """maximum Euclidean norm of an update of the shared parameters; null: unlimited"""
     finetune_epochs: int = Field(0, ge=0)
-    """local epochs on a copy of each client's model before it is tested, which is then thrown away; 0: none"""
+    """local epochs on a temporary copy of each client's model before it is tested; 0: none"""
     evaluate_before_aggregation: bool = False
     """true: also test each participant right after local training (`local_before_aggregation`)"""
     evaluate_global: bool = False
-    """true: also test what the server has without any client's own part (`local_global`, `base_global`, ...)"""
+    """true: also test the server's parameters without personal parts (`local_global`, `base_global`, ...)"""
 
 
 class ResourceSettings(Settings):
-    """Where it runs. Never changes a result, given equal threads."""
+    """Compute resources. They do not change results, given equal threads."""
 
     backend: Literal["ray", "serial"] = "ray"
     """ray (client actors) | serial (in this process, for debugging)"""
@@ -190,15 +190,15 @@ class ResourceSettings(Settings):
     cpus_per_actor: float = Field(1.0, gt=0)
     """CPU cores reserved per actor"""
     gpus_per_actor: float = Field(0.0, ge=0)
-    """GPUs reserved per actor; fractions share a device; more than one must be whole"""
+    """GPUs reserved per actor; fractions share a device; above 1 only whole numbers"""
     threads_per_actor: int | None = Field(None, ge=1)
     """torch threads of an actor; null: its cores, at least 1"""
     address: str | None = None
     """address of a running Ray; null: RAY_ADDRESS if set, else a local one"""
     ready_timeout: float = Field(120.0, gt=0)
-    """seconds until all actors must have answered"""
+    """seconds in which all actors must start"""
     block_timeout: float | None = Field(None, gt=0)
-    """seconds after which a block is given up and sent to another actor; null: never"""
+    """seconds after which a block is sent to another actor; null: never"""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> ResourceSettings:
@@ -213,26 +213,26 @@ class ResourceSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """The MLflow mirror of the rows on disk."""
+    """MLflow, which mirrors the rows on disk."""
 
     mlflow: bool = True
     """false: rows on disk only"""
     uri: str | None = None
-    """tracking URI; null: a SQLite store under storage.root. A password in it is not written down: `fedpgp track sync`
-    takes it from --uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"""
+    """tracking URI; null: a SQLite store under storage.root. Passwords are not stored: give `fedpgp track sync` --uri,
+    or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"""
     experiment: str = "fedpgp"
     """MLflow experiment"""
 
 
 class StorageSettings(Settings):
-    """Where runs, caches and the default MLflow store live."""
+    """Location of runs, caches and the default MLflow store."""
 
     root: Path = Path("fedpgp-store")
-    """one folder for everything; must be absolute on a cluster of several nodes. A URI here is taken as `uri`, with
-    a folder under ~/.cache/fedpgp as root"""
+    """folder of everything; must be absolute on a cluster of several nodes. A URI is used as `uri`, with a root under
+    ~/.cache/fedpgp"""
     uri: str | None = None
-    """where runs are kept besides, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...): a round is there before it
-    is announced, and --resume elsewhere needs nothing else. Features and the default MLflow store stay in root"""
+    """additional location of runs, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...). A round is stored there
+    before it is reported, so --resume works on another machine. Features and the default MLflow store stay in root"""
 
     @model_validator(mode="before")
     @classmethod
@@ -250,15 +250,15 @@ class StorageSettings(Settings):
     @classmethod
     def _is_uri(cls, uri: str | None) -> str | None:
         if uri is not None and "://" not in uri:
-            raise ValueError("uri must look like s3://BUCKET/FOLDER; a folder of this machine is root")
+            raise ValueError("uri must look like s3://BUCKET/FOLDER; give a local folder as root")
         return uri
 
 
 class Experiment(Settings):
-    """One federated experiment, complete."""
+    """A complete federated experiment."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
-    """short name, first part of the run's folder"""
+    """short name, first part of the run folder's name"""
     seed: int = Field(1, ge=0)
     """seed of every random draw"""
     data: DataSettings = DataSettings()

@@ -1,4 +1,4 @@
-"""An experiment leaves as YAML, as one digest, or with its paths made absolute."""
+"""Writes experiments as YAML, computes their digest, and makes their paths absolute."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedpgp.core.plugins import code_keys
 
 
 def dump(experiment: Experiment) -> str:
-    """The experiment as YAML that `load` reads back to the same."""
+    """Write the experiment as YAML from which `load` reads the same experiment."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
-    """The experiment as YAML with every key and its comment, as the shipped examples are.
+    """Write the experiment as YAML with a comment for every key, like the shipped examples.
 
     Args:
         method: the settings class of its method, for the comments of its keys.
@@ -40,9 +40,9 @@ def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
 
 
 def digest(experiment: Experiment, **identities: str) -> str:
-    """Twelve hex digits over all that can change a number, and nothing else.
+    """Compute twelve hex digits over exactly the settings that can change a result.
 
-    Paths, resources, tracking, storage and the name are left out; what a path leads to comes in as
+    Paths, resources, tracking, storage and the name are excluded; the content behind the paths is given as
     `identities` (for example `manifest=`, `weights=` digests).
     """
     tree = _numbers(experiment)
@@ -59,8 +59,11 @@ def dotted(
     weights: str | None,
     plugins: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """What `digest` is over as dotted keys, for experiments to be compared; `data.digest` and `backbone.fingerprint`
-    stand for what paths lead to, `method.code` and `data.code` for the code of plug-ins."""
+    """Return the settings of `digest` by dotted keys, for comparing experiments.
+
+    `data.digest` and `backbone.fingerprint` identify the content behind paths, `method.code` and `data.code` the code
+    of plug-ins.
+    """
     tree = _numbers(experiment)
     tree["backbone"].pop("weights")
     tree["data"]["digest"], tree["backbone"]["fingerprint"] = manifest, weights
@@ -70,13 +73,13 @@ def dotted(
 
 
 def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys whose values are not the same in all of `trees`; absent is a value too."""
+    """Return the dotted keys whose values differ between `trees`; a missing key differs from every value."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
     return [key for key in keys if len({json.dumps(tree.get(key, "(absent)")) for tree in trees}) > 1]
 
 
 def absolute(experiment: Experiment) -> Experiment:
-    """The same with every path made absolute, so that it means the same to a process that stands elsewhere."""
+    """Make every path absolute, for processes with another working folder."""
     data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
     root = data.root.expanduser().absolute() if isinstance(data.root, Path) else data.root
     weights = backbone.weights
@@ -92,7 +95,7 @@ def absolute(experiment: Experiment) -> Experiment:
 
 
 def _numbers(experiment: Experiment) -> dict[str, Any]:
-    """All that can change a number, and nothing else."""
+    """Return the settings that can change a result."""
     tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
     tree["data"].pop("root")
     tree["backbone"].pop("class_chunk")

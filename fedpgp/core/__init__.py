@@ -1,1 +1,1 @@
-"""What every other package may use: errors, seeding, parameter trees, files and locks, redaction, environment facts."""
+"""Shared basics: errors, seeding, parameter trees, files and locks, messages, redaction, environment facts."""

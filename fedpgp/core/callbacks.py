@@ -1,4 +1,4 @@
-"""How experiments report progress: one callback interface, and events that carry its calls between processes."""
+"""Progress reports of experiments: a callback interface, and events that carry its calls between processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class RunCallback:
-    """Receives what happens in an experiment or a sweep. Every method does nothing; override those you need.
+    """Receives the progress of an experiment or a sweep. Every method does nothing; override those you need.
 
     Methods are called between units of work, so a slow one delays the experiment, and an exception ends it.
     """
@@ -35,7 +35,7 @@ class RunCallback:
         """`ended` of the `total` trials of a sweep have ended; `summary` describes the others."""
 
     def on_message(self, text: str, warning: bool = False) -> None:
-        """Something worth reading."""
+        """A message for the user."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EventStream(RunCallback):
 
 
 def broadcast(*callbacks: RunCallback) -> RunCallback:
-    """A callback that passes every call on to all of these, in order."""
+    """Create a callback that forwards every call to all `callbacks`, in order."""
 
     def receive(event: Event) -> None:
         for callback in callbacks:

@@ -1,16 +1,16 @@
-"""The errors of the project: what went wrong, where, and what to do."""
+"""Exceptions. Each message says what went wrong, where, and what to do, in one line."""
 
 from __future__ import annotations
 
 
 class FedPGPError(Exception):
-    """A failure of ours, told in one line. The command line exits with 1."""
+    """A failure at run time. Exit code 1."""
 
     exit_code = 1
 
 
 class UserError(FedPGPError):
-    """Something the user gave cannot be used, and was refused before work on it began. Exit code 2."""
+    """Invalid input, rejected before work on it starts. Exit code 2."""
 
     exit_code = 2
 
@@ -28,11 +28,11 @@ class BackboneError(UserError):
 
 
 class CacheError(UserError):
-    """A feature cache is torn or belongs to something else."""
+    """A feature cache is damaged or belongs to another key."""
 
 
 class RunError(UserError):
-    """A run directory is missing, torn, foreign or already taken."""
+    """A run folder is missing, damaged, in use, or not a run."""
 
 
 class ResourceError(UserError):
@@ -40,16 +40,13 @@ class ResourceError(UserError):
 
 
 class Interrupted(FedPGPError):
-    """The run was asked to stop. What was committed stays; exit code as after Ctrl-C."""
+    """The run was stopped; committed rounds are kept. Exit code as after Ctrl-C."""
 
     exit_code = 130
 
 
 class ClientError(FedPGPError):
-    """A client failed. Says which client, in which round and stage.
-
-    Built from plain fields, so that it survives the way from an actor to the driver.
-    """
+    """A client failed. Built from plain fields, so that it can be sent from an actor to the driver."""
 
     def __init__(self, stage: str, round: int, client: int, what: str) -> None:
         super().__init__(stage, round, client, what)

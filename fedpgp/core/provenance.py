@@ -1,4 +1,4 @@
-"""Where numbers come from: the commit of the code, the versions of the libraries, and the machine."""
+"""Describes the environment of a run: commit of the code, versions of the libraries, and hardware."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ COMMIT_VARIABLE = "FEDPGP_GIT_COMMIT"
 
 
 def describe() -> dict[str, Any]:
-    """`versions`, `hardware` (of this node) and, if there is one, `git_commit`."""
+    """Return `versions`, `hardware` (of this node) and, if known, `git_commit`."""
     found = {"versions": versions(), "hardware": hardware()}
     commit = git_commit()
     return {**found, "git_commit": commit} if commit else found
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that numbers depend on."""
+    """Return the versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs of this node; also those GPUs that Ray hides from this process."""
+    """Return processor, cores, memory and GPUs of this node, including GPUs that Ray hides from this process."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": platform.machine(),
@@ -40,15 +40,15 @@ def hardware() -> dict[str, Any]:
 
 
 def gpus() -> list[str]:
-    """NVIDIA's GPUs of this node by model, as its driver tells."""
+    """List the models of this node's NVIDIA GPUs, as reported by the driver."""
     found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return [named(str(path), "Model") or "unknown" for path in found]
 
 
 def git_commit() -> str | None:
-    """The commit of the package if it is in a git checkout, else that of the working folder; `+`: with changes.
+    """Return the commit of the package's git checkout, else that of the working folder; `+`: with changes.
 
-    Where neither is one, as in a submitted job, it is what `FEDPGP_GIT_COMMIT` says.
+    Without a checkout, as in a submitted job, it is the value of `FEDPGP_GIT_COMMIT`.
     """
     for folder, file in ((Path(__file__).parent, Path(__file__).name), (Path.cwd(), ".")):
         if _git(folder, "ls-files", "--error-unmatch", file) is None:
@@ -61,7 +61,7 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says; None: it cannot say, or is not there."""
+    """Return the output of git; None if it fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -70,12 +70,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def named(path: str, name: str) -> str | None:
-    """The value in the first line `name: value` of a file of the kernel; None: there is none."""
+    """Return the value of the first line `name: value` of a kernel file, None if it is missing."""
     return next((line.partition(":")[2].strip() for line in lines(path) if line.startswith(name)), None)
 
 
 def lines(path: str) -> list[str]:
-    """The lines of a file of the kernel; none if it has no such file."""
+    """Return the lines of a kernel file, none if it is missing."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

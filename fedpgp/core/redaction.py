@@ -1,4 +1,4 @@
-"""Credentials stay with the person who gave them: nothing that is written down has them."""
+"""Removes credentials from everything that is stored or shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ HIDDEN = "***"
 
 
 def redacted(text: str) -> str:
-    """`text` with the user and password of every URI in it replaced."""
+    """Replace the user and password of every URI in `text`."""
     return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", text)
 
 
 def without_user(uri: str) -> str:
-    """A URI that was redacted, as it can be used by those who have credentials in their environment."""
+    """Remove the placeholder from a redacted URI, for use with credentials from the environment."""
     return uri.replace(f"://{HIDDEN}@", "://")

@@ -1,4 +1,4 @@
-"""Parameter trees: a flat mapping from a key to a tensor, and the arithmetic that federation needs."""
+"""Parameter trees, flat mappings from keys to tensors, and operations on them."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ ParamTree = dict[str, torch.Tensor]
 
 
 def select(tree: ParamTree, keys: Iterable[str]) -> ParamTree:
-    """The entries of `keys`, in the tree's own order."""
-    wanted = frozenset(keys)
-    return {key: value for key, value in tree.items() if key in wanted}
+    """Return the entries of `keys`, in the tree's order."""
+    selected = frozenset(keys)
+    return {key: value for key, value in tree.items() if key in selected}
 
 
 def without(tree: ParamTree, keys: Iterable[str]) -> ParamTree:
-    """All entries but those of `keys`."""
-    unwanted = frozenset(keys)
-    return {key: value for key, value in tree.items() if key not in unwanted}
+    """Return all entries except those of `keys`."""
+    removed = frozenset(keys)
+    return {key: value for key, value in tree.items() if key not in removed}
 
 
 def stack(tree: ParamTree, count: int) -> ParamTree:
-    """`count` equal copies along a new leading client axis (own memory, ready to be trained)."""
+    """Copy the tree `count` times along a new leading client axis."""
     return {key: value.unsqueeze(0).repeat(count, *[1] * value.dim()) for key, value in tree.items()}
 
 
 def repeated(tree: ParamTree, count: int) -> ParamTree:
-    """As `stack`, but all copies are one and the same memory, which must only be read."""
+    """Like `stack`, but all copies share memory and are read-only."""
     return {key: value.expand(count, *value.shape) for key, value in tree.items()}
 
 
 def rows(tree: ParamTree, index: torch.Tensor) -> ParamTree:
-    """The rows `index` of every stacked entry, copied."""
+    """Copy the rows `index` of every stacked entry."""
     return {key: value[index] for key, value in tree.items()}
 
 
 def choose(mask: torch.Tensor, chosen: ParamTree, other: ParamTree) -> ParamTree:
-    """Row by row of stacked entries: `chosen` where `mask` (K,) is true, else `other`."""
+    """Select each row of stacked entries from `chosen` where `mask` (K,) is true, else from `other`."""
     return {
         key: torch.where(mask.view(-1, *[1] * (value.dim() - 1)), value, other[key]) for key, value in chosen.items()
     }
 
 
 def num_bytes(tree: ParamTree) -> int:
-    """Bytes of all entries."""
+    """Count the bytes of all entries."""
     return sum(value.numel() * value.element_size() for value in tree.values())
 
 
 def num_values(tree: ParamTree) -> int:
-    """Number of scalars of all entries."""
+    """Count the scalars of all entries."""
     return sum(value.numel() for value in tree.values())
