@@ -1,1 +1,1 @@
-"""Frozen CLIP models: loading, encoding prompts, and image features that are extracted once."""
+"""Frozen CLIP models: loading, prompt encoding, and cached image features."""

@@ -21,25 +21,25 @@ Adapters = Mapping[Target, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Adapted(Affine):
-    """A linear map with a low-rank part of its own for each of P prompts."""
+    """A linear map with a separate low-rank part for each of P prompts."""
 
     down: Tensor  # (P, R, D)
     up: Tensor  # (P, O, R)
 
     def linear(self, x: Tensor) -> Tensor:
-        """Inputs (P or 1, N, D) to outputs (P, N, O)."""
+        """Map inputs (P or 1, N, D) to outputs (P, N, O)."""
         return super().linear(x) + x @ self.down.mT @ self.up.mT
 
     def rows(self, start: int, stop: int | None = None) -> Adapted:
-        """The map to some of the output coordinates."""
+        """Restrict the map to some output coordinates."""
         plain = super().rows(start, stop)
         return Adapted(plain.weight, plain.bias, self.down, self.up[:, start:stop])
 
 
 def adapt(blocks: Sequence[Block], adapters: Adapters) -> tuple[Block, ...]:
-    """The blocks of a tower with adapters on their attention.
+    """Add adapters to the attention of a tower's blocks.
 
-    A block whose attention has a layer scale is adapted behind the scale, into which its output is folded.
+    The output projection includes the layer scale, so a block with one is adapted behind the scale.
     """
     return tuple(
         replace(
@@ -52,7 +52,7 @@ def adapt(blocks: Sequence[Block], adapters: Adapters) -> tuple[Block, ...]:
 
 
 def _adapted(affine: Affine, parts: Sequence[tuple[Tensor, Tensor] | None], layer: int) -> Affine:
-    """Equal shares of the output coordinates, each with its part; None: as it is."""
+    """Adapt equal parts of the output coordinates, each by its low-rank part; None: not adapted."""
     width, dtype = len(affine.weight) // len(parts), affine.weight.dtype
     present = [(place, part) for place, part in enumerate(parts) if part is not None]
     if not present:

@@ -1,4 +1,4 @@
-"""The small CLIP inside the package: where its files lie and how texts become its token ids."""
+"""The small CLIP model in the package: its files and its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WEIGHTS = FOLDER / "open_clip_model.safetensors"
 VOCABULARY = FOLDER / "vocabulary.json"
 
 PAD, UNKNOWN, START = 0, 1, 2
-"""The first ids; end-of-text is the last one, so that it has the highest id, as in CLIP."""
+"""The first ids. End-of-text has the last and thus highest id, as in CLIP."""
 
 
 def read_config() -> dict[str, Any]:
-    """open_clip's description of the model: `model_cfg` and `preprocess_cfg`."""
+    """Read open_clip's description of the model: `model_cfg` and `preprocess_cfg`."""
     config: dict[str, Any] = json.loads(CONFIG.read_text(encoding="utf-8"))
     return config
 
@@ -30,8 +30,8 @@ class ReducedTokenizer:
     """CLIP's byte-pair encoding, reduced to the tokens that the model was trained with.
 
     Args:
-        bpe_ids: CLIP's ids of the kept tokens; the kept token at index i gets the id START + 1 + i. All other
-            tokens become one and the same `UNKNOWN`, of which the model knows nothing.
+        bpe_ids: CLIP's ids of the kept tokens; the token at index i gets the id START + 1 + i. All other tokens become
+            `UNKNOWN`, which the model was not trained on.
         context_length: length of the rows; longer texts are cut.
     """
 
@@ -46,12 +46,12 @@ class ReducedTokenizer:
 
     @classmethod
     def shipped(cls) -> ReducedTokenizer:
-        """The tokenizer of the model in the package."""
+        """Create the tokenizer of the model in the package."""
         bpe_ids = json.loads(VOCABULARY.read_text(encoding="utf-8"))
         return cls(bpe_ids, read_config()["model_cfg"]["text_cfg"]["context_length"])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Texts to int64 (n, context length): start, tokens, end, then padding."""
+        """Tokenize texts to int64 (n, context length): start, tokens, end, then padding."""
         import torch
 
         rows = torch.full((len(texts), self.context_length), PAD)

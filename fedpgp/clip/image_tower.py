@@ -1,4 +1,4 @@
-"""The frozen image tower with learned tokens in it, as plain tensors, for methods that prompt images."""
+"""The frozen image tower as plain tensors, with learned tokens, for methods that prompt images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMAGES_PER_CHUNK = 32  # images whose activations are kept at once
 
 @dataclass(frozen=True)
 class VisualTower:
-    """Weights of a plain vision transformer that is pooled at its class token; factors folded as in `TextTower`.
+    """Weights of a plain vision transformer, pooled at its class token; factors folded as in `TextTower`.
 
     Shapes: W token width, M patches of p x p pixels, E joint embedding width.
     """
@@ -53,19 +53,17 @@ class VisualTower:
         return self.positions.shape[1]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualTower:
-        """The same tower elsewhere or in another precision."""
+        """Move the tower to another device or precision."""
         moved: VisualTower = map_tensors(self, lambda tensor: tensor.to(device, dtype))
         return moved
 
     def encode(self, pixels: Tensor, prompts: Tensor) -> Tensor:
-        """Image features (P, E) in float32, not normalised.
-
-        Long stacks are encoded in chunks, of which one at a time is kept in memory.
+        """Compute image features (P, E) in float32, not normalized. Long stacks are encoded in chunks to limit memory.
 
         Args:
-            pixels: as they are cached, before normalisation (P, 3, H, W).
-            prompts: learned tokens (P, J, L, W): those of layer 0 stand behind the patches; those of layers
-                1 .. J - 1 take the place of what the layer before made of them.
+            pixels: as cached, before normalization (P, 3, H, W).
+            prompts: learned tokens (P, J, L, W): those of layer 0 follow the patches; those of layers 1 .. J - 1
+                replace the outputs of the layer before.
         """
         return in_chunks(self._encode, IMAGES_PER_CHUNK, pixels, prompts)
 
@@ -113,7 +111,7 @@ class VisualTower:
 
 
 def check_plain(visual: nn.Module) -> None:
-    """Refuse an image tower that cannot be prompted.
+    """Check that an image tower can be prompted.
 
     Raises:
         BackboneError: it is not a plain vision transformer of open_clip, pooled at its class token.

@@ -1,4 +1,4 @@
-"""The image side of the frozen model: decoded images -> seeded views -> features."""
+"""Encodes images: decoded images to seeded views to features."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
     from fedpgp.data.manifest import ImageReader
 
-BATCH = 64  # images that pass through the tower at once
-AHEAD = 2  # batches that are read and decoded before the tower asks for them
+BATCH = 64  # images per forward pass
+AHEAD = 2  # batches decoded in advance
 
 
 class Encoder:
-    """SharedWorkers images of a manifest into shards of features."""
+    """Encodes images of a manifest into shards of features."""
 
     def __init__(self, visual: nn.Module, spec: ImageSpec, reader: ImageReader, key: FeatureKey) -> None:
-        """Bind a frozen image tower, on whatever device it is, to a source of images.
+        """Create an encoder; the image tower may be on any device.
 
         Raises:
-            BackboneError: patch features are wanted of a tower without patch tokens in the joint space.
+            BackboneError: the key asks for patch features, and the tower has no patch tokens in the joint space.
         """
         if key.variant == "patches":
             check_patches(visual)
@@ -43,10 +43,10 @@ class Encoder:
         self._crop = _evaluation_crop(spec)
 
     def encode_chunk(self, table: pa.Table, rows: Array, shard: Path) -> int:
-        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; returns n.
+        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; return n.
 
         Raises:
-            DataError: an image cannot be read; nothing is written then.
+            DataError: an image cannot be read; no shard is written.
         """
         variant, dtype = self._key.variant, self._key.dtype
         parts = [
@@ -57,11 +57,10 @@ class Encoder:
         return len(rows)
 
     def _decoded(self, table: pa.Table, rows: Array) -> Iterator[Tensor]:
-        """uint8 (n, views, 3, H, W), `BATCH` images at a time.
+        """Yield uint8 (n, views, 3, H, W) of `BATCH` images at a time.
 
-        A thread reads and decodes the next `AHEAD` batches while the tower is at work (Pillow and the disk leave the
-        interpreter to others): the tower waits for the first batch of a chunk only. It is one thread, since torchvision
-        draws its views from torch's global generator; several actors on a GPU decode side by side.
+        One thread decodes the next `AHEAD` batches while the tower runs (Pillow and the disk release the interpreter
+        lock). It is a single thread because torchvision draws views from torch's global generator.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
             waiting: deque[Future[Tensor]] = deque()
@@ -78,7 +77,7 @@ class Encoder:
         return torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
 
     def _views(self, image: Image, row: int) -> Tensor:
-        """uint8 (views, 3, H, W); the views of a row depend on the seed, the row and their number alone."""
+        """Compute uint8 (views, 3, H, W), which depend on the seed, the row and the number of the view only."""
         from torchvision.transforms.functional import pil_to_tensor
 
         if self._key.views == 1:
@@ -90,7 +89,7 @@ class Encoder:
 
 
 def cropped(images: Sequence[Image], spec: ImageSpec) -> Tensor:
-    """Images as the evaluation transform crops them, uint8 (n, 3, H, W)."""
+    """Crop images with the evaluation transform, uint8 (n, 3, H, W)."""
     from torchvision.transforms.functional import pil_to_tensor
 
     crop = _evaluation_crop(spec)
@@ -99,7 +98,7 @@ def cropped(images: Sequence[Image], spec: ImageSpec) -> Tensor:
 
 @torch.inference_mode()
 def encode(visual: nn.Module, spec: ImageSpec, pixels: Tensor, variant: Variant, dtype: str) -> Tensor:
-    """Cropped images, uint8 (n, 3, H, W) -> what a cache holds of them (n, *shape), on the CPU."""
+    """Encode cropped images, uint8 (n, 3, H, W), to cached features (n, *shape) on the CPU."""
     if variant == "pixels":
         return pixels
     device = next(visual.parameters()).device
@@ -113,29 +112,23 @@ def encode(visual: nn.Module, spec: ImageSpec, pixels: Tensor, variant: Variant,
 
 
 def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
-    """Pixels as they are cached, uint8 (..., 3, H, W) -> what the image tower takes, float32 of the same shape."""
+    """Normalize cached pixels, uint8 (..., 3, H, W), to inputs of the image tower, float32 of the same shape."""
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (spec.mean, spec.std))
     return (pixels.float() / 255 - mean) / std
 
 
 def _evaluation_crop(spec: ImageSpec) -> Any:
-    """open_clip's evaluation transform up to the pixels: PIL image -> PIL image."""
+    """Create open_clip's evaluation transform without tensor conversion: PIL image to PIL image."""
     from open_clip import image_transform
     from torchvision.transforms import Compose
 
-    whole = image_transform(
-        spec.size,
-        is_train=False,
-        mean=spec.mean,
-        std=spec.std,
-        resize_mode=spec.resize_mode,
-        interpolation=spec.interpolation,
-    )
-    return Compose(whole.transforms[:-2])  # the last two make a tensor and normalise it
+    options = {"mean": spec.mean, "std": spec.std, "resize_mode": spec.resize_mode}
+    whole = image_transform(spec.size, is_train=False, interpolation=spec.interpolation, **options)
+    return Compose(whole.transforms[:-2])  # without conversion to a tensor and normalization
 
 
 def _random_view(image: Image, size: int, seed: int) -> Any:
-    """The authors' augmentation (bicubic random resized crop, flip), drawn from its own seed."""
+    """Apply the authors' augmentation (bicubic random resized crop, flip) with a given seed."""
     from torchvision.transforms import InterpolationMode, RandomHorizontalFlip, RandomResizedCrop
 
     crop = RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
@@ -145,10 +138,10 @@ def _random_view(image: Image, size: int, seed: int) -> Any:
 
 
 def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
-    """All tokens in the joint space, (n, 1 + M, E), of normalised images; first the one that is the pooled feature.
+    """Compute all tokens in the joint space, (n, 1 + M, E), of normalized images; the first is the pooled feature.
 
-    Of a ViT: class token and patches behind the last block. Of a ResNet: what attention pooling makes of the mean and
-    of each place of the last feature map, as in FedOTP's code.
+    ViT: class token and patches after the last block. ResNet: attention pooling of the mean and of each position of
+    the last feature map, as in FedOTP's code.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -156,7 +149,7 @@ def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_patches(visual: nn.Module) -> None:
-    """Refuse an image tower without patch tokens in the joint space.
+    """Check that an image tower has patch tokens in the joint space.
 
     Raises:
         BackboneError: it is neither a plain ViT nor a ResNet with attention pooling.

@@ -1,4 +1,4 @@
-"""Frozen CLIP backbones: found by name, hub id or file, checked, loaded and fingerprinted."""
+"""Loads frozen CLIP backbones by name, hub id or file, and checks and fingerprints them."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ TEXT_TOWER: dict[str, Any] = {
     "scale_attn": False,
     "scale_fc": False,
 }
-"""What prompting relies on: CLIP's own tokens, a causal mask, pooling at the end-of-text token, stock blocks."""
+"""What prompting requires: CLIP's tokens, a causal mask, pooling at the end-of-text token, standard blocks."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What the evaluation transform needs to know of a model."""
+    """The evaluation transform of a model."""
 
     size: int
     """height and width in pixels"""
@@ -75,20 +75,20 @@ class Backbone:
     """open_clip's `CLIP` or `CustomTextCLIP`"""
     image: ImageSpec
     tokenize: Callable[[Sequence[str]], Tensor]
-    """texts -> int64 (n, context length), zero-padded; longer texts are cut"""
+    """texts to int64 (n, context length), zero-padded; longer texts are cut"""
     logit_scale: float
-    """factor of the cosine similarities (the exponential is already taken)"""
+    """factor of the cosine similarities (exponential already applied)"""
     activation: Activation
     fingerprint: str
     """16 hex digits over names, shapes and values of the weights, and the activation"""
 
 
 def load(settings: BackboneSettings) -> Backbone:
-    """Load the frozen model that the settings name.
+    """Load a frozen model.
 
     Raises:
-        BackboneError: unknown or unsuitable model, weights that are missing, unreadable, cannot be fetched or belong
-            to another model, or an activation that contradicts the model or what the weights were trained with.
+        BackboneError: the model is unknown or unsuitable; the weights are missing, unreadable, cannot be fetched or
+            belong to another model; or the activation differs from the one that the weights were trained with.
     """
     name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
     config, preprocess = _config(name)
@@ -111,7 +111,7 @@ def load(settings: BackboneSettings) -> Backbone:
 
 
 def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """open_clip's model config and, from the hub, the preprocessing options that go with it."""
+    """Return open_clip's model config and, from the hub, its preprocessing options."""
     import open_clip
 
     if name == "tiny":
@@ -146,13 +146,13 @@ def _check_text_tower(name: str, config: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the model is to be filled with and run with."""
+    """The weights and the activation of a model."""
 
     activation: Activation
     weights: checkpoints.Weights | None = None
     """None: random ones"""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
-    """open_clip's preprocessing options that go with the weights"""
+    """open_clip's preprocessing options for the weights"""
 
 
 def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:
@@ -162,7 +162,7 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
         raise _disagreement(name, name, configured)
     if complete:
         if weights is not None:
-            raise BackboneError(f"backbone.weights: {name} brings its own; give null (given: {weights!r})")
+            raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
         path = icon_clip.WEIGHTS if name == icon_clip.NAME else _from_hub(name)
         return _Source(activation, checkpoints.read(path))
     if weights == "random":
@@ -178,7 +178,7 @@ def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
         raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
     if activation is None and not checkpoints.is_archive(path):
         raise BackboneError(
-            f"backbone.activation: {path} does not tell what it was trained with; state quick_gelu (OpenAI's, DFN's "
+            f"backbone.activation: {path} does not say what it was trained with; give quick_gelu (OpenAI's, DFN's "
             "and MetaCLIP's weights) or gelu (most others)"
         )
     return _Source(activation or "quick_gelu", weights)
@@ -209,7 +209,7 @@ def _from_hub(name: str, file: str | None = None) -> Path:
 def _fetch(what: str, download: Callable[[], str]) -> Path:
     try:
         return Path(download())
-    except Exception as error:  # whatever a network, a hub or a proxy comes up with
+    except Exception as error:  # networks, hubs and proxies raise anything
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
             f"backbone.weights: {what} cannot be fetched ({reason}); download the checkpoint elsewhere and give "
@@ -229,7 +229,7 @@ def _disagreement(name: str, what: str, trained: Activation) -> BackboneError:
 
 
 def _build(name: str, config: dict[str, Any], activation: Activation) -> Any:
-    """The open_clip model with stock initialisation, from a seed of its own."""
+    """Build the open_clip model with seeded standard initialization."""
     import torch
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -237,9 +237,7 @@ def _build(name: str, config: dict[str, Any], activation: Activation) -> Any:
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
         if config["quick_gelu"]:
-            raise BackboneError(
-                f"backbone.activation: {name} has an image tower of timm's, which never uses quick_gelu"
-            )
+            raise BackboneError(f"backbone.activation: {name} has a timm image tower, which never uses quick_gelu")
         vision["timm_model_pretrained"] = False  # all weights come from one place
     build = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     with torch.random.fork_rng(devices=[]):
@@ -248,7 +246,7 @@ def _build(name: str, config: dict[str, Any], activation: Activation) -> Any:
 
 
 def _spread(model: Any) -> None:
-    """Double the stock matrices, so that the features of different random-weight inputs differ clearly."""
+    """Double the initial matrices, so that random weights give clearly different features for different inputs."""
     import torch
 
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""The prompt encoder: text features of learned prompts, with the work that prompts share done once.
+"""The prompt encoder: text features of learned prompts, with shared work done once.
 
-Plain CLIP encodes C prompts of 77 tokens. The tower is causal and pooled at end-of-text, so these are exact: nothing
-after end-of-text is computed; tokens that prompts have in common at their beginning are encoded once (see `Layout`);
-the first layer's projections of fixed tokens are constants; the last layer runs at the end-of-text tokens only.
+Plain CLIP encodes C prompts of 77 tokens. The tower is causal and pooled at end-of-text, so the following is exact:
+tokens after end-of-text are not computed; common prefixes of prompts are encoded once (see `Layout`); the first layer's
+projections of fixed tokens are constants; the last layer runs at the end-of-text tokens only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fedpgp.clip.text_tower import Block, TextTower, merge_heads, split_heads
 
 
 class PromptEncoder:
-    """Encodes stacks of contexts for one layout of class names. Pure: the same context gives the same features.
+    """Encodes stacks of contexts for one layout of class names. Equal contexts give equal features.
 
     Args:
         tower: the frozen text tower.
         layouts: the classes, in order, in one or more trees.
-        bounded: keep the activations of one tree at a time (recomputed in the backward pass), which bounds memory.
+        bounded: keep the activations of one tree at a time (recomputed in the backward pass), to limit memory.
     """
 
     def __init__(self, tower: TextTower, layouts: Sequence[Layout], bounded: bool = False) -> None:
@@ -33,15 +33,15 @@ class PromptEncoder:
         self.bounded = bounded and len(layouts) > 1
 
     def encode(self, ctx: Tensor, deep: Tensor | None = None, adapters: Adapters | None = None) -> Tensor:
-        """Text features, not normalised.
+        """Compute text features, not normalized.
 
         Args:
             ctx: learned contexts (P, L, D), or class-specific (P, C, L, D). P is any stack of prompts: clients,
                 prompts per client, images, global and personal ones.
-            deep: what stands in the places of the context before layers 1, 2, ... (P, J - 1, ..., L, D), instead of
-                what the layer before made of it; None: nothing is replaced.
-            adapters: low-rank parts of the tower's attention, of each of the P prompts; one context (1, L, D) then
-                serves all. None: the tower as it is.
+            deep: inputs of layers 1, 2, ... (P, J - 1, ..., L, D), which replace the context tokens' outputs of the
+                layer before; None: nothing is replaced.
+            adapters: low-rank parts of the tower's attention for each of the P prompts, which then share one context
+                (1, L, D). None: the unchanged tower.
 
         Returns:
             Features (P, C, E) in float32.
@@ -69,12 +69,12 @@ class _Tree:
         self.fixed = tower.tokens[layout.fixed.to(device)] + positions[len(layout.learned) :]
         mask = torch.zeros(layout.sees.shape, dtype=tower.tokens.dtype).masked_fill_(~layout.sees, float("-inf"))
         self.mask = mask.to(device)
-        # What the first layer projects of fixed tokens is constant: its queries, keys and values are computed once.
+        # The queries, keys and values of fixed tokens in the first layer are constant.
         first = tower.blocks[0]
         self.fixed_qkv = first.qkv.linear(first.norm_1.norm(self.fixed, tower.eps))
 
     def encode(self, layers: Sequence[Tensor], blocks: Sequence[Block]) -> Tensor:
-        """Features (P, C, E) from the tokens (P, L, D) learned for the first layers."""
+        """Compute features (P, C, E) from the learned tokens (P, L, D) of the first layers."""
         tower = self.tower
         x = self._with(layers[0], self.fixed, self.learned_positions)
         for depth, block in enumerate(blocks[:-1]):
@@ -90,23 +90,23 @@ class _Tree:
         return tower.projection.linear(tower.norm.norm(x, tower.eps))
 
     def _with(self, ctx: Tensor, fixed: Tensor, positions: Tensor | float = 0.0) -> Tensor:
-        """The learned tokens' rows, (P, F, .) from (P, L, .), before those of the fixed ones."""
+        """Join the rows of the learned tokens, (P, F, .) from (P, L, .), and those of the fixed ones."""
         learned = ctx.index_select(1, self.learned) + positions
         return torch.cat([learned, fixed.expand(len(ctx), -1, -1)], dim=1)
 
     def _renewed(self, x: Tensor, layers: Sequence[Tensor], depth: int) -> Tensor:
-        """The input of layer `depth`, with the tokens that are learned for it, if any, in their places."""
+        """Replace the learned tokens of the input of layer `depth`, if the layer has its own."""
         return self._with(layers[depth], x[:, len(self.learned) :]) if 0 < depth < len(layers) else x
 
     def _project(self, block: Block, x: Tensor, depth: int) -> Tensor:
-        """Queries, keys and values (P, N, 3 D)."""
+        """Project to queries, keys and values (P, N, 3 D)."""
         if depth > 0 or block.qkv is not self.tower.blocks[0].qkv:  # adapters change what is projected
             return block.qkv.linear(block.norm_1.norm(x, self.tower.eps))
         learned = block.qkv.linear(block.norm_1.norm(x[:, : len(self.learned)], self.tower.eps))
         return torch.cat([learned, self.fixed_qkv.expand(len(x), -1, -1)], dim=1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Mixtures of values (P, Q, D) by queries (P, Q, D) on keys and values (P, N, D) under a mask (Q, N)."""
+        """Attend with queries (P, Q, D) to keys and values (P, N, D) under a mask (Q, N); returns (P, Q, D)."""
         q, k, v = (split_heads(part, self.tower.heads).flatten(0, 1) for part in (q, k, v))
         scores = torch.baddbmm(mask, q, k.mT, alpha=float(q.shape[-1] ** -0.5))
         mixed = torch.softmax(scores, dim=-1) @ v

@@ -1,4 +1,4 @@
-"""How the prompts of a class set are laid out: as one tree, in which every token that several share stands once."""
+"""Lays out the prompts of a class set as a tree, in which prompts share the nodes of common prefixes."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from fedpgp.core.text import first_of
 Position = Literal["end", "middle", "front"]
 
 Slot = int
-"""What stands at one place of a prompt: a token id (>= 0), or learned context token j as `-1 - j`."""
+"""One position of a prompt: a token id (>= 0), or learned context token j as `-1 - j`."""
 
 TREE_NODES = 256
-"""About the most nodes of one tree. Attention costs the square of a tree's nodes, and each further tree begins with
-the shared context again; both are below a tenth of the work here, at the sizes of CLIP's text towers."""
+"""Approximate maximum number of nodes per tree. Attention costs grow with its square, and every tree repeats the shared
+context; with this value both are below a tenth of the work at the sizes of CLIP's text towers."""
 
 FILLER: Slot = 0
-"""Some token, whichever: nothing is read from the nodes that fill up a tree."""
+"""Any token; the nodes that pad a tree are not read."""
 
 MULTIPLE = 4
-"""Of which a tree's nodes are made a multiple. Two prompts then have a multiple of 8 tokens, and every row of features
-that `Affine.transposed` writes begins where a vector register can load: more is won than the added nodes cost."""
+"""The number of nodes is padded to a multiple of this. Two prompts then have a multiple of 8 tokens, and the rows that
+`Affine.transposed` writes are aligned for vector registers, which saves more than the padding costs."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """The prompts of C classes as a tree of N tokens.
 
-    The tower is causal, so what it makes of a token depends on the tokens before it only: prompts that begin alike
-    share nodes (start-of-text and context, and the first words of names such as "cougar body" and "cougar face").
-    It is pooled at end-of-text, so nothing stands behind that. The F learned tokens come first, then the fixed ones,
-    of which the last few may be there to fill up, seen by themselves only.
+    The tower is causal, so a token's state depends on the tokens before it only, and prompts share the nodes of common
+    prefixes (start-of-text, context, and first words such as in "cougar body" and "cougar face"). It is pooled at
+    end-of-text, so prompts end there. The F learned tokens come first, then the fixed ones, the last of which may be
+    padding that attends to itself only.
     """
 
-    learned: Tensor  # (F,) which context token stands there
+    learned: Tensor  # (F,) index of the context token
     fixed: Tensor  # (N - F,) token ids
-    positions: Tensor  # (N,) place in the prompt: depth in the tree
+    positions: Tensor  # (N,) position in the prompt: depth in the tree
     sees: Tensor  # (N, N) bool: a token attends to itself and to those above it
     ends: Tensor  # (C,) node of each class's end-of-text token
 
@@ -52,7 +52,7 @@ def arrange(prompts: Sequence[Sequence[Slot]], class_chunk: int | None = None) -
 
     Args:
         prompts: the slots of each class, in order.
-        class_chunk: most classes of one tree; None: as many as make a tree of about `TREE_NODES`.
+        class_chunk: maximum number of classes per tree; None: trees of about `TREE_NODES` nodes.
     """
     trees = ceil(len(_grow(prompts)[0]) / TREE_NODES)
     size = class_chunk or ceil(len(prompts) / trees)
@@ -60,7 +60,7 @@ def arrange(prompts: Sequence[Sequence[Slot]], class_chunk: int | None = None) -
 
 
 def _grow(prompts: Sequence[Sequence[Slot]]) -> tuple[list[tuple[int, Slot]], list[int]]:
-    """The tree: parent (-1 above the root) and slot of each node, parents first; and the last node of each prompt."""
+    """Build the tree: parent (-1 for the root) and slot of each node, parents first; and each prompt's last node."""
     nodes: dict[tuple[int, Slot], int] = {}
     ends = []
     for prompt in prompts:
@@ -100,14 +100,14 @@ def prompt_slots(
     position: Position,
     class_specific: bool,
 ) -> list[list[Slot]]:
-    """The slots of "[SOS] context NAME . [EOS]" for every class, as in CoOp.
+    """Build the slots of "[SOS] context NAME . [EOS]" for every class, as in CoOp.
 
     Args:
-        names: token ids of each name alone; only their number is used (the class token's place in `middle`, `front`).
+        names: token ids of each name; only their number is used (for `middle` and `front`).
         bodies: token ids of "NAME." for each class.
         bounds: ids of start-of-text and end-of-text.
         n_ctx: number of context tokens L.
-        position: where the name stands: after, in the middle of (after L // 2 tokens), or before the context.
+        position: position of the name: after, in the middle of (after L // 2 tokens), or before the context.
         class_specific: context token l of class c is slot c * L + l instead of l.
     """
     prompts = []
@@ -121,11 +121,7 @@ def prompt_slots(
 
 
 def check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int) -> None:
-    """Refuse prompts that do not fit the tower, naming the classes.
-
-    Raises:
-        DataError: a prompt is longer than `limit` tokens.
-    """
+    """Raise `DataError` with the classes whose prompts are longer than `limit` tokens."""
     long = [f"{name!r} ({size} tokens)" for name, size in zip(names, lengths, strict=True) if size > limit]
     if long:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a method may look at: the frozen towers, the text side bound to a class set, its constants computed once."""
+"""The frozen backbone as methods see it: the towers, and text features for a class set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The token ids of every text that an experiment can need, so that an actor needs no tokenizer."""
+    """The token ids of all texts of an experiment, so that actors need no tokenizer."""
 
     texts: Mapping[str, tuple[int, ...]]
     """ids of a text without start and end"""
@@ -36,14 +36,13 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class FrozenText:
-    """The frozen text side of an experiment, small enough to send to every actor.
+    """The frozen text tower of an experiment, small enough to send to every actor.
 
-    The tower keeps the embeddings of the tokens that occur in `vocabulary` only. The image tower comes along for
-    methods that run it themselves.
+    The tower keeps only the embeddings of tokens in `vocabulary`. The image tower is included for methods that run it.
     """
 
     tower: TextTower | None
-    """None: the method brings a network of its own"""
+    """None: the method has its own network"""
     vocabulary: Vocabulary
     class_names: tuple[str, ...]
     template: str
@@ -52,18 +51,18 @@ class FrozenText:
     visual: VisualTower | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FrozenText:
-        """The same on another device or in another precision."""
+        """Move the towers to another device or precision."""
         visual = None if self.visual is None else self.visual.to(device, dtype)
         tower = None if self.tower is None else self.tower.to(device, dtype)
         return replace(self, tower=tower, visual=visual)
 
     def duplicate_names(self) -> list[str]:
-        """Names with the tokens of another: apart in capitals only, or in words that the tower does not know."""
+        """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""
         counts = Counter(self.vocabulary[name] for name in self.class_names)
         return [name for name in self.class_names if counts[self.vocabulary[name]] > 1]
 
     def on(self, classes: Sequence[int]) -> ClassSet:
-        """The frozen side bound to the classes with these labels, in this order."""
+        """Bind the towers to the classes with these labels, in this order."""
         return ClassSet(self, tuple(self.class_names[label] for label in classes))
 
 
@@ -75,17 +74,17 @@ def freeze(
     class_chunk: int | None = None,
     visual: bool = False,
 ) -> FrozenText:
-    """Take from a backbone what training needs: its text tower, pruned to the tokens that can occur.
+    """Extract the parts of a backbone that training needs: its text tower, pruned to the tokens that can occur.
 
     Args:
         class_names: in label order; underscores become spaces, as in CoOp.
         template: hand-written prompt with one {} for the name.
-        phrases: further texts that the method needs, for example the words of an initial context.
-        visual: take the image tower too.
+        extra_texts: further texts of the method, for example the words of an initial context.
+        visual: include the image tower.
 
     Raises:
         DataError: a text does not fit the tower's context.
-        BackboneError: the image tower is wanted, and cannot be prompted.
+        BackboneError: the image tower cannot be prompted.
     """
     names = [readable(name) for name in class_names]
     texts = dict.fromkeys(
@@ -109,18 +108,18 @@ def freeze(
 
 
 def names_only(class_names: Sequence[str], template: str) -> FrozenText:
-    """The frozen side of a method that brings a network of its own: nothing but the classes."""
+    """Create the frozen part for a method with its own network: only the classes."""
     names = tuple(readable(name) for name in class_names)
     return FrozenText(None, Vocabulary({}, (0, 0)), names, template, logit_scale=1.0)
 
 
 def readable(name: str) -> str:
-    """A class name as it stands in a prompt."""
+    """Replace underscores of a class name by spaces."""
     return name.replace("_", " ")
 
 
 def filled(template: str, name: str) -> str:
-    """The hand-written prompt of a class. Other braces in it are text, and not run as a format."""
+    """Insert a class name into the hand-written prompt. Other braces are text, not format fields."""
     return template.replace("{}", name)
 
 
@@ -139,7 +138,7 @@ def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
 
 
 class ClassSet:
-    """The frozen side for C classes. Encoders and constants are made at first use and kept."""
+    """The frozen towers for C classes. Encoders and constants are created at first use and cached."""
 
     def __init__(self, frozen: FrozenText, names: tuple[str, ...]) -> None:
         self.names = names
@@ -155,7 +154,7 @@ class ClassSet:
 
     @property
     def logit_scale(self) -> float:
-        """The factor of the cosines, from the checkpoint (exp already applied)."""
+        """Factor of the cosine similarities, from the checkpoint (exponential already applied)."""
         return self._frozen.logit_scale
 
     @property
@@ -165,7 +164,7 @@ class ClassSet:
 
     @property
     def joint_width(self) -> int:
-        """E, the width of the space that images and texts share."""
+        """E, the width of the joint embedding space."""
         return len(self._tower.projection.weight)
 
     @property
@@ -176,23 +175,23 @@ class ClassSet:
     @property
     def _tower(self) -> TextTower:
         if self._frozen.tower is None:
-            raise TypeError("the text tower is there for methods without a network of their own only")
+            raise TypeError("methods with their own network have no text tower")
         return self._frozen.tower
 
     @property
     def visual(self) -> VisualTower:
-        """The image tower, for methods that asked for it."""
+        """The image tower of methods that require it."""
         if self._frozen.visual is None:
-            raise TypeError("the image tower is there for methods with `required_towers` text and image only")
+            raise TypeError("only methods with `required_towers` text and image have the image tower")
         return self._frozen.visual
 
     def encode(
         self, ctx: Tensor, position: Position = "end", deep: Tensor | None = None, before_name: tuple[int, ...] = ()
     ) -> Tensor:
-        """Text features (P, C, E), not normalised, of contexts (P, L, D) or class-specific ones (P, C, L, D).
+        """Compute text features (P, C, E), not normalized, of contexts (P, L, D) or (P, C, L, D).
 
         Args:
-            position: place of the class name.
+            position: position of the class name.
             deep: contexts of the layers after the first (P, J - 1, ..., L, D), see `PromptEncoder.encode`.
             before_name: fixed tokens in front of each name.
         """
@@ -212,37 +211,33 @@ class ClassSet:
         return self._encoders[key].encode(ctx, deep)
 
     def check_room(self, tokens: int) -> None:
-        """See before any work whether a prompt of so many tokens and a name fits into the tower, for every name.
-
-        Raises:
-            DataError: it does not.
-        """
+        """Raise `DataError` if a prompt of `tokens` context tokens and a class name does not fit the tower."""
         bodies = (self._frozen.vocabulary[f"{name}."] for name in self.names)
         lengths = [len(self._frozen.vocabulary.bounds) + tokens + len(body) for body in bodies]
         check_lengths(lengths, self.names, limit=len(self._tower.positions))
 
     def template(self) -> Tensor:
-        """Text features (C, E) of the hand-written prompt of each class: zero-shot CLIP. Constant."""
+        """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
         template = self._frozen.template
         return self._constant(template, lambda name: self._frozen.vocabulary[filled(template, name)])
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
-        """Text features (P, C, E) of the hand-written prompts in a tower with these adapters."""
+        """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
         template, vocabulary = self._frozen.template, self._frozen.vocabulary
         encoder = self._fixed(template, lambda name: vocabulary[filled(template, name)])
         return encoder.encode(self._nothing(), adapters=adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:
-        """Text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the phrase "X". Constant."""
+        """Return constant text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the extra text "X"."""
         vocabulary = self._frozen.vocabulary
         return self._constant(f"X{n_ctx}", lambda name: (*vocabulary["X"] * n_ctx, *vocabulary[f"{name}."]))
 
     def token_ids(self, phrase: str) -> tuple[int, ...]:
-        """The tokens of a phrase that the method asked for."""
+        """Return the tokens of an extra text of the method."""
         return self._frozen.vocabulary[phrase]
 
     def word_vectors(self, phrase: str) -> Tensor:
-        """Token embeddings (L, D) of a phrase that the method asked for."""
+        """Return the token embeddings (L, D) of an extra text of the method."""
         return self._tower.tokens[torch.tensor(self.token_ids(phrase), dtype=torch.long)].float()
 
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
@@ -252,14 +247,14 @@ class ClassSet:
         return self._constants[key]
 
     def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> PromptEncoder:
-        """The encoder of prompts without a context."""
+        """Create or get the encoder of prompts without a context."""
         if key not in self._fixed_encoders:
             start, end = self._frozen.vocabulary.bounds
             self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
         return self._fixed_encoders[key]
 
     def _nothing(self) -> Tensor:
-        """A context (1, 0, D) of no tokens."""
+        """Create a context (1, 0, D) without tokens."""
         return self._tower.tokens.new_empty(1, 0, self.width)
 
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:

@@ -1,4 +1,4 @@
-"""The frozen causal text tower as plain tensors: small to send to an actor, usable without open_clip."""
+"""The frozen causal text tower as plain tensors, small to send to an actor and usable without open_clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 QUICK_GELU = 1.702  # quick_gelu(x) = x * sigmoid(1.702 x)
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-"""Nonlinearity of a folded tower: silu where the model has QuickGELU."""
+"""Nonlinearity of a folded tower; QuickGELU becomes silu."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Affine:
     def transposed(self, x: Tensor) -> Tensor:
         """`weight @ x.T + bias`, features in rows: (O, M) from (M, D).
 
-        On a CPU a map to more features than there are tokens is up to a fifth faster so where M is a multiple of 8, and
-        as much slower where M is none.
+        On a CPU, with more features than tokens, this is up to a fifth faster if M is a multiple of 8, and as much
+        slower otherwise.
         """
         return self.weight @ x.T if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x.T)
 
     def norm(self, x: Tensor, eps: float) -> Tensor:
-        """Layer normalisation over the last axis."""
+        """Layer normalization over the last axis."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps)
 
     def rows(self, start: int, stop: int | None = None) -> Affine:
-        """The map to some of the output coordinates (a view)."""
+        """Restrict the map to some output coordinates (a view)."""
         return Affine(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
 
@@ -57,7 +57,7 @@ class Block:
     mlp_out: Affine
 
     def finish(self, x: Tensor, mixed: Tensor, eps: float, activation: Activation) -> Tensor:
-        """Both residual additions, given the attention's mixture of values."""
+        """Apply both residual additions, given the output of attention before its projection."""
         x = x + self.out.linear(mixed)
         hidden = activate(self.mlp_in.transposed(self.norm_2.norm(x, eps).flatten(0, -2)), activation)
         return x + self.mlp_out.linear(hidden.T).view_as(x)
@@ -65,11 +65,11 @@ class Block:
 
 @dataclass(frozen=True)
 class TextTower:
-    """Weights of a causal text transformer that is pooled at the end-of-text token.
+    """Weights of a causal text transformer, pooled at the end-of-text token.
 
     Shapes: V tokens in the (pruned) vocabulary, S positions, D token width, E joint embedding width.
-    Layer scales are folded into the projections before them, and QuickGELU's factor into the maps around
-    it (`quick_gelu(x) = silu(1.702 x) / 1.702`), so that the forward pass is the same for all models.
+    Layer scales are folded into the projections before them, and QuickGELU's factor into the maps around it
+    (`quick_gelu(x) = silu(1.702 x) / 1.702`), so that all models have the same forward pass.
     """
 
     tokens: Tensor  # (V, D)
@@ -87,12 +87,12 @@ class TextTower:
         return self.positions.shape[1]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> TextTower:
-        """The same tower elsewhere or in another precision."""
+        """Move the tower to another device or precision."""
         moved: TextTower = map_tensors(self, lambda tensor: tensor.to(device, dtype))
         return moved
 
     def pruned(self, token_ids: Iterable[int]) -> TextTower:
-        """The same tower with the embeddings of `token_ids` only, which become tokens 0, 1, ... in that order."""
+        """Keep the embeddings of `token_ids` only, which become tokens 0, 1, ... in that order."""
         return replace(self, tokens=self.tokens[torch.tensor(list(token_ids), dtype=torch.long)].clone())
 
     @classmethod
@@ -120,25 +120,25 @@ class TextTower:
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The nonlinearity of an MLP."""
+    """Apply the nonlinearity of an MLP."""
     if activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(P, N, D) to (P, H, N, d)."""
+    """Reshape (P, N, D) to (P, H, N, d)."""
     split: Tensor = x.unflatten(-1, (heads, -1))
     return split.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(P, H, N, d) to (P, N, D)."""
+    """Reshape (P, H, N, d) to (P, N, D)."""
     return x.transpose(1, 2).flatten(-2)
 
 
 def read_activation(transformer: Any) -> Activation:
-    """The nonlinearity of an open_clip transformer, once its factors are folded into the weights."""
+    """Read the nonlinearity of an open_clip transformer whose factors are folded into the weights."""
     gelu = transformer.resblocks[0].mlp.gelu
     if type(gelu).__name__ == "QuickGELU":
         return "silu"
@@ -146,13 +146,13 @@ def read_activation(transformer: Any) -> Activation:
 
 
 def read_blocks(transformer: Any) -> tuple[Block, ...]:
-    """The blocks of an open_clip transformer, factors folded."""
+    """Read the blocks of an open_clip transformer, with folded factors."""
     factor = QUICK_GELU if read_activation(transformer) == "silu" else 1.0
     return tuple(_block(block, factor) for block in transformer.resblocks)
 
 
 def read_affine(module: nn.Module) -> Affine:
-    """A linear layer's or a layer norm's weight and bias."""
+    """Read weight and bias of a linear layer or a layer norm."""
     weight, bias = module.weight, module.bias
     return Affine(weight.detach(), None if bias is None else bias.detach())  # type: ignore[operator]
 
@@ -190,19 +190,19 @@ def in_chunks(function: Callable[..., Tensor], size: int, *stacks: Tensor) -> Te
 
 
 def tensors_of(node: Any) -> list[Tensor]:
-    """All tensors in a tower, or in a tuple of towers."""
+    """List all tensors in a tower, or in a tuple of towers."""
     found: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def collect(tensor: Tensor) -> Tensor:
         found.append(tensor)
         return tensor
 
-    map_tensors(node, note)
+    map_tensors(node, collect)
     return found
 
 
 def map_tensors(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A dataclass of tensors with `function` applied to each of them; all else as it was."""
+    """Apply `function` to each tensor in nested dataclasses and tuples."""
     if isinstance(node, Tensor):
         return function(node)
     if isinstance(node, tuple):

@@ -1,4 +1,4 @@
-"""Checkpoint files, read without ever running code from them."""
+"""Reads checkpoint files without running code from them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     openai: bool
-    """True: in OpenAI's own format, hence trained with QuickGELU"""
+    """whether the checkpoint has OpenAI's format and was thus trained with QuickGELU"""
 
 
 def read(path: Path) -> Weights:
-    """Read a state dict, an open_clip training checkpoint, a safetensors file or one of OpenAI's archives.
+    """Read a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
 
     Raises:
-        BackboneError: the file is missing, torn, holds anything but tensors, or is a TorchScript archive
+        BackboneError: the file is missing or damaged, contains anything but tensors, or is a TorchScript archive
             (which is a program) that OpenAI did not publish.
     """
     from torch import Tensor
@@ -51,7 +51,7 @@ def read(path: Path) -> Weights:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, told from its list of contents alone."""
+    """Return whether a file is a TorchScript archive, by its list of contents."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -61,7 +61,7 @@ def is_archive(path: Path) -> bool:
 
 
 def published_digests() -> frozenset[str]:
-    """SHA-256 of the archives that OpenAI published, taken from the addresses where it did."""
+    """Return the SHA-256 digests of the archives that OpenAI published, which are part of their URLs."""
     from open_clip import pretrained
 
     urls = (pretrained.get_pretrained_url(*entry) for entry in pretrained.list_pretrained())
@@ -69,15 +69,14 @@ def published_digests() -> frozenset[str]:
 
 
 def fill(model: nn.Module, weights: Weights, what: str) -> None:
-    """Copy the weights into an open_clip model, which must have exactly these tensors.
+    """Copy the weights into an open_clip `CLIP` or `CustomTextCLIP`, which must have exactly these tensors.
 
     Args:
-        model: a `CLIP` or `CustomTextCLIP`
         weights: as read; names of older formats are translated
-        what: model and file, for the error
+        what: model and file, for messages
 
     Raises:
-        BackboneError: tensors are missing, unknown, of another shape or not finite; the first of each are listed.
+        BackboneError: tensors are missing, unknown, of another shape or not finite.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
@@ -85,27 +84,29 @@ def fill(model: nn.Module, weights: Weights, what: str) -> None:
     tensors = dict(convert_state_dict(model, dict(weights.tensors)))
     if hasattr(model, "text"):
         tensors = convert_to_custom_text_state_dict(tensors)
-    wanted = model.state_dict()
-    for name in dict(model.named_buffers()).keys() - wanted.keys():
+    expected = model.state_dict()
+    for name in dict(model.named_buffers()).keys() - expected.keys():
         tensors.pop(name, None)  # a constant, such as the causal mask, which a scripted model saves too
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:  # () and (1,) are both in use
-        tensors["logit_scale"] = tensors["logit_scale"].reshape(wanted["logit_scale"].shape)
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(expected["logit_scale"].shape)
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     misfits = {
-        "missing": [name for name in wanted if name not in tensors],
-        "unknown": [name for name in tensors if name not in wanted],
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
         "of another shape": shapes,
     }
-    hollow = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    not_finite = [
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if any(misfits.values()):
-        told = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
-        raise BackboneError(f"{what}: the checkpoint belongs to another model: {told}; check backbone.name")
-    if hollow:
-        raise BackboneError(f"{what}: not finite: {first_of(hollow, 3)}; the file is damaged, fetch it again")
+        difference = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
+        raise BackboneError(f"{what}: the checkpoint belongs to another model: {difference}; check backbone.name")
+    if not_finite:
+        raise BackboneError(f"{what}: not finite: {first_of(not_finite, 3)}; the file is damaged, fetch it again")
     model.load_state_dict(tensors)
 
 
@@ -138,6 +139,6 @@ def _open_archive(path: Path) -> Mapping[str, Tensor]:
 
 def _unreadable(path: Path) -> BackboneError:
     return BackboneError(
-        f"{path}: not a checkpoint of plain tensors: torn, another format, or it holds Python objects, which are "
+        f"{path}: not a checkpoint of plain tensors: torn, another format, or it contains Python objects, which are "
         "never loaded; save the model's state_dict() with torch.save or safetensors"
     )

@@ -112,7 +112,7 @@ def test_the_text_tower_listens_to_its_context(backbone, sample):
 
 @pytest.mark.parametrize("weights", ["random", "openai", "file.pt"])
 def test_it_brings_its_own_weights(weights):
-    with pytest.raises(BackboneError, match=r"backbone.weights: icon-clip brings its own; give null"):
+    with pytest.raises(BackboneError, match=r"backbone.weights: icon-clip includes weights; give null"):
         load(BackboneSettings(name="icon-clip", weights=weights))
 
 

@@ -82,7 +82,7 @@ def test_a_list_with_code_in_it_is_not_run(office: Path, tmp_path: Path) -> None
     [
         ((["a/amazon/bike/frame_0000.jpg"], ["mug"]), "image and label do not match"),
         ((["a/dslr/bike/frame_0000.jpg"], ["bike"]), "image and label do not match"),
-        ((["a/amazon/tiger/frame_0000.jpg"], ["tiger"]), "'tiger' is not a class of office_caltech10; it is the list"),
+        ((["a/amazon/tiger/frame_0000.jpg"], ["tiger"]), "'tiger' is not a class of office_caltech10; it is a list"),
         ((["a/amazon/bike/frame_0000.jpg"], []), "1 paths but 0 class names"),
         ({"a": 1}, "not a pair of paths and class names"),
         ((["a/amazon/bike/frame_9999.jpg"], ["bike"]), "1 images are not in data.root: amazon/bike/frame_9999.jpg"),

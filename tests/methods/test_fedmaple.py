@@ -67,7 +67,7 @@ def test_more_tokens_than_the_words_have_are_refused(bind):
 
 def test_the_image_tower_must_have_been_asked_for(bind):
     frozen = bind(methods.create("promptfl", {}))
-    with pytest.raises(TypeError, match="the image tower is there for methods"):
+    with pytest.raises(TypeError, match="only methods with `required_towers` text and image"):
         init(create(ctx_init=None), frozen)
 
 
