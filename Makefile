@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+# The tests of a file run on one worker, so that its fixtures are made once.
 PYTEST_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 # Names that vulture reports as unused but that are called by others: by MLflow, Jinja, torch, pickle, typer and Python; by
 # Ray Tune; and fields, methods and stages that are looked up by their names in strings.

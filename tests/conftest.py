@@ -27,13 +27,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 
 
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` the quick tests of a file share a worker, and so their fixtures; slow ones are spread."""
-    for item in items:
-        if not item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HOME"], ignore_errors=True)
 

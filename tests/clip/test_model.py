@@ -406,7 +406,6 @@ def vit_b_16():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("vit-b-16")
 @pytest.mark.parametrize("form", ["state_dict", "training", "safetensors", "openai_dict", "archive"])
 def test_vit_b_16_in_every_format(form, vit_b_16, tmp_path, monkeypatch):
     source = vit_b_16

@@ -58,7 +58,6 @@ def office(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("smokes")
 @pytest.mark.usefixtures("ray_cluster")
 def test_table_4_on_the_folders_of_its_data_set(fedpgp, office):
     small = [
@@ -99,7 +98,6 @@ HELD_OUT = {"table2": ["folds.held_out=[noto,lucide]"], "table4": ["folds.held_o
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("smokes")
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("table", TABLES)
 def test_the_smoke_of_every_table_ends_with_all_its_cells(fedpgp, table, short):

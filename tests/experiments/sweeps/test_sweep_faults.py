@@ -21,7 +21,7 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking import sync
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep faults")]
+pytestmark = pytest.mark.slow
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},

@@ -18,7 +18,7 @@ from fedpgp.experiments.tracker import NoTracking
 from fedpgp.federation.backends import driver
 from fedpgp.storage.run_folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
+pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
