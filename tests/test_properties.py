@@ -95,7 +95,7 @@ def test_cut_at_any_byte_a_checkpoint_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(RunError, match="torn checkpoint"):
+        with pytest.raises(RunError, match="truncated checkpoint"):
             checkpoint.load(tmp_path, reference, "d")
         path.write_bytes(whole[:length] + bytes([whole[length] ^ 1]) + whole[length + 1 :])
         with pytest.raises(RunError, match="damaged checkpoint"):

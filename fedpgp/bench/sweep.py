@@ -168,7 +168,7 @@ def bare_run(wanted: Experiment) -> tuple[float, float]:
     going = experiments.advance(plan, None, RunCallback(), threading.Event(), backend)
     next(going)
     first = time.perf_counter() - start
-    experiments.to_the_end(going)
+    experiments.run_to_end(going)
     return time.perf_counter() - start, first
 
 

@@ -203,7 +203,7 @@ def features(
         paths = [] if dry_run else launch.extract(settings, display)
     if dry_run:
         resources = settings.resources
-        out.print(forecasts(forecast, 1 if resources.backend == "serial" else resources.actors, resources.threads))
+        out.print(forecasts(forecast, resources.workers, resources.threads))
     for path in paths:
         typer.echo(f"features: {path}")
 

@@ -112,12 +112,13 @@ def demo(overrides: OverridesArgument = None) -> None:
 def preview(settings: Sweep, notes: list[str] | None = None) -> None:
     """Print what a sweep would run, and start nothing."""
     from fedpgp.analysis.report.sweep_tables import dry_run
-    from fedpgp.experiments.sweeps import estimation, sampling
+    from fedpgp.experiments import estimation
+    from fedpgp.experiments.sweeps import sampling
 
     for note in notes or ():
         typer.echo(note, err=True)
     drawn = sampling.draw(settings)
-    out.print(dry_run(settings, drawn, estimation.estimate(settings, drawn)), highlight=False)
+    out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)
 
 
 def refuse_failed(done: fedpgp.Sweep) -> None:

@@ -207,6 +207,11 @@ class ResourceSettings(Settings):
         return self
 
     @property
+    def workers(self) -> int:
+        """Number of processes that train clients."""
+        return 1 if self.backend == "serial" else self.actors
+
+    @property
     def threads(self) -> int:
         """Torch threads per actor."""
         return self.threads_per_actor or max(1, int(self.cpus_per_actor))

@@ -1,58 +1,230 @@
-"""What a plan will take, told before it is run: images to encode, bytes, time, and the memory of an actor."""
+"""Estimate what a plan or a sweep will take: images to encode, memory, time, and bytes on disk and on the wire."""
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
+from fedpgp import methods
+from fedpgp.clip import icon_clip
 from fedpgp.clip.feature_cache import Chunk, FeatureCache, write_shard
-from fedpgp.experiments.planning import Plan
-from fedpgp.experiments.runner import extraction_job, make_job, wanted_features
+from fedpgp.clip.model import TINY
+from fedpgp.config import BackboneSettings, DataSettings, Experiment
+from fedpgp.core.errors import ConfigError, DataError, FedPGPError
+from fedpgp.data import manifest, protocol
+from fedpgp.data.manifest import Manifest
+from fedpgp.experiments.planning import Plan, describe_resources
+from fedpgp.experiments.runner import extraction_job, make_job, required_features
+from fedpgp.experiments.sweeps import sampling
+from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
+from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation import extraction
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
+from fedpgp.federation.metrics import METRICS
 from fedpgp.federation.server import Server
+from fedpgp.methods.size import parameter_counts
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Fold
+
+ASSUMED_CLASSES = 100
+ASSUMED_CLIENTS = 5
+TOKENS_PER_CLASS = 4
+FLOPS_PER_THREAD, FLOPS_PER_GPU = 3e10, 1e13
+PASSES = 3
+"""A step is a forward pass and a backward one that takes as long as two."""
+ROW_BYTES = 60
+KEPT_CHECKPOINTS = 3
 
 
-def forecast(plan: Plan) -> list[Forecast]:
-    """What the extraction of its features would take, from a few images encoded in this process; nothing is kept."""
-    backend = _backend(plan)
-    try:
+def of_extraction(plan: Plan) -> list[Forecast]:
+    """Estimate the extraction of each feature cache of a plan, by encoding a few images in this process."""
+    with _backend(plan) as backend:
         return [
             extraction.forecast(extraction_job(plan, cache), cache.path, rows, backend)
-            for cache, (_, rows) in wanted_features([plan]).items()
+            for cache, (_, rows) in required_features([plan]).items()
         ]
-    finally:
-        backend.close()
 
 
-def memory(plan: Plan) -> int | None:
-    """Bytes that an actor needs to train a block, as one step in this process shows; None: there is nothing to train.
+def of_memory(plan: Plan) -> int | None:
+    """Estimate the bytes that an actor needs to train a block, by one step in this process; None: nothing is trained.
 
-    It takes no features: the first image of the first client is encoded, and stands for all its images.
+    No features are needed: the first image of the first client is encoded and used for all its images.
     """
     if not plan.method.phases:
         return None
-    train, rows = next(iter(wanted_features([plan]))), plan.data.train_rows[0]
-    backend = _backend(plan)
+    train, rows = next(iter(required_features([plan]))), plan.data.train_rows[0]
+    with tempfile.TemporaryDirectory() as folder, _backend(plan) as backend:
+        backend.load(extraction_job(plan, train))
+        (chunk,) = backend.map("encode_chunk", [Chunk(rows[:1], Path(folder) / "one.arrow")])
+        one = FeatureCache.open(chunk.shard, train.key).gather(rows[:1])
+        repeated = Features(Path(folder) / "repeated.arrow", train.key)
+        write_shard(repeated.path, train.key, rows, np.broadcast_to(one, (len(rows), train.key.views, *one.shape[1:])))
+        job = make_job(plan, repeated, repeated)
+        backend.load(job)
+        server = Server(job, backend)
+        return server.memory(server.initial_state())
+
+
+@contextmanager
+def _backend(plan: Plan) -> Iterator[SerialBackend]:
+    resources = plan.experiment.resources
+    backend = SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            backend.load(extraction_job(plan, train))
-            (chunk,) = backend.map("encode_chunk", [Chunk(rows[:1], Path(folder) / "one.arrow")])
-            one = FeatureCache.open(chunk.shard, train.key).gather(rows[:1])
-            alike = Features(Path(folder) / "alike.arrow", train.key)
-            write_shard(alike.path, train.key, rows, np.broadcast_to(one, (len(rows), train.key.views, *one.shape[1:])))
-            job = make_job(plan, alike, alike)
-            backend.load(job)
-            server = Server(job, backend)
-            return server.memory(server.initial_state())
+        yield backend
     finally:
         backend.close()
 
 
-def _backend(plan: Plan) -> SerialBackend:
-    resources = plan.experiment.resources
-    return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
+@dataclass(frozen=True)
+class Estimate:
+    """Rough time and bytes of a sweep, to tell minutes from days."""
+
+    folds: tuple[tuple[Fold, ...], ...]
+    """of each trial"""
+    resources: tuple[str, ...]
+    """reserved by a trial, one line for each kind of trial"""
+    seconds: float
+    """of the whole sweep, without the extraction of features"""
+    basis: str
+    """source of the time"""
+    disk_bytes: int
+    """rows and checkpoints of all runs"""
+    wire_bytes: int
+    """parameters sent up and down on the simulated wire"""
+    skipped: tuple[str, ...]
+    """checks that need missing data or weights"""
+
+
+def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
+    """Estimate a sweep from its settings, without weights, and without data that are missing.
+
+    Raises:
+        UserError: existing data do not fit a trial.
+    """
+    manifests, skipped = _manifests(drawn.trials)
+    measured = _measured(drawn.trials)
+    folds, seconds, disk, wire, computed = [], 0.0, 0, 0, 0
+    for trial in drawn.trials:
+        found = manifests[trial.experiment.data]
+        own = sampling.folds(sweep, trial, None if found is None else found.domains)
+        folds.append(own)
+        for fold in own:
+            size = _size(trial.fold(fold), found)
+            known = measured.get(_kind(trial.experiment))
+            computed += known is None
+            seconds += size.rounds * (size.seconds_per_round if known is None else known)
+            disk += size.disk_bytes
+            wire += size.wire_bytes
+    of_runs = f"computed, not measured, for {computed} of {sum(map(len, folds))} runs"
+    skipped += [
+        f"backbone {name} is not loaded: whether its weights exist, and whether each method fits its text tower"
+        for name in dict.fromkeys(trial.experiment.backbone.name for trial in drawn.trials)
+    ]
+    return Estimate(
+        folds=tuple(folds),
+        resources=tuple(dict.fromkeys(describe_resources(trial.experiment.resources) for trial in drawn.trials)),
+        seconds=seconds / min(sweep.tune.max_concurrent, len(drawn.trials)),
+        basis=of_runs if computed else "from rounds of earlier runs here",
+        disk_bytes=disk,
+        wire_bytes=wire,
+        skipped=tuple(skipped),
+    )
+
+
+@dataclass(frozen=True)
+class _Size:
+    rounds: int
+    seconds_per_round: float
+    disk_bytes: int
+    wire_bytes: int
+
+
+def _manifests(trials: Sequence[Trial]) -> tuple[dict[DataSettings, Manifest | None], list[str]]:
+    """The data that exist, and the checks that missing data prevent."""
+    found: dict[DataSettings, Manifest | None] = {}
+    skipped = []
+    for data in dict.fromkeys(trial.experiment.data for trial in trials):
+        try:
+            found[data] = manifest.build(data)
+        except DataError as error:
+            found[data] = None
+            skipped.append(f"data {data.name}: domains, clients, classes and shots ({str(error).splitlines()[0]})")
+    return found, skipped
+
+
+def _size(experiment: Experiment, found: Manifest | None) -> _Size:
+    """Estimate one run."""
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    federation, resources = experiment.federation, experiment.resources
+    clients, classes, images, domains = _shape(experiment, found)
+    rounds = federation.rounds if method.phases else 0
+    try:
+        shared, personal = parameter_counts(method)
+    except ConfigError:  # it does not fit the reference tower; whether it fits its own is known once that is loaded
+        shared, personal = 0, 0
+    participants = max(1, round(clients * federation.participation))
+    steps = participants * federation.local_epochs * -(-images // federation.batch_size)
+    layers, width = _text_tower(experiment.backbone)
+    flops = PASSES * 2 * 12 * layers * width**2 * (classes * TOKENS_PER_CLASS + 20) * (2 if personal else 1)
+    workers = min(resources.workers, -(-participants // federation.block_size))
+    rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
+    rows = 2 * (rounds / federation.eval_every + 1) * clients * len(METRICS) / 3 * (1 + domains * (domains > 1))
+    return _Size(
+        rounds=max(1, rounds),
+        seconds_per_round=steps * flops / rate,
+        disk_bytes=int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal)),
+        wire_bytes=2 * 4 * shared * participants * rounds,
+    )
+
+
+def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int]:
+    """Clients, training classes, training images of a client, domains; assumed if the data are missing."""
+    if found is not None and experiment.protocol.held_out != protocol.EVERY_DOMAIN:
+        data = protocol.build(found, experiment.partition, experiment.protocol, experiment.seed)
+        images = sum(map(len, data.train_rows)) // len(data.train_rows)
+        return len(data.train_rows), len(data.class_sets[data.train_set]), images, len(data.domains)
+    partition = experiment.partition
+    clients = partition.clients or ASSUMED_CLIENTS * partition.clients_per_domain
+    classes = ASSUMED_CLASSES // (2 if experiment.protocol.name == "base_to_novel" else 1)
+    own = -(-classes // clients) if partition.scheme in ("pathological", "authors_2023") else classes
+    return clients, classes, own * (experiment.protocol.shots or 100), 1
+
+
+def _text_tower(backbone: BackboneSettings) -> tuple[int, int]:
+    """Layers and width; those of ViT-B or ViT-L if the backbone would have to be loaded."""
+    if backbone.name == "tiny":
+        text = TINY["text_cfg"]
+    elif backbone.name == icon_clip.NAME:
+        text = json.loads(icon_clip.CONFIG.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    else:
+        text = {"layers": 12, "width": 768 if "-L" in backbone.name else 512}
+    return int(text["layers"]), int(text["width"])
+
+
+def _kind(experiment: Experiment) -> tuple[str, str, str]:
+    return experiment.method.name, experiment.data.name, experiment.backbone.name
+
+
+def _measured(trials: Sequence[Trial]) -> dict[tuple[str, str, str], float]:
+    """Mean seconds per round of the finished runs in the trials' storage roots, by method, data and backbone."""
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    for root in dict.fromkeys(trial.experiment.storage.root for trial in trials):
+        try:
+            stores = RunFolder.find(root)
+        except FedPGPError:
+            continue
+        for store in stores:
+            if summary := store.summary:
+                identity = store.identity
+                kind = (identity["method"], identity["data"], str(identity["backbone"]))
+                seconds.setdefault(kind, []).append(sum(summary.get("seconds", {}).values()))
+    return {kind: fmean(values) for kind, values in seconds.items()}

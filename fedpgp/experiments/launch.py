@@ -1,4 +1,4 @@
-"""Start, follow and stop work, in this process or in a driver actor on Ray."""
+"""Start, follow and stop runs, in this process or in a driver actor on Ray."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from fedpgp.federation.extraction import Forecast
 
 
 def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
-    """Run an experiment where its settings say, wait for it, and return its folder. See `runner.run`."""
+    """Run an experiment on the backend of its settings, and return its folder. See `runner.run`."""
     result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback)
     return result
 
 
 def extract(experiment: Experiment, callback: RunCallback) -> list[Path]:
-    """Extract the features that an experiment needs, and nothing more; their files."""
+    """Extract the features of an experiment without running it; return the cache files."""
     result: list[Path] = _do(_extract, experiment, callback=callback)
     return result
 
 
 def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
-    """What `extract` would take, in bytes and time; a few images are encoded here to know it, and nothing is kept."""
+    """Estimate bytes and time of `extract`, by encoding a few images in this process."""
     with forward_warnings(callback):
         callback.on_prepare()
-        return estimation.forecast(plan(config.absolute(experiment)))
+        return estimation.of_extraction(plan(config.absolute(experiment)))
 
 
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
-    """Start an experiment on a cluster that outlives this command, and leave it there; the name of its driver.
+    """Start an experiment on a cluster that outlives this command; return the name of its driver.
 
     Raises:
         ResourceError: the cluster would end with this command.
@@ -61,7 +61,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
 
 
 def attach(name: str, resources: ResourceSettings, callback: RunCallback) -> Path:
-    """Follow a driver until its run ends, and leave it alone on Ctrl-C; the run's folder."""
+    """Follow a driver until its run ends, and return the run folder. Ctrl-C leaves the run alone."""
     from fedpgp.federation.backends import driver
 
     with driver.connected(resources):
@@ -70,7 +70,7 @@ def attach(name: str, resources: ResourceSettings, callback: RunCallback) -> Pat
 
 
 def stop(name: str, resources: ResourceSettings) -> None:
-    """Ask a driver to abandon its round and end; what was committed stays, `--resume` goes on."""
+    """Ask a driver to abandon its current round and end; `--resume` continues after the committed rounds."""
     from fedpgp.federation.backends import driver
 
     with driver.connected(resources):
@@ -78,7 +78,7 @@ def stop(name: str, resources: ResourceSettings) -> None:
 
 
 def drivers(resources: ResourceSettings) -> dict[str, Event | None]:
-    """The drivers on a cluster, and the last event of each."""
+    """Map the drivers on a cluster to their last events."""
     from fedpgp.federation.backends import driver
 
     with driver.connected(resources):
@@ -95,9 +95,10 @@ def run_tracked(
     stop: threading.Event,
     backend: Backend | None = None,
 ) -> Path:
-    """`runner.run` in this process, followed by a tracker; warnings of the package go to the callback.
+    """Call `runner.run` with a tracker, and forward warnings of the package to the callback.
 
-    A driver whose process died is started again with `restarted`, and then continues from its checkpoint.
+    Args:
+        restarted: true if Ray restarts a driver whose process died; it continues from the last checkpoint.
     """
     with forward_warnings(callback):
         try:
@@ -115,14 +116,14 @@ def _extract(
 
 
 def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:
-    """Run a function that takes `callback` and `stop` where the settings say."""
+    """Call a function that takes `callback` and `stop` on the backend of the settings."""
     with forward_warnings(callback):
-        settle(experiment)  # before Ray starts; and what is loaded here is sent to the other processes
+        settle(experiment)  # before Ray starts; code that is loaded here is sent to the other processes
     if experiment.resources.backend == "serial":
         try:
             return function(config.absolute(experiment), *args, callback=callback, stop=threading.Event())
         except KeyboardInterrupt:
-            raise Interrupted("stopped; nothing is lost, go on with --resume") from None
+            raise Interrupted("stopped; continue with --resume") from None
     from fedpgp.federation.backends import driver
 
     with driver.connected(experiment.resources):
@@ -130,18 +131,18 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callba
 
 
 def placed(experiment: Experiment) -> Experiment:
-    """The experiment with absolute paths.
+    """Make the paths of an experiment absolute.
 
     Raises:
-        ResourceError: storage.root is relative, and the folder that it starts from is not the same everywhere.
+        ResourceError: storage.root is relative, but the processes do not share a working directory.
     """
     from fedpgp.federation.backends import driver
 
     root = experiment.storage.root
     if not root.expanduser().is_absolute() and not driver.one_folder(experiment.resources):
         raise ResourceError(
-            f"storage.root: {root} is relative, but a cluster of several nodes and a submitted job have no folder in "
-            "common that lasts; give an absolute folder that every node sees, or a URI such as s3://BUCKET/FOLDER"
+            f"storage.root: {root} is relative, but the nodes of a cluster and submitted jobs do not share a working "
+            "directory; give an absolute folder that every node can access, or a URI such as s3://BUCKET/FOLDER"
         )
     return config.absolute(experiment)
 
@@ -152,7 +153,7 @@ def _driver_name(experiment: Experiment) -> str:
 
 @contextmanager
 def forward_warnings(callback: RunCallback) -> Iterator[None]:
-    """Pass warnings of the package to a callback, so that they reach the user from any process."""
+    """Forward warnings of the package to a callback, so that they reach the user from any process."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""What is known before the first image is read: settings complete and checked, data divided, model loaded."""
+"""Plan an experiment: complete and check settings, partition the data, and load the model, without reading images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
-from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, StorageSettings
+from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
 from fedpgp.core.errors import BackboneError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
+from fedpgp.core.text import first_of
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol, sources
 from fedpgp.data.manifest import Manifest
@@ -28,7 +29,7 @@ from fedpgp.storage.object_store import ObjectStore
 log = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"
-"""In place of a fingerprint, where nothing is frozen."""
+"""Stands for the fingerprint of a method without frozen weights."""
 
 
 DRY_CLASSES = 3
@@ -37,14 +38,14 @@ DRY_CLASSES = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before the first image is read: settings complete and checked, data divided, model loaded."""
+    """A checked experiment with its data and model."""
 
     experiment: Experiment
     method: Method
     manifest: Manifest
     data: FederatedData
     backbone: Backbone | None
-    """None: the method brings a network of its own"""
+    """None: the method brings its own network"""
     image: ImageSpec
     text: FrozenText
     digest: str
@@ -57,15 +58,15 @@ class Plan:
         return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
 
     def without_text(self) -> Plan:
-        """Enough to extract features, for when many plans are kept."""
+        """Drop the text side, which takes memory and is not needed to extract features."""
         return replace(self, text=names_only(self.data.class_names, self.experiment.data.prompt))
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
-    """The experiment with every setting of its method filled in, and the method.
+    """Fill in every setting of the experiment's method; return the experiment and the method.
 
     Raises:
-        ConfigError: unknown method or data, or settings that these cannot use.
+        ConfigError: unknown method or data, or invalid settings.
     """
     method = methods.create(experiment.method.name, experiment.method.settings)
     complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
@@ -74,7 +75,7 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
 
 
 class Library:
-    """What several plans of one process have in common: data by their settings, and the last backbone and its text."""
+    """Cache for several plans of one process: data by their settings, the last backbone, and the last text side."""
 
     def __init__(self) -> None:
         self._manifests: dict[DataSettings, Manifest] = {}
@@ -82,7 +83,7 @@ class Library:
         self._text: tuple[Any, FrozenText] | None = None
 
     def manifest(self, settings: DataSettings) -> Manifest:
-        """The data, read once."""
+        """Build the manifest once for equal settings."""
         if settings not in self._manifests:
             built = manifests.build(settings)
             built.check_not_empty()
@@ -90,24 +91,24 @@ class Library:
         return self._manifests[settings]
 
     def backbone(self, settings: BackboneSettings) -> Backbone:
-        """The model, loaded once for all plans in a row that use it."""
+        """Load the model once for consecutive plans that use it."""
         if self._backbone is None or self._backbone[0] != settings:
-            self._backbone = None  # never two at a time in memory
+            self._backbone = None  # at most one in memory
             self._backbone = (settings, model.load(settings))
         return self._backbone[1]
 
     def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
-        """The frozen side, made once for all plans in a row that want the same of it."""
+        """Freeze the text once for consecutive plans with the same key."""
         if self._text is None or self._text[0] != key:
             self._text = (key, make())
         return self._text[1]
 
 
 def plan(experiment: Experiment, library: Library | None = None) -> Plan:
-    """Check everything that can be checked without reading an image.
+    """Plan an experiment, and check all that can be checked without reading images.
 
     Raises:
-        UserError: settings, data or backbone cannot be used.
+        UserError: invalid settings, data or backbone.
     """
     library = library or Library()
     experiment, method = settle(sources.complete(experiment))
@@ -131,10 +132,8 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
         plugin_check.dry_run(experiment.method.name, method, few, image)
     for name, classes in data.class_sets.items():
-        if (
-            name == data.train_set or method.supports_unseen_classes
-        ):  # it refuses a frozen side that its settings do not fit
-            method.init(text.on(classes), torch_generator(experiment.seed, "init"))
+        if name == data.train_set or method.supports_unseen_classes:
+            method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
     _check_storage(experiment.storage)
     weights = backbone.fingerprint if backbone else NO_WEIGHTS
     found = plugins_of(experiment)
@@ -149,7 +148,7 @@ def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
 
 
 def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
-    """The frozen side as the method needs it."""
+    """Freeze what the method needs of the backbone."""
     try:
         if method.image_inputs == "patches":
             check_patches(backbone.model.visual)  # type: ignore[arg-type]
@@ -165,23 +164,26 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
         raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
     if duplicate_names := text.duplicate_names():
         log.warning(
-            "%d of %d classes have the same tokens as another for backbone %s (%s), so no prompt that they share tells "
-            "them apart; rename them, or take a backbone that knows their words",
+            "%d of %d classes have the same tokens as another for backbone %s (%s), so a shared prompt cannot tell "
+            "them apart; rename them, or use a backbone whose tokenizer knows the words",
             len(duplicate_names),
             len(text.class_names),
             backbone.name,
-            ", ".join(duplicate_names[:5]) + (", ..." if len(duplicate_names) > 5 else ""),
+            first_of(duplicate_names, 5),
         )
     return text
 
 
 def _check_storage(storage: StorageSettings) -> None:
     if (found := in_the_way(storage.root)) is not None:
-        raise RunError(f"storage.root: {found} is not a folder that can be written to; give storage.root=FOLDER")
+        raise RunError(f"storage.root: {found} is not a writable folder; set storage.root=FOLDER")
     if "?" in str(storage.root.absolute()):
-        raise RunError(
-            f"storage.root: {storage.root.absolute()}: what follows ? would not be taken as part of the folder of "
-            "MLflow's store; give a folder without it"
-        )
+        raise RunError(f"storage.root: {storage.root.absolute()}: MLflow supports no ? in a path; use another folder")
     if storage.uri:
         ObjectStore.at(storage.uri).make()
+
+
+def describe_resources(resources: ResourceSettings) -> str:
+    """`2 actors x (1 CPU, 0 GPU)`; `1 process (1 CPU, 0 GPU)` if serial."""
+    each = f"({resources.cpus_per_actor:g} CPU, {resources.gpus_per_actor:g} GPU)"
+    return f"1 process {each}" if resources.backend == "serial" else f"{resources.actors} actors x {each}"

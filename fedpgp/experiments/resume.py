@@ -1,8 +1,8 @@
-"""`--resume` with edited settings: refused, with the run that was begun and what differs, instead of a new run."""
+"""Refuse `--resume` if the settings were edited since the run of this name was started."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,34 +18,30 @@ from fedpgp.storage.run_index import RunIndex
 
 
 def refuse_edited(plan: Plan) -> None:
-    """Where there is no run of exactly these settings, none of others may be waiting to be gone on with.
+    """Check for unfinished runs with other settings. Call it if no run has exactly the settings of the plan.
 
     Raises:
-        ConfigError: on this machine an unfinished run of this name, seed and held-out domain has other settings.
+        ConfigError: an unfinished run on this machine has the same name, seed and held-out domain, but other settings.
     """
     experiment = plan.experiment
     now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)
     for store, then in sorted(_unfinished(experiment), key=lambda found: -found[0].identity["created_ms"]):
         if all(then[key] == now[key] for key in ("seed", "protocol.held_out")):
-            raise ConfigError(_told(store, differing([then, now]), then, now))
+            edited = [f"  {key}: was {then.get(key)}, is {now.get(key)}" for key in differing([then, now])]
+            raise ConfigError(
+                f"--resume: no run has exactly these settings; {store.path} ({store.state}) has others:\n"
+                + "\n".join(edited)
+                + "\nrestore its settings to continue it, or start a new run without --resume"
+            )
 
 
 def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str, Any]]]:
-    """Runs of the name that nobody is working on, with their settings; without those that this version cannot read."""
+    """Runs of this name without a writer, with their settings; skips those that this version cannot read."""
     for path in RunIndex(experiment.storage.root).named(experiment.name):
         with suppress(FedPGPError, yaml.YAMLError):
             store = RunFolder.open(path)
             if store.state in ("interrupted", "stopped", "failed"):
                 settings = sources.complete(config.parse(yaml.safe_load(store.config_yaml)))
                 manifest, weights = (store.identity.get(key) for key in ("manifest_digest", "weights_fingerprint"))
-                yield (
-                    store,
-                    config.dotted(settings, manifest=manifest, weights=weights, plugins=store.identity.get("plugins")),
-                )
-
-
-def _told(store: RunFolder, keys: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What was edited, a line each."""
-    begun = f"--resume: no run has exactly these settings; {store.path} ({store.state}) was begun with others:"
-    edited = [f"  {key}: {then.get(key)} then, {now.get(key)} now" for key in keys]
-    return "\n".join([begun, *edited, "go on with those, or leave --resume out to start a new run with these"])
+                plugins = store.identity.get("plugins")
+                yield store, config.dotted(settings, manifest=manifest, weights=weights, plugins=plugins)

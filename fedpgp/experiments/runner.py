@@ -1,4 +1,4 @@
-"""One experiment from settings to rows on disk: the only place that wires the stages together."""
+"""Run one experiment, from settings to rows on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedpgp.core.files import is_full
 from fedpgp.core.redaction import redacted
 from fedpgp.core.text import memory_size
 from fedpgp.data.summary import partition_table
-from fedpgp.experiments.planning import Plan, plan
+from fedpgp.experiments.planning import Plan, describe_resources, plan
 from fedpgp.experiments.resume import refuse_edited
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
@@ -41,42 +41,41 @@ from fedpgp.storage.run_folder import RunFolder
 
 
 def extract(plan: Plan, backend: Backend, callback: RunCallback) -> tuple[Features, Features]:
-    """Frozen features of all images that the plan uses: those for training and those for testing.
+    """Extract the missing frozen features of a plan; return those for training and those for testing.
 
-    With one view both are the same cache. What is there already is not extracted again.
+    With one view both are the same cache.
     """
     extract_all([plan], backend, callback)
     return _cache(plan, plan.experiment.data.views), _cache(plan, views=1)
 
 
 def extract_all(plans: Iterable[Plan], backend: Backend, callback: RunCallback) -> list[Path]:
-    """Frozen features for several plans, each image once; the files."""
-    wanted = wanted_features(plans)
-    for cache, (one, rows) in wanted.items():
+    """Extract the missing frozen features of several plans, each image once; return the cache files."""
+    required = required_features(plans)
+    for cache, (one, rows) in required.items():
         _fill(one, cache, rows, backend, callback)
-    return sorted(cache.path for cache in wanted)
+    return sorted(cache.path for cache in required)
 
 
 def all_extracted(plans: Iterable[Plan]) -> bool:
-    """Whether there is nothing left for `extract_all`."""
+    """Whether `extract_all` has nothing to do."""
     return not any(
-        feature_cache.missing(cache.path, cache.key, rows).size for cache, (_, rows) in wanted_features(plans).items()
+        feature_cache.missing(cache.path, cache.key, rows).size for cache, (_, rows) in required_features(plans).items()
     )
 
 
-def wanted_features(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
-    """The caches, each with the rows that it must hold and a plan that knows how they are made."""
-    wanted: dict[Features, tuple[Plan, np.ndarray]] = {}
+def required_features(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
+    """Map each cache that the plans need to a plan that can fill it and the manifest rows it must hold."""
+    required: dict[Features, tuple[Plan, np.ndarray]] = {}
     for one in plans:
-        views = one.experiment.data.views
-        for cache, rows in (
-            [(_cache(one, 1), one.data.rows)]
-            if views == 1
-            else [(_cache(one, views), one.data.training_rows), (_cache(one, 1), one.data.evaluation_rows)]
-        ):
-            first, known = wanted.get(cache, (one, rows))
-            wanted[cache] = (first, np.union1d(known, rows))
-    return wanted
+        if (views := one.experiment.data.views) == 1:
+            caches = [(_cache(one, 1), one.data.rows)]
+        else:
+            caches = [(_cache(one, views), one.data.training_rows), (_cache(one, 1), one.data.evaluation_rows)]
+        for cache, rows in caches:
+            first, known = required.get(cache, (one, rows))
+            required[cache] = (first, np.union1d(known, rows))
+    return required
 
 
 def run(
@@ -88,48 +87,58 @@ def run(
     *,
     restarted: bool = False,
 ) -> Path:
-    """Run an experiment from this process, with client actors if its backend is ray (which must be connected).
+    """Run an experiment from this process, on client actors if its backend is ray (which must be connected).
 
     Args:
-        resume: go on with the newest run of the same digest, if there is one; a finished one is left as it is, and
-            settings that were edited since the run of this name was begun are refused.
-        callback: receives progress.
-        stop: set from outside to abandon the round that is going on; those before it are kept.
-        backend: workers to borrow; None: its own, as the settings say.
-        restarted: this process takes the place of one that died: go on with what it began.
+        resume: continue the newest run of the same digest, if any; a finished run is returned as it is. Refused if an
+            unfinished run of this name has other settings.
+        stop: set it to abandon the current round; earlier rounds are kept.
+        backend: workers to use; None: new ones, according to the settings.
+        restarted: this process replaces one that died, and continues the run of that one.
 
     Returns:
         The folder of the finished run.
 
     Raises:
-        UserError: something given cannot be used; nothing was begun.
+        UserError: invalid input; nothing was started.
         Interrupted: `stop` was set.
-        FedPGPError: the run failed; its rows are kept and `resume` goes on from them.
+        FedPGPError: the run failed; committed rounds are kept, and `resume` continues after them.
     """
     callback.on_prepare()
     ready = plan(experiment)
     name, storage = experiment.name, experiment.storage
-    wanted = resume or restarted
-    earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri) if wanted else None
+    earlier = None
+    if resume or restarted:
+        earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri)
     if resume and not restarted and earlier is None:
         refuse_edited(ready)
         callback.on_message("no earlier run of exactly these settings, data and weights: starting a new one")
-    return to_the_end(advance(ready, earlier, callback, stop, backend))
+    return run_to_end(advance(ready, earlier, callback, stop, backend))
+
+
+def run_to_end(rounds: Generator[RoundRow, None, Path]) -> Path:
+    """Run all rounds of `advance`; return what it returns."""
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            folder: Path = end.value
+            return folder
 
 
 def advance(
     plan: Plan, earlier: RunFolder | None, callback: RunCallback, stop: threading.Event, backend: Backend | None = None
 ) -> Generator[RoundRow, None, Path]:
-    """As `run`, a round at a time: each is yielded once it is committed. Closed before its end, the run is `stopped`.
+    """Run a plan, and yield each round once it is committed. If closed early, the run is `stopped`.
 
     Args:
-        earlier: the run to go on with; None: begin a new one.
+        earlier: the run to continue; None: start a new one.
 
     Returns:
         The folder of the finished run.
     """
+    rounds = plan.experiment.federation.rounds
     if earlier is not None and earlier.status["state"] == "finished":
-        rounds = plan.experiment.federation.rounds
         callback.on_begin(str(earlier.path), rounds, rounds)
         callback.on_end(str(earlier.path), "finished")
         return earlier.path
@@ -146,18 +155,8 @@ def advance(
     return store.path
 
 
-def to_the_end(rounds: Generator[RoundRow, None, Path]) -> Path:
-    """What `advance` returns, its rounds run without a look at them."""
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as end:
-            folder: Path = end.value
-            return folder
-
-
 def extract_only(experiment: Experiment, callback: RunCallback, stop: threading.Event) -> list[Path]:
-    """Extract the features that an experiment needs, and nothing more; their files."""
+    """Extract the features of an experiment without running it; return the cache files."""
     callback.on_prepare()
     ready = plan(experiment)
     backend = make_backend(experiment.resources, stop)
@@ -168,7 +167,7 @@ def extract_only(experiment: Experiment, callback: RunCallback, stop: threading.
 
 
 def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
-    """Workers as the settings say; Ray must be connected for its own."""
+    """Start workers according to the settings; for the ray backend, Ray must be connected."""
     if resources.backend == "serial":
         return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0, stop=stop)
     from fedpgp.federation.backends.actors import ActorPool
@@ -186,46 +185,42 @@ def _create(plan: Plan) -> RunFolder:
 
 @contextmanager
 def _ending(store: RunFolder, callback: RunCallback) -> Iterator[None]:
-    """Hold the run's lock, write how the run ended, then report the end."""
+    """Hold the run's lock, write how the run ended, and report it."""
     try:
-        with store.lock(), _final_status(store):
-            yield
+        with store.lock():
+            try:
+                yield
+            except GeneratorExit:
+                store.stop("stopped early")
+                raise
+            except (Interrupted, KeyboardInterrupt):
+                store.stop("stopped by the user")
+                raise Interrupted(f"stopped; run folder: {store.path}; continue with --resume") from None
+            except BaseException as error:
+                with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
+                    store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
+                if isinstance(error, OSError) and is_full(error):
+                    raise FedPGPError(
+                        f"{store.path}: disk full ({error.strerror}); free disk space, then rerun with --resume"
+                    ) from error
+                raise
     finally:
         callback.on_end(str(store.path), store.state)
 
 
-@contextmanager
-def _final_status(store: RunFolder) -> Iterator[None]:
-    """Write how the run ended, unless it finished."""
-    try:
-        yield
-    except GeneratorExit:
-        store.stop("not wanted any further")
-        raise
-    except (Interrupted, KeyboardInterrupt):
-        store.stop("asked to stop")
-        raise Interrupted(f"stopped; the run lies in {store.path}; go on with --resume") from None
-    except BaseException as error:
-        with suppress(OSError):  # the disk may be full; it counts as interrupted then
-            store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
-        if isinstance(error, OSError) and is_full(error):
-            raise FedPGPError(f"{store.path}: {error.strerror}; free some, and go on with --resume") from None
-        raise
-
-
 def reason(error: BaseException) -> str:
-    """What went wrong, as the status of a run has it."""
+    """Format an exception for the status of a run."""
     return redacted(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
 
 
 def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback) -> Iterator[RoundRow]:
-    """Run and commit what is left."""
+    """Run and commit the remaining rounds."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
     callback.on_plan(_described(plan, server, state))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
-        if result.confusion is not None:  # before the round: what is committed is complete
+        if result.confusion is not None:  # before the round, so that a committed round is complete
             store.save_confusion(result.confusion)
         store.commit(result.row, result.clients, reference)
         callback.on_round(str(store.path), result.row.round, server.rounds, result.row.metrics)
@@ -234,14 +229,11 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback)
 
 
 def _described(plan: Plan, server: Server, state: State) -> str:
-    """The plan in a line: who trains where, and the memory that it takes."""
-    resources, where = plan.experiment.resources, "this process"
-    if resources.backend == "ray":
-        each = f"{resources.cpus_per_actor:g} CPU, {resources.gpus_per_actor:g} GPU, {resources.threads} threads"
-        where = f"{resources.actors} actors x ({each})"
+    """Summarize the plan in one line: method, clients, workers, and memory of a worker."""
     size = server.memory(state)
     memory = "" if size is None else f", about {memory_size(size)} of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
+    where = describe_resources(plan.experiment.resources)
     return f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"
 
 
@@ -261,13 +253,13 @@ def _cache(plan: Plan, views: int) -> Features:
 
 
 def extraction_job(plan: Plan, cache: Features) -> ExtractionJob:
-    """What the workers need to fill a cache of the plan."""
+    """Build the job with which workers fill a cache of the plan."""
     visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
     return ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key)
 
 
 def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callback: RunCallback) -> None:
-    """Extract what is missing of `rows`, on the workers."""
+    """Extract the missing ones of `rows` on the workers."""
     begun: list[tuple[float, int]] = []
 
     def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
@@ -275,7 +267,7 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callb
         return backend.map("encode_chunk", chunks)
 
     def progress(done: int, total: int) -> None:
-        """Images per second are those since the start, without what an interrupted extraction had left."""
+        """Report the rate since the start, without images of an earlier, interrupted extraction."""
         begun.append((time.monotonic(), done))
         (start, first), (now, _) = begun[0], begun[-1]
         callback.on_extract(done, total, (done - first) / (now - start) if done > first else None)
@@ -284,7 +276,7 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callb
 
 
 def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
-    """What the workers need, given where the features lie."""
+    """Build the job with which workers run the plan on these features."""
     experiment = plan.experiment
     return FederationJob(
         method=plan.method,

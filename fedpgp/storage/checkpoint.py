@@ -1,4 +1,4 @@
-"""The state of a federation on disk: a base and what changed since, checksummed, enough to go on from bit for bit."""
+"""Checkpoints of a federation: a base and deltas with checksums, from which a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedpgp.core.tree import rows
 from fedpgp.federation.state import State
 
 LONGEST_CHAIN = 20
-"""Files that a state is read from at most; then a new base is written."""
+"""Most files that a state is read from; then a new base is written."""
 DELTA_SHARE = 1 / 3
-"""Largest share of the clients that a delta holds; above it a base costs no more."""
+"""Largest share of clients in a delta; a larger delta would cost as much as a base."""
 ROWS = "rows"
 
 
@@ -30,21 +30,21 @@ def save(
     changed: np.ndarray | None = None,
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `state` into `folder`, durably: whole, or as what changed since `previous`.
+    """Write a state durably, as a base or as a delta to `previous`.
 
     Args:
-        changed: clients whose personal parameters differ from the state that `previous` refers to; None: all.
-        previous: reference of the round before; None: there is none to build upon.
+        changed: clients whose personal parameters differ from those of `previous`; None: all.
+        previous: reference of the previous round; None: write a base.
 
     Returns:
-        The reference that `load` needs: round, config_digest, the keys in order, and the files from the base on with
-        their lengths and checksums. Plain JSON.
+        The reference for `load`, as plain JSON: round, config_digest, keys in order, and the files from the base on
+        with lengths and checksums.
     """
     clients = len(next(iter(state.personal.values()), ()))
     files: list[dict[str, Any]] = list(previous["files"]) if previous else []
-    few = changed is not None and clients > 0 and len(changed) <= DELTA_SHARE * clients
+    delta = changed is not None and 0 < len(files) < LONGEST_CHAIN and len(changed) <= DELTA_SHARE * clients
     tensors = {f"shared/{key}": value for key, value in state.shared.items()}
-    if few and changed is not None and 0 < len(files) < LONGEST_CHAIN:
+    if delta and clients:
         index = torch.from_numpy(np.asarray(changed, dtype=np.int64))
         tensors |= {ROWS: index, **{f"personal/{key}": value for key, value in rows(state.personal, index).items()}}
     else:
@@ -63,16 +63,16 @@ def save(
 
 
 def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> State:
-    """The state that `save` wrote, on the CPU.
+    """Load the state of a reference, on the CPU.
 
     Raises:
-        RunError: the checkpoint belongs to another configuration, or a file of it is missing, torn or damaged.
+        RunError: the checkpoint belongs to another configuration, or a file is missing, truncated or damaged.
     """
     if reference["config_digest"] != config_digest:
         newest = folder / reference["files"][-1]["file"]
-        raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not to {config_digest}")
+        raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not {config_digest}")
     first, *deltas = (_read(folder, item) for item in reference["files"])
-    personal = {key: first[f"personal/{key}"].clone() for key in reference["personal"]}  # to be written to
+    personal = {key: first[f"personal/{key}"].clone() for key in reference["personal"]}  # writable
     newest = deltas[-1] if deltas else first
     for delta in deltas:
         for key, value in personal.items():
@@ -81,12 +81,12 @@ def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> Stat
 
 
 def files_of(reference: Mapping[str, Any]) -> set[str]:
-    """The names of the files that a reference needs."""
+    """Names of the files of a reference."""
     return {item["file"] for item in reference["files"]}
 
 
 def superfluous(folder: Path, keep: Collection[str]) -> list[Path]:
-    """All checkpoints but the files named in `keep`."""
+    """List the checkpoint files whose names are not in `keep`."""
     return [path for path in folder.glob("*.safetensors") if path.name not in keep]
 
 
@@ -97,7 +97,7 @@ def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise RunError(f"{path}: checkpoint cannot be read ({error.strerror})") from None
     if len(content) != item["bytes"]:
-        raise RunError(f"{path}: torn checkpoint, {len(content)} bytes instead of {item['bytes']}")
+        raise RunError(f"{path}: truncated checkpoint, {len(content)} bytes instead of {item['bytes']}")
     if zlib.crc32(content) != item["crc32"]:
-        raise RunError(f"{path}: damaged checkpoint, its checksum differs from the one that was recorded")
+        raise RunError(f"{path}: damaged checkpoint, its checksum differs from the recorded one")
     return safetensors.torch.load(content)

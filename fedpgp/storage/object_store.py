@@ -1,4 +1,4 @@
-"""A place beyond this machine for whole objects, behind a `pyarrow.fs` URI: put, listed, fetched, taken away."""
+"""Whole objects in remote storage, behind a `pyarrow.fs` URI: write, list, fetch, delete."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from pyarrow import fs
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY
 
-SHOWN_WHEN_WHOLE = ("s3", "gcs", "abfs", "mock")
-"""File systems on which an object appears once all of it is there; on the others it gets its name afterwards."""
-
-
+ATOMIC = ("s3", "gcs", "abfs", "mock")
+"""File systems on which an object appears once it is complete; on others it is written under another name first."""
 LOCAL = fs.LocalFileSystem()
 
 
 class ObjectStore:
-    """A folder there. Nothing is ever appended to.
+    """A folder of objects; nothing is ever appended to.
 
     Raises:
-        FedPGPError: whatever goes wrong there; it names the folder.
+        FedPGPError: an operation failed; names the folder.
     """
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
@@ -31,47 +29,47 @@ class ObjectStore:
 
     @classmethod
     def at(cls, uri: str) -> ObjectStore:
-        """The folder behind a URI.
+        """Open the folder of a URI.
 
         Raises:
-            RunError: pyarrow knows no such file system.
+            RunError: pyarrow does not support the URI.
         """
         try:
             return cls(*fs.FileSystem.from_uri(uri))
         except (ValueError, OSError, ImportError) as error:
-            what = str(error).replace(uri, f"{uri.partition('://')[0]}://...")  # the rest may hold a password
-            raise RunError(f"storage.uri: {what}; give a URI that pyarrow.fs knows, such as s3:// or file://") from None
+            what = str(error).replace(uri, f"{uri.partition('://')[0]}://...")  # the rest may contain a password
+            raise RunError(f"storage.uri: {what}; use a URI that pyarrow.fs knows, such as s3:// or file://") from None
 
     def __truediv__(self, name: str) -> ObjectStore:
         return ObjectStore(self._fs, f"{self._path}/{name}")
 
     def make(self) -> None:
-        """Create the folder where it is missing, which shows that one can write there."""
-        with self._told():
+        """Create the folder if it is missing, which also shows that it is writable."""
+        with self._errors():
             self._fs.create_dir(self._path, recursive=True)
 
     def names(self) -> list[str]:
-        """What is directly inside; nothing if there is no such folder."""
-        with self._told():
+        """List the names directly inside; empty if the folder is missing."""
+        with self._errors():
             found = self._fs.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
             return sorted(item.base_name for item in found)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write one whole object, or replace it."""
+        """Write or replace one object."""
         path = f"{self._path}/{name}"
-        whole = self._fs.type_name.removeprefix("py::") in SHOWN_WHEN_WHOLE
         parent, _, last = path.rpartition("/")
-        first = path if whole else f"{parent}/{TEMPORARY}{last}"
-        with self._told():
+        atomic = self._fs.type_name.removeprefix("py::") in ATOMIC
+        first = path if atomic else f"{parent}/{TEMPORARY}{last}"
+        with self._errors():
             self._fs.create_dir(parent, recursive=True)
             with self._fs.open_output_stream(first) as stream:
                 stream.write(content)
-            if not whole:
+            if not atomic:
                 self._fs.move(first, path)
 
     def delete(self, name: str) -> None:
-        """Remove an object, if it is there."""
-        with self._told():
+        """Remove an object if it exists."""
+        with self._errors():
             if self._fs.get_file_info(f"{self._path}/{name}").type != fs.FileType.NotFound:
                 self._fs.delete_file(f"{self._path}/{name}")
 
@@ -79,16 +77,16 @@ class ObjectStore:
         """Copy everything below into an existing folder.
 
         Raises:
-            RunError: an object's name leads out of that folder.
+            RunError: the name of an object leads out of that folder.
         """
-        with self._told():
+        with self._errors():
             for item in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
                 if ".." in PurePosixPath(item.path).parts:
-                    raise RunError(f"storage.uri: {item.path} there leads out of its folder; remove it")
+                    raise RunError(f"storage.uri: object {item.path} leads out of its folder; remove it")
             fs.copy_files(self._path, str(folder), source_filesystem=self._fs, destination_filesystem=LOCAL)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A round on disk: one immutable Arrow file with the clients' rows, the round's row and where its checkpoint is."""
+"""The file of a round: an immutable Arrow file with client rows, round row and checkpoint reference."""
 
 from __future__ import annotations
 
@@ -18,37 +18,36 @@ log = logging.getLogger(__name__)
 
 
 def encode(row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> bytes:
-    """The content of the file.
+    """Encode a round.
 
     Args:
-        clients: the round's rows, in `records.CLIENT_SCHEMA`.
-        reference: what `checkpoint.save` returned.
+        clients: rows of the round, in `records.CLIENT_SCHEMA`.
+        reference: returned by `checkpoint.save`.
     """
     metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
     return arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata))
 
 
 def row(path: Path) -> RoundRow:
-    """The round's row."""
-    told = _metadata(path, "round")
+    """Read the round's row."""
     try:
-        return RoundRow(**told)
+        return RoundRow(**_metadata(path, "round"))
     except TypeError as error:
-        raise RunError(f"{path}: is a round in another form ({error}); resuming the run repairs it") from None
+        raise RunError(f"{path}: round of another format ({error}); resuming the run repairs it") from None
 
 
 def reference(path: Path) -> dict[str, Any]:
-    """The reference to its checkpoint, as `checkpoint.load` takes it."""
+    """Read the checkpoint reference, for `checkpoint.load`."""
     return _metadata(path, "checkpoint")
 
 
 def table(path: Path) -> pa.Table:
-    """The clients' rows, in `records.CLIENT_SCHEMA`, or what else the file holds."""
+    """Read the table: client rows in `records.CLIENT_SCHEMA`, or the content of another Arrow file."""
     return _read(path).read_all().replace_schema_metadata()
 
 
 def is_intact(path: Path) -> bool:
-    """Whether all of it can be read; if not, a warning says why."""
+    """Whether the whole file can be read; if not, log a warning."""
     try:
         _read(path).read_all()
     except (RunError, pa.ArrowInvalid, OSError) as error:
@@ -58,7 +57,7 @@ def is_intact(path: Path) -> bool:
 
 
 def arrow_bytes(table: pa.Table) -> bytes:
-    """A table as an Arrow file, compressed: the rows of many clients repeat the same few words."""
+    """Encode a table as a compressed Arrow file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -77,5 +76,5 @@ def _metadata(path: Path, key: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(metadata[key.encode()])
     except (KeyError, ValueError):
-        raise RunError(f"{path}: is not a round (it has no {key}); resuming the run repairs it") from None
+        raise RunError(f"{path}: is not a round ({key} is missing); resuming the run repairs it") from None
     return content

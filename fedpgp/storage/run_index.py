@@ -1,4 +1,4 @@
-"""The folder `runs` of a storage root, here and behind a URI: what lies there, and what the next run is called."""
+"""The folder `runs` of a storage root, on this machine and behind a URI: finds runs and names new ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from fedpgp.core.files import TEMPORARY, locked, sync_folder
@@ -14,10 +13,10 @@ from fedpgp.storage.object_store import ObjectStore
 
 
 class RunIndex:
-    """All runs of a storage root, `ROOT/runs/NAME-DIGEST`, further ones of the same digest `.2`, `.3`, ...
+    """All runs of a storage root, `ROOT/runs/NAME-DIGEST`; further runs of the same digest end in `.2`, `.3`, ...
 
     Args:
-        uri: where they are kept besides (`config.StorageSettings`); then that decides which there are.
+        uri: object store that holds the authoritative copies (`config.StorageSettings`).
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
@@ -25,37 +24,35 @@ class RunIndex:
         self._remote = ObjectStore.at(uri) / "runs" if uri else None
 
     def remote(self, path: Path) -> ObjectStore | None:
-        """Where the run in this folder is kept besides."""
+        """Return the remote copy of the run in this folder."""
         return self._remote and self._remote / path.name
 
     def newest(self, name: str, digest: str) -> Path | None:
-        """The folder of the newest run of this name and digest; it may still have to be fetched."""
-        number = max(_numbers(self._there(), name, digest), default=None)
-        return None if number is None else self.path / _folder_name(name, digest, number)
+        """Return the folder of the newest run of this name and digest; it may not be fetched yet."""
+        prefix = re.escape(f"{name}-{digest}")
+        return max(self._matching(prefix, self._names()), key=_number, default=None)
 
     def with_digest(self, digest: str) -> list[Path]:
-        """The folders of all runs of this digest, whatever their names; they may still have to be fetched."""
-        pattern = re.compile(rf"(?!{re.escape(TEMPORARY)}).+-{digest}(\.\d+)?")
-        return [self.path / name for name in self._there() if pattern.fullmatch(name)]
+        """List the folders of all runs of this digest; they may not be fetched yet."""
+        return self._matching(rf"(?!{re.escape(TEMPORARY)}).+-{digest}", self._names())
 
     def named(self, name: str) -> list[Path]:
-        """The folders of this machine with runs of this name, whatever their digests."""
-        pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}(\.\d+)?")
-        return [self.path / folder for folder in self._here() if pattern.fullmatch(folder)]
+        """List the folders of all runs of this name on this machine."""
+        return self._matching(rf"{re.escape(name)}-[0-9a-f]{{12}}", self._local_names())
 
     def draft(self) -> Path:
-        """A folder to write a run into, before it has a name."""
+        """Create a folder to write a run into before it has a name."""
         self.path.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.path))
         folder.chmod(0o755)
         return folder
 
     def place(self, draft: Path, name: str, digest: str) -> Path:
-        """Give a draft the next free name, beside earlier runs of the same digest; the folder appears whole."""
-        there = [*self._here(), *(self._remote.names() if self._remote else ())]
-        number = max(_numbers(there, name, digest), default=0) + 1
+        """Rename a draft to the next free name of its digest, in one atomic step."""
+        taken = [*self._local_names(), *(self._remote.names() if self._remote else ())]
+        number = max(map(_number, self._matching(re.escape(f"{name}-{digest}"), taken)), default=0) + 1
         while True:
-            path = self.path / _folder_name(name, digest, number)
+            path = self.path / (f"{name}-{digest}" + (f".{number}" if number > 1 else ""))
             try:
                 draft.rename(path)
             except OSError:
@@ -68,7 +65,7 @@ class RunIndex:
                 return path
 
     def fetch(self, path: Path) -> None:
-        """Put what is kept behind the URI in the place of `path`; not if a writer is at work there."""
+        """Replace a run folder by its remote copy, unless a process writes to it."""
         remote = self.remote(path)
         if remote is None:
             return
@@ -80,20 +77,22 @@ class RunIndex:
                     shutil.rmtree(path)
             draft.rename(path)
             sync_folder(self.path)
-        except BlockingIOError:  # whoever wants to write there is told by the lock
+        except BlockingIOError:  # the lock refuses other writers later
             shutil.rmtree(draft)
 
-    def _there(self) -> list[str]:
-        return self._remote.names() if self._remote else self._here()
+    def _names(self) -> list[str]:
+        return self._remote.names() if self._remote else self._local_names()
 
-    def _here(self) -> list[str]:
+    def _local_names(self) -> list[str]:
         return os.listdir(self.path) if self.path.is_dir() else []
 
+    def _matching(self, prefix: str, names: list[str]) -> list[Path]:
+        """The folders called like a pattern, with or without a number."""
+        pattern = re.compile(rf"{prefix}(\.\d+)?")
+        return [self.path / name for name in names if pattern.fullmatch(name)]
 
-def _folder_name(name: str, digest: str, number: int) -> str:
-    return f"{name}-{digest}" + (f".{number}" if number > 1 else "")
 
-
-def _numbers(names: Iterable[str], name: str, digest: str) -> list[int]:
-    pattern = re.compile(re.escape(f"{name}-{digest}") + r"(?:\.(\d+))?")
-    return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]
+def _number(path: Path) -> int:
+    """The number at the end of a folder's name; 1 without one."""
+    match = re.search(r"-[^-.]+\.(\d+)$", path.name)
+    return int(match[1]) if match else 1

@@ -54,10 +54,10 @@ def test_an_edited_setting_is_refused_with_the_difference(begun):
     first, *edited, advice = str(refused.value).splitlines()
     assert f"{store.path} (stopped)" in first
     assert edited == [
-        "  method.n_ctx: 2 then, 3 now",
-        f"  federation.lr: {config.FederationSettings().lr} then, 0.5 now",
+        "  method.n_ctx: was 2, is 3",
+        f"  federation.lr: was {config.FederationSettings().lr}, is 0.5",
     ]
-    assert "leave --resume out" in advice
+    assert "without --resume" in advice
     assert len(RunFolder.find(begun)) == 1  # nothing was begun
 
 
@@ -69,9 +69,9 @@ def test_other_data_and_weights_are_an_edit_too(begun):
     store.path.rename(store.path.with_name(store.path.name.replace(digest, "0" * 12)))
     with pytest.raises(ConfigError) as refused:
         run(settings(begun), resume=True)
-    assert [line.split(" then")[0] for line in str(refused.value).splitlines()[1:-1]] == [
-        f"  data.digest: {'2' * 12}",
-        f"  backbone.fingerprint: {'1' * 12}",
+    assert [line.split(", is")[0] for line in str(refused.value).splitlines()[1:-1]] == [
+        f"  data.digest: was {'2' * 12}",
+        f"  backbone.fingerprint: was {'1' * 12}",
     ]
 
 

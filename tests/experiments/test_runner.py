@@ -94,7 +94,7 @@ def test_counts_equal_an_independent_count(root, reference):
     """Every test image of the manifest, scored with each client's own prompt and counted with plain numpy."""
     store, plan = RunFolder.open(reference), planning.plan(settings(root))
     state, manifest, base = store.state_at(3), plan.manifest, range(15)  # of 30 classes
-    (cache,) = runner.wanted_features([plan])
+    (cache,) = runner.required_features([plan])
     features = FeatureCache.open(cache.path, cache.key)
     holders = csv.DictReader((reference / "partition.csv").read_text().splitlines())
     own = {(int(row["client"].split()[1]), row["class"]) for row in holders if row["split"] == "train"}
@@ -148,7 +148,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(root, reference):
             stop.set()
 
     wanted = settings(root)
-    with pytest.raises(Interrupted, match=r"stopped; the run lies in .*; go on with --resume") as interrupted:
+    with pytest.raises(Interrupted, match=r"stopped; run folder: .*; continue with --resume") as interrupted:
         run(wanted, callback=EventStream(after_first), stop=stop)
     (stopped,) = (store for store in RunFolder.find(root) if store.state == "stopped")
     assert str(stopped.path) in str(interrupted.value)
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_a_run_in_a_line_that_says_where(reference, root, monke
         filled.setattr(RunFolder, "commit", filling)
         put = RunFolder._put
         with pytest.raises(
-            FedPGPError, match=r"small-\S+: No space left on device; free some, and go on with --resume"
+            FedPGPError, match=r"small-\S+: disk full \(No space left on device\); free disk space, then rerun"
         ):
             run(wanted)
         monkeypatch.setattr(RunFolder, "_put", put)

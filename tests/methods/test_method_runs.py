@@ -111,7 +111,7 @@ def test_names_with_the_same_tokens_are_told(tmp_path, caplog):
     names[0], names[1] = "Cat", "cat"
     planning.plan(settings(tmp_path, {"name": "zero_shot"}, class_names=names))
     (record,) = caplog.records
-    told = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so no prompt that they share"
+    told = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so a shared prompt cannot"
     assert record.getMessage().startswith(told)
 
 

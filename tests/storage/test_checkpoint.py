@@ -43,7 +43,7 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
 
 def test_a_foreign_checkpoint_is_refused_naming_both_sides(tmp_path):
     reference = checkpoint.save(tmp_path, STATE, "aaaa")
-    with pytest.raises(RunError, match=r"000007.safetensors: belongs to configuration aaaa, not to bbbb"):
+    with pytest.raises(RunError, match=r"000007.safetensors: belongs to configuration aaaa, not bbbb"):
         checkpoint.load(tmp_path, reference, "bbbb")
 
 
@@ -53,7 +53,7 @@ def test_a_torn_a_damaged_and_a_missing_checkpoint_are_refused(tmp_path):
     content = path.read_bytes()
 
     path.write_bytes(content[:-1])
-    with pytest.raises(RunError, match=f"torn checkpoint, {len(content) - 1} bytes instead of {len(content)}"):
+    with pytest.raises(RunError, match=f"truncated checkpoint, {len(content) - 1} bytes instead of {len(content)}"):
         checkpoint.load(tmp_path, reference, "digest")
 
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit of one value

@@ -104,7 +104,7 @@ def test_a_torn_checkpoint_takes_its_round_with_it(store, caplog):
     assert [row.round for row in store.rounds()] == [1, 2]
     assert names(store.checkpoints) == ["000002.safetensors"]
     assert "round 3 is dropped and will be run again" in caplog.text
-    assert "torn checkpoint" in caplog.text
+    assert "truncated checkpoint" in caplog.text
     commit(store, 3)
     assert store.last_good(DIGEST)[0].round == 3
 

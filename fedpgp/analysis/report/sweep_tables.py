@@ -12,7 +12,7 @@ from rich.text import Text
 from fedpgp.analysis.loading import client_accuracies
 from fedpgp.analysis.report.tables import Table, mean_std, starred
 from fedpgp.core.text import disk_size
-from fedpgp.experiments.sweeps.estimation import Estimate
+from fedpgp.experiments.estimation import Estimate
 from fedpgp.experiments.sweeps.sampling import SampledTrials
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.storage.sweep_folder import Result, SweepFolder

@@ -18,7 +18,7 @@ from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
-from fedpgp.experiments.planning import Library, Plan, plan
+from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import driver
 from fedpgp.federation.resources import shortfall
 
@@ -60,7 +60,7 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
     short = shortfall(wanted.actors, wanted.cpus_per_actor, wanted.gpus_per_actor, nodes)
     if short:
         return problem("resources", short)
-    told = f"{wanted.actors} actors x ({wanted.cpus_per_actor:g} CPU, {wanted.gpus_per_actor:g} GPU)"
+    told = describe_resources(wanted)
     cores = os.cpu_count() or 1
     if driver.lasting_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
         return warning("resources", f"{told} take turns on {cores} cores", "give fewer resources.actors")
@@ -69,13 +69,12 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
 
 def features(ready: Plan) -> Finding:
     """What has to be encoded before the first round, and whether the disk has room for it."""
-    found = estimation.forecast(ready)
+    found = estimation.of_extraction(ready)
     settings = ready.experiment.resources
     images, num_bytes = sum(one.images for one in found), sum(one.num_bytes for one in found)
     if not images:
         return ok("features", "all there")
-    workers = 1 if settings.backend == "serial" else settings.actors
-    seconds = sum(one.images * one.seconds_per_image for one in found) / workers
+    seconds = sum(one.images * one.seconds_per_image for one in found) / settings.workers
     folder = found[0].path.parent
     duration = timedelta(seconds=ceil(seconds))
     told = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
@@ -91,16 +90,15 @@ def memory(ready: Plan, free: float) -> Finding:
     Args:
         free: bytes; 0: nobody knows.
     """
-    each, settings = estimation.memory(ready), ready.experiment.resources
+    each, settings = estimation.of_memory(ready), ready.experiment.resources
     if each is None:
         return ok("memory", f"{ready.method.name} trains nothing")
-    actors = 1 if settings.backend == "serial" else settings.actors
-    told = f"{actors} x about {memory_size(each)}"
+    told = f"{settings.workers} x about {memory_size(each)}"
     if settings.gpus_per_actor:
         return ok("memory", f"{told} on shares of GPUs, with whose memory it was not compared")
     if not free:
         return ok("memory", told)
-    if actors * each > free:
+    if settings.workers * each > free:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
         return problem("memory", f"{told}, but {memory_size(free)} are free", advice)
     return ok("memory", f"{told}, and {memory_size(free)} are free")

@@ -1,4 +1,4 @@
-"""All trials of a sweep, drawn up front from its seed, validated and told apart by their digests. Pure."""
+"""Draw and validate all trials of a sweep from its seed. A trial is identified by the digest of its settings."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ MEASURED = {
     "all_classes": ("local", "all"),
     "leave_one_domain_out": ("local", "all", "held_out"),
 }
-"""What a protocol measures, besides the variants of these names (`local_global`, ...)."""
+"""Metrics of each protocol; variants such as `local_global` begin with one of these names."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration without folds."""
+    """One configuration of a sweep."""
 
     id: str
-    """digest of the configuration: never of a path, nor of a fold"""
+    """digest of the configuration without paths, seed and held-out domain"""
     label: str
-    """what tells it from the others, in few words"""
+    """short text that distinguishes it from the other trials"""
     variant: str
-    """label of its variant; empty: the sweep has none"""
+    """label of its variant; empty: the sweep has no variants"""
     settings: Mapping[str, Any] = field(repr=False)
-    """what differs from the base, by dotted keys"""
+    """differences from the base, by dotted keys"""
     experiment: Experiment = field(repr=False)
-    """complete; its seed and held-out domain are those of the base"""
+    """complete, with seed and held-out domain of the base"""
 
     def fold(self, fold: Fold) -> Experiment:
-        """The experiment that a fold runs."""
+        """Return the experiment of a fold."""
         protocol = self.experiment.protocol.model_copy(update={"held_out": fold.held_out})
         return self.experiment.model_copy(update={"seed": fold.seed, "protocol": protocol})
 
@@ -57,16 +57,16 @@ class SampledTrials:
 
     trials: tuple[Trial, ...]
     repeated: int
-    """drawn again, and left out"""
+    """number of duplicates that were dropped"""
     metric: str
-    """what the best is chosen by"""
+    """metric that selects the best trial"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
-    """Draw and validate all trials. A draw depends on the seed, its key, its sample and its point of the grid alone.
+    """Draw and validate all trials. A value depends only on the seed, its key, the sample and the point of the grid.
 
     Raises:
-        ConfigError: trials that cannot be used, all named at once.
+        ConfigError: invalid trials; names all of them.
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
@@ -88,13 +88,13 @@ def draw(sweep: Sweep) -> SampledTrials:
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
-    """The folds of a trial: seeds, and for each of them the held-out domains.
+    """List the folds of a trial: every seed with every held-out domain.
 
     Args:
-        domains: of its data; None: not known, `all` stands for one fold of that name.
+        domains: of its data; None: unknown, so that `all` becomes one fold of that name.
 
     Raises:
-        ConfigError: a held-out domain that the data do not have.
+        ConfigError: the data lack a held-out domain.
     """
     seeds = sweep.folds.seeds or (trial.experiment.seed,)
     wanted = sweep.folds.held_out or trial.experiment.protocol.held_out
@@ -110,7 +110,7 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
 
 
 def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Variant and values by key: the whole grid for each sample, and what is random drawn anew at every point."""
+    """Yield variant and values by key: the whole grid for each sample, with random values drawn at every point."""
     terms = sweep.terms
     grid = {key: term.values for key, term in terms.items() if term.is_grid}
     for sample in range(sweep.tune.num_samples):
@@ -127,13 +127,12 @@ def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) 
     tree = config.assign(copy.deepcopy(sweep.base), settings)
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
-    experiment = config.parse(tree, source="base")
-    experiment, _ = planning.settle(experiment)
+    experiment, _ = planning.settle(config.parse(tree, source="base"))
     return Trial(_identity(experiment), label, variant, settings, experiment)
 
 
 def _identity(experiment: Experiment) -> str:
-    """The digest without folds, and without the folders that lead to the weights."""
+    """Digest without folds and without the folder of the weights."""
     weights = experiment.backbone.weights
     return config.digest(
         sources.complete(experiment).model_copy(
@@ -159,7 +158,7 @@ def _label(sweep: Sweep, variant: str, point: Mapping[str, Any]) -> str:
 
 
 def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str:
-    """Twelve hex digits over what a sweep finds out: its trials, their folds, and how they are judged."""
+    """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep."""
     judged = {key: value for key, value in tune.model_dump().items() if key in ("mode", "scheduler", "grace_rounds")}
     trials = [[trial.id, [asdict(fold) for fold in trial.folds]] for trial in planned]
     text = json.dumps([metric, judged if tune.scheduler != "fifo" else tune.mode, trials], sort_keys=True)
@@ -167,14 +166,13 @@ def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str
 
 
 def format_error(line: str, labels: Sequence[str], count: int) -> str:
-    """A complaint, and the trials that it is about."""
-    if len(labels) == count:
-        return line
-    return f"{line}  [{len(labels)} of {count} trials: {'; '.join(labels[:3])}{'; ...' if len(labels) > 3 else ''}]"
+    """An error message with the trials that it applies to, unless it applies to all."""
+    shown = "; ".join(labels[:3]) + ("; ..." if len(labels) > 3 else "")
+    return line if len(labels) == count else f"{line}  [{len(labels)} of {count} trials: {shown}]"
 
 
 def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """What the best is chosen by, which every trial must measure."""
+    """The metric that selects the best trial; every trial must measure it."""
     protocols = {trial.experiment.protocol.name for trial in trials}
     metric = sweep.tune.metric or ("val/hm" if protocols == {"base_to_novel"} else "val/local")
     split, _, name = metric.partition("/")
@@ -182,7 +180,5 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
         known = MEASURED[protocol]
         if not name.startswith(known) or (name == "held_out" and split == "val"):
             names = ", ".join(f"{split}/{one}" for one in known if (split, one) != ("val", "held_out"))
-            raise ConfigError(
-                f"tune.metric: {metric} is not measured with protocol.name={protocol} (there is: {names})"
-            )
+            raise ConfigError(f"tune.metric: {metric} is not measured with protocol.name={protocol}; use {names}")
     return metric

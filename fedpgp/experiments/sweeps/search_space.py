@@ -1,4 +1,4 @@
-"""A search space in Ray Tune's own terms, read from YAML as data: no code is run. Pure."""
+"""Read a search space in Ray Tune's terms from YAML. It is data: no code is executed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TERMS = (GRID, "choice", *RANGES)
 
 @dataclass(frozen=True)
 class Term:
-    """What one key may be: `grid_search` and `choice` of values; `uniform`, `loguniform`, `randint` of [low, high)."""
+    """The domain of one key: `grid_search` or `choice` of values; `uniform`, `loguniform`, `randint` of [low, high)."""
 
     kind: str
     values: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Term:
         return self.kind == GRID
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """One value of a term that is no grid."""
+        """Draw a value of a term other than `grid_search`."""
         if self.kind == "choice":
             return self.values[int(generator.integers(len(self.values)))]
         low, high = self.values
@@ -42,22 +42,22 @@ class Term:
 
 
 def is_term(value: Any) -> bool:
-    """Whether it is meant as a term: a mapping with one key, which is a term's name or nearly so, and no setting's."""
+    """Whether a value looks like a term: a mapping with one key that is the name of a term, or similar to one."""
     return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
 
 
 def parse(key: str, value: Any) -> Term:
-    """A term as it stands in YAML: `{grid_search: [1, 2, 4]}`, `{loguniform: [0.001, 0.1]}`.
+    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`.
 
     Raises:
-        ConfigError: it is no such term, or one that cannot be drawn from.
+        ConfigError: invalid term.
     """
     shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
     if not isinstance(value, Mapping) or len(value) != 1:
         raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
     ((kind, given),) = value.items()
     if isinstance(given, str):
-        raise ConfigError(f"space: {key}: {kind}: a sweep is data, text such as {given!r} is not run; {shape}")
+        raise ConfigError(f"space: {key}: {kind}: text such as {given!r} is not executed; {shape}")
     if kind not in TERMS:
         raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
     if not isinstance(given, list) or not given:

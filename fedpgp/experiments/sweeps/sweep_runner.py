@@ -59,7 +59,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             label=trial.label,
             folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
             metric=drawn.metric,
-            look_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
+            report_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
             force=rerun == "all",
             tracker=tracker,
             code=to_send(),
@@ -168,7 +168,7 @@ def _select(
 
 def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
     """The result of a trial that ended in this sweep, or whose folds all finished in other sweeps."""
-    runs = [(one.fold, one.finished()) for one in work.folds]
+    runs = [(one.fold, one.newest("finished")) for one in work.folds]
     own = tuple(FoldRun(fold.seed, fold.held_out, run.path.name) for fold, run in runs if run)
     if len(own) == len(runs):
         return Result(work.id, "finished", trial_runner.value_of(folder.root, own, work.metric), own)
@@ -189,11 +189,10 @@ def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callba
     available = nodes()
     least = max_concurrent
     for resources in dict.fromkeys(wanted):
-        actors = 1 if resources.backend == "serial" else resources.actors
         size = resources.cpus_per_actor, resources.gpus_per_actor
-        if short := shortfall(actors, *size, available):
+        if short := shortfall(resources.workers, *size, available):
             raise ResourceError(f"a trial does not fit: {short}")
-        least = min(least, sum(capacity(node, *size) for node in available) // actors)
+        least = min(least, sum(capacity(node, *size) for node in available) // resources.workers)
     if least < min(max_concurrent, len(wanted)):
         callback.on_message(f"the cluster has room for {least} trial(s) at a time, not {max_concurrent}")
     return least

@@ -1,4 +1,4 @@
-"""The process of a trial under Ray Tune: warm workers, and one trial after another on them."""
+"""The Ray Tune process that runs trials, one after another on the same workers."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend
 
 REPORT_SECONDS = 1.0
-"""With nobody looking at rounds, a report goes to the driver so often."""
+"""Interval of reports to the driver, if no scheduler needs them at certain rounds."""
 FORWARDED = ("on_message", "on_extract")
-"""Events of folds that go to the driver of the sweep; it learns of rounds by reports."""
+"""Events of folds that are sent to the driver of the sweep; it learns of rounds from reports."""
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]
-    """Runs the work of its `config["trial"]`, then the next it is given. A trial that raises ends as `failed`."""
+    """Runs the trial in `config["trial"]`, then the next one it is given. A trial that raises ends as `failed`."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Called once in the life of the process."""
+        """Prepare the process for its first trial."""
         self._library = Library()
         self._workers: tuple[ResourceSettings, Backend] | None = None
         self._events: list[Event] = []
         self._tracker: Tracker = config["trial"].tracker
         self._callback = EventStream(self._receive)
-        self._open = ExitStack()
-        self._open.enter_context(launch.forward_warnings(self._callback))
+        self._stack = ExitStack()
+        self._stack.enter_context(launch.forward_warnings(self._callback))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial, on the same workers."""
-        self._end()
+        """Leave the current trial, and prepare the next one."""
+        self._reports.close()
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """A round, or as many as take a second; or as many as lie between two looks of the scheduler."""
+        """Run until the scheduler needs a report, or else for about a second, at least one round."""
         until = time.monotonic() + REPORT_SECONDS
         for report in self._reports:
-            if self._trial.look_every or report.result or time.monotonic() > until:
+            if self._trial.report_every or report.result or time.monotonic() > until:
                 break
         events, self._events = self._events, []
         return {
@@ -62,32 +62,26 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         }
 
     def cleanup(self) -> None:
-        """Ray ends this process."""
-        self._end()
+        """Leave the current trial, and close workers and tracker."""
+        self._reports.close()
         if self._workers is not None:
             self._workers[1].close()
         self._tracker.close()
-        self._open.close()
+        self._stack.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial: TrialWork = config["trial"]
-        resources = self._trial.resources
-        self._reports = trial_runner.run(
-            self._trial, lambda: self._ready(resources), self._library, self._callback, self._tracker
-        )
+        self._reports = trial_runner.run(self._trial, self._backend, self._library, self._callback, self._tracker)
 
-    def _ready(self, resources: ResourceSettings) -> Backend:
-        """The workers of the trial before, if they are such as this one needs."""
+    def _backend(self) -> Backend:
+        """The workers of the previous trial if the resources are the same, else new ones."""
+        resources = self._trial.resources
         if self._workers is not None and self._workers[0] != resources:
             self._workers[1].close()
             self._workers = None
         if self._workers is None:
             self._workers = (resources, runner.make_backend(resources, threading.Event()))
         return self._workers[1]
-
-    def _end(self) -> None:
-        """Leave a trial that was stopped early."""
-        self._reports.close()
 
     def _receive(self, event: Event) -> None:
         if event.method in FORWARDED:

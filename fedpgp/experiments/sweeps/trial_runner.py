@@ -1,4 +1,4 @@
-"""The folds of one trial, run a few rounds at a time, each once in the life of a store. Knows nothing of Tune."""
+"""Run the folds of one trial, a few rounds at a time. Independent of Ray Tune."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.files import locked
+from fedpgp.core.files import is_full, locked
 from fedpgp.core.plugins import Code
 from fedpgp.core.redaction import redacted
 from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
-from fedpgp.experiments.runner import reason
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend, Common, Job
 from fedpgp.federation.records import RoundRow
@@ -31,7 +30,7 @@ WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class FoldWork:
-    """A fold that is to be run."""
+    """A fold to run."""
 
     fold: Fold
     experiment: Experiment
@@ -39,151 +38,140 @@ class FoldWork:
     """of its run"""
 
     def runs(self) -> list[RunFolder]:
-        """All its runs, whatever their names, the newest first."""
+        """List its runs under any name, newest first."""
         storage = self.experiment.storage
         return RunFolder.with_digest(storage.root, self.digest, storage.uri)
 
-    def finished(self) -> RunFolder | None:
-        """The newest that has finished."""
-        return next((store for store in self.runs() if store.state == "finished"), None)
-
-    def unfinished(self) -> RunFolder | None:
-        """The newest that can go on, and that nobody is writing."""
-        return next((store for store in self.runs() if store.state in ("interrupted", "failed", "stopped")), None)
+    def newest(self, *states: str) -> RunFolder | None:
+        """Return the newest run in one of these states, or None."""
+        return next((store for store in self.runs() if store.state in states), None)
 
 
 @dataclass(frozen=True)
 class TrialWork:
-    """All that the process of a trial needs to know."""
+    """A trial to run; it is sent to the process that runs it."""
 
     sweep: Path
     id: str
     label: str
     folds: tuple[FoldWork, ...]
     metric: str
-    look_every: int | None
-    """rounds between two looks of an early-stopping scheduler; None: nobody looks"""
+    report_every: int | None
+    """rounds between two reports to an early-stopping scheduler; None: no scheduler needs them"""
     force: bool
-    """run again even what has finished"""
+    """repeat finished folds, too"""
     tracker: Tracker
     code: tuple[Code, ...] = ()
     """of plug-ins: unpickling it makes them importable there"""
 
     @property
     def resources(self) -> ResourceSettings:
-        """What all its folds run on."""
+        """The resources of every fold."""
         return self.folds[0].experiment.resources
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far a trial has come."""
+    """Progress of a trial."""
 
     round: int
-    """all folds have got so far; with nobody looking, the round of the fold that is running"""
+    """that all folds have reached; without `report_every`, the round of the running fold"""
     value: float | None
     """mean of the metric over folds at that round; None: not measured"""
     note: str = ""
     result: Result | None = None
-    """once it has ended"""
+    """once the trial has ended"""
 
 
 def run(
-    work: TrialWork,
-    workers: Callable[[], Backend],
-    library: Library,
-    callback: RunCallback,
-    tracker: Tracker,
+    work: TrialWork, workers: Callable[[], Backend], library: Library, callback: RunCallback, tracker: Tracker
 ) -> Generator[Report, None, None]:
-    """Run the folds of a trial and record how it ended; a fold that has finished anywhere in the store is not run.
+    """Run the folds of a trial that have not finished in this storage root, and record the result.
+
+    Folds run one after another. With `report_every` they take turns of so many rounds, and each report is the mean over
+    all folds at the same round. If the generator is closed early, its runs are `stopped` and no result is recorded.
 
     Args:
-        workers: called once there is something to run; they stay open.
-        tracker: follows every fold that is run.
-
-    With nobody looking the folds follow one another. For a scheduler they take turns of `look_every` rounds, so that
-    each report is the mean over all folds at the same round. Closed before its end, its runs are `stopped`; what
-    becomes of the trial then is for whoever closed it to say.
+        workers: called once there is something to run; the workers stay open.
+        tracker: follows every fold that runs.
     """
     sweep = SweepFolder.open(work.sweep)
     try:
         with ExitStack() as stack:
-            for digest in sorted(one.digest for one in work.folds):  # in one order, so that no two wait for each other
+            for digest in sorted(one.digest for one in work.folds):  # the same order everywhere avoids deadlocks
                 while not _acquire(stack, sweep.root, digest):
-                    yield Report(0, None, "waits for another sweep that runs it")
+                    yield Report(0, None, "waiting for another sweep that runs it")
                     time.sleep(WAIT_SECONDS)
-            turns = SharedWorkers(workers)
-            folds = [_Fold(one, work, turns.seat(), library, callback, tracker) for one in work.folds]
+            shared = SharedWorkers(workers)
+            folds = [_FoldRunner(one, work, shared.lease(), library, callback, tracker) for one in work.folds]
             for fold in folds:
                 stack.callback(fold.close)
             yield from _rounds(work, folds)
             runs = tuple(FoldRun(f.work.fold.seed, f.work.fold.held_out, f.path.name) for f in folds if f.path)
+        result = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)
+        sweep.record(result)
+        report = Report(folds[0].round, result.value, result=result)
     except Exception as error:
-        failed = Result(work.id, "failed", None, begun(work), reason(error))
-        with suppress(OSError):  # the disk may be full; whoever follows the reports hears of it
-            sweep.record(failed, redacted("".join(traceback.format_exception(error))))
-        yield Report(0, None, result=failed)
-    else:
-        finished = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)
-        sweep.record(finished)
-        yield Report(folds[0].round, finished.value, result=finished)
+        result = Result(work.id, "failed", None, begun(work), runner.reason(error), _is_disk_full(error))
+        with suppress(OSError):  # the disk may be full; the report carries the result, too
+            sweep.record(result, redacted("".join(traceback.format_exception(error))))
+        report = Report(0, None, result=result)
+    yield report
 
 
 def value_of(root: Path, runs: Sequence[FoldRun], metric: str) -> float | None:
-    """Mean of a metric over finished runs, after the last round of each; None: one of them did not measure it."""
-    values = [_last(RunFolder.open(root / "runs" / one.run).rounds(), metric) for one in runs]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    """Mean of a metric over finished runs, after the last round of each; None: some run did not measure it."""
+    return _mean([_last(RunFolder.open(root / "runs" / one.run).rounds(), metric) for one in runs])
 
 
 def begun(work: TrialWork) -> tuple[FoldRun, ...]:
-    """The newest run of every fold that has one, however it ended."""
+    """The newest run of every fold that has one, in any state."""
     found = [(one.fold, one.runs()) for one in work.folds]
     return tuple(FoldRun(fold.seed, fold.held_out, stores[0].path.name) for fold, stores in found if stores)
 
 
 class SharedWorkers:
-    """Workers that several folds borrow in turn: what a fold needs is loaded when its turn comes."""
+    """Workers that several folds use in turn; the job of a fold is loaded when the fold needs it."""
 
     def __init__(self, workers: Callable[[], Backend]) -> None:
         self._workers = workers
-        self._held: Job | None = None
+        self._loaded: Job | None = None
 
-    def seat(self) -> Backend:
-        """The workers, as one fold sees them."""
+    def lease(self) -> Backend:
+        """Return a backend for one fold."""
         return Lease(self)
 
-    def holding(self, job: Job) -> Backend:
-        """The workers with this job loaded."""
+    def with_job(self, job: Job) -> Backend:
+        """Return the workers with this job loaded."""
         workers = self._workers()
-        if self._held is not job:
+        if self._loaded is not job:
             workers.load(job)
-            self._held = job
+            self._loaded = job
         return workers
 
 
 class Lease:
-    """One borrower of shared workers."""
+    """The share of one fold in shared workers."""
 
-    def __init__(self, turns: SharedWorkers) -> None:
-        self._turns = turns
+    def __init__(self, shared: SharedWorkers) -> None:
+        self._shared = shared
         self._job: Any = None
 
     def load(self, job: Job) -> None:
-        """Kept, and loaded by the next `map` if the workers hold something else by then."""
+        """Keep the job; `map` loads it if the workers hold another one."""
         self._job = job
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
-        """As the workers' own."""
-        return self._turns.holding(self._job).map(method, calls, common)
+        """See `Backend.map`."""
+        return self._shared.with_job(self._job).map(method, calls, common)
 
     def close(self) -> None:
-        """They belong to someone else."""
+        """Do nothing: the workers are shared."""
 
 
 @dataclass
-class _Fold:
-    """A fold that is going on."""
+class _FoldRunner:
+    """Runs one fold, a round at a time."""
 
     work: FoldWork
     trial: TrialWork
@@ -195,16 +183,16 @@ class _Fold:
     path: Path | None = None
     """once it has finished"""
     rows: list[RoundRow] = field(default_factory=list)
-    _going: Generator[RoundRow, None, Path] | None = None
+    _rounds: Generator[RoundRow, None, Path] | None = None
 
     def advance(self) -> bool:
-        """One round; whether there was one left."""
+        """Run one round; return whether one was left."""
         if self.path is not None:
             return False
-        if self._going is None:
-            self._going = self._begin()
+        if self._rounds is None:
+            self._rounds = self._start()
         try:
-            row = next(self._going)
+            row = next(self._rounds)
         except StopIteration as end:
             self.path = end.value
             return False
@@ -212,53 +200,45 @@ class _Fold:
         self.round = row.round
         return True
 
-    def finish(self) -> None:
-        """All its rounds, and its end."""
-        while self.advance():
-            pass
-
     def close(self) -> None:
-        """Not wanted any further."""
-        if self._going is not None:
-            self._going.close()
+        """Stop early."""
+        if self._rounds is not None:
+            self._rounds.close()
 
-    def _begin(self) -> Generator[RoundRow, None, Path]:
-        if not self.trial.force and (store := self.work.finished()) is not None:
+    def _start(self) -> Generator[RoundRow, None, Path]:
+        if not self.trial.force and (store := self.work.newest("finished")) is not None:
             yield from store.rounds()
             return store.path
         plan = planning.plan(self.work.experiment, self.library)
-        earlier = None if self.trial.force else self.work.unfinished()
+        earlier = None if self.trial.force else self.work.newest("interrupted", "failed", "stopped")
         tracked = self.tracker.run(self.work.experiment, TrialRef(self.trial.sweep, self.trial.id))
         self.rows.extend(earlier.rounds() if earlier else ())
         both = broadcast(self.callback, tracked)
         return (yield from runner.advance(plan, earlier, both, threading.Event(), self.workers))
 
 
-def _rounds(work: TrialWork, folds: Sequence[_Fold]) -> Iterator[Report]:
-    """Advance the folds to their ends."""
-    if work.look_every is None:
+def _rounds(work: TrialWork, folds: Sequence[_FoldRunner]) -> Iterator[Report]:
+    """Run the folds to their ends."""
+    if work.report_every is None:
         for number, fold in enumerate(folds, 1):
             while fold.advance():
                 yield Report(fold.round, None, _note(fold, number, len(folds), work.metric))
         return
     until = 0
     while any(fold.path is None for fold in folds):
-        until += work.look_every
+        until += work.report_every
         for fold in folds:
-            if until >= fold.work.experiment.federation.rounds:
-                fold.finish()
-            while fold.round < until and fold.advance():
+            last = until >= fold.work.experiment.federation.rounds
+            while (last or fold.round < until) and fold.advance():
                 pass
         if all(fold.path is not None for fold in folds):
-            return  # the report of the end follows: a scheduler has nothing to stop any more
+            return  # the final report follows; nothing is left for a scheduler to stop
         reached = min(until, max(fold.round for fold in folds))
-        values = [_last([row for row in fold.rows if row.round <= reached], work.metric) for fold in folds]
-        known = [value for value in values if value is not None]
-        value = fmean(known) if len(known) == len(folds) else None
+        value = _mean([_last([row for row in fold.rows if row.round <= reached], work.metric) for fold in folds])
         yield Report(reached, value, f"round {reached}, {len(folds)} fold(s)")
 
 
-def _note(fold: _Fold, number: int, count: int, metric: str) -> str:
+def _note(fold: _FoldRunner, number: int, count: int, metric: str) -> str:
     value = fold.rows[-1].metrics.get(metric)
     shown = f", {metric} {value:.1f}" if value is not None else ""
     which = f"fold {number}/{count} " if count > 1 else ""
@@ -269,8 +249,14 @@ def _last(rows: Sequence[RoundRow], metric: str) -> float | None:
     return next((row.metrics[metric] for row in reversed(rows) if metric in row.metrics), None)
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if there are no values, or some are missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
 def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
-    """Become the only trial that runs this fold on this store, until the stack ends; whether it was free."""
+    """Lock a fold of this storage root until the stack closes; return whether it was free."""
     locks = root / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     try:
@@ -278,3 +264,10 @@ def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that caused it, reports a full disk."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is not None and is_full(error)

@@ -1,4 +1,4 @@
-"""The trials of a sweep handed to Ray Tune: its schedulers, and nothing said or kept of its own."""
+"""Run the trials of a sweep on Ray Tune, report their progress, and record trials that cannot do so themselves."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import FedPGPError, Interrupted
-from fedpgp.core.files import TEMPORARY
+from fedpgp.core.errors import FedPGPError, Interrupted, RunError
+from fedpgp.core.files import TEMPORARY, is_full
+from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.sweep_settings import TuneSettings
 from fedpgp.experiments.sweeps.trainable import SweepTrial
-from fedpgp.experiments.sweeps.trial_runner import TrialWork
-from fedpgp.experiments.sweeps.tune_callback import ProgressCallback
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.experiments.sweeps.trial_runner import Report, TrialWork
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import Result, SweepFolder
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -31,53 +32,168 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
-"""Tune shows nothing and keeps nothing of its own, and stages no more trials than can start."""
+"""Tune prints nothing, writes no checkpoints, and stages no more trials than can start."""
 REDUCTION = 3
-"""asha: of so many trials one goes on to the next look."""
+"""asha: one in so many trials continues after each evaluation."""
 
 
 def run(
     settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, callback: RunCallback
 ) -> None:
-    """Hand the trials to Tune, and see to it that each of them has a result.
+    """Run trials until each has a result.
 
     Raises:
-        Interrupted: trials are left, because of a signal.
-        FedPGPError: trials are left, because the disk is full.
+        Interrupted: a signal stopped the sweep.
+        FedPGPError: the disk is full.
     """
     work = {one.id: one for one in todo}
     rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
-    telling = ProgressCallback(folder, work, settings.scheduler, total, callback)
+    progress = ProgressCallback(folder, work, settings.scheduler, total, callback)
     with _quiet(), _scratch(folder) as scratch:
         tune.Tuner(
-            # Work goes by way of each trial's config: what `with_parameters` puts into the object store stays there.
+            # Work is sent in each trial's config: objects passed by `with_parameters` are never freed.
             tune.with_resources(SweepTrial, lambda config: _bundles(config["trial"])),
             param_space={"trial": tune.grid_search(list(todo))},
             tune_config=tune.TuneConfig(
-                scheduler=_scheduler(settings, rounds),
-                max_concurrent_trials=settings.max_concurrent,
-                reuse_actors=True,
+                scheduler=_scheduler(settings, rounds), max_concurrent_trials=settings.max_concurrent, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[telling],
-                stop=telling.stopper,
+                callbacks=[progress],
+                stop=progress.stopper,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    telling.close()
-    left = [one for one in todo if folder.result(one.id) is None]
+    progress.close()
+    results = folder.results()
+    left = sum(one.id not in results or results[one.id].disk_full for one in todo)
+    if progress.stopper.disk_full:
+        raise FedPGPError(
+            f"{folder.root}: disk full, {left} of {total} trials left; free disk space, then rerun with --resume"
+        )
     if left:
-        rest = f"{len(left)} of {total} trials are left; go on with --resume"
-        if telling.stopper.why is not None:
-            raise FedPGPError(f"{telling.stopper.why}; {rest}")
-        raise Interrupted(f"stopped; {rest}")
+        raise Interrupted(
+            f"stopped, {left} of {total} trials left; sweep folder: {folder.path}; continue with --resume"
+        )
+
+
+class ProgressCallback(tune.Callback):  # type: ignore[misc]
+    """Follows the trials of a sweep.
+
+    Args:
+        work: the trials that run now, by id.
+        total: number of all trials of the sweep.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, total: int, callback: RunCallback
+    ) -> None:
+        self._folder, self._work, self._callback = folder, work, callback
+        self._scheduler, self._total = scheduler, total
+        self._running: dict[str, Report] = {}
+        self._ended = total - len(work)
+        self._failed = 0
+        self._best: float | None = None
+        self._better = max if folder.head["mode"] == "max" else min
+        self.stopper = _Stopper()
+        self._show()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its callbacks, but they are never restored here."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Forward the events of a trial, and show its progress."""
+        for event in result["events"]:
+            event.replay(self._callback)
+        self._running[trial.config["trial"].id] = result["report"]
+        self._show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count a trial that ended, and record one that the scheduler stopped."""
+        work = trial.config["trial"]
+        report = self._running.pop(work.id, None)
+        if report is None:  # stopped by a signal before its first report
+            return
+        result = report.result
+        if result is None:
+            reason = f"stopped at round {report.round} by {self._scheduler}"
+            result = Result(work.id, "stopped", report.value, trial_runner.begun(work), reason)
+            self._folder.record(result)
+        self._end(work, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record a trial whose process died, unless it has a result."""
+        work = trial.config["trial"]
+        self._running.pop(work.id, None)
+        result = self._folder.result(work.id)
+        if result is None:
+            text = _error_text(trial)
+            last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no error message")
+            result = Result(work.id, "failed", None, trial_runner.begun(work), f"its process ended: {last}")
+            try:
+                self._folder.record(result, text)
+            except OSError as error:
+                result = Result(work.id, "failed", None, (), f"{last}; {error}", is_full(error))
+        self._end(work, result)
+
+    def close(self) -> None:
+        """Set the status of runs whose processes are gone but that are still `running`."""
+        for work in self._work.values():
+            result = self._folder.result(work.id)
+            for fold in trial_runner.begun(work):
+                store = RunFolder.open(self._folder.root / "runs" / fold.run)
+                if store.state != "interrupted":
+                    continue
+                with suppress(RunError, OSError), store.lock():  # in use by another sweep; or the disk is full
+                    if result is not None and result.state == "failed":
+                        store.fail(str(result.reason))
+                    else:
+                        store.stop("stopped by the scheduler" if result else "stopped by a signal")
+
+    def _end(self, work: TrialWork, result: Result) -> None:
+        self._ended += 1
+        if result.state == "failed":
+            self._failed += 1
+            self._callback.on_message(f"{work.label} failed: {str(result.reason).splitlines()[0]}", warning=True)
+            self.stopper.disk_full |= result.disk_full
+        elif result.value is not None and result.state == "finished":
+            self._best = result.value if self._best is None else self._better(self._best, result.value)
+        self._show()
+
+    def _show(self) -> None:
+        parts = [f"best {self._best:.2f}"] if self._best is not None else []
+        parts += [f"{self._failed} failed"] if self._failed else []
+        parts += [f"{self._work[trial].label}: {one.note}" for trial, one in self._running.items() if not one.result]
+        self._callback.on_trials(self._ended, self._total, " | ".join(parts))
+
+
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the sweep once the disk is full."""
+
+    disk_full = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.disk_full
+
+
+def _error_text(trial: Any) -> str:
+    """The error text of a trial, as Tune recorded it."""
+    try:
+        return Path(trial.error_file).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        return ""
 
 
 def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
-    """One bundle for each client actor, and none for the trial itself, which computes nothing unless it is serial."""
+    """One bundle for each client actor; an empty one for the trial itself, unless it computes because it is serial."""
     resources = work.resources
     each = {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor}
     if resources.backend == "serial":
@@ -86,33 +202,33 @@ def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
 
 
 def _scheduler(settings: TuneSettings, rounds: int) -> Any:
-    """Tune's own, looking at the mean over folds by round."""
-    judged = {"time_attr": "rounds", "metric": "value", "mode": settings.mode}
+    """Tune's scheduler, which compares trials by the mean over folds at the same round."""
+    compared = {"time_attr": "rounds", "metric": "value", "mode": settings.mode}
     if settings.scheduler == "asha":
         return tune.schedulers.ASHAScheduler(
-            **judged, max_t=rounds + 1, grace_period=min(settings.grace_rounds, rounds), reduction_factor=REDUCTION
+            **compared, max_t=rounds + 1, grace_period=min(settings.grace_rounds, rounds), reduction_factor=REDUCTION
         )
     if settings.scheduler == "median":
-        return tune.schedulers.MedianStoppingRule(**judged, grace_period=settings.grace_rounds)
+        return tune.schedulers.MedianStoppingRule(**compared, grace_period=settings.grace_rounds)
     return tune.schedulers.FIFOScheduler()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune says and keeps nothing of its own; SIGTERM ends it as Ctrl-C does: trials are stopped, then it returns."""
+    """Silence Tune, and make SIGTERM end it as Ctrl-C does: trials are stopped, then it returns."""
     before = {key: os.environ.get(key) for key in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    here = threading.current_thread() is threading.main_thread()
-    if here:
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
         on_sigterm = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
     try:
         yield
     finally:
-        if here:
+        if main_thread:
             signal.signal(signal.SIGTERM, on_sigterm)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -125,7 +241,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _scratch(folder: SweepFolder) -> Iterator[Path]:
-    """A folder for Tune, where every node can see it, and gone afterwards."""
+    """A temporary folder for Tune that every node can see."""
     scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.path))
     try:
         yield scratch

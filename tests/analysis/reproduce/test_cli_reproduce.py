@@ -28,7 +28,7 @@ def table_in(path):
     [
         (["table3"], ["table3: no such table", "table11"]),
         (["TABLE2"], ["TABLE2: no such table; did you mean table2?"]),
-        (["table2", "--smoke", "protocol.held_out=amazon"], ["folds.held_out decides over what"]),
+        (["table2", "--smoke", "protocol.held_out=amazon"], ["folds.held_out overrides it"]),
         (["table1", "--data", "cifar10"], ["--data cifar10: not in table1"]),
         (["table1", "--root", "nowhere"], ["nowhere/oxford_pets: no such folder; --root", "nowhere/food101"]),
         (["table4", "--smoke", "--backbone", "ViT-B-61"], ["no model 'ViT-B-61'", "did you mean"]),

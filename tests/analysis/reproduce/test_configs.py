@@ -8,7 +8,8 @@ import pytest
 
 from fedpgp.config import shipped_configs
 from fedpgp.data.protocol import build
-from fedpgp.experiments.sweeps import estimation, sampling, sweep_settings
+from fedpgp.experiments import estimation
+from fedpgp.experiments.sweeps import sampling, sweep_settings
 
 SWEEPS = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 TRIALS = {
@@ -23,7 +24,7 @@ def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # nothing lies in data/
     settings, said = sweep_settings.load(name)
     drawn = sampling.draw(settings)
-    found = estimation.estimate(settings, drawn)
+    found = estimation.of_sweep(settings, drawn)
     assert said == []
     assert drawn.repeated == 0
     assert drawn.metric.startswith("val/")
@@ -36,7 +37,7 @@ def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
 def test_it_fits_the_world_in_the_package(name):
     settings, _ = sweep_settings.load(name, ["base.data.name=icons", "base.backbone.name=icon-clip"])
     drawn = sampling.draw(settings)
-    found = estimation.estimate(settings, drawn)
+    found = estimation.of_sweep(settings, drawn)
     from fedpgp.data import manifest
 
     for trial, folds in zip(drawn.trials, found.folds, strict=True):

@@ -38,7 +38,7 @@ def test_an_experiment_that_fits(tmp_path):
 
 def test_the_memory_forecast_equals_what_the_run_reports(tmp_path):
     experiment, said = small(tmp_path), []
-    told = estimation.memory(plan(experiment))
+    told = estimation.of_memory(plan(experiment))
     launch.run(experiment, False, EventStream(said.append), NoTracking())
     assert any(f"about {memory_size(told)} of memory each" in str(event.arguments) for event in said)
 
@@ -50,7 +50,7 @@ def test_the_memory_forecast_equals_what_the_run_reports(tmp_path):
 )
 def test_memory_is_measured_whatever_the_features_are(tmp_path, name, overrides):
     experiment = config.absolute(config.load("shapes", [*SMALL[:2], *overrides, f"storage.root={tmp_path}"]))
-    assert estimation.memory(plan(experiment)) > 2**29
+    assert estimation.of_memory(plan(experiment)) > 2**29
     assert list(tmp_path.iterdir()) == []
 
 

@@ -126,8 +126,8 @@ def test_a_wrong_key_is_told_once():
     ("base", "metric", "says"),
     [
         (LODO, "val/hm", "val/hm is not measured with protocol.name=leave_one_domain_out"),
-        (LODO, "val/held_out", "there is: val/local, val/all"),
-        ({"protocol": {"name": "all_classes"}}, "test/base", "there is: test/local, test/all"),
+        (LODO, "val/held_out", "use val/local, val/all"),
+        ({"protocol": {"name": "all_classes"}}, "test/base", "use test/local, test/all"),
     ],
 )
 def test_a_metric_that_is_not_measured(base, metric, says):

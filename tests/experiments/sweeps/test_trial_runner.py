@@ -46,7 +46,7 @@ def backend():
     made.close()
 
 
-def work(root, library, seeds=(1, 2), sweep="first", look_every=None, force=False, **federation):
+def work(root, library, seeds=(1, 2), sweep="first", report_every=None, force=False, **federation):
     own = []
     for seed in seeds:
         tree = {**BASE, "seed": seed, "storage": {"root": str(root)}}
@@ -55,7 +55,7 @@ def work(root, library, seeds=(1, 2), sweep="first", look_every=None, force=Fals
         own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
     planned = TrialSpec("abc", "it", {}, tuple(one.fold for one in own))
     folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
-    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", look_every, force, NoTracking())
+    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", report_every, force, NoTracking())
 
 
 def finished_at(root, seed, rounds):
@@ -97,7 +97,7 @@ def test_anew_runs_what_has_finished(root, library, backend):
 
 
 def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, library, backend):
-    todo = work(root, library, sweep="turns", look_every=2, rounds=5)
+    todo = work(root, library, sweep="turns", report_every=2, rounds=5)
     reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
     assert [report.round for report in reports] == [2, 4, 5]
     rows = [RunFolder.open(root / "runs" / fold.run).rounds() for fold in reports[-1].result.folds]
@@ -108,7 +108,7 @@ def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, li
 
 
 def test_closed_early_its_runs_are_stopped_and_go_on_later(root, library, backend):
-    todo = work(root, library, sweep="early", look_every=1, rounds=4)
+    todo = work(root, library, sweep="early", report_every=1, rounds=4)
     going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
     next(going)
     going.close()
@@ -142,6 +142,6 @@ def test_a_fold_that_another_sweep_runs_is_waited_for(root, library, backend, mo
     going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
     with ExitStack() as other:
         other.enter_context(locked(root / "locks" / todo.folds[0].digest))
-        assert next(going).note == next(going).note == "waits for another sweep that runs it"
+        assert next(going).note == next(going).note == "waiting for another sweep that runs it"
         assert not finished_at(root, 3, 3)
     assert list(going)[-1].result.state == "finished"
