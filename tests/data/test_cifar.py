@@ -102,7 +102,7 @@ class Code:
 
 def test_a_batch_with_code_in_it_is_not_run(cifar10: Path, tmp_path: Path) -> None:
     write(cifar10 / "data_batch_3", {**batch(4, 0), "filenames": [Code(tmp_path / "ran")]})
-    with pytest.raises(DataError, match=r"data_batch_3: refused: it mentions \S+, which is code"):
+    with pytest.raises(DataError, match=r"data_batch_3: rejected: it refers to \S+, which is code"):
         build(cifar10)
     assert not (tmp_path / "ran").exists()
 

@@ -275,7 +275,7 @@ def test_a_link_out_of_the_root_is_refused(pets: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"x")
     (pets / "images/Abyssinian_1.jpg").unlink()
     (pets / "images/Abyssinian_1.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(DataError, match=r"Abyssinian_1.jpg: leads out of data.root"):
+    with pytest.raises(DataError, match=r"Abyssinian_1.jpg: is outside data.root"):
         build("oxford_pets", pets)
 
 

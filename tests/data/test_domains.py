@@ -72,7 +72,7 @@ def test_fedbns_lists_are_followed(office: Path) -> None:
 def test_a_list_with_code_in_it_is_not_run(office: Path, tmp_path: Path) -> None:
     fedbn_lists(office, OFFICE_DOMAINS, OFFICE_CLASSES)
     (office / "dslr_test.pkl").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    with pytest.raises(DataError, match=r"dslr_test.pkl: refused: it mentions os.system, which is code"):
+    with pytest.raises(DataError, match=r"dslr_test.pkl: rejected: it refers to os.system, which is code"):
         build("office_caltech10", office)
     assert not (tmp_path / "ran").exists()
 

@@ -117,7 +117,7 @@ def inside(root: Path, file: str) -> Path:
     """Return the path of `file` under `root` with links resolved; reject a path outside the root."""
     path = Path(os.path.realpath(root / file))
     if not path.is_relative_to(root):
-        raise DataError(f"{root / file}: leads out of data.root ({path}); copy the file instead of linking it")
+        raise DataError(f"{root / file}: is outside data.root ({path}); copy the file instead of linking it")
     return path
 
 

@@ -41,7 +41,7 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except Refused as error:
-        raise DataError(f"{path}: refused: {error}; nothing of it was run") from None
+        raise DataError(f"{path}: rejected: {error}; nothing was executed") from None
     except Exception as error:  # a torn pickle can break anywhere
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a complete pickle ({reason}); fetch it again") from error
@@ -95,7 +95,7 @@ class _Unpickler(pickle._Unpickler):
         }
         function = functions.get((module.replace("numpy._core.", "numpy.core."), name))  # numpy 2 and 1
         if function is None:
-            raise Refused(f"it mentions {module}.{name}, which is code and not data")
+            raise Refused(f"it refers to {module}.{name}, which is code, not data")
         return function
 
     def _refuse(self, *_: Any) -> Any:
