@@ -104,16 +104,33 @@ def local_update(
     Raises:
         ConfigError: the method gives a part of its loss a reserved name.
     """
+    device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
-    loss = torch.zeros(len(data.starts), device=data.labels.device)
-    parts: dict[str, Tensor] = {}
-    finite = torch.ones_like(loss, dtype=torch.bool)
-    for phase, order in zip(method.phases, orders, strict=True):
-        trained = finite.clone()
-        means = _run_phase(method, frozen, params, received, data, order, phase, optimizer.within(phase, round), finite)
-        loss = torch.where(trained, means.pop("loss"), loss)
-        parts |= {name: torch.where(trained, mean, parts.get(name, torch.nan)) for name, mean in means.items()}
-    return Update(params, loss, finite, parts)
+    finite = torch.ones(len(data.starts), dtype=torch.bool, device=device)
+    means = {"loss": torch.zeros(len(data.starts), device=device)}
+    for phase, phase_orders in zip(method.phases, orders, strict=True):
+        settings, trained, sums = optimizer.within(phase, round), finite.clone(), dict[str, Tensor]()
+        learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
+        momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
+        steps = torch.tensor([len(order) for order in phase_orders], device=device)
+        for batch in schedule(data, phase_orders):
+            loss, parts = method.loss(params, received, frozen, batch)
+            if reserved := RESERVED_PARTS & parts.keys():
+                raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
+            active = batch.mask.any(1) & finite
+            for name, value in {"loss": loss, **parts}.items():
+                step = torch.where(active, value.detach(), 0.0)
+                sums[name] = sums[name] + step if name in sums else step
+            finite &= ~active | torch.isfinite(loss)
+            active &= finite
+            gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
+            with torch.no_grad():
+                for (key, value), gradient in zip(learned.items(), gradients, strict=True):
+                    _sgd(value, gradient, momentum[key], active, settings.key_lr.get(key, settings.lr), settings)
+        for value in learned.values():
+            value.requires_grad_(False)
+        means |= {name: torch.where(trained, sums[name] / steps, means.get(name, torch.nan)) for name in sums}
+    return Update(params, means.pop("loss"), finite, means)
 
 
 def concatenate(updates: Sequence[Update]) -> Update:
@@ -126,46 +143,6 @@ def concatenate(updates: Sequence[Update]) -> Update:
         torch.cat([update.finite for update in updates]),
         {name: torch.cat([update.parts[name] for update in updates]) for name in updates[0].parts},
     )
-
-
-def _run_phase(
-    method: Method,
-    frozen: ClassSet,
-    params: ParamTree,
-    received: ParamTree,
-    data: LocalData,
-    orders: Sequence[Order],
-    phase: Phase,
-    optimizer: Optimizer,
-    finite: Tensor,
-) -> dict[str, Tensor]:
-    """Train `params` in place, and clear `finite` of clients that fail.
-
-    Returns:
-        Means (K,) over each client's steps: of the `loss`, and of each of its parts by name.
-    """
-    learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
-    momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
-    steps = torch.tensor([len(order) for order in orders], device=data.labels.device)
-    sums = {"loss": torch.zeros(len(orders), device=data.labels.device)}
-    for batch in schedule(data, orders):
-        loss, parts = method.loss(params, received, frozen, batch)
-        if reserved := RESERVED_PARTS & parts.keys():
-            raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
-        active = batch.mask.any(1) & finite
-        for name, value in {"loss": loss, **parts}.items():
-            step = torch.where(active, value.detach(), 0.0)
-            sums[name] = sums[name] + step if name in sums else step
-        finite &= ~active | torch.isfinite(loss)
-        active &= finite
-        gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
-        with torch.no_grad():
-            for (key, value), gradient in zip(learned.items(), gradients, strict=True):
-                lr = optimizer.key_lr.get(key, optimizer.lr)
-                _sgd(value, gradient, momentum[key], active, lr, optimizer)
-    for value in learned.values():
-        value.requires_grad_(False)
-    return {name: total / steps for name, total in sums.items()}
 
 
 def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float, optimizer: Optimizer) -> None:

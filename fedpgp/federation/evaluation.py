@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,34 +14,27 @@ import torch
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.core.tree import ParamTree
-from fedpgp.data.protocol import EvaluationSet, FederatedData
-from fedpgp.federation.confusion import count_confusion
-from fedpgp.federation.messages import Counts, EvaluateCall, Features
-from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+from fedpgp.data.protocol import EvaluationSet
+from fedpgp.federation.messages import Counts, EvaluateCall
+from fedpgp.methods.base import Classifier, HasGlobalModel
 
+if TYPE_CHECKING:
+    from fedpgp.federation.worker import FederationJob
+
+MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
 VALUES_PER_CHUNK = 1 << 24  # most logits or feature values at a time: 64 MB of float32
 
 
 class Evaluator:
-    """Evaluates models on the evaluation sets.
+    """Evaluates models on the evaluation sets of a job.
 
     Args:
-        features: of the images to evaluate on.
-        evaluate_global: whether to evaluate the global model on all sets, not only on the held-out domain.
         frozen: returns the frozen model of a class set by its name.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        data: FederatedData,
-        features: Features,
-        evaluate_global: bool,
-        frozen: Callable[[str], ClassSet],
-        device: torch.device,
-    ) -> None:
-        self._method, self._data, self._features = method, data, features
-        self._evaluate_global = evaluate_global
+    def __init__(self, job: FederationJob, frozen: Callable[[str], ClassSet], device: torch.device) -> None:
+        self._method, self._data, self._features = job.method, job.data, job.test_features
+        self._evaluate_global = job.federation.evaluate_global
         self._frozen = frozen
         self._device = device
 
@@ -126,3 +120,30 @@ class Evaluator:
     @cached_property
     def _cache(self) -> FeatureCache:
         return FeatureCache.open(self._features.path, self._features.key)
+
+
+def count_confusion(
+    labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
+) -> np.ndarray | None:
+    """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
+
+    Args:
+        labels: of the images (n,).
+        answers: of each client's model, or of the one model of all clients (models, n). Answers that are not a class
+            are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
+        members: each client's images; None: all of them.
+
+    Returns:
+        None for more than `MOST_CLASSES` classes.
+    """
+    if num_classes > MOST_CLASSES:
+        return None
+    classes = (answers >= 0) & (answers < num_classes)
+    pairs = np.where(classes, labels * num_classes + answers, num_classes**2)
+    if members is None:
+        counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
+    else:
+        rows = np.broadcast_to(pairs, (clients, len(labels)))
+        own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
+        counts = np.bincount(own, minlength=num_classes**2)
+    return counts[: num_classes**2].reshape(num_classes, num_classes).astype(np.int64)

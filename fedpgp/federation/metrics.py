@@ -32,13 +32,11 @@ def round_metrics(clients: pa.Table) -> dict[str, float]:
     """
     by_split: dict[str, dict[str, float]] = {}
     means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
-    for row in means.to_pylist():
+    for row in means.sort_by("split").to_pylist():
         by_split.setdefault(row["split"], {})[row["metric"]] = row["percent_mean"]
+    complete = {split: _with_hm(values) for split, values in by_split.items()}
     metrics = {
-        f"{split}/{name}": values[name]
-        for split, values in ((split, _with_hm(values)) for split, values in sorted(by_split.items()))
-        for name in METRICS
-        if name in values
+        f"{split}/{name}": values[name] for split, values in complete.items() for name in METRICS if name in values
     }
     return metrics | _losses(clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss"))))
 
@@ -63,12 +61,10 @@ def per_client_table(clients: pa.Table, round: int) -> pa.Table:
         by_client.setdefault((row["client"], row["split"]), {})[row["metric"]] = row["percent"]
     rows = {key: _with_hm(values) for key, values in sorted(by_client.items())}
     measured = [name for name in METRICS if any(name in values for values in rows.values())]
-    columns = [
-        pa.array([client for client, _ in rows], pa.int32()),
-        pa.array([split for _, split in rows], pa.string()),
-    ]
-    columns += [pa.array([values.get(name) for values in rows.values()], pa.float64()) for name in measured]
-    return pa.table(columns, names=["client", "split", *measured])
+    schema = pa.schema([("client", pa.int32()), ("split", pa.string()), *((name, pa.float64()) for name in measured)])
+    return pa.Table.from_pylist(
+        [{"client": client, "split": split, **row} for (client, split), row in rows.items()], schema
+    )
 
 
 def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:

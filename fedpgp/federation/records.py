@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    from fedpgp.data.protocol import FederatedData
     from fedpgp.federation.messages import Counts, TrainResult
 
 CLIENT_SCHEMA = pa.schema(
@@ -91,6 +92,18 @@ def count_tables(number: int, counts: Counts, domains: Sequence[str]) -> list[pa
     if len(domains) > 1:
         tables += [_table(*head, name, correct[:, d], total[:, d]) for d, name in enumerate(domains)]
     return tables
+
+
+def confusion_table(matrices: Mapping[tuple[str, str], np.ndarray], data: FederatedData) -> pa.Table:
+    """The nonzero entries of matrices (C, C) by split and metric, with global labels, in `CONFUSION_SCHEMA`."""
+    parts = [CONFUSION_SCHEMA.empty_table()]
+    for (split, metric), matrix in sorted(matrices.items()):
+        classes = np.array(data.class_sets[metric if metric in data.class_sets else data.train_set], np.int32)
+        label, answer = matrix.nonzero()
+        heads = (pa.repeat(pa.scalar(head, pa.string()), len(label)) for head in (split, metric))
+        columns = [*heads, classes[label], classes[answer], matrix[label, answer]]
+        parts.append(pa.table(columns, schema=CONFUSION_SCHEMA))
+    return pa.concat_tables(parts)
 
 
 def _table(

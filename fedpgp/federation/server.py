@@ -15,10 +15,9 @@ from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.aggregation import add, average
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.confusion import Confusion
 from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
 from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import RoundRow, count_tables, train_tables
+from fedpgp.federation.records import RoundRow, confusion_table, count_tables, train_tables
 from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
@@ -160,13 +159,15 @@ class Server:
         several = state.personal or self.job.federation.finetune_epochs
         parts = blocks(everyone, self.block_size) if several else [everyone]
         calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block), last) for block in parts]
-        confusion = Confusion(self.job.data)
-        counts = [
-            confusion.take(part)
-            for result in self.backend.map("evaluate", calls, _arrays(state.shared))
-            for part in result
-        ]
-        return counts, confusion.table() if last else None
+        counts: list[Counts] = []
+        matrices: dict[tuple[str, str], np.ndarray] = {}
+        for result in self.backend.map("evaluate", calls, _arrays(state.shared)):
+            for part in result:
+                if part.confusion is not None:
+                    key = (part.split, part.metric)
+                    matrices[key] = matrices.get(key, 0) + part.confusion
+                counts.append(replace(part, confusion=None))
+        return counts, confusion_table(matrices, self.job.data) if last else None
 
     def _count_tables(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
         return [table for part in counts for table in count_tables(number, part, self.job.data.domains)]

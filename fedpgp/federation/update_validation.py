@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedpgp.config import FederationSettings
-from fedpgp.core.tree import ParamTree, select
+from fedpgp.core.tree import ParamTree, choose, select
 from fedpgp.federation.client import Update
 
 
@@ -58,7 +58,10 @@ def validate(update: Update, received: ParamTree, federation: FederationSettings
                 raise UpdateRejected(index, reason)
     if federation.policy == "clip" and limit is not None:
         scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
-        shared = {key: _clipped(shared[key], received[key], delta, long, scale) for key, delta in deltas.items()}
+        clipped = {
+            key: received[key] + delta * scale.view(-1, *[1] * (delta.dim() - 1)) for key, delta in deltas.items()
+        }
+        shared = choose(long, clipped, shared)
         long = torch.zeros_like(long)
     accepted = finite & ~long
     actions = ["clipped" if in_sum else "excluded" for in_sum in accepted.tolist()]
@@ -75,14 +78,6 @@ def all_finite(update: Update) -> Tensor:
 def non_finite(update: Update, index: int) -> str:
     """Describe which number of the client at an index of the block is not finite."""
     return "a parameter is not finite" if update.finite[index] else f"loss is {update.loss[index].item()}"
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _clipped(value: Tensor, received: Tensor, delta: Tensor, long: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(_rows(long, delta), received + delta * _rows(scale, delta), value)
 
 
 def _norm(tree: ParamTree) -> Tensor:

@@ -53,9 +53,7 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
-        self._evaluator = Evaluator(
-            job.method, job.data, job.test_features, job.federation.evaluate_global, self._frozen, device
-        )
+        self._evaluator = Evaluator(job, self._frozen, device)
 
     def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
         """Train a block locally, and validate and sum its updates.

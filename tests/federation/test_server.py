@@ -13,7 +13,7 @@ from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.client import Update
-from fedpgp.federation.confusion import MOST_CLASSES, count_confusion
+from fedpgp.federation.evaluation import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server, blocks, sample_clients
 from fedpgp.federation.update_validation import validate
