@@ -48,7 +48,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     """
     from fedpgp.federation.backends import driver
 
-    if experiment.resources.backend == "serial" or driver.lasting_address(experiment.resources) is None:
+    if experiment.resources.backend == "serial" or driver.cluster_address(experiment.resources) is None:
         raise ResourceError(
             "--detach needs a Ray that outlives this command: start one with `ray start --head` and give "
             "resources.address=auto (or set RAY_ADDRESS)"

@@ -62,7 +62,7 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
         return problem("resources", short)
     told = describe_resources(wanted)
     cores = os.cpu_count() or 1
-    if driver.lasting_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
+    if driver.cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
         return warning("resources", f"{told} take turns on {cores} cores", "give fewer resources.actors")
     return ok("resources", f"{told} fit {len(nodes)} node(s)")
 

@@ -1,4 +1,4 @@
-"""The Ray backend: client actors with fractional GPUs. Any of them serves any block, at any time."""
+"""The Ray backend: worker actors with fractional GPUs. Any actor can run any block."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
-"""How often a block is sent out, or an actor started in a row, before the run fails."""
+"""Attempts per block, and failed starts of actors in a row, before the run fails."""
 INLINE_BYTES = 100 * 1024
-"""Larger arguments Ray puts into the object store, one copy for each call."""
+"""Ray puts larger arguments into the object store, one copy per call."""
 POLL_SECONDS = 0.5
-"""How soon a request to stop or a late block is noticed."""
+"""Interval at which requests to stop and late blocks are noticed."""
 
 
 class _Client:
-    """A client actor: holds one job, serves its calls."""
+    """A worker actor: holds one job and runs its calls."""
 
     def __init__(self, code: Sequence[Code], threads: int, gpus: float) -> None:
         """`code` makes plug-ins importable: Ray unpickles it before any job."""
@@ -47,36 +47,36 @@ class _Client:
         self._worker: Any = None
 
     def ready(self) -> dict[str, Any]:
-        """Where this actor is."""
-        context = ray.get_runtime_context()
-        place = {"device": self._device.type, "gpu_ids": ray.get_gpu_ids(), "node": context.get_node_id()}
-        return {**place, "address": ray.util.get_node_ip_address()}
+        """The node and the device of this actor."""
+        node = ray.get_runtime_context().get_node_id()
+        where = {"node": node, "address": ray.util.get_node_ip_address()}
+        return {**where, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def load(self, job: Job) -> dict[str, Any]:
-        """Hold this job in place of the one before."""
+        """Replace the job."""
         self._worker = job.build(self._device)
         return self.ready()
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
-        """One block."""
+        """Run one call."""
         return invoke(self._worker, method, call, common)
 
 
 @dataclass(frozen=True, eq=False)
 class _Actor:
-    """A client actor and where it is."""
+    """A ready actor."""
 
     handle: ActorHandle
-    place: dict[str, Any]
+    location: dict[str, Any]
 
     @property
     def node(self) -> str:
-        return f"node {self.place['node'][:8]} at {self.place['address']}"
+        return f"node {self.location['node'][:8]} at {self.location['address']}"
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A call that an actor is working on."""
+    """A call that an actor is running."""
 
     index: int
     actor: _Actor
@@ -84,14 +84,14 @@ class _Running:
 
 
 class ActorPool:
-    """Client actors. A lost one costs only its call, which goes to another at once; a replacement joins when ready.
+    """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
     Args:
-        resources: how many actors, and what each reserves.
-        stop: set from outside to abandon what is going on.
+        resources: number of actors, and what each reserves.
+        stop: set from outside to interrupt the pool.
 
     Raises:
-        ResourceError: the plan does not fit the cluster, or the actors are not ready in time.
+        ResourceError: the actors do not fit the cluster, or are not ready in time.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -101,56 +101,57 @@ class ActorPool:
         self._starting: dict[Any, ActorHandle] = {}
         self._idle: list[_Actor] = []
         self._failed_starts = 0
-        _preflight(resources)
+        if short := shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes()):
+            raise ResourceError(short)
         for _ in range(resources.actors):
             self._start()
         self._await_all()
-        if resources.gpus_per_actor and any(actor.place["device"] == "cpu" for actor in self._idle):
+        if resources.gpus_per_actor and any(actor.location["device"] == "cpu" for actor in self._idle):
             log.warning("resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU")
 
     def load(self, job: Job) -> None:
-        """Send the job once to the object store, from where every actor takes it."""
+        """Put the job into the object store, and load it in every actor."""
         self._job = ray.put(job)
         handles = [*(actor.handle for actor in self._idle), *self._starting.values()]
         self._idle, self._starting = [], {handle.load.remote(self._job): handle for handle in handles}
         self._await_all()
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
-        """The results of the calls, in their order, each as soon as those before it are there.
+        """Yield the results of the calls in order, each as soon as it and all before it are complete.
 
-        What is common goes to the object store once, from where the actors of a node read it in place, unless it is so
-        small that Ray would send it along anyway.
+        `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
+        small that Ray sends it with each call.
 
         Raises:
-            FedPGPError: a call raised it, or its actors died or were late too often (names block, clients and node).
+            FedPGPError: a call raised it, or its actors died or were late `ATTEMPTS` times.
             Interrupted: `stop` was set.
         """
         waiting, attempts = deque(range(len(calls))), [0] * len(calls)
         running: dict[Any, _Running] = {}
         results: dict[int, Any] = {}
-        following = 0
-        everywhere = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
+        next_index = 0
+        shared = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
         try:
-            while following < len(calls):
+            while next_index < len(calls):
                 while waiting and self._idle:
                     index, actor = waiting.popleft(), self._idle.pop()
                     attempts[index] += 1
-                    reference = actor.handle.call.remote(method, calls[index], everywhere)
+                    reference = actor.handle.call.remote(method, calls[index], shared)
                     running[reference] = _Running(index, actor, time.monotonic())
-                for reference, lost in self._next(running):
+                for reference, lost in self._ended(running):
                     work = running.pop(reference)
                     try:
                         results[work.index] = self._result(reference, work.actor, lost)
                     except _Lost as error:
                         what = f"{method} {_block(work.index, calls)} on {work.actor.node}: {error}"
                         if attempts[work.index] == ATTEMPTS:
-                            raise FedPGPError(f"{what}; {ATTEMPTS} attempts, no more") from None
-                        log.warning("%s; sent again to another actor", what)
+                            raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
+                        log.warning("%s; repeating it on another actor", what)
                         waiting.appendleft(work.index)
-                while following in results:
-                    yield results.pop(following)
-                    following += 1
-        finally:  # after an error the others finish what they have and are there for what comes next
+                while next_index in results:
+                    yield results.pop(next_index)
+                    next_index += 1
+        finally:  # after an error the other actors finish their calls and remain available
             self._idle += [work.actor for work in running.values()]
 
     def close(self) -> None:
@@ -159,8 +160,8 @@ class ActorPool:
             ray.kill(handle)
         self._idle, self._starting = [], {}
 
-    def _next(self, running: dict[Any, _Running]) -> Iterator[tuple[Any, str | None]]:
-        """Calls that have ended, or that are given up because they are late (and why)."""
+    def _ended(self, running: dict[Any, _Running]) -> Iterator[tuple[Any, str | None]]:
+        """Calls that have ended, and calls that are too late, with the reason."""
         done, _ = ray.wait([*running, *self._starting], timeout=POLL_SECONDS)
         if self._stop.is_set():
             raise Interrupted("asked to stop")
@@ -168,7 +169,7 @@ class ActorPool:
             if reference in running:
                 yield reference, None
             else:
-                self._welcome(reference)
+                self._add(reference)
         limit = self._resources.block_timeout
         for reference, work in list(running.items()) if limit else ():
             if reference not in done and time.monotonic() - work.since > (limit or 0):
@@ -179,7 +180,7 @@ class ActorPool:
             raise ResourceError(f"no actor became ready within {self._resources.ready_timeout:g} s; see `ray status`")
 
     def _result(self, reference: Any, actor: _Actor, lost: str | None) -> Any:
-        """What a call gave. Its actor is free again, or replaced if it is lost."""
+        """The result of a call. Its actor becomes idle, or is replaced if it was lost."""
         try:
             if lost:
                 raise _Lost(lost)
@@ -210,7 +211,7 @@ class ActorPool:
         while self._starting:
             done, _ = ray.wait(list(self._starting), timeout=POLL_SECONDS)
             for reference in done:
-                self._welcome(reference)
+                self._add(reference)
             if self._stop.is_set():
                 raise Interrupted("asked to stop")
             if self._starting and time.monotonic() > deadline:
@@ -218,12 +219,12 @@ class ActorPool:
                 self.close()
                 raise ResourceError(
                     f"{late} of {count} actors not ready within {self._resources.ready_timeout:g} s; "
-                    "fewer resources.actors, or a longer resources.ready_timeout"
+                    "lower resources.actors or raise resources.ready_timeout"
                 )
         self._alone_since = time.monotonic()
 
-    def _welcome(self, reference: Any) -> None:
-        """Take a ready actor in, or start another if it died before that."""
+    def _add(self, reference: Any) -> None:
+        """Add a ready actor to the pool, or start another if it died."""
         handle = self._starting.pop(reference)
         try:
             self._idle.append(_Actor(handle, ray.get(reference)))
@@ -233,27 +234,21 @@ class ActorPool:
         except (RayActorError, OutOfMemoryError) as error:
             self._failed_starts += 1
             if self._failed_starts == ATTEMPTS:
-                raise FedPGPError(f"{ATTEMPTS} client actors died while starting: {_why(error)}") from None
+                raise FedPGPError(f"{ATTEMPTS} worker actors died while starting: {_why(error)}") from None
             self._start()
 
 
 class _Lost(Exception):
-    """An actor died or was given up."""
-
-
-def _preflight(resources: ResourceSettings) -> None:
-    short = shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes())
-    if short:
-        raise ResourceError(short)
+    """An actor died or was too late."""
 
 
 def nodes() -> list[Mapping[str, float]]:
-    """What each node that is alive has, used or not."""
+    """The resources of each living node, used or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def stored_bytes() -> float:
-    """Bytes that objects take in the shared memory of all nodes."""
+    """Bytes of objects in the shared memory of all nodes."""
     kind = "object_store_memory"
     return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
 
@@ -269,17 +264,17 @@ def _block(index: int, calls: Sequence[Any]) -> str:
 
 
 def cause(error: RayTaskError) -> BaseException:
-    """Our own error as it was raised; anything else whole, with the remote traceback."""
+    """The original error if it is one of this project; otherwise `error` with its remote traceback."""
     return error.cause if isinstance(error.cause, FedPGPError | KeyboardInterrupt) else error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The first line of an error's message, or its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _why(error: Exception) -> str:
-    """Why an actor was lost, in a line; what can be done if Ray ended it for memory."""
+    """Why an actor was lost, in one line, with advice if Ray killed it for memory."""
     if isinstance(error, OutOfMemoryError):
-        return f"{first_line(error).rstrip('.')}; give fewer resources.actors, or a smaller federation.block_size"
+        return f"{first_line(error).rstrip('.')}; lower resources.actors or federation.block_size"
     return first_line(error)

@@ -1,4 +1,4 @@
-"""What a backend offers to the server: load a job once, then map calls over workers. Results never depend on which."""
+"""The interface of a backend: loads a job once, then maps calls over workers. Results are equal for all backends."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import numpy as np
 import torch
 
 Common = Mapping[str, np.ndarray]
-"""Arrays that all calls of a map need."""
+"""Arrays that all calls of a map share."""
 
 
 class Job(Protocol):
-    """Something that workers hold; sent once, then called many times."""
+    """The constant part of the work, sent to every worker once."""
 
     def build(self, device: torch.device) -> Any:
-        """The worker: an object whose methods take one call each."""
+        """Create the worker: an object whose methods take one call each."""
         ...
 
 
 class Backend(Protocol):
-    """Workers, wherever they run."""
+    """A set of workers."""
 
     def load(self, job: Job) -> None:
-        """Give every worker this job, in place of the one before."""
+        """Replace the job of every worker."""
         ...
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """The results of `worker.method(call)`, or `worker.method(call, common)`, in the order of the calls.
 
         Args:
-            common: for all calls, and not sent with each of them; workers must not write to it.
+            common: argument of all calls, sent once; workers must not write to it.
         """
         ...
 
     def close(self) -> None:
-        """Free what the workers hold."""
+        """End the workers."""
         ...
 
 
 def invoke(worker: Any, method: str, call: Any, common: Common | None) -> Any:
-    """One call of a map, where the worker is."""
+    """Run one call of a map on a worker."""
     function = getattr(worker, method)
     return function(call) if common is None else function(call, common)

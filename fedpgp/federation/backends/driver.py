@@ -1,4 +1,4 @@
-"""The driver actor: runs a function where the cluster is, and lets a command attach, follow and stop it."""
+"""The driver actor: runs a function on the cluster; commands can follow and stop it."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ log = logging.getLogger(__name__)
 NAMESPACE = "fedpgp"
 RESTARTS = 2
 POLL_SECONDS = 1.0
-KNOCK_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
 def connected(resources: ResourceSettings) -> Iterator[None]:
-    """A connection to Ray: the one that is open already, the given or RAY_ADDRESS cluster, else a local one of our own.
+    """Connect to Ray: an open connection, the cluster at `resources.address` or RAY_ADDRESS, or else a new local one.
 
-    Ray lets nobody into either without its token (a local one makes its own, and asks for it on every interface that it
-    listens on). The process has few heaps from now on, as it will have many threads.
+    Clusters require their token; a local one creates its own and requires it on every interface. The process gets few
+    malloc heaps, because it will have many threads.
 
     Raises:
-        ResourceError: there is no cluster at the address, or it wants a token.
+        ResourceError: no cluster at the address, or it requires a token.
     """
     if ray.is_initialized():
         yield
         return
-    address = lasting_address(resources)
+    address = cluster_address(resources)
     if address is not None:
         _check_reachable(address)
     local = {"num_cpus": own_cpus(resources), "include_dashboard": False} if address is None else {"address": address}
@@ -60,7 +60,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise _unreachable(address or "this machine", error) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray has put its own there, which ends the process at once
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray's own handler ends the process at once
     try:
         yield
     finally:
@@ -68,12 +68,12 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """See whether anything listens at `HOST:PORT`: Ray itself goes on asking for minutes, and then ends the process."""
-    place = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
-    if place is None:
+    """Check that something listens at `HOST:PORT`: Ray itself retries for minutes and then ends the process."""
+    parsed = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if parsed is None:
         return
     try:
-        socket.create_connection((place[1], int(place[2])), timeout=KNOCK_SECONDS).close()
+        socket.create_connection((parsed[1], int(parsed[2])), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, error) from None
 
@@ -87,30 +87,30 @@ def _unreachable(address: str, error: Exception) -> ResourceError:
 
 
 def own_cpus(resources: ResourceSettings) -> int:
-    """CPUs of a cluster of our own, sized to the plan: on one core two actors take turns, which is slow but right."""
+    """CPUs of a local cluster: at least those that the actors reserve, even if the machine has fewer cores."""
     return max(os.cpu_count() or 1, int(resources.actors * resources.cpus_per_actor + 0.999))
 
 
-def lasting_address(resources: ResourceSettings) -> str | None:
-    """The address of a cluster that outlives this command; None: there is none, a local one would be started."""
+def cluster_address(resources: ResourceSettings) -> str | None:
+    """The address of the cluster to use; None: a local one will be started."""
     return resources.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
-    """What each node of the cluster has, as Ray counts it; None: there is no cluster, a local one would be started.
+    """The resources of each node of the cluster; None: a local cluster would be started.
 
     Raises:
-        ResourceError: there is no cluster at the address.
+        ResourceError: no cluster at the address.
     """
-    if not ray.is_initialized() and lasting_address(resources) is None:
+    if not ray.is_initialized() and cluster_address(resources) is None:
         return None
     with connected(resources):
         return nodes()
 
 
 def one_folder(resources: ResourceSettings) -> bool:
-    """Whether the working folder is the same for all processes and lasts: one node, no working folder of a job."""
-    if not ray.is_initialized() and lasting_address(resources) is None:
+    """Whether all processes have the same permanent working folder: one node, and not the temporary folder of a job."""
+    if not ray.is_initialized() and cluster_address(resources) is None:
         return True
     with connected(resources):
         return len(nodes()) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
@@ -118,20 +118,20 @@ def one_folder(resources: ResourceSettings) -> bool:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How much of a driver's events has been seen, and of which life of its process."""
+    """Number of a driver's events that have been read, and the process that they are from."""
 
-    life: str = ""
+    process: str = ""
     seen: int = 0
 
 
 class _Driver:
-    """Runs a function in a thread of its own and keeps its events.
+    """Runs a function in a thread and keeps its events.
 
-    Ray replays only `__init__` when it restarts the process, so everything starts from there.
+    When Ray restarts the process it repeats only `__init__`, so that starts the function.
     """
 
     def __init__(self, code: Sequence[Code], function: Callable[..., Any], args: Sequence[Any], detached: bool) -> None:
-        self._life = uuid.uuid4().hex
+        self._process = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self._stop = threading.Event()
@@ -150,7 +150,7 @@ class _Driver:
         with self._changed:
             self._outcome = outcome
             self._changed.notify_all()
-        if own is not None:  # nobody else ends a detached driver; those who are attached get the end first
+        if own is not None:  # a detached driver ends itself, after attached commands have read the outcome
             time.sleep(2 * POLL_SECONDS)
             ray.kill(own)
 
@@ -160,22 +160,22 @@ class _Driver:
             self._changed.notify_all()
 
     def events_since(self, cursor: Cursor, timeout: float) -> tuple[Cursor, list[Event], bool]:
-        """The events after `cursor`, waiting for one at most `timeout` seconds, and whether all is over."""
-        seen = cursor.seen if cursor.life == self._life else 0
+        """Wait up to `timeout` seconds for events after `cursor`; returns them, and whether the function has ended."""
+        seen = cursor.seen if cursor.process == self._process else 0
         with self._changed:
             self._changed.wait_for(lambda: len(self._events) > seen or self._outcome is not None, timeout)
-            return Cursor(self._life, len(self._events)), self._events[seen:], self._outcome is not None
+            return Cursor(self._process, len(self._events)), self._events[seen:], self._outcome is not None
 
     def last_event(self) -> Event | None:
         """The newest event; None before the first."""
         return self._events[-1] if self._events else None
 
     def stop(self) -> None:
-        """Ask the function to end now."""
+        """Ask the function to stop."""
         self._stop.set()
 
     def outcome(self) -> Any:
-        """The function's result, or its error raised."""
+        """Return the function's result, or raise its error."""
         result, error = self._outcome or (None, FedPGPError("the driver is still running"))
         if error is not None:
             raise error
@@ -183,10 +183,10 @@ class _Driver:
 
 
 def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = False) -> ActorHandle:
-    """A driver actor on this node that runs `function(*args, restarted=..., callback=..., stop=...)`.
+    """Start a driver actor on this node that runs `function(*args, restarted=..., callback=..., stop=...)`.
 
-    If its process dies, Ray starts it again (twice at most) with `restarted` true. It does not outlive this
-    node: the run's folder may be nowhere else.
+    If its process dies, Ray restarts it, at most twice, with `restarted` true. It never moves to another node, which
+    may not have the run's folder.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
@@ -205,10 +205,10 @@ def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = 
 
 
 def find(name: str) -> ActorHandle:
-    """The driver of that name.
+    """Find a driver by name.
 
     Raises:
-        ResourceError: there is none on this cluster.
+        ResourceError: no such driver on this cluster.
     """
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
@@ -230,10 +230,10 @@ def last_events() -> dict[str, Event | None]:
 
 
 def stop(name: str) -> None:
-    """Ask the driver of that name to end now.
+    """Ask the driver of that name to stop.
 
     Raises:
-        ResourceError: there is none on this cluster.
+        ResourceError: no such driver on this cluster.
     """
     ray.get(find(name).stop.remote())
 
@@ -242,7 +242,7 @@ def follow(driver: ActorHandle, callback: RunCallback) -> Any:
     """Pass a driver's events to a callback until it ends, and return its result.
 
     Raises:
-        FedPGPError: what the function raised, or the driver's process died for good.
+        FedPGPError: the function raised it, or the driver's process died and was not restarted.
     """
     cursor, over = Cursor(), False
     try:
@@ -250,7 +250,7 @@ def follow(driver: ActorHandle, callback: RunCallback) -> Any:
             try:
                 cursor, events, over = ray.get(driver.events_since.remote(cursor, POLL_SECONDS))
             except ActorUnavailableError:
-                log.warning("the driver's process died; it starts again from its last checkpoint")
+                log.warning("the driver's process died; it restarts from its last checkpoint")
                 time.sleep(POLL_SECONDS)
                 continue
             for event in events:
@@ -259,14 +259,14 @@ def follow(driver: ActorHandle, callback: RunCallback) -> Any:
     except RayTaskError as error:
         raise cause(error) from None
     except RayActorError as error:
-        raise FedPGPError(f"the driver actor died: {first_line(error)}; run again with --resume") from None
+        raise FedPGPError(f"the driver actor died: {first_line(error)}; rerun with --resume") from None
 
 
 def drive(function: Callable[..., Any], *args: Any, name: str, callback: RunCallback) -> Any:
-    """Start a driver, follow it, and end it. Ctrl-C asks it to stop and waits for that; a second one leaves at once.
+    """Run a function in a driver. Ctrl-C asks it to stop and waits; a second Ctrl-C returns at once.
 
     Raises:
-        Interrupted: it has stopped, or was left before it had.
+        Interrupted: it has stopped, or Ctrl-C was pressed twice.
     """
     driver = start(function, *args, name=name)
     try:
@@ -276,6 +276,8 @@ def drive(function: Callable[..., Any], *args: Any, name: str, callback: RunCall
             ray.get(driver.stop.remote())
             return follow(driver, RunCallback())
     except KeyboardInterrupt:
-        raise Interrupted("left before it had stopped; no round is lost, go on with --resume") from None
+        raise Interrupted(
+            "interrupted before the driver had stopped; no committed round is lost, continue with --resume"
+        ) from None
     finally:
         ray.kill(driver)

@@ -1,4 +1,4 @@
-"""The serial backend: one worker in this process, for debugging and as the oracle of the others."""
+"""The serial backend: one worker in this process, for debugging and as the reference of other backends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedpgp.federation.backends.base import Common, Job, invoke
 
 
 class SerialBackend:
-    """Runs every call here, on the CPU or the first GPU.
+    """Runs every call in this process, on the CPU or the first GPU.
 
     Args:
         threads: torch threads while it is open; equal threads give equal bits.
-        gpu: whether to use a GPU, if there is one.
-        stop: set from outside to abandon what is going on.
+        gpu: whether to use a GPU, if available.
+        stop: set from outside to interrupt it.
     """
 
     def __init__(self, threads: int, gpu: bool = False, stop: threading.Event | None = None) -> None:
@@ -29,11 +29,11 @@ class SerialBackend:
         self._worker: Any = None
 
     def load(self, job: Job) -> None:
-        """Build the worker here."""
+        """Create the worker."""
         self._worker = job.build(self._device)
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
-        """One after another, lazily.
+        """Run the calls one after another, lazily.
 
         Raises:
             Interrupted: `stop` was set.
@@ -44,5 +44,5 @@ class SerialBackend:
             yield invoke(self._worker, method, call, common)
 
     def close(self) -> None:
-        """Give the threads back."""
+        """Restore the number of torch threads."""
         torch.set_num_threads(self._threads_before)

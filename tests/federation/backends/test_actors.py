@@ -30,7 +30,7 @@ class Worker:
         self.factor = factor
 
     def late_first(self, call):
-        """The earlier in the list, the longer it takes."""
+        """The first call takes longest."""
         time.sleep(0.3 if call == 0 else 0)
         return call * self.factor, os.getpid()
 
@@ -84,22 +84,22 @@ def pool(two_actors):
 
 def test_two_actors_share_each_gpu(caplog):
     pool = ActorPool(ResourceSettings(actors=4, gpus_per_actor=0.5))
-    places = [actor.place for actor in pool._idle]
+    locations = [actor.location for actor in pool._idle]
     pool.close()
-    assert Counter(tuple(place["gpu_ids"]) for place in places) == {(0,): 2, (1,): 2}
+    assert Counter(tuple(location["gpu_ids"]) for location in locations) == {(0,): 2, (1,): 2}
     assert [record.message for record in caplog.records].count(
         "resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU"
     ) == 1  # fmt: skip
 
 
 def test_a_part_of_a_gpu_is_held_to_its_part_of_the_memory(monkeypatch):
-    """Fractions do not isolate memory by themselves. There is no GPU here, so what torch is told is looked at."""
-    told = []
+    """Ray's fractions do not isolate memory, so torch must. Tests the calls to torch, without a GPU."""
+    limits = []
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
     devices = [_Client(threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
-    assert (devices, told) == (["cpu", "cuda", "cuda"], [0.3])
+    assert (devices, limits) == (["cpu", "cuda", "cuda"], [0.3])
 
 
 def test_results_come_in_the_order_of_the_calls(pool):
@@ -109,45 +109,45 @@ def test_results_come_in_the_order_of_the_calls(pool):
 
 
 @pytest.mark.parametrize("size", [2, 50_000])
-def test_what_is_common_reaches_every_call(pool, size):
-    """Small arrays go along with each call, large ones through the object store."""
+def test_common_arrays_reach_every_call(pool, size):
+    """Small arrays are sent with each call, large ones through the object store."""
     common = {"x": np.full(size, 0.5)}
     assert list(pool.map("scaled_sum", [1, 2, 3], common)) == [5 * size, 10 * size, 15 * size]
 
 
-def test_a_new_job_takes_the_place_of_the_old(pool):
+def test_a_new_job_replaces_the_old(pool):
     pool.load(Job(factor=7))
     assert [value for value, _ in pool.map("late_first", [1, 2])] == [7, 14]
 
 
 def test_a_lost_actor_costs_only_its_block(pool, tmp_path, caplog):
     assert list(pool.map("die_once", [(number, tmp_path / "died") for number in range(4)])) == [0, 10, 20, 30]
-    assert re.search(r"die_once block 2 of 4 on node \w+ at [\d.]+: .*; sent again to another actor", caplog.text)
+    assert re.search(r"die_once block 2 of 4 on node \w+ at [\d.]+: .*; repeating it on another actor", caplog.text)
     assert [value for value, _ in pool.map("late_first", range(4))] == [0, 10, 20, 30]
 
 
 def test_a_block_that_kills_every_actor_ends_the_round(pool):
-    with pytest.raises(FedPGPError, match=f"die block 1 of 1 on node .* {ATTEMPTS} attempts, no more"):
+    with pytest.raises(FedPGPError, match=f"die block 1 of 1 on node .* gave up after {ATTEMPTS} attempts"):
         list(pool.map("die", [0]))
 
 
 @pytest.mark.parametrize("kills", [1, 100])
-def test_a_worker_killed_for_memory_is_replaced_and_advice_is_given(pool, tmp_path, monkeypatch, caplog, kills):
-    """Ray ends workers of a node that runs out of memory, and says so by an error of its own."""
-    get, left = actors.ray.get, iter(range(kills))
+def test_a_worker_killed_for_memory_is_replaced_with_advice(pool, tmp_path, monkeypatch, caplog, kills):
+    """Ray kills workers of a node that runs out of memory, and raises OutOfMemoryError."""
+    get, remaining = actors.ray.get, iter(range(kills))
 
     def killed(*arguments, **options):
-        if next(left, None) is None:
+        if next(remaining, None) is None:
             return get(*arguments, **options)
         raise OutOfMemoryError("Task was killed due to the node running low on memory.\nMore.")
 
-    said = "running low on memory.*; give fewer resources.actors, or a smaller federation.block_size"
+    message = "running low on memory.*; lower resources.actors or federation.block_size"
     monkeypatch.setattr(actors.ray, "get", killed)
     if kills == 1:
         assert list(pool.map("hang_once", [(number, tmp_path) for number in (1, 2, 3)])) == [10, 20, 30]
-        assert re.search(said, caplog.text)
+        assert re.search(message, caplog.text)
     else:
-        with pytest.raises(FedPGPError, match=said):
+        with pytest.raises(FedPGPError, match=message):
             list(pool.map("hang_once", [(1, tmp_path)]))
 
 
@@ -158,10 +158,10 @@ def test_a_late_block_is_sent_to_another_actor(tmp_path, caplog):
     assert list(pool.map("hang_once", [(number, tmp_path / "hung") for number in range(3)])) == [0, 10, 20]
     pool.close()
     assert time.monotonic() - start < 30
-    assert "no answer within 2 s; sent again to another actor" in caplog.text
+    assert "no answer within 2 s; repeating it on another actor" in caplog.text
 
 
-def test_a_request_to_stop_abandons_what_is_going_on():
+def test_a_request_to_stop_interrupts_running_calls():
     stop = threading.Event()
     pool = ActorPool(ResourceSettings(actors=1), stop)
     pool.load(Job())
@@ -191,7 +191,7 @@ def test_an_error_keeps_its_client(pool):
         ({"actors": 3, "gpus_per_actor": 0.6}, "do not pack"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused_at_once(resources, message):
+def test_a_request_that_does_not_fit_is_rejected_at_once(resources, message):
     start = time.monotonic()
     with pytest.raises(ResourceError, match=message):
         ActorPool(ResourceSettings(**resources))
@@ -199,7 +199,7 @@ def test_a_plan_that_does_not_fit_is_refused_at_once(resources, message):
 
 
 def test_an_actor_that_is_not_ready_in_time_is_an_error(pool):
-    @ray.remote(num_cpus=2)  # the other two are taken by `two_actors`
+    @ray.remote(num_cpus=2)  # `two_actors` uses the other two
     class Occupant:
         def ready(self):
             return True

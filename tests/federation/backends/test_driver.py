@@ -1,4 +1,4 @@
-"""The driver actor: events, results and errors pass through; it stops when asked and comes back when killed."""
+"""The driver actor: passes events, results and errors on, stops on request and restarts when killed."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_events_and_result_pass_through():
     assert seen == [Event("on_extract", (step, 5, None)) for step in range(5)]
 
 
-def test_an_error_arrives_as_it_was():
+def test_an_error_arrives_unchanged():
     with pytest.raises(ClientError, match="client 2, round 1, evaluation: no"):
         driver.drive(misbehave, name="misbehave", callback=RunCallback())
 
 
-def test_a_driver_that_is_killed_starts_again_and_says_so(caplog):
+def test_a_killed_driver_restarts_with_a_warning(caplog):
     seen = []
     assert driver.drive(die_once, name="die once", callback=EventStream(seen.append)) == "done"
     assert seen[-1] == Event("on_message", ("restarted: True", False))
-    assert "starts again from its last checkpoint" in caplog.text
+    assert "restarts from its last checkpoint" in caplog.text
 
 
-def test_a_driver_that_dies_for_good_is_an_error_with_advice():
+def test_a_driver_that_keeps_dying_is_an_error_with_advice():
     with pytest.raises(FedPGPError, match=r"driver actor died.*--resume"):
         driver.drive(die, name="die", callback=RunCallback())
 
@@ -79,12 +79,12 @@ def test_ctrl_c_asks_it_to_stop(tmp_path):
 
 
 def test_a_detached_driver_is_found_followed_and_stopped_by_name_and_ends_itself(tmp_path):
-    driver.start(wait_for_stop, tmp_path / "marker", name="left", detached=True)
-    assert "left" in driver.names()
-    threading.Timer(1.0, driver.stop, ["left"]).start()
-    assert driver.follow(driver.find("left"), RunCallback()) == "stopped"
+    driver.start(wait_for_stop, tmp_path / "marker", name="detached", detached=True)
+    assert "detached" in driver.names()
+    threading.Timer(1.0, driver.stop, ["detached"]).start()
+    assert driver.follow(driver.find("detached"), RunCallback()) == "stopped"
     deadline = time.monotonic() + 20
-    while "left" in driver.names() and time.monotonic() < deadline:
+    while "detached" in driver.names() and time.monotonic() < deadline:
         time.sleep(0.2)
-    with pytest.raises(ResourceError, match="no driver 'left' is running here"):
-        driver.find("left")
+    with pytest.raises(ResourceError, match="no driver 'detached' is running here"):
+        driver.find("detached")
