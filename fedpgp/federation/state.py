@@ -1,4 +1,4 @@
-"""The state of a federation between two rounds."""
+"""The state of a federation between two rounds. A module that storage can import without the server."""
 
 from __future__ import annotations
 

@@ -65,8 +65,7 @@ class FederationWorker:
             ClientError: an update is invalid, and `federation.policy` is `fail`.
         """
         federation = self.job.federation
-        received = self._tree(shared)
-        personal = self._tree(call.personal)
+        received, personal = self._tree(shared), self._tree(call.personal)
         num_examples = self._num_examples(call.clients)
         update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
         try:
@@ -90,7 +89,8 @@ class FederationWorker:
         self, purpose: str, round: int, clients: np.ndarray, received: ParamTree, personal: ParamTree, epochs: int
     ) -> Update:
         """Train these clients in chunks of `chunk_size`, each as one batch."""
-        size = self.job.federation.chunk_size or len(clients)
+        federation = self.job.federation
+        size = federation.chunk_size or len(clients)
         phases = range(len(self.job.method.phases))
         parts = []
         for part in (slice(start, start + size) for start in range(0, len(clients), size)):
@@ -103,7 +103,7 @@ class FederationWorker:
                     received,
                     self._local_data(chunk),
                     [self._orders(purpose, phase, round, chunk, epochs) for phase in phases],
-                    self._optimizer,
+                    Optimizer(federation.lr, federation.momentum, federation.weight_decay),
                     round,
                 )
             )
@@ -191,11 +191,6 @@ class FederationWorker:
             )
             for client in clients
         ]
-
-    @property
-    def _optimizer(self) -> Optimizer:
-        federation = self.job.federation
-        return Optimizer(federation.lr, federation.momentum, federation.weight_decay)
 
     def _num_examples(self, clients: np.ndarray) -> np.ndarray:
         return np.array([len(self.job.data.train_rows[client]) for client in clients])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from three_clients import COUNTS, apart, batch, gradients, learned, train
+from three_clients import COUNTS, batch, distinct_params, gradients, learned, train
 
 from fedpgp import methods
 from fedpgp.methods import METHODS
@@ -51,7 +51,7 @@ def test_a_block_of_clients_equals_each_alone(method, bind, features, labels):
 def test_every_parameter_learns(method, bind, features, labels):
     """All in some phase, all with a gradient, and a client's loss depends on its own parameters only."""
     frozen = bind(method)
-    params, received = apart(method, frozen)
+    params, received = distinct_params(method, frozen)
     assert {key for phase in method.phases for key in phase.keys} == params.keys() >= method.shared_keys
     own = learned(params)
     loss, _ = method.loss(own, received, frozen, batch(features[method.image_inputs], labels))
@@ -64,7 +64,7 @@ def test_every_parameter_learns(method, bind, features, labels):
 def test_each_models_own_logits_on_the_same_images(method, bind, features):
     """Features with a client axis of 1 are for all clients; other classes than those of training will do."""
     frozen = bind(method) if not method.supports_unseen_classes else bind(method, ["teapot", "old_shoe"])
-    params, _ = apart(method, bind(method))
+    params, _ = distinct_params(method, bind(method))
     images = features[method.image_inputs][None, :5]
     together = method.classifier(params, frozen)(images)
     assert together.shape[:2] == (3, 5)
@@ -74,7 +74,7 @@ def test_each_models_own_logits_on_the_same_images(method, bind, features):
 
 
 def test_bfloat16_stays_near(method, bind, features, labels):
-    params, received = apart(method, bind(method))
+    params, received = distinct_params(method, bind(method))
     images = batch(features[method.image_inputs], labels)
     exact, rough = (
         method.loss(params, received, bind(method, dtype=dtype), images)[0] for dtype in (torch.float32, torch.bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from three_clients import apart, batch, gradients, learned
+from three_clients import batch, distinct_params, gradients, learned
 
 from fedpgp import methods
 from fedpgp.methods import fedcocoop
@@ -14,7 +14,7 @@ METHOD = methods.create("fedcocoop", {"n_ctx": 3})
 
 def test_each_image_is_compared_with_prompts_of_its_own(bind, features):
     frozen = bind(METHOD)
-    params, _ = apart(METHOD, frozen)
+    params, _ = distinct_params(METHOD, frozen)
     image = features["pooled"][7]
     logits = METHOD.classifier(params, frozen)(features["pooled"][None])[0, 7]
     one = {key: value[0] for key, value in params.items()}
@@ -26,7 +26,7 @@ def test_each_image_is_compared_with_prompts_of_its_own(bind, features):
 
 def test_a_meta_net_that_says_nothing_leaves_promptfl(bind, features):
     frozen = bind(METHOD)
-    params, _ = apart(METHOD, frozen)
+    params, _ = distinct_params(METHOD, frozen)
     silent = params | {key: torch.zeros_like(params[key]) for key in ("meta_2.weight", "meta_2.bias")}
     plain = methods.create("promptfl", {"n_ctx": 3}).classifier({"ctx": params["ctx"]}, frozen)
     images = features["pooled"][None]
@@ -35,7 +35,7 @@ def test_a_meta_net_that_says_nothing_leaves_promptfl(bind, features):
 
 def test_chunks_change_nothing(bind, features, labels, monkeypatch):
     frozen, images = bind(METHOD), batch(features["pooled"], labels)
-    params, received = apart(METHOD, frozen)
+    params, received = distinct_params(METHOD, frozen)
     results = []
     for size in (10_000, 4 * frozen.num_classes):
         monkeypatch.setattr(fedcocoop, "PROMPTS_PER_CHUNK", size)
@@ -54,14 +54,14 @@ def test_memory_is_that_of_a_chunk(bind, features, labels, monkeypatch):
     encode = frozen.encode
     monkeypatch.setattr(frozen, "encode", lambda ctx, position: seen.append(len(ctx)) or encode(ctx, position))
     monkeypatch.setattr(fedcocoop, "PROMPTS_PER_CHUNK", 4 * frozen.num_classes)
-    params, received = apart(METHOD, frozen)
+    params, received = distinct_params(METHOD, frozen)
     METHOD.loss(params, received, frozen, batch(features["pooled"], labels))
     assert seen == [4, 4, 4, 4, 4, 4, 3]  # three clients, padded to 9 images each
 
 
 def test_contexts_of_a_large_pool_are_made_for_some_images_at_a_time(bind, features, monkeypatch):
     frozen, made = bind(METHOD), []
-    params, _ = apart(METHOD, frozen)
+    params, _ = distinct_params(METHOD, frozen)
     images = features["pooled"][None]
     whole = METHOD.classifier(params, frozen)(images)
     monkeypatch.setattr(fedcocoop, "VALUES_OF_CONTEXTS", 2 * params["ctx"].numel())

@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from three_clients import COUNTS, NAMES, apart, batch, gradients, learned, train
+from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, learned, train
 
 from fedpgp import methods
 from fedpgp.clip import model
@@ -128,7 +128,7 @@ def test_a_block_of_clients_equals_each_alone(bind, features, labels, shared):
 def test_the_setting_decides_what_is_shared(bind):
     for shared in (True, False):
         method = create(targets=["k", "q"], shared=shared)
-        params, received = apart(method, bind(method))
+        params, received = distinct_params(method, bind(method))
         assert received.keys() == method.shared_keys == ({"q.A", "q.B", "k.A", "k.B"} if shared else set())
         assert {key for phase in method.phases for key in phase.keys} == params.keys()
 

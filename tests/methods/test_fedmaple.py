@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from three_clients import apart, batch, gradients, learned
+from three_clients import batch, distinct_params, gradients, learned
 
 from fedpgp import methods
 from fedpgp.core.errors import ConfigError
@@ -44,7 +44,7 @@ def test_text_prompts_learn_through_both_towers(bind, features, labels):
     """Without coupling (weights 0) the gradient of the text prompts is that of the text tower alone."""
     method = create(ctx_init=None)
     frozen, images = bind(method), batch(features["pixels"], labels)
-    params, received = apart(method, frozen)
+    params, received = distinct_params(method, frozen)
     full, cut = (
         gradients(method.loss(own, received, frozen, images)[0], own)["ctx"]
         for own in (learned(params), learned(params | {"coupling.weight": torch.zeros_like(params["coupling.weight"])}))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from three_clients import apart, batch, gradients, learned
+from three_clients import batch, distinct_params, gradients, learned
 
 from fedpgp import methods
 from fedpgp.core.errors import ConfigError
@@ -27,7 +27,7 @@ def frozen(bind):
 
 
 def test_mu_0_is_cross_entropy(frozen, features, labels):
-    params, received = apart(create(), frozen)
+    params, received = distinct_params(create(), frozen)
     images = batch(features["pooled"], labels)
     neutral, none = learned(params), learned(params)
     loss, parts = create(mu=0).loss(neutral, received, frozen, images)
@@ -41,7 +41,7 @@ def test_mu_0_is_cross_entropy(frozen, features, labels):
 
 def test_no_personal_part_is_the_global_prompt(frozen, features, labels):
     """With V = 0 the model is PromptFL's, and so is the gradient of cross-entropy for the global prompt."""
-    params, received = apart(create(), frozen)
+    params, received = distinct_params(create(), frozen)
     images = batch(features["pooled"], labels)
     own, plain = learned(params | {"V": torch.zeros_like(params["V"])}), learned({"ctx": params["ctx"].squeeze(1)})
     ours = create().classifier(own, frozen)(images.features)
@@ -54,7 +54,7 @@ def test_no_personal_part_is_the_global_prompt(frozen, features, labels):
 @pytest.mark.parametrize("given", [{}, {"adaptation": "full_rank"}], ids=str)
 def test_the_servers_own_model_has_no_personal_part(frozen, given):
     method = create(**given)
-    params, _ = apart(method, frozen)
+    params, _ = distinct_params(method, frozen)
     assert isinstance(method, HasGlobalModel)
     assert not torch.equal(personal_prompt(params), params["ctx"])
     assert torch.equal(personal_prompt(method.global_model(params)), params["ctx"])
@@ -76,7 +76,7 @@ def test_the_contrastive_terms_by_hand():
 
 @pytest.mark.parametrize(("kind", "moves"), [("full", True), ("no_positive", True), ("no_negative", False)])
 def test_which_terms_reach_the_personal_part(frozen, features, labels, kind, moves):
-    params, received = apart(create(), frozen)
+    params, received = distinct_params(create(), frozen)
     own = learned(params)
     _, parts = create(contrast=kind).loss(own, received, frozen, batch(features["pooled"], labels))
     (ctx,) = torch.autograd.grad(parts["con"].sum(), own["ctx"], retain_graph=True)
@@ -102,7 +102,7 @@ def test_both_ways_to_adapt_start_as_said(frozen):
 def test_further_sets_are_wrong_classes(frozen, features):
     """As in the authors' code: N C columns, of which the first C are the labels'."""
     method = create(num_prompts=3)
-    params, _ = apart(method, frozen)
+    params, _ = distinct_params(method, frozen)
     logits = method.classifier(params, frozen)(features["pooled"][None])
     assert logits.shape == (3, 19, 15)
     for index in range(3):

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 import timm
 import torch
-from three_clients import COUNTS, NAMES, apart, batch, gradients, train
+from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, train
 from torch import nn
 
 from fedpgp import methods
@@ -86,7 +86,7 @@ def test_the_start(method, classes):
 def test_both_phases_equal_torchs_own(method, classes, features, labels):
     """The first client's two epochs in each phase, with a module in training mode and two torch optimizers."""
     update = train(method, classes, features["pixels"], labels, [0])
-    params, _ = apart(method, classes)
+    params, _ = distinct_params(method, classes)
     network = timm.create_model("test_resnet", num_classes=5)
     network.load_state_dict(
         {key.removeprefix("base."): value[0] for key, value in params.items() if key not in FRAME}, strict=False
@@ -121,7 +121,7 @@ def test_a_block_of_clients_equals_each_alone(method, classes, features, labels)
 
 def test_without_a_frame_it_is_the_network_alone(method, classes, features, labels):
     bare = methods.create("pfedpt", {**SMALL, "use_prompt": False})
-    params, _ = apart(method, classes)
+    params, _ = distinct_params(method, classes)
     shared = {key: value for key, value in params.items() if key in method.shared_keys}
     images = features["pixels"][None, :5]
     silent = method.classifier(method.global_model(params), classes)(images)
@@ -132,7 +132,7 @@ def test_without_a_frame_it_is_the_network_alone(method, classes, features, labe
 
 
 def test_each_clients_loss_has_a_gradient_for_its_own_frame_only(method, classes, features, labels):
-    params, received = apart(method, classes)
+    params, received = distinct_params(method, classes)
     sides = {key: params[key].requires_grad_() for key in FRAME}
     loss, _ = method.loss(params, received, classes, batch(features["pixels"], labels))
     for gradient in gradients(loss[1], sides).values():

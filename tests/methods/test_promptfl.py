@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from three_clients import apart, batch, gradients, learned, train
+from three_clients import batch, distinct_params, gradients, learned, train
 
 from fedpgp import methods
 from fedpgp.core.errors import ConfigError
@@ -25,7 +25,7 @@ def test_prox_0_is_promptfl_bit_for_bit(bind, features, labels):
 def test_value_and_gradient_of_the_term(bind, features, labels):
     """3 / 2 ||d||^2 and 3 d, for d all 0.25, none at all and all -0.5, of 3 x 64 weights."""
     method, frozen = methods.create("prompt_prox", {"n_ctx": 3, "prox": 3}), bind(PLAIN)
-    params, received = apart(method, frozen)
+    params, received = distinct_params(method, frozen)
     moved = torch.tensor([0.25, 0.0, -0.5]).view(3, 1, 1)
     params["ctx"] = received["ctx"] + moved
     received, images = {"ctx": params["ctx"][1].clone()}, batch(features["pooled"], labels)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from three_clients import apart, batch
+from three_clients import batch, distinct_params
 
 from fedpgp import methods
 from fedpgp.methods.fedpgp import FedPGPSettings
@@ -22,7 +22,7 @@ def test_the_example_adds_its_penalty(bind, features, labels):
     settings = FedPGPSettings(n_ctx=3, rank=2)
     plain, sparse = methods.create("fedpgp", settings.model_dump()), namespace["SparseFedPGP"](settings)
     frozen = bind(plain)
-    params, received = apart(plain, frozen)
+    params, received = distinct_params(plain, frozen)
     images = batch(features["pooled"], labels)
     penalty = 0.01 * (params["U"] @ params["V"]).abs().flatten(1).sum(1)
     difference = sparse.loss(params, received, frozen, images)[0] - plain.loss(params, received, frozen, images)[0]

@@ -22,7 +22,7 @@ def batch(features, labels):
     return Batch(padded(features), padded(labels), padded(torch.ones(len(labels), dtype=torch.bool)))
 
 
-def apart(method, frozen):
+def distinct_params(method, frozen):
     """Parameters of the three: shared ones equal, personal ones not; and what the server sent."""
     init = method.init(frozen, torch.Generator().manual_seed(1))
     params, generator = stack(init, len(COUNTS)), torch.Generator().manual_seed(2)
@@ -33,7 +33,7 @@ def apart(method, frozen):
 
 def train(method, frozen, features, labels, clients=range(3)):
     """Two epochs in batches of 4, in stored order."""
-    params, received = apart(method, frozen)
+    params, received = distinct_params(method, frozen)
     counts = np.array([COUNTS[client] for client in clients])
     chosen = torch.cat([torch.arange(sum(COUNTS)).split(COUNTS)[client] for client in clients])
     data = LocalData(features[chosen], labels[chosen], np.cumsum(counts) - counts)

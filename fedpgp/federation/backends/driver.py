@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -116,14 +115,6 @@ def one_folder(resources: ResourceSettings) -> bool:
         return len(nodes()) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
 
 
-@dataclass(frozen=True)
-class Cursor:
-    """Number of a driver's events that have been read, and the process that they are from."""
-
-    process: str = ""
-    seen: int = 0
-
-
 class _Driver:
     """Runs a function in a thread and keeps its events.
 
@@ -159,12 +150,16 @@ class _Driver:
             self._events.append(event)
             self._changed.notify_all()
 
-    def events_since(self, cursor: Cursor, timeout: float) -> tuple[Cursor, list[Event], bool]:
-        """Wait up to `timeout` seconds for events after `cursor`; returns them, and whether the function has ended."""
-        seen = cursor.seen if cursor.process == self._process else 0
+    def events_since(self, cursor: tuple[str, int], timeout: float) -> tuple[tuple[str, int], list[Event], bool]:
+        """Wait up to `timeout` seconds for events after `cursor`, a process and the number of its events read so far.
+
+        Returns:
+            The next cursor, the events, and whether the function has ended.
+        """
+        read = cursor[1] if cursor[0] == self._process else 0
         with self._changed:
-            self._changed.wait_for(lambda: len(self._events) > seen or self._outcome is not None, timeout)
-            return Cursor(self._process, len(self._events)), self._events[seen:], self._outcome is not None
+            self._changed.wait_for(lambda: len(self._events) > read or self._outcome is not None, timeout)
+            return (self._process, len(self._events)), self._events[read:], self._outcome is not None
 
     def last_event(self) -> Event | None:
         """The newest event; None before the first."""
@@ -244,11 +239,11 @@ def follow(driver: ActorHandle, callback: RunCallback) -> Any:
     Raises:
         FedPGPError: the function raised it, or the driver's process died and was not restarted.
     """
-    cursor, over = Cursor(), False
+    cursor, ended = ("", 0), False
     try:
-        while not over:
+        while not ended:
             try:
-                cursor, events, over = ray.get(driver.events_since.remote(cursor, POLL_SECONDS))
+                cursor, events, ended = ray.get(driver.events_since.remote(cursor, POLL_SECONDS))
             except ActorUnavailableError:
                 log.warning("the driver's process died; it restarts from its last checkpoint")
                 time.sleep(POLL_SECONDS)
