@@ -1,4 +1,4 @@
-"""Local updates: hand-worked numbers on one weight, torch's SGD as oracle, a block of clients against each alone."""
+"""Local training: hand-worked numbers on one weight, torch's SGD, and a block of clients against each alone."""
 
 from __future__ import annotations
 
@@ -128,15 +128,15 @@ def test_all_indices_reach_the_device_before_the_first_step(monkeypatch):
     assert steps == [2] * 6  # two arrays, of indices and of masks; 9 images in batches of 3, twice
 
 
-def test_a_phase_has_its_own_settings_before_the_federations():
-    """In round 3 both rates are a quarter of what they were; what the phase leaves open stays as it is."""
+def test_the_settings_of_a_phase_override_the_federations():
+    """In round 3 both rates are a quarter of the first; settings that the phase leaves open are the federation's."""
     phase = Phase(frozenset({"a", "b"}), lr={"a": 2.0}, decay=0.5, momentum=0.0, weight_decay=0.0)
     assert Optimizer(0.8, 0.9, 0.1).within(phase, 3) == Optimizer(0.2, 0.0, 0.0, {"a": 0.5})
     assert Optimizer(0.8, 0.9, 0.1).within(Phase(frozenset("a")), 3) == Optimizer(0.8, 0.9, 0.1)
 
 
-def test_a_client_out_of_batches_rests_whole():
-    """The first has one batch: neither its momentum nor its decay moves it while the second goes on."""
+def test_a_client_out_of_batches_stays_unchanged():
+    """The first has one batch: neither momentum nor decay changes it while the second continues."""
     orders = [[np.array([0])], [np.array([0])] * 3]
     settings = Optimizer(lr=0.5, momentum=0.9, weight_decay=0.1)
     block = one_weight([[3.0], [5.0]], [1.0, 1.0], orders, settings)
@@ -163,15 +163,15 @@ def linear_block(counts, seed=0):
 
 def test_equals_torch_sgd():
     data, params, orders = linear_block([7])
-    ours = local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.9, 5e-4)).params
+    actual = local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.9, 5e-4)).params
     weight, bias = (params[key][0].clone().requires_grad_() for key in ("weight", "bias"))
     sgd = torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.01}], 0.1, momentum=0.9, weight_decay=5e-4)
     for rows in orders[0]:
         sgd.zero_grad()
         torch.nn.functional.cross_entropy(data.features[rows] @ weight + bias, data.labels[rows]).backward()
         sgd.step()
-    torch.testing.assert_close(ours["weight"][0], weight.detach(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(ours["bias"][0], bias.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(actual["weight"][0], weight.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(actual["bias"][0], bias.detach(), atol=1e-6, rtol=0)
 
 
 def test_a_block_equals_each_client_alone():
@@ -187,14 +187,14 @@ def test_a_block_equals_each_client_alone():
             torch.testing.assert_close(block.params[key][client], value[0], atol=1e-5, rtol=0)
 
 
-def test_parameters_that_are_given_stay_as_they_are():
+def test_the_given_parameters_are_not_changed():
     data, params, orders = linear_block([5])
     before = {key: value.clone() for key, value in params.items()}
     local_update(Linear(), None, params, {}, data, [orders], Optimizer(0.1, 0.0, 0.0))
     assert all(torch.equal(params[key], before[key]) for key in before)
 
 
-def test_a_client_whose_loss_is_not_finite_rests_and_is_marked():
+def test_a_client_whose_loss_is_not_finite_stays_unchanged_and_is_marked():
     orders, settings = [[np.array([0])] * 2] * 2, Optimizer(0.1, 0.0, 0.0)
     update = one_weight([[1.0], [1e30]], [0.0, 0.0], orders, settings)
     assert update.finite.tolist() == [True, False]
@@ -212,7 +212,7 @@ def test_a_client_that_fails_in_an_earlier_phase_keeps_that_loss():
     settings = Optimizer(0.5, 0.0, 0.0)
     update = local_update(Twice(), None, {"w": torch.zeros(2, 1)}, {}, data, [once, once], settings)
     assert update.finite.tolist() == [False, True]
-    assert update.loss.tolist() == [float("inf"), 1.5**2 / 2]  # the other's is that of its last phase
+    assert update.loss.tolist() == [float("inf"), 1.5**2 / 2]  # the loss of its last phase
 
 
 def order(count, **changes):

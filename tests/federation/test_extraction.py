@@ -1,4 +1,4 @@
-"""Extraction: what is forecast is what it takes, and what was killed goes on from its shards to the same bits."""
+"""Feature extraction: its forecast is exact, and an interrupted one continues from its shards to the same bits."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def backend(stop):
 
 @pytest.fixture
 def run(job, backend, monkeypatch):
-    """Extract ROWS into a folder, eight images a shard; the numbers of images done, as they were told."""
+    """Extract ROWS into a folder, eight images a shard; returns the reported numbers of images done."""
     monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 8)
 
     def run(folder, watch=lambda done: None):
-        told = []
+        reported = []
 
         def progress(done, total):
-            told.append(done)
+            reported.append(done)
             assert total == len(ROWS)
             watch(done)
 
@@ -58,25 +58,25 @@ def run(job, backend, monkeypatch):
             return backend.map("encode_chunk", chunks)
 
         extract(folder, job.key, ROWS, run_chunks, progress)
-        return told
+        return reported
 
     return run
 
 
-def test_a_forecast_writes_nothing_and_says_what_extraction_writes(job, backend, run, tmp_path):
+def test_a_forecast_writes_nothing_and_predicts_what_extraction_writes(job, backend, run, tmp_path):
     path = cache_path(tmp_path, job.key)
-    told = forecast(job, path, ROWS, backend)
-    assert (told.path, told.present, told.images, told.sample) == (path, 0, 30, SAMPLE)
-    assert told.seconds_per_image > 0
+    estimate = forecast(job, path, ROWS, backend)
+    assert (estimate.path, estimate.present, estimate.images, estimate.sample) == (path, 0, 30, SAMPLE)
+    assert estimate.seconds_per_image > 0
     assert list(tmp_path.iterdir()) == []
     run(tmp_path)
-    assert told.num_bytes == 30 * (3 * 64 * 4 + 8)
-    assert told.num_bytes < path.stat().st_size < told.num_bytes + 5000
+    assert estimate.num_bytes == 30 * (3 * 64 * 4 + 8)
+    assert estimate.num_bytes < path.stat().st_size < estimate.num_bytes + 5000
     done = forecast(job, path, ROWS, backend)
     assert (done.present, done.images, done.num_bytes, done.seconds_per_image) == (30, 0, 0, 0)
 
 
-def test_a_stopped_extraction_is_forecast_and_goes_on_from_its_shards(job, backend, run, stop, tmp_path):
+def test_a_stopped_extraction_continues_from_its_shards(job, backend, run, stop, tmp_path):
     """Stopped when 16 of 30 are done; a torn shard does not count."""
     assert run(tmp_path / "whole") == [0, 8, 16, 24, 30]
     with pytest.raises(Interrupted):
@@ -84,8 +84,8 @@ def test_a_stopped_extraction_is_forecast_and_goes_on_from_its_shards(job, backe
     stop.clear()
     path = cache_path(tmp_path / "halved", job.key)
     (path.with_suffix(feature_cache.SHARDS) / "000000099.arrow").write_bytes(b"torn")
-    told = forecast(job, path, ROWS, backend)
-    assert (told.present, told.images) == (16, 14)
+    estimate = forecast(job, path, ROWS, backend)
+    assert (estimate.present, estimate.images) == (16, 14)
     assert run(tmp_path / "halved") == [16, 24, 30]
     whole, halved = (
         FeatureCache.open(cache_path(tmp_path / folder, job.key), job.key) for folder in ("whole", "halved")
@@ -99,5 +99,5 @@ def test_pixels_need_no_tower(job, backend, tmp_path):
     pixels = ExtractionJob(
         nn.Identity(), job.image, job.data, job.manifest, FeatureKey("m", "none", "t", views=3, variant="pixels")
     )
-    told = forecast(pixels, cache_path(tmp_path, pixels.key), ROWS[:4], backend)
-    assert (told.num_bytes, told.sample) == (4 * (3 * 3 * 32 * 32 + 8), 4)
+    estimate = forecast(pixels, cache_path(tmp_path, pixels.key), ROWS[:4], backend)
+    assert (estimate.num_bytes, estimate.sample) == (4 * (3 * 3 * 32 * 32 + 8), 4)

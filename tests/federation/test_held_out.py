@@ -1,4 +1,4 @@
-"""The held-out domain: each client's model and the server's own are counted on it, by hand."""
+"""The held-out domain: counts of each client's model and of the global model, by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedpgp.federation.worker import FederationJob
 
 
 class SharedA(Sum):
-    """`a` is a model by itself; `b` at rest is 0."""
+    """`a` alone is a model; the neutral value of `b` is 0."""
 
     def global_model(self, params):
         return {**params, "b": torch.zeros_like(params["b"])}
@@ -81,7 +81,7 @@ def test_clients_and_global_model_on_the_held_out_domain(block_size, tmp_path):
     assert (table["held_out"], table["held_out_global"]) == ([50.0, 100.0], [75.0, 75.0])
 
 
-def test_a_method_without_personal_parts_is_its_global_model(tmp_path):
+def test_without_personal_parameters_the_model_is_the_global_model(tmp_path):
     _, rows = counts(Sum({"a", "b"}), state({"a": 1.5, "b": 1.0}, {}), tmp_path)
     assert rows["held_out", None, 0] == rows["held_out_global", None, 1] == (2, 4)
 

@@ -8,7 +8,7 @@ from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
 
 
 def rows(*counts, round=1):
-    """Client rows from (client, split, metric, correct, total), with an optional domain behind."""
+    """Client rows from (client, split, metric, correct, total), and an optional domain."""
     records = [
         {
             "round": round,

@@ -1,4 +1,4 @@
-"""Whole rounds on one weight, with numbers worked out by hand, for each way of sharing."""
+"""Whole rounds on one weight with hand-worked numbers, client sampling, and validation of updates."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def server(tmp_path):
         key = FeatureKey(manifest="m", weights="w", transform="t")
         write_shard(tmp_path / "features.arrow", key, np.arange(6), values.reshape(6, 1, 1))
         labels = (values > 0).astype(np.int64)
-        pool = EvaluationSet(
+        images_of_all = EvaluationSet(
             split="test", class_set="all", rows=np.arange(6), labels=labels, domains=np.zeros(6, dtype=np.int32),
             members=tuple(rows),
         )  # fmt: skip
         data = FederatedData(
             client_names=("x", "y", "z"), class_names=("low", "high"), domains=("only",), class_sets={"all": (0, 1)},
             train_set="all", train_rows=tuple(rows), train_labels=tuple(labels[own] for own in rows),
-            evaluation_sets=(pool,),
+            evaluation_sets=(images_of_all,),
             manifest_digest="m",
         )  # fmt: skip
         settings = {"rounds": 2, "local_epochs": 1, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, **changes}
@@ -148,8 +148,8 @@ def test_every_part_of_the_loss_is_recorded_by_round_and_client(server, block_si
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 10])
-def test_what_was_taken_for_what_is_counted_after_the_last_round(server, block_size):
-    """Cuts as above: 1.375 takes the high 1 for low, 3.625 takes 1 and 3 for low, -3.125 takes none."""
+def test_confusion_is_counted_after_the_last_round(server, block_size):
+    """Cuts as above: at 1.375 the high 1 counts as low, at 3.625 the high 1 and 3, at -3.125 none."""
     first, last = server("a", block_size=block_size).run(server("a").initial_state())
     assert first.confusion is None
     low, high = 0, 1
@@ -167,8 +167,8 @@ def test_one_model_counts_for_every_client_and_too_many_classes_are_not_counted(
     assert count_confusion(labels, answers, 3, None, MOST_CLASSES + 1) is None
 
 
-def test_an_answer_that_is_none_of_the_classes_is_not_counted():
-    """Nothing (-1), and columns 2 and 3 of a second set, which must not land in another row or behind the last."""
+def test_answers_that_are_not_a_class_are_not_counted():
+    """No answer (-1), and columns 2 and 3 of a second set, which must not be counted in another row."""
     labels, answers = np.array([0, 0, 1, 1]), np.array([[0, 2, 3, 1], [-1, 1, -1, 0]])
     assert count_confusion(labels, answers, 2, None, 2).tolist() == [[1, 1], [1, 1]]
     assert count_confusion(labels, answers, 2, [np.array([1, 2]), np.array([0, 3])], 2).tolist() == [[0, 0], [1, 0]]
@@ -193,13 +193,16 @@ def test_nothing_shared(server):
     assert result.row.bytes_up == 0
 
 
-def test_those_who_do_not_take_part_keep_their_parameters(server):
+def test_clients_that_were_not_sampled_keep_their_parameters(server):
     federation = server("a", participation=0.4, rounds=1)
     (result,) = federation.run(federation.initial_state())
-    (who,) = result.clients.filter(pc.field("metric") == "train")["client"].to_pylist()
-    alone = [1.0, 2.5, -2.0][who]
+    (trained,) = result.clients.filter(pc.field("metric") == "train")["client"].to_pylist()
+    alone = [1.0, 2.5, -2.0][trained]
     assert result.state.shared["a"].item() == alone
-    assert [b for client, b in enumerate(result.state.personal["b"].flatten().tolist()) if client != who] == [0.0, 0.0]
+    assert [b for client, b in enumerate(result.state.personal["b"].flatten().tolist()) if client != trained] == [
+        0.0,
+        0.0,
+    ]
     assert result.row.participants == 1
     assert result.row.bytes_up == 4
 
@@ -220,7 +223,7 @@ def test_evaluation_every_other_round_and_last(server):
     assert [row.round for row in rows if "test/local" in row.metrics] == [2, 4, 5]
 
 
-def test_before_aggregation_is_measured_apart(server):
+def test_before_aggregation_is_a_separate_metric(server):
     """Cuts 2, 5, -4 before averaging; a tie is read as low: right for 1 of x's images, none of y's, all of z's."""
     federation = server("ab", rounds=1, evaluate_before_aggregation=True)
     (result,) = federation.run(federation.initial_state())
@@ -248,7 +251,7 @@ def test_a_loss_that_is_not_finite_names_client_and_round(server):
 
 
 def one_bad(server, **changes):
-    """Client y's only image is out of range; the others are as ever."""
+    """Client y's only image is out of range."""
     federation = server("a", images=[[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]], rounds=1, **changes)
     (result,) = federation.run(federation.initial_state())
     train = result.clients.filter(pc.field("metric") == "train")
@@ -268,7 +271,7 @@ def test_a_bad_client_can_be_excluded(server, block_size):
     assert parts["event"].to_pylist() == [None] * 3
 
 
-def test_who_is_excluded_is_not_tested_before_aggregation(server):
+def test_excluded_clients_are_not_evaluated_before_aggregation(server):
     result, _ = one_bad(server, policy="exclude", evaluate_before_aggregation=True)
     tested = result.clients.filter(pc.field("metric") == "local_before_aggregation")
     assert tested["client"].to_pylist() == [0, 2]
@@ -276,7 +279,7 @@ def test_who_is_excluded_is_not_tested_before_aggregation(server):
     assert not everyone.clients.filter(pc.field("metric") == "local_before_aggregation").num_rows
 
 
-def test_a_limit_that_nobody_exceeds_changes_no_bit():
+def test_a_limit_above_all_updates_changes_no_bit():
     values = torch.tensor([[0.1], [0.3], [1e-8]])
     update = Update({"a": values}, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     settings = FederationSettings(policy="clip", max_update_norm=1e9)
@@ -308,7 +311,7 @@ def test_a_long_update_fails_the_run_by_default(server):
         next(federation.run(federation.initial_state()))
 
 
-def test_if_everyone_is_excluded_the_shared_parameters_stay(server):
+def test_if_everyone_is_excluded_the_shared_parameters_are_unchanged(server):
     federation = server("a", rounds=1, policy="exclude", max_update_norm=0.1)
     (result,) = federation.run(federation.initial_state())
     assert result.state.shared["a"].item() == 0.0
@@ -322,9 +325,9 @@ def test_chunks_of_a_block_change_nothing(server, chunk_size):
 
 
 def test_finetuning_before_evaluation_leaves_the_state_as_it_was(server):
-    """After one round a = b = -0.25; an epoch from there moves a + b by -(-0.5 - mean) to means 2, 5, -4.
+    """After one round a = b = -0.25; one more epoch moves a + b by -(-0.5 - mean) to means 2, 5, -4.
 
-    The cuts 2, 5, -4 of `test_before_aggregation_is_measured_apart` come out again: 1, 0 and 3 images are right.
+    The cuts 2, 5, -4 of `test_before_aggregation_is_a_separate_metric` come out again: 1, 0 and 3 images are right.
     """
     federation = server("ab", rounds=1, finetune_epochs=1)
     (result,) = federation.run(federation.initial_state())
@@ -333,8 +336,8 @@ def test_finetuning_before_evaluation_leaves_the_state_as_it_was(server):
     assert local["correct"].to_pylist() == [1, 0, 3]
 
 
-def test_finetuning_that_goes_wrong_follows_the_policy(server):
-    """Client y's image is out of range. Left out, it is tested where it stands, at the cut 0, and is right."""
+def test_failed_finetuning_follows_the_policy(server):
+    """Client y's image is out of range. With `exclude` its unchanged model, at the cut 0, is evaluated and is right."""
     images = [[1.0, 3.0], [1e30], [-4.0, -4.0, -4.0]]
     federation = server("ab", images=images, finetune_epochs=1)
     with pytest.raises(ClientError, match="client 1, round 0, fine-tuning: loss is inf; lower the learning rate"):
@@ -347,8 +350,8 @@ def test_finetuning_that_goes_wrong_follows_the_policy(server):
 def test_the_sample_is_a_function_of_seed_and_round():
     draws = {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in range(1, 9)}
     assert draws == {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in reversed(range(1, 9))}
-    assert all(len(set(who)) == 5 and who == sorted(who) for who in draws.values())
-    assert len({tuple(who) for who in draws.values()}) > 1
+    assert all(len(set(sample)) == 5 and sample == sorted(sample) for sample in draws.values())
+    assert len({tuple(sample) for sample in draws.values()}) > 1
     assert draws != {round: sample_clients(2, round, 20, 0.25, False).tolist() for round in range(1, 9)}
 
 

@@ -19,7 +19,7 @@ def backbone():
 
 @pytest.fixture(scope="session")
 def bind(backbone):
-    """The frozen side as a method asks for it."""
+    """The frozen model as a method requires it."""
 
     def bound(method, names=NAMES, dtype=torch.float32):
         frozen = freeze(
@@ -32,7 +32,7 @@ def bind(backbone):
 
 @pytest.fixture(scope="session")
 def features(backbone):
-    """The images of all clients, one after another, in each form that a method can ask for."""
+    """The images of all clients, one after another, in each form that a method can require."""
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randint(256, (sum(COUNTS), 3, 32, 32), generator=generator, dtype=torch.uint8)
     visual, inputs = backbone.model.visual, normalise(pixels, backbone.image)

@@ -1,4 +1,4 @@
-"""What every method promises, whatever it is."""
+"""Properties of every method."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_every_parameter_learns(method, bind, features, labels):
         assert not gradient[[0, 2]].any()
 
 
-def test_each_models_own_logits_on_the_same_images(method, bind, features):
-    """Features with a client axis of 1 are for all clients; other classes than those of training will do."""
+def test_logits_of_each_model_on_the_same_images(method, bind, features):
+    """Features with a client axis of 1 are shared by all clients; classes other than those of training work too."""
     frozen = bind(method) if not method.supports_unseen_classes else bind(method, ["teapot", "old_shoe"])
     params, _ = distinct_params(method, bind(method))
     images = features[method.image_inputs][None, :5]
@@ -73,7 +73,7 @@ def test_each_models_own_logits_on_the_same_images(method, bind, features):
         torch.testing.assert_close(method.classifier(own, frozen)(images)[0], together[client], atol=1e-4, rtol=0)
 
 
-def test_bfloat16_stays_near(method, bind, features, labels):
+def test_bfloat16_is_close_to_float32(method, bind, features, labels):
     params, received = distinct_params(method, bind(method))
     images = batch(features[method.image_inputs], labels)
     exact, rough = (
@@ -90,5 +90,5 @@ def test_the_start_is_a_function_of_the_generator(method, bind):
     assert any(not torch.equal(first[key], other[key]) for key in first) or method.extra_texts
 
 
-def test_all_methods_are_here():
+def test_all_methods_are_covered():
     assert {name for name, _ in CASES.values()} | {"zero_shot", "pfedpt", "fedlora"} >= METHODS.keys()

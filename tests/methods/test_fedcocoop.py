@@ -49,7 +49,7 @@ def test_chunks_change_nothing(bind, features, labels, monkeypatch):
 
 
 def test_memory_is_that_of_a_chunk(bind, features, labels, monkeypatch):
-    """The tower sees so many images at a time, whatever the batch."""
+    """The number of images that pass through the tower at a time does not depend on the batch."""
     frozen, seen = bind(METHOD), []
     encode = frozen.encode
     monkeypatch.setattr(frozen, "encode", lambda ctx, position: seen.append(len(ctx)) or encode(ctx, position))

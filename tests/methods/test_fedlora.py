@@ -25,7 +25,7 @@ def create(**settings):
 
 
 def noisy(method, frozen, clients=3):
-    """Adapters with B away from 0, different for each client."""
+    """Adapters with nonzero B, different for each client."""
     init, generator = method.init(frozen, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
     return {key: value + 0.05 * torch.randn(clients, *value.shape, generator=generator) for key, value in init.items()}
 
@@ -68,7 +68,7 @@ def test_merged_gradients_are_the_same(backbone, bind):
     own = learned(params)
     text = frozen.adapted_template(method.adapters(own))[0]
     wanted = torch.linspace(-1, 1, text.numel()).view_as(text)
-    ours = gradients((text * wanted).sum(), own)
+    actual = gradients((text * wanted).sum(), own)
     clip = merged(backbone, method, params, 0).requires_grad_(True)
     tokens = backbone.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
     (clip.encode_text(tokens) * wanted).sum().backward()
@@ -76,7 +76,7 @@ def test_merged_gradients_are_the_same(backbone, bind):
         in_grads = dict(zip("qkv", block.attn.in_proj_weight.grad.chunk(3), strict=True))
         for target, grad in {**in_grads, "o": block.attn.out_proj.weight.grad}.items():
             by_hand = 1.5 * grad @ params[f"{target}.A"][0, layer].T
-            torch.testing.assert_close(ours[f"{target}.B"][0, layer], by_hand, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(actual[f"{target}.B"][0, layer], by_hand, atol=1e-5, rtol=1e-4)
 
 
 def test_b_of_zero_is_zero_shot(bind, features):
@@ -160,14 +160,14 @@ def test_settings_that_cannot_be(settings, message):
         create(**settings)
 
 
-def test_a_rank_above_the_width_is_refused(bind):
+def test_a_rank_above_the_width_is_rejected(bind):
     method = create(rank=65)
     with pytest.raises(ConfigError, match=r"rank: 65 is more than the text tower's width; give method.rank=64 or less"):
         method.init(bind(method), torch.Generator())
 
 
 def test_a_tower_of_openai_kind():
-    """QuickGELU, whose factor is folded into the maps around it, leaves attention as it is."""
+    """QuickGELU, whose factor is folded into the maps around it, leaves attention unchanged."""
     backbone = model.load(BackboneSettings(name="tiny", weights="random", activation="quick_gelu"))
     method = create()
     frozen = freeze(backbone, NAMES[:2], "a {}.").on(range(2))

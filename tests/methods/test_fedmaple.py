@@ -1,4 +1,4 @@
-"""Deep prompts: what is refused, what words become, and how the two towers are coupled."""
+"""Deep prompts: rejected settings, initial words, and the coupling of the two towers."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_text_prompts_learn_through_both_towers(bind, features, labels):
     assert ((full - cut).abs().amax((2, 3)) > 1e-6).all()  # in every client and layer
 
 
-def test_more_layers_than_the_backbone_has_are_refused(bind):
+def test_more_layers_than_the_backbone_has_are_rejected(bind):
     method = create(depth=3)
     with pytest.raises(ConfigError, match="method fedmaple: depth: 3 is more than the 2 layers of the backbone"):
         init(method, bind(method))
 
 
-def test_more_tokens_than_the_words_have_are_refused(bind):
+def test_more_tokens_than_the_words_have_are_rejected(bind):
     method = create(n_ctx=5, ctx_init="a photo of a")
     with pytest.raises(ConfigError, match="n_ctx: 5 is more than the 4 tokens of ctx_init 'a photo of a'"):
         init(method, bind(method))

@@ -1,4 +1,4 @@
-"""Transport plans: by hand, against the plain iteration in float64, and what stopping depends on."""
+"""Transport plans: by hand, against the plain iteration in float64, and when iterations stop."""
 
 from __future__ import annotations
 
@@ -40,38 +40,38 @@ def test_two_patches_and_two_prompts_by_hand():
     """
     sim = 1 + 0.1 * torch.tensor([[1, 0.5], [0.5, 1]]).log().view(1, 1, 1, 2, 2)
     for iterations in (1, 2):
-        ours = plan(sim, settings(top_percent=0.8, max_iter=iterations, thresh=0))[0, 0, 0]
-        assert torch.allclose(ours, torch.tensor([[4 / 15, 2 / 15], [2 / 15, 4 / 15]]), atol=1e-6)
+        actual = plan(sim, settings(top_percent=0.8, max_iter=iterations, thresh=0))[0, 0, 0]
+        assert torch.allclose(actual, torch.tensor([[4 / 15, 2 / 15], [2 / 15, 4 / 15]]), atol=1e-6)
 
 
 @pytest.mark.parametrize("cot", [True, False])
 @pytest.mark.parametrize("eps", [0.1, 0.01])
 def test_equals_the_plain_iteration(eps, cot):
-    """At eps 0.01 the plain kernel lies between e^-160 and e^-40: far outside of float32."""
+    """At eps 0.01 the entries of the plain kernel are e^-160 to e^-40, far below float32."""
     sim = similarities(1, 2, 3, 2, 9, spread=0.3)
     given = {"eps": eps, "top_percent": 0.7, "max_iter": 20, "thresh": 0, "transport": "cot" if cot else "sinkhorn"}
-    ours = plan(sim, settings(**given))
+    actual = plan(sim, settings(**given))
     for image, label in np.ndindex(2, 3):
         expected = plain(sim[0, image, label], 0.7, eps, 20, cot)
-        np.testing.assert_allclose(ours[0, image, label], expected, atol=2e-6)
+        np.testing.assert_allclose(actual[0, image, label], expected, atol=2e-6)
 
 
 def test_a_plan_holds_its_marginals():
     sim = similarities(2, 3, 4, 3, 10)
     for given, mass in (({"transport": "sinkhorn"}, 1.0), ({"top_percent": 0.6}, 0.6)):
-        ours = plan(sim, settings(num_prompts=3, max_iter=2000, thresh=0, **given))
-        torch.testing.assert_close(ours.sum(-1), torch.full((2, 3, 4, 3), mass / 3), atol=1e-5, rtol=0)
-        assert (ours.sum(-2) <= 0.1 + 1e-4).all()
-    assert (ours.sum(-2) < 0.09).any()  # some patches are left out in part
+        actual = plan(sim, settings(num_prompts=3, max_iter=2000, thresh=0, **given))
+        torch.testing.assert_close(actual.sum(-1), torch.full((2, 3, 4, 3), mass / 3), atol=1e-5, rtol=0)
+        assert (actual.sum(-2) <= 0.1 + 1e-4).all()
+    assert (actual.sum(-2) < 0.09).any()  # some patches are left out in part
 
 
 def test_with_much_entropy_everything_goes_everywhere():
-    ours = plan(similarities(1, 1, 1, 2, 5), settings(eps=1e4, top_percent=0.5))
-    assert torch.allclose(ours, torch.tensor(0.5 / 10), atol=1e-5)
+    actual = plan(similarities(1, 1, 1, 2, 5), settings(eps=1e4, top_percent=0.5))
+    assert torch.allclose(actual, torch.tensor(0.5 / 10), atol=1e-5)
 
 
 def test_an_image_stops_by_itself_and_a_batch_as_one():
-    """One image's similarities are equal, so that its plan is there at once; the other's take long."""
+    """One image's similarities are equal, so its plan converges at once; the other's takes long."""
     sim = torch.stack([torch.full((2, 2, 6), 0.9), 0.9 + similarities(2, 2, 6, spread=0.1)])[None]
     alone = torch.cat([plan(sim[:, [image]], settings(thresh=0.02)) for image in range(2)], dim=1)
     torch.testing.assert_close(plan(sim, settings(thresh=0.02)), alone, atol=1e-7, rtol=0)
@@ -82,7 +82,7 @@ def test_an_image_stops_by_itself_and_a_batch_as_one():
 
 
 def test_images_that_stop_at_many_times_have_the_plans_they_have_alone():
-    """Those that have stopped are taken out on the way; each image's similarities are spread more than the last's."""
+    """Images that have stopped are removed; the similarities of each image are spread more than those before."""
     spreads = torch.linspace(0.01, 0.3, 24).view(2, 12, 1, 1, 1)
     sim = 0.6 + spreads * similarities(2, 12, 3, 2, 6, spread=0.5)
     for transport in ("cot", "sinkhorn"):
@@ -138,7 +138,7 @@ def test_many_images_are_scored_a_few_at_a_time(bind, features, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [{"num_prompts": 1}, {"top_percent": 1.2}, {"eps": 0}, {"transport": "emd"}], ids=str)
-def test_settings_that_cannot_be_are_refused(given):
+def test_invalid_settings_are_rejected(given):
     with pytest.raises(ConfigError, match=f"method fedotp: {next(iter(given))}: "):
         methods.create("fedotp", given)
 

@@ -1,4 +1,4 @@
-"""Neutral values, ablations by hand, and ranks that cannot be."""
+"""Neutral values, ablations by hand, and invalid ranks."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_mu_0_is_cross_entropy(frozen, features, labels):
     torch.testing.assert_close(loss, parts["ce"], atol=0, rtol=0)
     without, _ = create(contrast="none").loss(none, received, frozen, images)
     torch.testing.assert_close(loss, without, atol=1e-5, rtol=0)
-    ours, theirs = gradients(loss, neutral), gradients(without, none)
+    actual, expected = gradients(loss, neutral), gradients(without, none)
     for key in params:
-        torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(actual[key], expected[key], atol=1e-5, rtol=1e-4)
 
 
 def test_no_personal_part_is_the_global_prompt(frozen, features, labels):
@@ -44,11 +44,11 @@ def test_no_personal_part_is_the_global_prompt(frozen, features, labels):
     params, received = distinct_params(create(), frozen)
     images = batch(features["pooled"], labels)
     own, plain = learned(params | {"V": torch.zeros_like(params["V"])}), learned({"ctx": params["ctx"].squeeze(1)})
-    ours = create().classifier(own, frozen)(images.features)
-    torch.testing.assert_close(ours, PROMPTFL.classifier(plain, frozen)(images.features), atol=1e-4, rtol=0)
-    ours, theirs = create(mu=0).loss(own, received, frozen, images)[0], PROMPTFL.loss(plain, {}, frozen, images)[0]
-    gradient = gradients(ours, own)["ctx"].squeeze(1)
-    torch.testing.assert_close(gradient, gradients(theirs, plain)["ctx"], atol=1e-5, rtol=1e-4)
+    actual = create().classifier(own, frozen)(images.features)
+    torch.testing.assert_close(actual, PROMPTFL.classifier(plain, frozen)(images.features), atol=1e-4, rtol=0)
+    actual, expected = create(mu=0).loss(own, received, frozen, images)[0], PROMPTFL.loss(plain, {}, frozen, images)[0]
+    gradient = gradients(actual, own)["ctx"].squeeze(1)
+    torch.testing.assert_close(gradient, gradients(expected, plain)["ctx"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("given", [{}, {"adaptation": "full_rank"}], ids=str)
@@ -119,13 +119,13 @@ def test_further_sets_are_wrong_classes(frozen, features):
         ({"rank": 65, "n_ctx": 70}, "rank: 65 is more than a context of 70 tokens x 64"),
     ],
 )
-def test_a_rank_that_the_context_cannot_have_is_refused(bind, given, rule):
+def test_a_rank_that_the_context_cannot_have_is_rejected(bind, given, rule):
     method = create(**given)
     with pytest.raises(ConfigError, match=rule):
         method.init(bind(method), torch.Generator())
 
 
-def test_no_rank_is_refused():
+def test_no_rank_is_rejected():
     with pytest.raises(ConfigError, match=r"method fedpgp: rank: .*greater than or equal to 1"):
         create(rank=0)
 

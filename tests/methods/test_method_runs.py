@@ -1,4 +1,4 @@
-"""Each method through a whole experiment, and refusals of what cannot be before any image is read."""
+"""Each method through a whole experiment; invalid settings are rejected before an image is read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_image_tower_goes_only_where_it_is_used(root, name):
         ({"name": "fedmaple"}, "method fedmaple: depth: 9 is more than the 2 layers of the backbone"),
     ],
 )
-def test_settings_that_the_backbone_cannot_follow(tmp_path, method, rule):
+def test_settings_that_do_not_fit_the_backbone(tmp_path, method, rule):
     with pytest.raises(ConfigError, match=rule):
         planning.plan(settings(tmp_path, method))
     assert list(tmp_path.iterdir()) == []
@@ -86,7 +86,7 @@ def test_settings_that_the_backbone_cannot_follow(tmp_path, method, rule):
         ({"name": "fedmaple", "depth": 1, "ctx_init": " "}, "n_ctx: 2 is more than the 0 tokens of ctx_init ' '"),
     ],
 )
-def test_prompts_that_cannot_be_are_refused_for_novel_classes_too(tmp_path, method, what):
+def test_prompts_that_are_too_long_or_empty_are_rejected_for_novel_classes_too(tmp_path, method, what):
     """The last class, a novel one, has the longest name."""
     names = list(planning.plan(settings(tmp_path, {"name": "zero_shot"})).data.class_names)
     names[-1] = "a very long name of twenty words" + 12 * " x"
@@ -105,14 +105,14 @@ def test_underscores_in_initial_words_are_spaces(root):
     assert torch.equal(spaces, underscores)
 
 
-def test_names_with_the_same_tokens_are_told(tmp_path, caplog):
+def test_names_with_the_same_tokens_get_a_warning(tmp_path, caplog):
     names = list(planning.plan(settings(tmp_path, {"name": "zero_shot"})).data.class_names)
     assert not caplog.records
     names[0], names[1] = "Cat", "cat"
     planning.plan(settings(tmp_path, {"name": "zero_shot"}, class_names=names))
     (record,) = caplog.records
-    told = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so a shared prompt cannot"
-    assert record.getMessage().startswith(told)
+    message = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so a shared prompt cannot"
+    assert record.getMessage().startswith(message)
 
 
 def tower_of(vision):
@@ -126,7 +126,7 @@ POOLED = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "attentio
 
 
 @pytest.mark.parametrize(("name", "vision"), [("fedmaple", RESNET), ("fedmaple", POOLED), ("fedotp", POOLED)])
-def test_a_tower_that_cannot_is_refused(tmp_path, monkeypatch, name, vision):
+def test_an_unsupported_tower_is_rejected(tmp_path, monkeypatch, name, vision):
     monkeypatch.setattr(model, "load", tower_of(vision))
     with pytest.raises(BackboneError, match=f"backbone.name: RN1 does not fit method {name}: .* need a plain ViT"):
         planning.plan(settings(tmp_path, {"name": name}))

@@ -148,7 +148,7 @@ def test_each_clients_loss_has_a_gradient_for_its_own_frame_only(method, classes
         ({"model": "test_vit", "image_size": 40}, r"model test_vit does not take images of 40 x 40 \(.*divisible"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(settings, message):
+def test_invalid_settings_are_rejected_by_name(settings, message):
     with pytest.raises(ConfigError, match=message):
         methods.create("pfedpt", settings)
 
@@ -205,7 +205,7 @@ def test_a_single_image_is_normalised_by_the_running_statistics(centred, federat
 
 
 def test_a_round_is_three_epochs_of_the_frame_and_one_of_the_network(centred, federation):
-    """White images and rates of almost nothing: four passes renew the mean m of images and frame to (1 - 0.9^4) m."""
+    """White images and rates of almost nothing: four passes update the mean m of images and frame to (1 - 0.9^4) m."""
     images = torch.full((4, 3, 4, 4), 255, dtype=torch.uint8)
     method = centred(prompt_epochs=3, prompt_lr=1e-9)
     server = federation(method, images, torch.arange(4), [2, 2], lr=1e-9)
@@ -243,7 +243,7 @@ def test_blocks_are_cut_to_one_client(federation, method, features, labels):
 
 
 def test_the_network_without_a_frame_is_tested_if_asked_for(federation, method, features, labels):
-    """One model for all: as right on the whole pool for every client, and nothing else changes."""
+    """One model for all clients: equal counts on the whole evaluation set, and nothing else changes."""
     images = features["pixels"]
     server, asked = (federation(method, images, labels, COUNTS, evaluate_global=wanted) for wanted in (False, True))
     plain, both = (next(each.run(each.initial_state())) for each in (server, asked))
@@ -261,14 +261,14 @@ def test_actors_give_the_bits_of_the_serial_backend(federation, method, features
 
     pool = ActorPool(ResourceSettings(actors=2))
     try:
-        ours, theirs = (
+        actual, expected = (
             next(server.run(server.initial_state())) for server in (
                 federation(method, features["pixels"], labels, COUNTS, backend) for backend in (None, pool)
             )
         )  # fmt: skip
     finally:
         pool.close()
-    assert ours.clients.equals(theirs.clients)
+    assert actual.clients.equals(expected.clients)
     for part in ("shared", "personal"):
-        left, right = (getattr(result.state, part) for result in (ours, theirs))
+        left, right = (getattr(result.state, part) for result in (actual, expected))
         assert all(torch.equal(left[key], right[key]) for key in left)

@@ -37,6 +37,6 @@ def test_value_and_gradient_of_the_term(bind, features, labels):
     torch.testing.assert_close(extra, (3 * moved).expand_as(extra), atol=1e-5, rtol=0)
 
 
-def test_a_negative_weight_is_refused():
+def test_a_negative_weight_is_rejected():
     with pytest.raises(ConfigError, match=r"method prompt_prox: prox: .*greater than or equal to 0 .given: -1"):
         methods.create("prompt_prox", {"prox": -1})

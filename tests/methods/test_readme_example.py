@@ -1,4 +1,4 @@
-"""The method that the README shows as an example works as it stands there."""
+"""The example method in the README works unchanged."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def batch(features, labels):
 
 
 def distinct_params(method, frozen):
-    """Parameters of the three: shared ones equal, personal ones not; and what the server sent."""
+    """Parameters of the three clients, equal if shared and distinct if personal, and what the server sent."""
     init = method.init(frozen, torch.Generator().manual_seed(1))
     params, generator = stack(init, len(COUNTS)), torch.Generator().manual_seed(2)
     for key in sorted(params.keys() - method.shared_keys):

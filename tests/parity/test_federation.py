@@ -15,7 +15,7 @@ from fedpgp.federation.client import LocalData, Optimizer, local_update
 FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}
 PROMPTFL = {"ctx": ("ctx", ...)}
 FEDOTP = {"ctx": ("ctx", 0), "local": ("ctx", slice(1, None))}
-"""Where our parameters are among theirs: the array's name, and the part of it."""
+"""Location of each parameter in the reference: the name of the array, and the part of it."""
 
 
 @pytest.mark.parametrize("case", ["all", "permuted", "partial"])
@@ -33,8 +33,8 @@ def test_average_over_those_who_trained(golden, case):
 def test_average_of_a_dictionary(golden):
     arrays = golden("aggregation")
     shared, counts = {"ctx": torch.from_numpy(arrays["sigma"])[:, 0]}, torch.from_numpy(arrays["data_counts"])
-    ours = average([weighted_sum(shared, counts)], float(counts.sum()), {"ctx": shared["ctx"][0]})
-    same_params(ours["ctx"], arrays["avg_dict_all_ctx"])
+    actual = average([weighted_sum(shared, counts)], float(counts.sum()), {"ctx": shared["ctx"][0]})
+    same_params(actual["ctx"], arrays["avg_dict_all_ctx"])
 
 
 def client_data(arrays, clients):
@@ -51,11 +51,11 @@ def stored_order(arrays, counts):
 
 
 def golden_tree(arrays, prefix, names):
-    return {key: torch.from_numpy(arrays[f"{prefix}{theirs}"][part]) for key, (theirs, part) in names.items()}
+    return {key: torch.from_numpy(arrays[f"{prefix}{name}"][part]) for key, (name, part) in names.items()}
 
 
 def run(arrays, method, frozen, names):
-    """Our federation on their data; yields (round, participants, trained, losses, shared, personal)."""
+    """Run the federation on the authors' data; yields (round, participants, trained, losses, shared, personal)."""
     clients = len(arrays["data_counts"])
     init = golden_tree(arrays, "init/", names)
     shared = {key: value for key, value in init.items() if key in method.shared_keys}
@@ -103,13 +103,13 @@ def test_trajectory(golden, class_set, settings, trajectory, name, names):
 
 
 def test_momentum_does_not_travel_between_clients(golden, class_set, settings):
-    """A departure on purpose: the authors' one optimizer carries a client's momentum to the next client."""
+    """A deliberate departure: the authors' single optimizer carries a client's momentum to the next client."""
     arrays = golden("traj_fedpgp_official_sgd")
     frozen, method = class_set(arrays["classnames"]), create("fedpgp", arrays, settings)
     last = int(arrays["rounds"]) - 1
-    ours = {number: shared["ctx"].clone() for number, _, _, shared, _ in run(arrays, method, frozen, FEDPGP)}[last]
-    assert np.abs(ours.numpy() - arrays[f"round{last}/global"]).max() > 1e-2
-    same_params(ours, golden("traj_fedpgp_sgd_reset")[f"round{last}/global"])
+    actual = {number: shared["ctx"].clone() for number, _, _, shared, _ in run(arrays, method, frozen, FEDPGP)}[last]
+    assert np.abs(actual.numpy() - arrays[f"round{last}/global"]).max() > 1e-2
+    same_params(actual, golden("traj_fedpgp_sgd_reset")[f"round{last}/global"])
 
 
 def create(name, arrays, settings):
@@ -123,10 +123,10 @@ def create(name, arrays, settings):
 
 
 def test_the_proximal_term_has_a_gradient(golden, class_set):
-    """A departure on purpose: the authors' term is detached, so their FedProx trains as FedAvg does.
+    """A deliberate departure: the authors' term is detached, so their FedProx trains like FedAvg.
 
     In the first round their second loss differs from FedAvg's by prox / 2 ||c1 - c0||^2, from which prox is read.
-    Ours equals both losses, and the gradient moves its second step by -lr prox (c1 - c0).
+    Both losses are equal here, and the gradient moves the second step by -lr prox (c1 - c0).
     """
     plain, arrays = golden("traj_promptfl_fedavg"), golden("traj_promptfl_fedprox")
     frozen, init = class_set(arrays["classnames"]), {"ctx": torch.from_numpy(arrays["init/ctx"])}
@@ -143,14 +143,14 @@ def test_the_proximal_term_has_a_gradient(golden, class_set):
     excess = torch.from_numpy(np.array(stored[1])[:, 1] - np.array(stored[0])[:, 1])
     prox = float((2 * excess / moved.double().square().sum((1, 2))).mean())
     assert prox > 0.1
-    ours = train("prompt_prox", {"prox": prox}, 2)
-    same_logits(ours.loss, np.array(stored[1]).mean(1))
+    actual = train("prompt_prox", {"prox": prox}, 2)
+    same_logits(actual.loss, np.array(stored[1]).mean(1))
     detached = train("promptfl", {}, 2).params["ctx"]
     for place, client in enumerate(block):
         same_params(detached[place], arrays[f"round0/client{client}/trained/ctx"])
     expected = -sgd.lr * prox * moved
     assert expected.abs().max() > 1e-5
-    torch.testing.assert_close(ours.params["ctx"] - detached, expected, atol=5e-7, rtol=1e-2)
+    torch.testing.assert_close(actual.params["ctx"] - detached, expected, atol=5e-7, rtol=1e-2)
 
 
 def test_prox_0_is_promptfl_bit_for_bit(golden, class_set):

@@ -109,7 +109,7 @@ def test_fedcocoop(golden, backbone, class_set, settings, variant):
 
 
 def maple_name(arrays, prefix, key):
-    """Theirs are one module per layer, ours stacked."""
+    """The reference has one module per layer; here they are stacked."""
     first, deeper, part = {
         "ctx": ("ctx", "compound_prompts_text.", ""),
         "coupling.weight": ("proj.weight", "compound_prompt_projections.", ".weight"),
@@ -164,7 +164,7 @@ def fedotp(arrays, variant, **changes):
 
 
 def fedotp_name(arrays, prefix, key):
-    """Theirs are all prompts in one, the global first."""
+    """The reference has all prompts in one array, the global one first."""
     ctx = arrays[f"{prefix}{PREFIX}ctx"]
     return ctx[0] if key == "ctx" else ctx[1:]
 
@@ -194,13 +194,13 @@ def test_fedotp(golden, backbone, class_set, settings, variant):
 
 @pytest.mark.parametrize("variant", ["cot", "sinkhorn", "cot_tp1", "cot_N4", "cot_iter3"])
 def test_transport_plans(golden, variant):
-    """From their own kernel; and the plan holds what it promises."""
+    """Plans from the authors' kernels, and their marginals."""
     arrays = golden("fedotp")
     settings = fedotp(arrays, variant).settings
     sim = 1 + settings.eps * torch.from_numpy(arrays[f"{variant}/kernel"]).log()
-    ours = transport_plan(sim.transpose(-1, -2)[None], settings)[0]
-    np.testing.assert_allclose(ours.transpose(-1, -2), arrays[f"{variant}/plan"], atol=1e-6, rtol=0)
-    np.testing.assert_allclose(ours.sum(-1), arrays[f"{variant}/col_marginal"], atol=1e-5, rtol=0)
+    actual = transport_plan(sim.transpose(-1, -2)[None], settings)[0]
+    np.testing.assert_allclose(actual.transpose(-1, -2), arrays[f"{variant}/plan"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(actual.sum(-1), arrays[f"{variant}/col_marginal"], atol=1e-5, rtol=0)
 
 
 def test_unbalanced_transport_of_everything_is_sinkhorn(golden):
@@ -230,7 +230,7 @@ both = pytest.mark.parametrize("name", ["fedpgp_N1", "fedpgp_N2"])
 
 @both
 def test_fedpgp(golden, backbone, class_set, settings, name):
-    """With N = 2 the logits have 2 C columns, as theirs."""
+    """With N = 2 the logits have 2 C columns, as in the authors' code."""
     arrays = golden(name)
     method, frozen = fedpgp(arrays), class_set(arrays["classnames"])
     params = fedpgp_params(arrays)
@@ -253,8 +253,8 @@ def test_both_terms_of_fedpgp(golden, backbone, class_set, name):
     features, labels = image_batch(golden, arrays, backbone), torch.from_numpy(arrays["labels"])
     batch = Batch(features[None], labels[None], torch.ones(1, len(labels), dtype=torch.bool))
     total, parts = method.loss(params, {}, frozen, batch)
-    for ours, theirs in ((total, "loss_total"), (parts["ce"], "loss_ce"), (parts["con"], "loss_con")):
-        same_logits(ours[0], arrays[theirs])
+    for actual, reference in ((total, "loss_total"), (parts["ce"], "loss_ce"), (parts["con"], "loss_con")):
+        same_logits(actual[0], arrays[reference])
     for part in ("ce", "con"):
         gradients = torch.autograd.grad(parts[part].sum(), list(params.values()), retain_graph=True)
         for key, gradient in zip(params, gradients, strict=True):

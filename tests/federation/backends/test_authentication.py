@@ -1,4 +1,4 @@
-"""The token is shown where there is one, and only there."""
+"""Token authentication is switched on if a token exists, and only then."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fedpgp.federation.backends import authentication
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     return tmp_path
 
 
-def test_without_a_token_nothing_is_asked_for(home):
+def test_without_a_token_the_mode_is_not_set(home):
     authentication.use_token()
     assert "RAY_AUTH_MODE" not in os.environ
 
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_in_the_environment_is_shown(home, monkeypatch, name):
+def test_a_token_in_the_environment_is_used(home, monkeypatch, name):
     monkeypatch.setenv(name, "secret")
     authentication.use_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_a_token_in_the_home_folder_is_shown_unless_told_otherwise(home, monkeypatch):
+def test_a_token_in_the_home_folder_is_used_unless_the_environment_disables_it(home, monkeypatch):
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("secret")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -1,4 +1,4 @@
-"""Nobody gets into a local Ray of ours without its token, whatever interfaces it listens on."""
+"""A local Ray cluster accepts only processes that have its token."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def test_only_its_token_opens_it(host, tmp_path):
     known = {"HOME": str(elsewhere), "RAY_AUTH_MODE": "token"}
     assert visit(address, **known, RAY_AUTH_TOKEN=token) == "is in\n"
     for stranger in ({**known, "RAY_AUTH_TOKEN": "0" * len(token)}, {"HOME": str(elsewhere)}):
-        told = visit(address, **stranger)
-        assert "is in" not in told
-        assert told == "" or "RAY_AUTH_TOKEN" in told
+        answer = visit(address, **stranger)
+        assert "is in" not in answer
+        assert answer == "" or "RAY_AUTH_TOKEN" in answer

@@ -38,7 +38,7 @@ def where(*, restarted, callback, stop):
     return ray.get_runtime_context().get_node_id()
 
 
-def test_the_driver_is_where_it_was_started_and_a_relative_root_is_refused(nodes, tmp_path, monkeypatch):
+def test_the_driver_is_where_it_was_started_and_a_relative_root_is_rejected(nodes, tmp_path, monkeypatch):
     here = ray.get_runtime_context().get_node_id()
     for number in range(3):
         assert driver.drive(where, name=f"where {number}", callback=RunCallback()) == here
