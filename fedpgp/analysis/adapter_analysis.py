@@ -1,4 +1,4 @@
-"""What a run has learned, asked LoRA's questions: adapters against their weights, personal parts of prompts."""
+"""Analyses of the LoRA paper for a run: adapters against their weights, and the spectrum of personal prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from statistics import fmean
 
 from torch import Tensor
 
-from fedpgp import config, methods
+from fedpgp import config
+from fedpgp.analysis.prompts import added_prompt
 from fedpgp.analysis.spectra import Overlap, Spectrum, overlap, spectrum
 from fedpgp.clip import model
 from fedpgp.clip.adapters import Target
@@ -16,30 +17,30 @@ from fedpgp.config import Experiment
 from fedpgp.core.errors import BackboneError, ConfigError, RunError
 from fedpgp.core.seeding import torch_generator
 from fedpgp.federation.state import State
-from fedpgp.methods.fedlora import FedLoRA
+from fedpgp.methods.fedlora import FedLoRA, FedLoRASettings
 from fedpgp.storage.run_folder import RunFolder
 
 FIELDS = ("delta", "weight", "random", "weight_norm", "delta_norm")
 
 
 def adapters(run: Path, rank: int | None = None) -> dict[str, Overlap]:
-    """Each target's change dW of a LoRA run against W: means over the layers, and over the clients if personal.
+    """Compare the change dW of each target with W: means over the layers, and over the clients if personal.
 
     Args:
         rank: number of singular directions; None: the adapters' rank.
 
     Raises:
-        RunError: not a run of LoRA, or without a round.
+        RunError: not a run of fedlora, or without a round.
         ConfigError: a rank that the weights cannot have.
         BackboneError: the weights are not those of the run.
     """
     experiment, store, state = _read(run)
-    method = methods.create(experiment.method.name, experiment.method.settings)
-    if not isinstance(method, FedLoRA):
-        raise RunError(f"{run}: {method.name} has no adapters; this is of runs of fedlora")
+    if experiment.method.name != FedLoRA.name:
+        raise RunError(f"{run}: {experiment.method.name} has no adapters that can be analyzed; give a run of fedlora")
+    method = FedLoRA(FedLoRASettings.model_validate(experiment.method.settings))
     backbone = model.load(experiment.backbone)
     if backbone.fingerprint != store.identity["weights_fingerprint"]:
-        raise BackboneError(f"{run}: made with other weights than {experiment.backbone.name} has now")
+        raise BackboneError(f"{run}: the weights of {experiment.backbone.name} are not the weights of the run")
     tower = TextTower.from_open_clip(backbone.model)
     width, most = rank or method.settings.rank, tower.width
     if not 1 <= width <= most:
@@ -56,20 +57,20 @@ def adapters(run: Path, rank: int | None = None) -> dict[str, Overlap]:
 
 
 def personal_parts(run: Path) -> Spectrum:
-    """Singular values (K, N, min(L, D)) of what each client adds to the global prompt: U V, or a free matrix.
+    """Singular values (K, N, min(L, D)) of each client's addition to the global prompt: U V, or a free matrix.
 
     Raises:
         RunError: the run has no such part, or no round.
     """
-    _, _, state = _read(run)
-    personal = state.personal
-    if "delta" not in personal and not {"U", "V"} <= personal.keys():
-        raise RunError(f"{run}: its method adds nothing personal to a global prompt; this is of runs of fedpgp")
-    return spectrum(personal["delta"] if "delta" in personal else personal["U"] @ personal["V"])
+    experiment, _, state = _read(run)
+    if (added := added_prompt(state)) is None:
+        name = experiment.method.name
+        raise RunError(f"{run}: {name} adds no personal part to a global prompt; give a run of fedpgp or fedlora")
+    return spectrum(added)
 
 
 def has_adapters(run: Path) -> bool:
-    """Whether `adapters` is the question to ask, or else `personal_parts`."""
+    """Whether `adapters` can analyze the run; otherwise use `personal_parts`."""
     return config.load(str(RunFolder.open(run).config_path)).method.name == FedLoRA.name
 
 
@@ -77,13 +78,13 @@ def _read(run: Path) -> tuple[Experiment, RunFolder, State]:
     store = RunFolder.open(run)
     rounds = store.rounds()
     if not rounds:
-        raise RunError(f"{run}: no round has been done")
+        raise RunError(f"{run}: no round is finished")
     experiment = config.load(str(store.config_path))
     return experiment, store, store.state_at(rounds[-1].round)
 
 
 def _weight(block: Block, target: Target) -> Tensor:
-    """W (D, D) of a projection of attention."""
+    """Weight W (D, D) of a projection of attention."""
     if target == "o":
         return block.out.weight
     width = block.qkv.weight.shape[1]

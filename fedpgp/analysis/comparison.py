@@ -1,4 +1,4 @@
-"""Runs that are compared: groups that differ by seed and held-out fold only, their means, spreads and differences."""
+"""Comparison of runs: groups over seeds and held-out domains, their means, standard deviations and differences."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fedpgp.storage.sweep_folder import Fold
 Reading = Literal["last", "mean_last_5", "max"]
 READINGS: tuple[Reading, ...] = ("last", "mean_last_5", "max")
 MAIN = ("hm", "held_out", "local", "all")
-"""What a comparison is about first of all: the first of these that was measured."""
-PLACE = ("data", "partition", "protocol")
-"""Sections of the settings that say on what a run was trained and tested."""
-ELSEWHERE = ("data.template", "data.views")
-"""Settings there that change neither."""
+"""The main metric of a comparison is the first of these that was measured."""
+SCENARIO_SECTIONS = ("data", "partition", "protocol")
+"""Sections of the settings that define on what a run was trained and tested."""
+NO_SCENARIO = ("data.template", "data.views")
+"""Settings in these sections that do not."""
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took."""
+    """Rounds, bytes and seconds of a run."""
 
     rounds: int
     bytes_up: int
@@ -47,7 +47,7 @@ class Run:
     reason: str | None
     fold: Fold
     settings: Mapping[str, Any]
-    """dotted keys: all that can change a number, but for seed and held-out domain"""
+    """by dotted key, all that can change a number except seed and held-out domain"""
     identity: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     """`evaluation.selections`"""
@@ -55,29 +55,29 @@ class Run:
 
     @property
     def version(self) -> str:
-        """Of fedpgp, when the run was made."""
+        """Version of fedpgp that made the run."""
         return str(self.identity.get("versions", {}).get("fedpgp", "unknown"))
 
     @property
     def partition(self) -> str:
-        """Digest of who holds which image."""
+        """Digest of the partition of images among clients."""
         return str(self.identity.get("partition_digest"))
 
     @property
-    def place(self) -> dict[str, Any]:
-        """The settings that say on what it was trained and tested."""
-        return {key: value for key, value in self.settings.items() if is_place(key)}
+    def scenario(self) -> dict[str, Any]:
+        """The settings that define on what it was trained and tested."""
+        return {key: value for key, value in self.settings.items() if is_scenario(key)}
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per seed, and what they are together."""
+    """One number per seed."""
 
     by_seed: Mapping[int, float]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return fmean(self.by_seed.values())
 
     @property
@@ -86,7 +86,7 @@ class Statistic:
         return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
     def minus(self, other: Statistic) -> Difference | None:
-        """Paired difference over the seeds that both have; None: there is none."""
+        """Paired difference over the seeds that both have; None if there are none."""
         seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
         return Difference({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds}) if seeds else None
 
@@ -112,17 +112,17 @@ class Group:
     """Runs of the same settings with different seeds and held-out domains."""
 
     label: str
-    place: str
-    """what tells the place where it was trained and tested from those of other groups; empty: there is but one"""
+    scenario: str
+    """settings that distinguish its data, partition and protocol from those of other groups; empty: there is one"""
     runs: Mapping[Fold, Run]
     expected: frozenset[Fold]
-    """the folds that a group of this place should have"""
+    """the folds that groups of this scenario should have"""
     marks: tuple[str, ...] = ()
-    """what sets its numbers apart from those of others, in words"""
+    """why its numbers do not compare with those of others"""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Of all its runs."""
+        """Settings that all its runs share."""
         return next(iter(self.runs.values())).settings
 
     @property
@@ -132,18 +132,18 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        """Those that have a run."""
+        """Seeds that have a run."""
         return sorted({fold.seed for fold in self.runs})
 
     @property
     def missing(self) -> list[Fold]:
-        """Folds that other groups of its place have, or that its sweep asked for, and it lacks."""
+        """Expected folds without a run."""
         return sorted(self.expected - self.runs.keys(), key=str)
 
     def statistic(self, metric: str, split: str = "test", reading: Reading = "last") -> Statistic | None:
-        """A metric by seed, the mean over its held-out domains; None: not measured.
+        """A metric by seed, mean over the held-out domains; None if it was not measured.
 
-        A seed that lacks one of the domains is left out: its mean would be over something else.
+        Seeds that lack a domain are left out.
         """
         name = f"{split}/{metric}"
         by_seed: dict[int, list[float]] = {}
@@ -157,67 +157,67 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, and what is to be known of them."""
+    """Groups of runs, and notes on them."""
 
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
-    """what was left out, or is compared nonetheless"""
+    """what was left out, or is compared despite a mismatch"""
     selected: tuple[str, ...] = ()
-    """the metric that each sweep selects its settings by, for example `val/hm`"""
+    """the metrics by which sweeps select settings, for example `val/hm`"""
 
     @property
-    def places(self) -> dict[str, list[Group]]:
-        """The groups by place; numbers of different places are not compared with one another."""
-        places: dict[str, list[Group]] = {}
+    def scenarios(self) -> dict[str, list[Group]]:
+        """The groups by scenario; numbers of different scenarios are not compared."""
+        scenarios: dict[str, list[Group]] = {}
         for group in self.groups:
-            places.setdefault(group.place, []).append(group)
-        return places
+            scenarios.setdefault(group.scenario, []).append(group)
+        return scenarios
 
     @property
     def labels(self) -> list[str]:
-        """In order."""
+        """Labels of the groups, in order."""
         return list(dict.fromkeys(group.label for group in self.groups))
 
     def metrics(self, split: str = "test") -> list[str]:
-        """What any group measured on a split, in the order of the tables."""
+        """Metrics that any group measured on a split, in the order of the tables."""
         found = {name for group in self.groups for run in group.runs.values() for name in run.metrics}
         return [metric for metric in METRICS if f"{split}/{metric}" in found]
 
     @property
     def main(self) -> str | None:
-        """The metric that the comparison is about."""
+        """The main metric; None if none was measured."""
         measured = self.metrics()
         return next((metric for metric in MAIN if metric in measured), None)
 
     @cached_property
     def differing(self) -> list[str]:
-        """The settings that are not the same in all groups."""
+        """Keys of the settings that are not the same in all groups."""
         return differing([group.settings for group in self.groups])
 
     def missing(self) -> list[str]:
-        """The cells without a number, in words: folds of groups, and groups of places."""
-        said = []
-        for place, groups in self.places.items():
-            where = f" on {place}" if place else ""
+        """Missing runs in words: folds of groups, and groups of scenarios."""
+        lines = []
+        for scenario, groups in self.scenarios.items():
+            where = f" on {scenario}" if scenario else ""
             for group in groups:
-                said += [f"{group.label}{where}: no run of {fold}" for fold in group.missing]
+                lines += [f"{group.label}{where}: no run of {fold}" for fold in group.missing]
             absent = [label for label in self.labels if label not in {one.label for one in groups}]
-            said += [f"no run{where} of {'; '.join(absent)}"] if absent else []
-        return said
+            lines += [f"no run{where} of {'; '.join(absent)}"] if absent else []
+        return lines
 
     def baseline(self, label: str | None) -> str:
-        """The label to compare with: the given one, else the first.
+        """Return the given label, or by default the first one.
 
         Raises:
-            ConfigError: no group is called so.
+            ConfigError: no group has this label.
         """
         if label is not None and label not in self.labels:
-            raise ConfigError(f"--baseline {label!r}: no such group; there is {', '.join(map(repr, self.labels))}")
+            raise ConfigError(f"--baseline {label!r}: no such group; known: {', '.join(map(repr, self.labels))}")
         return label or self.labels[0]
 
     def difference(self, group: Group, baseline: str, metric: str, reading: Reading = "last") -> Difference | None:
-        """Paired difference on test images to the baseline of the same place; None: none, or it is the baseline."""
-        other = next((one for one in self.places[group.place] if one.label == baseline), None)
+        """Paired difference on test images to the baseline in the same scenario; None for the baseline itself."""
+        other = next((one for one in self.scenarios[group.scenario] if one.label == baseline), None)
         if other is None or other is group:
             return None
         own, theirs = group.statistic(metric, "test", reading), other.statistic(metric, "test", reading)
@@ -225,12 +225,12 @@ class Comparison:
 
 
 def ranks(values: Sequence[float | None], digits: int = 2) -> list[int | None]:
-    """1 for the best, 2 for the second best, ... of values as they are shown; equals share a rank; None has none."""
+    """Rank values rounded to `digits`: 1 for the best; ties share a rank; None for None."""
     shown = [None if value is None else round(value, digits) for value in values]
     order = sorted({value for value in shown if value is not None}, reverse=True)
     return [None if value is None else order.index(value) + 1 for value in shown]
 
 
-def is_place(key: str) -> bool:
-    """Whether a setting says on what a run is trained and tested."""
-    return key.partition(".")[0] in PLACE and key not in ELSEWHERE
+def is_scenario(key: str) -> bool:
+    """Whether a setting defines on what a run is trained and tested."""
+    return key.partition(".")[0] in SCENARIO_SECTIONS and key not in NO_SCENARIO

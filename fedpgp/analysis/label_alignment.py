@@ -1,4 +1,4 @@
-"""Do names and labels belong together? Zero-shot accuracy against that of the names that fit the pictures best."""
+"""Check that class names fit the labels: zero-shot accuracy against that of the best assignment of names."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ class Alignment:
     """Zero-shot accuracy, in percent, on a few training images of each class."""
 
     given: float
-    """with the names as they are"""
+    """with the given names"""
     best: float
-    """with the names exchanged so that they fit other images of the classes best"""
+    """with the assignment of names that fits other images of the classes best"""
     images: int
     classes: int
     moved: tuple[tuple[str, str], ...]
-    """(name, name that fits its images better), all classes for which that holds"""
+    """(name, name that fits its images better) of the classes that have one"""
     gained: int = 0
-    """images that only the best naming has right"""
+    """images that are correct only with the best assignment"""
     lost: int = 0
-    """images that only the given names have right"""
+    """images that are correct only with the given names"""
 
     @property
     def by_chance(self) -> bool:
-        """Whether the names as they are do not beat guessing (by 3 standard errors)."""
+        """Whether the given names are not better than guessing by 3 standard errors."""
         chance = 1 / self.classes
         return bool(self.given <= 100 * (chance + 3 * np.sqrt(chance * (1 - chance) / max(1, self.images))))
 
     @property
     def suspicious(self) -> bool:
-        """Whether some other names fit better than by accident (McNemar's test, 2.5 standard errors).
+        """Whether the best assignment is significantly better (McNemar's test, 2.5 standard errors).
 
-        A few classes may be exchanged, or the model confuses them: for a person to judge.
+        A few classes may be exchanged, or the model confuses them: the user has to judge.
         """
         return bool(self.gained - self.lost > 2.5 * np.sqrt(self.gained + self.lost))
 
     @property
     def exchanged(self) -> bool:
-        """Whether other names fit so much better that it is no accident (3 standard errors, and half as much again)."""
+        """Whether the best assignment is better by 3 standard errors and by half of the accuracy."""
         error = 100 * np.sqrt(2 * 0.25 / max(1, self.images))
         return bool(self.moved) and self.best > max(1.5 * self.given, self.given + 3 * error)
 
 
 def can_judge(settings: Experiment) -> bool:
-    """Whether the backbone knows such images: random weights know nothing, the model in the package its own icons."""
+    """Whether the backbone knows such images: random weights do not, the model of the package only its icons."""
     backbone = settings.backbone
     return backbone.weights != "random" and (backbone.name != icon_clip.NAME or settings.data.name == "icons")
 
 
 def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:
-    """Classify a few images of each class by the names of all classes; features are cached as those of any run.
+    """Classify a few images of each class by the names of all classes; features are cached as in any run.
 
-    Half of the images choose the names that fit best, the other half measure.
+    Half of the images determine the best assignment of names, the other half measure it.
     """
-    wanted = settings.model_copy(
+    small = settings.model_copy(
         update={
             "method": MethodSettings(name="zero_shot"),
             "partition": PartitionSettings(scheme="iid", clients=1),
@@ -75,10 +75,10 @@ def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:
             "data": settings.data.model_copy(update={"views": 1}),
         }
     )
-    plan = planning.plan(wanted)
+    plan = planning.plan(small)
     plan = replace(plan, data=replace(plan.data, evaluation_sets=()))
     stop = threading.Event()
-    resources = wanted.resources.model_copy(update={"backend": "serial"})
+    resources = small.resources.model_copy(update={"backend": "serial"})
     backend = runner.make_backend(resources, stop)
     try:
         cache, _ = runner.extract(plan, backend, callback)

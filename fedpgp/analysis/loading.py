@@ -1,4 +1,4 @@
-"""From folders to a comparison: the runs behind them, read, and refused where they do not fit."""
+"""Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from fedpgp.federation.records import RoundRow
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder
 
+HINT = "`--allow-mismatch` compares them, marked"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -28,31 +30,31 @@ class Entry:
 
     path: Path
     label: str | None = None
-    """what its group is called; None: by what it differs in from the others"""
+    """label of its group; None: its method and what differs from other groups"""
     strict: bool = False
-    """true: named by the user, hence refused if it does not fit; false: found in a folder, hence left out"""
+    """an unusable run is an error if the user named it, and left out if it was found in a folder"""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The runs that some folders stand for."""
+    """Runs found in folders."""
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
-    """what a sweep has no run of, and why"""
+    """missing runs of sweeps, and why"""
     selected: tuple[str, ...] = ()
-    """the metrics that sweeps select by"""
+    """metrics by which sweeps select settings"""
 
-    def compare(self, anyway: bool = False) -> Comparison:
+    def compare(self, allow_mismatch: bool = False) -> Comparison:
         """See `compare`."""
-        return compare(self.entries, anyway, self.notes, self.selected)
+        return compare(self.entries, allow_mismatch, self.notes, self.selected)
 
 
 def find(paths: Sequence[Path]) -> Found:
-    """The runs behind folders of runs, folders of sweeps and storage roots, in that order of the folders.
+    """Find the runs of folders of runs, folders of sweeps and storage roots, in the order of the folders.
 
     Raises:
-        RunError: a folder is none of these, or a storage root without a run.
+        RunError: a folder is none of these, or a storage root without runs.
     """
     parts = [_behind(path) for path in paths]
     return Found(
@@ -62,27 +64,28 @@ def find(paths: Sequence[Path]) -> Found:
     )
 
 
-def pair(first: Path, second: Path, anyway: bool = False) -> tuple[Run, Run, list[str]]:
-    """Two runs to be held against each other client by client, and what sets them apart nonetheless.
+def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, Run, list[str]]:
+    """Read two runs for a comparison client by client; the list says why they do not fully compare.
 
     Raises:
-        RunError: one has not finished, or they were not trained and tested on the same.
+        RunError: one has not finished, or data, partition or protocol differ.
     """
-    marks = compare([Entry(path, label=path.name, strict=True) for path in (first, second)], anyway).groups[-1].marks
+    entries = [Entry(path, label=path.name, strict=True) for path in (first, second)]
+    marks = compare(entries, allow_mismatch).groups[-1].marks
     ours, theirs = read(first), read(second)
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
     what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
-    if not anyway:
-        raise RunError(f"{ours.path.name} and {theirs.path.name} have {what}; `--allow-mismatch` compares them, marked")
+    if not allow_mismatch:
+        raise RunError(f"{ours.path.name} and {theirs.path.name} have {what}; {HINT}")
     return ours, theirs, [*marks, what]
 
 
 def read(path: Path) -> Run:
-    """One run from its folder.
+    """Read a run from its folder.
 
     Raises:
-        RunError: not the folder of a run, or of a version of fedpgp that had other settings.
+        RunError: not a run folder, or made by a version of fedpgp with other settings.
     """
     store = RunFolder.open(path)
     identity, status = store.identity, store.status
@@ -106,25 +109,25 @@ def read(path: Path) -> Run:
 
 
 def compare(
-    entries: Iterable[Entry], anyway: bool = False, notes: Sequence[str] = (), selected: Sequence[str] = ()
+    entries: Iterable[Entry], allow_mismatch: bool = False, notes: Sequence[str] = (), selected: Sequence[str] = ()
 ) -> Comparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Args:
-        anyway: compare what would be refused, marked.
-        notes: what is known already to be missing.
+        allow_mismatch: mark mismatches instead of raising an error.
+        notes: known missing runs.
         selected: the metrics by which the settings were selected.
 
     Raises:
-        RunError: a run that was named has not finished, or two of them were not trained and tested on the same.
+        RunError: a strict entry has not finished, or strict entries differ in data, partition, protocol or version.
     """
-    said = list(notes)
-    members = list(_usable(entries, anyway, said))
+    lines = list(notes)
+    members = list(_usable(entries, allow_mismatch, lines))
     if not members:
-        raise RunError("; ".join(["no finished run to compare", *said]))
-    _refuse_mixture([run for entry, run in members if entry.strict], anyway)
-    groups, left_out = grouped([(entry.label, run) for entry, run in members], one_place=anyway)
-    return Comparison(tuple(groups), (*said, *left_out), tuple(dict.fromkeys(selected)))
+        raise RunError("; ".join(["no finished run to compare", *lines]))
+    _check_comparable([run for entry, run in members if entry.strict], allow_mismatch)
+    groups, left_out = grouped([(entry.label, run) for entry, run in members], merge_scenarios=allow_mismatch)
+    return Comparison(tuple(groups), (*lines, *left_out), tuple(dict.fromkeys(selected)))
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def _behind(path: Path) -> Found:
 
 
 def _of_sweep(folder: SweepFolder) -> Found:
-    """A sweep's folds, called by its variants; those that it has no run of are noted."""
+    """The runs of a sweep, labelled by its variants; missing runs are noted."""
     variants = config.read_yaml(str(folder.path / "sweep.yaml")).get("variants") or {}
     results = folder.results()
     entries, notes = [], []
@@ -224,7 +227,7 @@ def _cost(rounds: Sequence[RoundRow]) -> Cost:
 
 
 def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """All that can change a number, but for what folds differ by."""
+    """All that can change a number, except what folds differ by."""
     found = config.dotted(
         complete(experiment),
         manifest=identity.get("manifest_digest"),
@@ -234,8 +237,8 @@ def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dic
     return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
 
 
-def _usable(entries: Iterable[Entry], anyway: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:
-    """The runs that can be compared, each once; why others cannot is raised or noted."""
+def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:
+    """The runs that can be compared, each once; others raise an error or are noted."""
     seen: set[Path] = set()
     for entry in entries:
         if (path := entry.path.absolute()) in seen:
@@ -249,35 +252,35 @@ def _usable(entries: Iterable[Entry], anyway: bool, notes: list[str]) -> Iterato
             notes.append(f"left out: {error}")
             continue
         ended = run.state + (f": {run.reason}" if run.reason else "")
-        if not run.metrics or (run.state != "finished" and not anyway):
-            what = ended if run.metrics else f"{ended}, nothing was evaluated"
+        if not run.metrics or (run.state != "finished" and not allow_mismatch):
+            what = ended if run.metrics else f"{ended}, no evaluation"
             if entry.strict:
-                hint = "; `--allow-mismatch` compares what there is" if run.metrics else ""
+                hint = "; `--allow-mismatch` compares its rounds" if run.metrics else ""
                 raise RunError(f"{run.path.name}: has not finished ({what}){hint}")
             notes.append(f"left out: {run.path.name} ({what})")
             continue
         yield entry, run
 
 
-def _refuse_mixture(runs: Sequence[Run], anyway: bool) -> None:
-    """Runs that were named one by one must be of one place, partition and version."""
-    if anyway or not runs:
+def _check_comparable(runs: Sequence[Run], allow_mismatch: bool) -> None:
+    """Check that runs named one by one share scenario, partition and version."""
+    if allow_mismatch or not runs:
         return
     first = runs[0]
     for run in runs[1:]:
-        if keys := differing([first.place, run.place]):
-            theirs = ", ".join(f"{key} is {first.place.get(key)} and {run.place.get(key)}" for key in keys)
-            what = f"were not trained and tested on the same: {theirs}"
+        if keys := differing([first.scenario, run.scenario]):
+            theirs = ", ".join(f"{key} is {first.scenario.get(key)} and {run.scenario.get(key)}" for key in keys)
+            what = f"differ in data, partition or protocol: {theirs}"
         elif run.version != first.version:
             what = f"were made by different versions of fedpgp, {first.version} and {run.version}"
         else:
             continue
-        raise RunError(f"{first.path.name} and {run.path.name} {what}; `--allow-mismatch` compares them, marked")
+        raise RunError(f"{first.path.name} and {run.path.name} {what}; {HINT}")
     by_fold: dict[Fold, Run] = {}
     for run in runs:
         other = by_fold.setdefault(run.fold, run)
         if run.partition != other.partition:
             raise RunError(
                 f"{other.path.name} and {run.path.name} have different partitions, {other.partition} and "
-                f"{run.partition}; `--allow-mismatch` compares them, marked"
+                f"{run.partition}; {HINT}"
             )

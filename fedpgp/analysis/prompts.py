@@ -52,7 +52,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class NearWord:
+class NearWords:
     """A context token and the words with the nearest embeddings."""
 
     token: int
@@ -79,7 +79,15 @@ def prompts(store: RunFolder) -> Prompts | None:
     return Prompts(names, None if shared is None else shared.flatten(0, -2), _personal(state))
 
 
-def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWord]:
+def added_prompt(state: State) -> Tensor | None:
+    """What each client adds to the global prompt (K, N, L, D): a free matrix or U V; None for other methods."""
+    own = state.personal
+    if "delta" in own:
+        return own["delta"]
+    return own["U"] @ own["V"] if {"U", "V"} <= own.keys() else None
+
+
+def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWords]:
     """Find the words nearest to each token of a context (L, D).
 
     Raises:
@@ -90,7 +98,7 @@ def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWo
     distances = torch.cdist(context.float(), vectors)
     near, which = distances.topk(min(count, len(words)), largest=False)
     return [
-        NearWord(number + 1, tuple(words[i] for i in row), tuple(values))
+        NearWords(number + 1, tuple(words[i] for i in row), tuple(values))
         for number, (row, values) in enumerate(zip(which.tolist(), near.tolist(), strict=True))
     ]
 
@@ -98,10 +106,8 @@ def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[NearWo
 def _personal(state: State) -> Tensor | None:
     """The personal parts (K, L, D), with several prompts or classes as one list of tokens."""
     own = state.personal
-    for key in ("delta", "local", "ctx"):
-        if key in own:
-            return own[key].flatten(1, -2)
-    return (own["U"] @ own["V"]).flatten(1, -2) if {"U", "V"} <= own.keys() else None
+    part = next((own[key] for key in ("delta", "local", "ctx") if key in own), added_prompt(state))
+    return None if part is None else part.flatten(1, -2)
 
 
 @functools.lru_cache(maxsize=2)

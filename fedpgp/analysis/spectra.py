@@ -1,4 +1,4 @@
-"""Is what was learned low-rank, and does it repeat what was there? The LoRA paper's questions, for LoRA and prompts."""
+"""Analyses of the LoRA paper: overlap of a change with the weights, and spectra of matrices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of a frozen weight W lies in a change's directions (Hu et al., 2022, table 7)."""
+    """Projections of a frozen weight W on the directions of its change (Hu et al., 2022, table 7)."""
 
     delta: float
     """||U^T W V||_F with the top singular directions U, V of the change dW"""
     weight: float
-    """the same with those of W itself: the most that any directions could show"""
+    """the same with those of W itself: the upper bound"""
     random: float
-    """the same with those of a random matrix: what is to be expected of unrelated directions"""
+    """the same with those of a random matrix: the value for unrelated directions"""
     weight_norm: float
     """||W||_F"""
     delta_norm: float
@@ -25,7 +25,7 @@ class Overlap:
 
     @property
     def amplification(self) -> float:
-        """||dW||_F over ||U^T W V||_F: by how much the change strengthens its directions in W."""
+        """||dW||_F over ||U^T W V||_F: the factor by which the change amplifies its directions in W."""
         return self.delta_norm / self.delta
 
 
@@ -36,7 +36,7 @@ class Spectrum:
     values: Tensor  # (..., min(M, N)), descending
 
     def energy(self, rank: int) -> Tensor:
-        """Share (...) of the squared Frobenius norm that the best approximation of this rank has; 0 for a zero."""
+        """Share (...) of the squared Frobenius norm in the best approximation of this rank; 0 for a zero matrix."""
         squares = self.values.double().square()
         total = squares.sum(-1)
         return squares[..., :rank].sum(-1) / torch.where(total > 0, total, 1)
@@ -50,17 +50,15 @@ class Spectrum:
 def overlap(weight: Tensor, delta: Tensor, rank: int, generator: torch.Generator) -> Overlap:
     """Project W (M, N) on the top-`rank` singular directions of dW, of W and of a random matrix, all (M, N).
 
-    It is W that is projected in all three cases.
-
     Args:
-        generator: of the random matrix.
+        generator: draws the random matrix.
 
     Raises:
         ValueError: different shapes, or a rank that they cannot have.
     """
     if weight.shape != delta.shape or not 1 <= rank <= min(weight.shape):
         given = f"weight {tuple(weight.shape)}, delta {tuple(delta.shape)}"
-        raise ValueError(f"{given}: matrices of one shape that can have rank {rank} are wanted")
+        raise ValueError(f"{given}: need matrices of one shape that can have rank {rank}")
     weight, delta = weight.double(), delta.double()
     noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
     return Overlap(
@@ -73,7 +71,7 @@ def overlap(weight: Tensor, delta: Tensor, rank: int, generator: torch.Generator
 
 
 def spectrum(delta: Tensor) -> Spectrum:
-    """The singular values of personal parts of prompts, or of anything (..., M, N), for example delta p_i (L, D)."""
+    """Singular values of matrices (..., M, N), for example of personal parts of prompts (L, D)."""
     return Spectrum(torch.linalg.svdvals(delta.double()))
 
 

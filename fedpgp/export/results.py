@@ -307,7 +307,7 @@ def compare(
             rows.append(
                 {
                     "group": group.label,
-                    "place": group.place,
+                    "scenario": group.scenario,
                     "metric": metric,
                     "seeds": len(found.by_seed),
                     "mean": found.mean,

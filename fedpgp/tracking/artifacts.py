@@ -96,7 +96,7 @@ def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     (folder / "comparison.csv").write_text(comparison_tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
-    if len(compared.places) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
+    if len(compared.scenarios) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
         figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
     numbers = [key for key in compared.differing if grids.is_numeric(compared.groups, key)]
     if len(numbers) > 1 and compared.main:

@@ -1,4 +1,4 @@
-"""What was learned, taken apart: whole runs against the analysis of their parameters by hand."""
+"""Adapters and personal prompts of whole runs, against an analysis of their parameters by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fedpgp import cli, config
 from fedpgp.analysis import adapter_analysis
-from fedpgp.cli import inspect as command_line
+from fedpgp.cli import report as command_line
 from fedpgp.clip import model
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError, RunError
@@ -80,7 +80,7 @@ def test_the_command_asks_the_question_that_fits(run_of, monkeypatch):
     assert [line.split()[0] for line in lora.output.splitlines() if line.startswith((" q ", " v "))] == ["q", "v"]
     prompts = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedpgp", n_ctx=4, rank=1))])
     assert "100.0 %" in prompts.output
-    with pytest.raises(RunError, match="adds nothing personal to a global prompt"):
+    with pytest.raises(RunError, match="promptfl adds no personal part to a global prompt"):
         CliRunner().invoke(cli.app, ["inspect", str(run_of(name="promptfl", n_ctx=2))], catch_exceptions=False)
     with pytest.raises(RunError, match="promptfl has no adapters"):
         adapter_analysis.adapters(run_of(name="promptfl", n_ctx=2))

@@ -21,11 +21,11 @@ def run(fold, **metrics):
     return Run(Path(str(fold)), "finished", None, fold, {"method.name": "fedpgp"}, {}, read)
 
 
-def group(label, values, place="", expected=None):
+def group(label, values, scenario="", expected=None):
     """HM by fold; mean of last 5 and max are 1 and 2 higher."""
     folds = {fold if isinstance(fold, Fold) else Fold(fold): value for fold, value in values.items()}
     runs = {fold: run(fold, hm=(value, value + 1, value + 2)) for fold, value in folds.items()}
-    return Group(label, place, runs, frozenset(expected or folds))
+    return Group(label, scenario, runs, frozenset(expected or folds))
 
 
 def test_mean_and_standard_deviation_of_three_seeds():
@@ -77,7 +77,7 @@ def test_a_seed_is_the_mean_over_its_held_out_domains_and_a_hole_leaves_it_out()
 
 
 def test_differences_stay_within_a_place():
-    pets, dtd = {"place": "data.name=pets"}, {"place": "data.name=dtd"}
+    pets, dtd = {"scenario": "data.name=pets"}, {"scenario": "data.name=dtd"}
     comparison = Comparison(
         (
             group("coop", {1: 60.0}, **pets),
@@ -97,7 +97,7 @@ def test_the_baseline_is_the_first_or_one_that_there_is():
     comparison = Comparison((group("coop", {1: 60.0}), group("fedpgp", {1: 65.0})))
     assert comparison.baseline(None) == "coop"
     assert comparison.baseline("fedpgp") == "fedpgp"
-    with pytest.raises(ConfigError, match="'fedpg': no such group; there is 'coop', 'fedpgp'"):
+    with pytest.raises(ConfigError, match="'fedpg': no such group; known: 'coop', 'fedpgp'"):
         comparison.baseline("fedpg")
 
 

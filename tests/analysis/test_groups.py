@@ -10,10 +10,10 @@ HM = {"test_hm": [50, 60]}
 PROMPTFL = ["method.name=promptfl"]
 
 
-def of(*paths, labels=None, one_place=False):
+def of(*paths, labels=None, merge_scenarios=False):
     """The groups of these runs, and what is left out."""
     return grouped(
-        [(label, read(path)) for label, path in zip(labels or [None] * len(paths), paths, strict=True)], one_place
+        [(label, read(path)) for label, path in zip(labels or [None] * len(paths), paths, strict=True)], merge_scenarios
     )
 
 
@@ -43,13 +43,13 @@ def test_runs_on_different_things_become_places_or_stand_together_marked(made_ru
         for shots, rank in ((2, 1), (2, 2), (4, 1))
     ]
     groups, _ = of(*paths)
-    assert [(one.place, one.label) for one in groups] == [
+    assert [(one.scenario, one.label) for one in groups] == [
         ("shots=2", "fedpgp, rank=1"),
         ("shots=2", "fedpgp, rank=2"),
         ("shots=4", "fedpgp, rank=1"),
     ]
     assert Comparison(tuple(groups)).missing() == ["no run on shots=4 of fedpgp, rank=2"]
-    together, _ = of(*paths, one_place=True)
+    together, _ = of(*paths, merge_scenarios=True)
     assert [one.label for one in together] == [
         "fedpgp, rank=1, shots=2",
         "fedpgp, rank=2, shots=2",

@@ -15,13 +15,13 @@ def test_several_runs_are_compared(fedpgp, made_run):
     assert "Difference to coop" in out
     assert fedpgp("report", *paths, "--baseline", "fedpgp")[1].count("Difference to fedpgp") == 1
     code, _, err = fedpgp("report", *paths, "--baseline", "fedpg")
-    assert (code, "there is 'coop', 'fedpgp'" in err) == (2, True)
+    assert (code, "known: 'coop', 'fedpgp'" in err) == (2, True)
 
 
 def test_markdown_and_csv_go_to_the_next_program(fedpgp, made_run):
     path = made_run(**HM)
     assert fedpgp("report", path, "--format", "md")[1].startswith("**Accuracy on test images")
-    assert fedpgp("report", path, "--format", "csv")[1].startswith("place,group,split,metric,reading,mean,")
+    assert fedpgp("report", path, "--format", "csv")[1].startswith("scenario,group,split,metric,reading,mean,")
 
 
 def test_a_folder_gets_the_page_and_the_figures(fedpgp, made_run, tmp_path):

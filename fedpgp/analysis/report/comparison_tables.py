@@ -15,31 +15,28 @@ from fedpgp.core.text import disk_size
 MARKS = "†‡§¶"
 PROTOCOL_COLUMNS = ("local", "base", "novel", "hm", "all", "held_out")
 STANDING = ("local", "base", "novel", "hm")
-CSV_HEADINGS = (
-    "place", "group", "split", "metric", "reading", "mean", "std", "seeds", "values", "baseline", "difference", "low",
-    "high", "marks",
-)  # fmt: skip
+CSV_HEADINGS = "scenario,group,split,metric,reading,mean,std,seeds,values,baseline,difference,low,high,marks"
 
 
 def all_tables(comparison: Comparison, baseline: str, reading: Reading = "last") -> list[Table]:
     """All tables of a comparison that have rows."""
     found = []
-    for place in comparison.places:
-        found += [accuracies(comparison, place, reading), differences(comparison, place, baseline, reading)]
+    for scenario in comparison.scenarios:
+        found += [accuracies(comparison, scenario, reading), differences(comparison, scenario, baseline, reading)]
     for build in (readings, costs):
-        found += [build(groups, place) for place, groups in comparison.places.items()]
+        found += [build(groups, scenario) for scenario, groups in comparison.scenarios.items()]
     return [table for table in found if table.rows]
 
 
-def accuracies(comparison: Comparison, place: str, reading: Reading = "last", split: str = "test") -> Table:
-    """Mean ± standard deviation over seeds for the groups of one place; best and second best are marked."""
-    groups = comparison.places[place]
+def accuracies(comparison: Comparison, scenario: str, reading: Reading = "last", split: str = "test") -> Table:
+    """Mean ± standard deviation over seeds for the groups of one scenario; best and second best are marked."""
+    groups = comparison.scenarios[scenario]
     metrics = _measured(groups, split)
     columns = [_ranked(groups, metric, split, reading) for metric in metrics]
     signs = _signs(comparison)
     names = [" ".join([group.label, *(signs[mark] for mark in group.marks)]) for group in groups]
     return Table.of(
-        _titled(f"Accuracy on {split} images in percent, mean over clients", place),
+        _titled(f"Accuracy on {split} images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         zip(names, (str(len(group.seeds)) for group in groups), *columns, strict=True),
         caption=f"{READING_SENTENCES[reading]}, mean ± standard deviation over seeds (ddof 1)",
@@ -60,9 +57,9 @@ def standings(comparison: Comparison) -> Table:
     )
 
 
-def differences(comparison: Comparison, place: str, baseline: str, reading: Reading = "last") -> Table:
-    """Paired difference of each group of a place to the baseline; no rows if the place lacks the baseline."""
-    groups = comparison.places[place]
+def differences(comparison: Comparison, scenario: str, baseline: str, reading: Reading = "last") -> Table:
+    """Paired difference of each group of a scenario to the baseline; no rows if the scenario lacks the baseline."""
+    groups = comparison.scenarios[scenario]
     metrics = _measured(groups, "test")
     rows = []
     for group in groups:
@@ -71,7 +68,7 @@ def differences(comparison: Comparison, place: str, baseline: str, reading: Read
             seeds = max(len(one.by_seed) for one in found if one)
             rows.append((group.label, str(seeds), *map(_difference, found)))
     return Table.of(
-        _titled(f"Difference to {baseline}", place),
+        _titled(f"Difference to {baseline}", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         rows,
         caption="paired by common seeds, test images, percentage points; in brackets the 95% confidence interval of "
@@ -79,7 +76,7 @@ def differences(comparison: Comparison, place: str, baseline: str, reading: Read
     )
 
 
-def readings(groups: Sequence[Group], place: str = "") -> Table:
+def readings(groups: Sequence[Group], scenario: str = "") -> Table:
     """The main metric in three readings on both splits."""
     rows = []
     metric = next((one for one in MAIN if any(group.statistic(one) for group in groups)), "local")
@@ -88,12 +85,12 @@ def readings(groups: Sequence[Group], place: str = "") -> Table:
             found = [group.statistic(metric, split, read) for read in READINGS]
             if any(found):
                 rows.append((group.label, split, *map(statistic_text, found)))
-    title = _titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", place)
+    title = _titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", scenario)
     headings = ("", "", *READING_TITLES.values())
     return Table.of(title, headings, rows, text_columns=2, caption="max on test selects on the test images")
 
 
-def costs(groups: Sequence[Group], place: str = "") -> Table:
+def costs(groups: Sequence[Group], scenario: str = "") -> Table:
     """Rounds, bytes and seconds of a run of each group, mean over its runs."""
     rows = []
     for group in groups:
@@ -103,7 +100,7 @@ def costs(groups: Sequence[Group], place: str = "") -> Table:
         rounds = "-".join(dict.fromkeys(str(bound(one.rounds for one in runs)) for bound in (min, max)))
         rows.append((group.label, rounds, *(disk_size(size) for size in sent), f"{seconds:.2f}"))
     headings = ("", "rounds", "sent up", "sent down", "seconds per round")
-    return Table.of(_titled("Cost of a run", place), headings, rows, caption="mean over the runs of a group")
+    return Table.of(_titled("Cost of a run", scenario), headings, rows, caption="mean over the runs of a group")
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -122,7 +119,7 @@ def remarks(comparison: Comparison) -> list[str]:
 
 def settings(comparison: Comparison) -> Table:
     """The settings that differ, with a column per group."""
-    labels = [f"{group.label} ({group.place})" if group.place else group.label for group in comparison.groups]
+    labels = [f"{group.label} ({group.scenario})" if group.scenario else group.label for group in comparison.groups]
     return differing_settings(labels, [group.settings for group in comparison.groups], comparison.differing)
 
 
@@ -149,7 +146,7 @@ def _csv_line(
 ) -> Iterator[object]:
     gained = comparison.difference(group, baseline, metric, read) if split == "test" else None
     interval = (gained.interval if gained else None) or (None, None)
-    yield from (group.place, group.label, split, metric, read)
+    yield from (group.scenario, group.label, split, metric, read)
     yield from statistic_columns(group.statistic(metric, split, read))
     yield from (baseline, gained.mean if gained else None, *interval, "; ".join(group.marks))
 
@@ -176,8 +173,8 @@ def _measured(groups: Sequence[Group], split: str) -> list[str]:
     return [metric for metric in PROTOCOL_COLUMNS if any(group.statistic(metric, split) for group in groups)]
 
 
-def _titled(title: str, place: str) -> str:
-    return f"{title}: {place}" if place else title
+def _titled(title: str, scenario: str) -> str:
+    return f"{title}: {scenario}" if scenario else title
 
 
 def _signs(comparison: Comparison) -> dict[str, str]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpgp.analysis.loading import Curve
 from fedpgp.analysis.report.labels import METRIC_TITLES
-from fedpgp.analysis.report.style import COLORS, DASHES, HATCHES, blank, item_style, styled
+from fedpgp.analysis.report.style import COLORS, DASHES, HATCHES, blank, item_style, styled, wrapped
 from fedpgp.federation.metrics import METRICS
 from fedpgp.federation.records import RoundRow
 
@@ -36,9 +36,11 @@ def convergence(curves: Mapping[str, Curve], metric: str) -> Figure:
         low, high = np.subtract(curve.mean, curve.std), np.add(curve.mean, curve.std)
         if list(curve.rounds) == [0]:  # an untrained method is a level
             for axes in (left, right):
-                axes.axhline(curve.mean[0], label=label if axes is left else None, color=style["color"], linestyle=":")
+                axes.axhline(
+                    curve.mean[0], label=wrapped(label) if axes is left else None, color=style["color"], linestyle=":"
+                )
             continue
-        left.plot(curve.rounds, curve.mean, label=label, **style)
+        left.plot(curve.rounds, curve.mean, label=wrapped(label), **style)
         left.fill_between(curve.rounds, low, high, color=style["color"], alpha=0.15, linewidth=0)
         if max(curve.megabytes) > 0:
             right.plot(curve.megabytes, curve.mean, **style)
@@ -68,7 +70,7 @@ def client_distribution(accuracies: Mapping[str, Sequence[float]], metric: str) 
     for number, own in enumerate(values if pointwise else (), start=1):
         spots = number + 0.36 * (np.arange(len(own)) / max(1, len(own) - 1) - 0.5)
         axes.plot(spots, own, "o", color="black", markersize=2.5, alpha=0.6)
-    labels = list(accuracies)
+    labels = [wrapped(label, 24) for label in accuracies]
     slant: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 3 else {}
     axes.set_xticks(range(1, len(labels) + 1), labels, **slant)
     axes.set(ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")

@@ -9,15 +9,15 @@ from itertools import islice
 from matplotlib.figure import Figure
 
 from fedpgp.analysis import loading, prompts
-from fedpgp.analysis.comparison import Comparison, Group, Reading
+from fedpgp.analysis.comparison import Comparison, Group
 from fedpgp.analysis.report import convergence, data_figures, grids, prompt_figures, tradeoff
 from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
 
-MAX_PLACES = 6
+MAX_SCENARIOS = 6
 MAX_GROUPS = 12
-"""Groups of a place that figures show side by side."""
+"""Groups of a scenario that figures show side by side."""
 MAX_PROMPTS = 8
 """Groups whose prompts are drawn."""
 FIRST_KEYS = ("method.rank", "protocol.shots")
@@ -34,31 +34,33 @@ class ReportFigure:
     figure: Figure
 
 
-def all_figures(comparison: Comparison, reading: Reading = "last") -> tuple[list[ReportFigure], list[str]]:
+def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
     """Draw all figures; the second list says what was left out or could not be drawn."""
     notes: list[str] = []
     figures: list[ReportFigure] = []
-    places = comparison.places
-    if len(places) > MAX_PLACES:
-        notes.append(f"figures show the first {MAX_PLACES} of {len(places)} places (data, partitions, protocols)")
-    for number, (place, groups) in enumerate(islice(places.items(), MAX_PLACES), start=1):
-        suffix = f"-{number}" if len(places) > 1 else ""
-        where = f" ({place})" if place else ""
+    scenarios = comparison.scenarios
+    if len(scenarios) > MAX_SCENARIOS:
+        notes.append(
+            f"figures show the first {MAX_SCENARIOS} of {len(scenarios)} scenarios (data, partitions, protocols)"
+        )
+    for number, (scenario, groups) in enumerate(islice(scenarios.items(), MAX_SCENARIOS), start=1):
+        suffix = f"-{number}" if len(scenarios) > 1 else ""
+        where = f" ({scenario})" if scenario else ""
         shown = groups[:MAX_GROUPS]
         if len(groups) > len(shown):
             notes.append(f"figures show the first {len(shown)} of {len(groups)} groups{where}")
-        for one in _of_place(shown, comparison, reading):
+        for one in _of_scenario(shown, comparison):
             figures.append(replace(one, name=one.name + suffix, title=one.title + where))
-    return [*figures, *_heat_maps(comparison, reading), *_learned(comparison, notes)], notes
+    return [*figures, *_heat_maps(comparison), *_learned(comparison, notes)], notes
 
 
-def _of_place(groups: Sequence[Group], comparison: Comparison, reading: Reading) -> Iterator[ReportFigure]:
-    measured = [metric for metric in tradeoff.BARS if any(group.statistic(metric, "test", reading) for group in groups)]
+def _of_scenario(groups: Sequence[Group], comparison: Comparison) -> Iterator[ReportFigure]:
+    measured = [metric for metric in tradeoff.BARS if any(group.statistic(metric, "test") for group in groups)]
     if {"local", "novel", "hm"} <= set(measured):
         caption = "Points to the right are personal, points further up general. Lines: equal harmonic mean of the two."
-        yield ReportFigure("tradeoff", "Local against Novel", caption, tradeoff.local_against_novel(groups, reading))
+        yield ReportFigure("tradeoff", "Local against Novel", caption, tradeoff.local_against_novel(groups))
     if measured:
-        yield ReportFigure("bars", "By metric", "", tradeoff.bars(groups, measured, reading))
+        yield ReportFigure("bars", "By metric", "", tradeoff.bars(groups, measured))
     main = next((metric for metric in (comparison.main, *measured) if metric in measured), None)
     if main is not None:
         curves = {group.label: curve for group in groups if (curve := loading.curve(group, main)) is not None}
@@ -92,14 +94,14 @@ def _pooled_clients(groups: Sequence[Group], metric: str) -> dict[str, list[floa
     return {label: values for label, values in pooled.items() if values}
 
 
-def _heat_maps(comparison: Comparison, reading: Reading) -> Iterator[ReportFigure]:
+def _heat_maps(comparison: Comparison) -> Iterator[ReportFigure]:
     """Two swept settings against each other, for each method."""
     for method in dict.fromkeys(group.method for group in comparison.groups):
         groups = [group for group in comparison.groups if group.method == method]
         keys = [key for key in Comparison(tuple(groups)).differing if grids.is_numeric(groups, key)]
         keys.sort(key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
         if len(keys) >= 2 and _is_grid(groups, keys[0], keys[1]) and comparison.main is not None:
-            drawn = grids.settings_heat_map(groups, keys[0], keys[1], comparison.main, reading)
+            drawn = grids.settings_heat_map(groups, keys[0], keys[1], comparison.main)
             title = f"{keys[0]} by {keys[1]}, {method}"
             yield ReportFigure(f"grid-{method}", title, "The mean over all other swept settings.", drawn)
 
@@ -136,5 +138,5 @@ def _prompts(store: RunFolder, number: int, label: str) -> Iterator[ReportFigure
         yield ReportFigure(f"similarity-{number}", f"Similarity of the personal parts, {label}", "", drawn)
     if found is not None and found.shared is not None:
         words = prompts.near_words(store, found.shared)
-        drawn = prompt_figures.nearest_words([one.words for one in words], [one.distances for one in words], label)
+        drawn = prompt_figures.nearest_words(words, label)
         yield ReportFigure(f"words-{number}", f"Words near the shared context, {label}", "", drawn)

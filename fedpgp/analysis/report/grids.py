@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedpgp.analysis.comparison import Group, Reading
+from fedpgp.analysis.comparison import Group
 from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import SEQUENTIAL, annotate, blank, styled
 
 
 @styled
-def settings_heat_map(
-    groups: Sequence[Group], down: str, across: str, metric: str, reading: Reading = "last"
-) -> Figure:
+def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: str) -> Figure:
     """Draw mean test accuracy over seeds for two settings (dotted keys), for example rank and shots.
 
     Groups that share a cell are averaged.
@@ -24,7 +22,7 @@ def settings_heat_map(
     rows, columns = (_values(groups, key) for key in (down, across))
     cells: dict[tuple[int, int], list[float]] = {}
     for group in groups:
-        if found := group.statistic(metric, reading=reading):
+        if found := group.statistic(metric):
             place = rows.index(group.settings.get(down)), columns.index(group.settings.get(across))
             cells.setdefault(place, []).append(found.mean)
     grid = np.full((len(rows), len(columns)), np.nan)

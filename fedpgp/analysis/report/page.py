@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -21,16 +20,6 @@ from fedpgp.storage.run_folder import RunFolder
 CLASSES = {1: "best", 2: "second"}
 HIDDEN = "tracking"
 """Section that is not shown: it may name a server with its password."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to repeat the runs of a group."""
-
-    label: str
-    commands: Sequence[str]
-    config: str
-    """of its first run, as YAML"""
 
 
 def page(
@@ -59,7 +48,7 @@ def page(
         notes=[*comparison_tables.remarks(comparison), *notes],
         figures=figures,
         differing=comparison_tables.settings(comparison),
-        common=_common(comparison),
+        common=[one for one in comparison.groups[0].settings.items() if one[0] not in comparison.differing],
         environment=environment(comparison),
         commands=commands,
         recipes=[_recipe(group) for group in comparison.groups],
@@ -73,11 +62,11 @@ def summary(comparison: Comparison, baseline: str) -> list[str]:
         f"{runs} runs in {len(comparison.groups)} groups; the runs of a group differ by seed and held-out domain only."
     ]
     metric = comparison.main
-    for place, groups in comparison.places.items() if metric is not None else ():
+    for scenario, groups in comparison.scenarios.items() if metric is not None else ():
         means = [(found.mean, group) for group in groups if (found := group.statistic(str(metric)))]
         if len(means) > 1:
             mean, best = max(means, key=lambda one: one[0])
-            where = f" on {place}" if place else ""
+            where = f" on {scenario}" if scenario else ""
             lines.append(f"Highest {METRIC_TITLES[str(metric)]}{where}: {best.label} with {mean:.2f}. " + _margin(
                 comparison, best, baseline, str(metric)
             ))  # fmt: skip
@@ -118,20 +107,16 @@ def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> 
     )
 
 
-def _common(comparison: Comparison) -> list[tuple[str, Any]]:
-    """The settings that all groups share."""
-    first = comparison.groups[0].settings
-    return [(key, value) for key, value in first.items() if key not in comparison.differing]
-
-
-def _recipe(group: Group) -> Recipe:
+def _recipe(group: Group) -> dict[str, Any]:
+    """Label of a group, the commands that repeat its runs, and the settings of its first run as YAML."""
     runs = list(group.runs.values())
-    tree = yaml.safe_load(RunFolder.open(runs[0].path).config_yaml)
-    shown = {key: value for key, value in tree.items() if key != HIDDEN}
-    label = f"{group.label} ({group.place})" if group.place else group.label
-    return Recipe(
-        label, [f"fedpgp run {run.path / 'config.yaml'}" for run in runs], yaml.safe_dump(shown, sort_keys=False)
-    )
+    settings = yaml.safe_load(RunFolder.open(runs[0].path).config_yaml)
+    settings.pop(HIDDEN, None)
+    return {
+        "label": f"{group.label} ({group.scenario})" if group.scenario else group.label,
+        "commands": [f"fedpgp run {run.path / 'config.yaml'}" for run in runs],
+        "config": yaml.safe_dump(settings, sort_keys=False),
+    }
 
 
 def _svg(figure: Any) -> str:

@@ -1,4 +1,4 @@
-"""Progress as a person sees it: bars in a terminal, lines in a log."""
+"""Progress of experiments and sweeps: bars in a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ from datetime import timedelta
 from importlib.util import find_spec
 from types import TracebackType
 
+from rich import progress
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from fedpgp.core.callbacks import RunCallback
 
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/held_out")
-"""Metrics of a round that are shown, where it has them."""
+"""Metrics that are shown after a round that measured them."""
 
 
 class ProgressDisplay(RunCallback):
@@ -32,20 +24,15 @@ class ProgressDisplay(RunCallback):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not self._animated,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        columns = (
+            progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(), "{task.fields[note]}",
+        )  # fmt: skip
+        self._bars = progress.Progress(*columns, console=console, disable=not self._animated)
+        self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = 0.0
-        self._told: set[tuple[str, int]] = set()
-        self._begun: dict[str, tuple[float, int]] = {}  # when a stage was first told of, and how far it was
+        self._printed: set[tuple[str, int]] = set()
+        self._begun: dict[str, tuple[float, int]] = {}  # time and progress at the first event of a stage
 
     def __enter__(self) -> ProgressDisplay:
         self._bars.start()
@@ -65,11 +52,11 @@ class ProgressDisplay(RunCallback):
         self.on_message(summary)
 
     def on_extract(self, done: int, total: int, images_per_second: float | None) -> None:
-        """Show how many images have frozen features."""
+        """Show the number of images with frozen features."""
         self.show("frozen features", done, total, f"{images_per_second:.1f} images/s" if images_per_second else "")
 
     def on_begin(self, folder: str, done: int, total: int) -> None:
-        """Show the rounds that are done already."""
+        """Show the finished rounds."""
         self.show("rounds", done, total)
 
     def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -82,16 +69,16 @@ class ProgressDisplay(RunCallback):
         self._close("rounds")
 
     def on_trials(self, ended: int, total: int, summary: str) -> None:
-        """Show how many trials have ended, and what the others do."""
+        """Show the number of trials that have ended, and the state of the others."""
         self.show("trials", ended, total, summary)
 
     def on_message(self, text: str, warning: bool = False) -> None:
-        """Print it."""
+        """Print the message."""
         prefix = "[yellow]warning[/]: " if warning else ""
         self._console.print(f"{prefix}{escape(text)}", highlight=False)
 
     def show(self, stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
-        """Show how far a stage has come; a total of 0 is unknown."""
+        """Show the progress of a stage; a total of 0 means unknown."""
         if self._animated:
             self._bar(stage, done, total, note)
         else:
@@ -108,13 +95,13 @@ class ProgressDisplay(RunCallback):
         self._bars.update(self._tasks[stage], completed=done, total=total or None, note=escape(note))
 
     def _close(self, stage: str) -> None:
-        """Stop the spinner of a stage that has no end of its own."""
+        """Stop the spinner of a stage without a known end."""
         if stage in self._tasks:
             task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
     def _left(self, stage: str, done: int, total: int) -> str:
-        """Time left at the speed so far, as the bar shows it too; nothing before there is a speed."""
+        """Time left at the speed so far; empty before there is a speed."""
         now = time.monotonic()
         start, first = self._begun.setdefault(stage, (now, done))
         if not first < done < total:
@@ -124,11 +111,11 @@ class ProgressDisplay(RunCallback):
 
     def _line(self, stage: str, done: int, total: int, note: str) -> None:
         left = self._left(stage, done, total)
-        ends = done in (0, total) and (stage, done) not in self._told
+        ends = done in (0, total) and (stage, done) not in self._printed
         if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
-        self._told.add((stage, done))
+        self._printed.add((stage, done))
         self._last_line = time.monotonic()
         count = f" {done}/{total}" if total else ""
-        told = "  ".join(part for part in (f"{stage}{count}", note, left) if part)
-        self._console.print(escape(told), highlight=False)
+        line = "  ".join(filter(None, (f"{stage}{count}", note, left)))
+        self._console.print(escape(line), highlight=False)

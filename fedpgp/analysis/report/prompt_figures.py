@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedpgp.analysis.prompts import NearWords
 from fedpgp.analysis.report.style import COLORS, DIVERGING, annotate, blank, short, styled
 
 MAX_NUMBERS = 12
@@ -60,18 +61,18 @@ def similarity(cosines: np.ndarray, names: Sequence[str], label: str) -> Figure:
 
 
 @styled
-def nearest_words(words: Sequence[Sequence[str]], distances: Sequence[Sequence[float]], label: str) -> Figure:
+def nearest_words(found: Sequence[NearWords], label: str) -> Figure:
     """Draw for each context token (down) its nearest words with their Euclidean distances."""
-    grid = np.array(distances)
+    grid = np.array([one.distances for one in found])
     figure = blank(1.6 + 1.35 * grid.shape[1], 1.2 + 0.34 * len(grid))
     axes = figure.subplots()
     axes.grid(visible=False)
     axes.imshow(grid, cmap="Greys", aspect="auto", vmin=0, vmax=2 * float(grid.max()))
-    for row, line in enumerate(words):
-        for column, word in enumerate(line):
+    for row, one in enumerate(found):
+        for column, word in enumerate(one.words):
             text = f"{word}  {grid[row, column]:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8)
-    axes.set_yticks(range(len(grid)), [f"token {number}" for number in range(1, len(grid) + 1)])
+    axes.set_yticks(range(len(grid)), [f"token {one.token}" for one in found])
     axes.set_xticks(range(grid.shape[1]), ["nearest", *(f"{number}." for number in range(2, grid.shape[1] + 1))])
     axes.set_title(f"{label}: words near the learned context", loc="left")
     axes.set_xlabel("distance of embeddings; a context far from all words is common, and then they mean little")

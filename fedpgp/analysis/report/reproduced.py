@@ -25,10 +25,7 @@ UNITS = {
 """Units of the blocks that are no accuracies."""
 SIGNS: Mapping[Mark, str] = {"backbone": "ᵇ", "data": "ᵈ", "settings": "ˢ"}
 NUMBERS = "¹²³⁴⁵⁶⁷⁸⁹"
-CSV_HEADINGS = (
-    "table", "block", "row", "column", "mean", "std", "seeds", "values", "paper", "paper_std", "difference", "differs",
-    "doubt",
-)  # fmt: skip
+CSV_HEADINGS = "table,block,row,column,mean,std,seeds,values,paper,paper_std,difference,differs,doubt"
 
 
 def all_tables(found: Reproduction) -> list[Table]:

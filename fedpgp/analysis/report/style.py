@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -68,6 +69,11 @@ def blank(width: float, height: float) -> Figure:
 def short(name: str) -> str:
     """Shorten a name for an axis."""
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+
+
+def wrapped(label: str, width: int = 36) -> str:
+    """Break a long label into at most four lines for a legend or an axis."""
+    return textwrap.fill(label, width, max_lines=4, placeholder=" …")
 
 
 def item_style(number: int) -> dict[str, Any]:

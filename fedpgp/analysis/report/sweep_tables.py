@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group as Lines
 from rich.text import Text
 
-from fedpgp.analysis.loading import client_accuracies
-from fedpgp.analysis.report.tables import Table, mean_std, starred
+from fedpgp.analysis import loading
+from fedpgp.analysis.comparison import Group, Statistic
+from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core.text import disk_size
 from fedpgp.experiments.estimation import Estimate
 from fedpgp.experiments.sweeps.sampling import SampledTrials
@@ -20,11 +21,8 @@ from fedpgp.storage.sweep_folder import Result, SweepFolder
 MAX_ROWS = 60
 STATE_ORDER = ("finished", "stopped", "failed", "missing")
 
-Accuracies = dict[str, dict[int, dict[str, float]]]
-"""Accuracy in percent by held-out domain, seed and client."""
 
-
-def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Group:
+def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
     """What would run, what it takes, and what could not be checked."""
     trials = [(trial.id, trial.label, _folds(folds)) for trial, folds in zip(drawn.trials, found.folds, strict=False)]
     title = f"{sweep.name}: {len(drawn.trials)} trials, nothing started"
@@ -42,7 +40,7 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Group:
         f"wire:       about {disk_size(found.wire_bytes)} of parameters up and down (simulated)",
         *(f"not checked: {line}" for line in found.skipped),
     ]
-    return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+    return Lines(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
 def ranking(folder: SweepFolder) -> Table:
@@ -73,57 +71,46 @@ def ranking(folder: SweepFolder) -> Table:
     )
 
 
-def held_out(folder: SweepFolder) -> Group:
+def held_out(folder: SweepFolder) -> Lines:
     """Leave one domain out: accuracy by held-out domain and client for each trial, then the trials side by side."""
-    labels = {trial.id: trial.label for trial in folder.trials}
-    tested = {
-        labels[trial]: _by_domain(folder, result)
-        for trial, result in folder.results().items()
-        if result.state == "finished"
-    }
-    return Group(*(_matrix(label, domains) for label, domains in tested.items()), _side_by_side(tested))
+    results = folder.results()
+    groups = []
+    for trial in folder.trials:
+        result = results.get(trial.id)
+        if result is not None and result.state == "finished":
+            runs = {run.fold: run for run in (loading.read(store.path) for store in folder.runs(result))}
+            groups.append(Group(trial.label, "", runs, frozenset(runs)))
+    return Lines(*map(_by_client, groups), _by_domain(groups))
 
 
-def _by_domain(folder: SweepFolder, result: Result) -> Accuracies:
-    tested: Accuracies = {}
-    for fold, store in zip(result.folds, folder.runs(result), strict=True):
-        tested.setdefault(str(fold.held_out), {})[fold.seed] = client_accuracies(store.path, "held_out")
-    return tested
-
-
-def _matrix(label: str, tested: Accuracies) -> Table:
-    """Held-out domain by client: the mean over seeds."""
-    by_client = {
-        domain: {client: fmean(one[client] for one in seeds.values()) for client in next(iter(seeds.values()))}
-        for domain, seeds in tested.items()
-    }
-    clients = sorted({client for row in by_client.values() for client in row})
-    seeds = len(next(iter(tested.values()), {}))
-    return Table.of(
-        f"{label}: test accuracy in percent on the held-out domain, by client",
-        ("held out", *clients, "mean"),
-        [(domain, *(mean_std(row.get(name)) for name in clients), _spread(list(row.values())))
-         for domain, row in by_client.items()],
-        caption=f"mean over {seeds} seed(s); mean ± standard deviation over clients (ddof 1)",
-    )  # fmt: skip
-
-
-def _side_by_side(tested: Mapping[str, Accuracies]) -> Table:
-    """A row per trial: the mean over clients for each held-out domain, and over all of them."""
-    domains = list(dict.fromkeys(domain for one in tested.values() for domain in one))
-    seeds = {seed for one in tested.values() for own in one.values() for seed in own}
+def _by_client(group: Group) -> Table:
+    """Held-out domain by client, mean over the seeds."""
+    found = loading.held_out_accuracies(group)
+    clients = sorted({client for row in found.values() for client in row})
     rows = []
-    for label, one in tested.items():
-        means = {domain: [fmean(own.values()) for own in one[domain].values()] for domain in domains if domain in one}
-        overall = [fmean(values) for values in zip(*means.values(), strict=False)]
-        rows.append((label, *(_spread(means.get(domain, [])) for domain in domains), _spread(overall)))
+    for domain, row in found.items():
+        values = list(row.values())
+        mean = mean_std(fmean(values), stdev(values) if len(values) > 1 else None)
+        rows.append((domain, *(mean_std(row.get(client)) for client in clients), mean))
+    title = f"{group.label}: test accuracy in percent on the held-out domain, by client"
+    caption = f"mean over {len(group.seeds)} seed(s); mean ± standard deviation over clients (ddof 1)"
+    return Table.of(title, ("held out", *clients, "mean"), rows, caption=caption)
+
+
+def _by_domain(groups: Sequence[Group]) -> Table:
+    """A row per trial: the mean over clients for each held-out domain, and over all of them."""
+    domains = list(dict.fromkeys(str(fold.held_out) for group in groups for fold in group.runs))
+    seeds = {seed for group in groups for seed in group.seeds}
+    rows = []
+    for group in groups:
+        by_domain: dict[str, dict[int, float]] = {}
+        for fold, run in group.runs.items():
+            by_domain.setdefault(str(fold.held_out), {})[fold.seed] = run.metrics["test/held_out"]["last"]
+        found = [Statistic(by_domain[domain]) if domain in by_domain else None for domain in domains]
+        rows.append((group.label, *map(statistic_text, found), statistic_text(group.statistic("held_out"))))
     caption = f"mean ± standard deviation over {len(seeds)} seeds (ddof 1)" if len(seeds) > 1 else "one seed"
     title = "Held-out domains: test accuracy in percent, mean over clients"
     return Table.of(title, ("trial", *domains, "mean"), rows, caption=caption)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return mean_std(fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
 
 
 def duration(seconds: float) -> str:

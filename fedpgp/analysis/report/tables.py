@@ -119,11 +119,11 @@ def as_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     )
 
 
-def as_csv(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Format rows as CSV; None is an empty field."""
+def as_csv(headings: str, rows: Iterable[Iterable[object]]) -> str:
+    """Format rows as CSV below a line of headings; None is an empty field."""
     sink = io.StringIO()
-    csv.writer(sink, lineterminator="\n").writerows([headings, *rows])
-    return sink.getvalue()
+    csv.writer(sink, lineterminator="\n").writerows(rows)
+    return f"{headings}\n{sink.getvalue()}"
 
 
 def _escaped(text: str) -> str:

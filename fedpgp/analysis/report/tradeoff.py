@@ -8,25 +8,23 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpgp.analysis.comparison import Group, Reading
+from fedpgp.analysis.comparison import Group
 from fedpgp.analysis.report.labels import METRIC_TITLES
-from fedpgp.analysis.report.style import COLORS, HATCHES, blank, item_style, styled
+from fedpgp.analysis.report.style import COLORS, HATCHES, blank, item_style, styled, wrapped
 
 BARS = ("local", "base", "novel", "hm", "all", "held_out")
 
 
 @styled
-def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> Figure:
+def local_against_novel(groups: Sequence[Group]) -> Figure:
     """Draw Local (across) against Novel (up) with bars of one standard deviation and contours of their harmonic mean.
 
     HM also depends on Base, so the legend has it.
     """
     rows = [
-        (number, f"{group.label}  {hm.mean:.1f}", local, novel)
+        (number, f"{wrapped(group.label)}  {hm.mean:.1f}", local, novel)
         for number, group in enumerate(groups)
-        if (local := group.statistic("local", reading=reading))
-        and (novel := group.statistic("novel", reading=reading))
-        and (hm := group.statistic("hm", reading=reading))
+        if (local := group.statistic("local")) and (novel := group.statistic("novel")) and (hm := group.statistic("hm"))
     ]
     low_x, high_x = _range([local.mean for _, _, local, _ in rows])
     low_y, high_y = _range([novel.mean for *_, novel in rows])
@@ -55,18 +53,18 @@ def local_against_novel(groups: Sequence[Group], reading: Reading = "last") -> F
 
 
 @styled
-def bars(groups: Sequence[Group], metrics: Sequence[str], reading: Reading = "last") -> Figure:
+def bars(groups: Sequence[Group], metrics: Sequence[str]) -> Figure:
     """Draw test accuracy by metric: a bar per group, with one standard deviation."""
     figure = blank(max(6.4, 0.9 + 0.24 * len(groups) * len(metrics)), 3.8)
     axes = figure.subplots()
     axes.grid(visible=False, axis="x")
     width = 0.84 / len(groups)
     for number, group in enumerate(groups):
-        found = [group.statistic(metric, reading=reading) for metric in metrics]
+        found = [group.statistic(metric) for metric in metrics]
         axes.bar(
             [column + (number - (len(groups) - 1) / 2) * width for column in range(len(metrics))],
             [one.mean if one else np.nan for one in found], width,
-            yerr=[(one.std or 0.0) if one else 0.0 for one in found], label=group.label,
+            yerr=[(one.std or 0.0) if one else 0.0 for one in found], label=wrapped(group.label),
             color=COLORS[number % len(COLORS)], hatch=HATCHES[number % len(HATCHES)], edgecolor="white",
             error_kw={"ecolor": "0.2", "elinewidth": 0.8, "capsize": 2},
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
@@ -36,23 +36,15 @@ class Member:
     folds: frozenset[Fold]
     """all folds that its trial should have"""
 
-    def value(self, metric: str) -> float | None:
-        """A metric on the test images after the last round; None: not measured."""
-        found = self.run.metrics.get(f"test/{metric}")
-        return None if found is None else found["last"]
-
 
 def base_to_novel(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """A block per data set and one of their means: variants by Local, Base, Novel, HM.
 
     In the block of means, HM is the harmonic mean of the other three means, as in the paper.
     """
-    numbers = _collected(
-        (Key(data, one.variant, metric), one, metric)
-        for one in members
-        for data in one.data
-        for metric in (*PARTS, "hm")
-    )
+    numbers: Numbers = {}
+    for metric in (*PARTS, "hm"):
+        numbers |= _collected(members, metric, _variant_by(metric))
     if len(asked) > 1:
         for variant in dict.fromkeys(one.variant for one in members):
             means = {part: _mean([numbers.get(Key(data, variant, part), {}) for data in asked]) for part in PARTS}
@@ -64,31 +56,29 @@ def base_to_novel(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
 
 def local_by_data(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """Variants by data set: accuracy on own classes."""
-    return _collected((Key("", one.variant, data), one, "local") for one in members for data in one.data)
+    return _collected(members, "local", lambda one, data: Key("", one.variant, data))
 
 
 def local_only(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """Variants by data set: a block for each, with the one column Local."""
-    return _collected((Key(data, one.variant, "local"), one, "local") for one in members for data in one.data)
+    return _collected(members, "local", _variant_by("local"))
 
 
 def rank_by_shots(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """A block per data set: ranks by shots (the variants), accuracy on own classes."""
     return _collected(
-        (Key(data, f"rank {one.run.settings['method.rank']}", one.variant), one, "local")
-        for one in members
-        for data in one.data
+        members, "local", lambda one, data: Key(data, f"rank {one.run.settings['method.rank']}", one.variant)
     )
 
 
 def held_out(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """A block per data set: variants by held-out domain, mean over the clients, and the mean over the domains."""
-    numbers = _collected(
-        (Key(data, one.variant, str(one.run.fold.held_out)), one, "held_out") for one in members for data in one.data
-    )
-    for data, variant, domains in {(data, one.variant, _domains(one)): None for one in members for data in one.data}:
-        if mean := _mean([numbers.get(Key(data, variant, domain), {}) for domain in domains]):
-            numbers[Key(data, variant, MEAN)] = mean
+    numbers = _collected(members, "held_out", lambda one, data: Key(data, one.variant, str(one.run.fold.held_out)))
+    for one in members:
+        for data in one.data:
+            domains = {str(fold.held_out) for fold in one.folds}
+            if mean := _mean([numbers.get(Key(data, one.variant, domain), {}) for domain in sorted(domains)]):
+                numbers[Key(data, one.variant, MEAN)] = mean
     return numbers
 
 
@@ -128,15 +118,18 @@ def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     return numbers
 
 
-def _domains(one: Member) -> tuple[str, ...]:
-    return tuple(sorted({str(fold.held_out) for fold in one.folds}))
+def _variant_by(column: str) -> Callable[[Member, str], Key]:
+    """Cells of a column, in a block per data set and a row per variant."""
+    return lambda one, data: Key(data, one.variant, column)
 
 
-def _collected(cells: Iterator[tuple[Key, Member, str]]) -> Numbers:
+def _collected(members: Sequence[Member], metric: str, key: Callable[[Member, str], Key]) -> Numbers:
+    """A metric of all members in the cells that `key` gives for a member and a data set."""
     numbers: Numbers = {}
-    for key, one, metric in cells:
-        if (value := one.value(metric)) is not None:
-            numbers.setdefault(key, {})[one.run.fold.seed] = value
+    for one in members:
+        if (found := one.run.metrics.get(f"test/{metric}")) is not None:
+            for data in one.data:
+                numbers.setdefault(key(one, data), {})[one.run.fold.seed] = found["last"]
     return numbers
 
 

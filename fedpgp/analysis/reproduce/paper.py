@@ -1,4 +1,4 @@
-"""What the papers print: numbers by cell, which of them are doubtful, and what had to be assumed to repeat them."""
+"""The numbers that the papers print, which of them are doubtful, and the assumptions made to reproduce them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Key(NamedTuple):
     """A cell of a table."""
 
     block: str
-    """a table may have several parts: data sets, methods; empty: it has one"""
+    """part of the table, such as a data set or a method; empty: the table has one part"""
     row: str
     column: str
 
@@ -30,17 +30,17 @@ class Paper:
     """One table of a paper."""
 
     source: str
-    """whose it is"""
+    """citation"""
     values: Mapping[Key, Printed]
     """in the paper's order"""
     doubtful: Mapping[Key, str]
     """why a value is likely a misprint or the result of a defect"""
     assumed: tuple[str, ...]
-    """what the paper does not say, or ours does otherwise, in whole sentences"""
+    """what the paper does not say, or is done differently here, in whole sentences"""
 
 
 def read(table: str) -> Paper:
-    """What the package knows of a table by its name, for example `table1`."""
+    """Read the printed numbers of a table by its name, for example `table1`."""
     tree = json.loads((files("fedpgp.analysis.reproduce") / "paper.json").read_text(encoding="utf-8"))[table]
     values = {
         Key(block, row, column): Printed(*value) if isinstance(value, list) else Printed(value)

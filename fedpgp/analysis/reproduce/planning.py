@@ -1,4 +1,4 @@
-"""From what a user asks for to sweeps, checked before any work starts, and how they differ from the paper's."""
+"""Plan a table: its sweeps, checked before any work starts, and how they differ from the paper's."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SMOKE = {
     "data.name": "icons", "backbone.name": "icon-clip", "protocol.shots": "2", "federation.rounds": "2",
     "federation.local_epochs": "1", "federation.eval_every": "2", "folds.seeds": "[1]", "resources.actors": "1",
 }  # fmt: skip
-"""The least that shows that a table can be made; what its variants set is left to them."""
+"""Overrides for the shortest run of a table; settings that its variants define are not overridden."""
 NO_NUMBER = (
     "data.root", "backbone.class_chunk", "protocol.held_out",
     "federation.block_size", "federation.chunk_size", "federation.eval_every",
 )  # fmt: skip
-"""Settings that change no number after the last round, or make a fold."""
+"""Settings that change no number after the last round, or define a fold."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Part:
     sweep: Sweep
     drawn: SampledTrials
     asked: tuple[str, ...]
-    """the paper's data sets that it stands for"""
+    """the requested data sets of the paper"""
     changed: Mapping[str, tuple[str, ...]]
-    """by trial: what differs from the shipped sweep, in words that begin with the setting's key"""
+    """by trial: differences from the shipped sweep, in words that begin with the key of the setting"""
 
     def stands_for(self, experiment: Experiment) -> tuple[str, ...]:
-        """The paper's data sets that a trial's data are: themselves, or all of the part if they are foreign."""
+        """The paper's data sets that a trial represents: its own, or all of the part for other data."""
         return (experiment.data.name,) if experiment.data.name in self.asked else self.asked
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table needs."""
+    """A table and the sweeps that it needs."""
 
     name: str
     table: Table
     asked: tuple[str, ...]
-    """the paper's data sets that were asked for"""
+    """the requested data sets of the paper"""
     parts: tuple[Part, ...]
 
 
@@ -67,14 +67,14 @@ def plan(
     smoke: bool = False,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """The sweeps of a table, drawn and validated.
+    """Sample and validate the sweeps of a table.
 
     Args:
-        data: of the table's data sets; none: all.
-        root: folder in which each data set has its own; None: `data`.
+        data: data sets of the table; empty: all.
+        root: folder with a subfolder per data set; None: `data`.
         backbone: model name, or file with weights of CLIP's ViT-B/16; None: OpenAI's.
-        smoke: two rounds on the data set and the model in the package.
-        overrides: `a.b=value`, as of a sweep.
+        smoke: two rounds on the data set and the model of the package.
+        overrides: `a.b=value`, as for a sweep.
 
     Raises:
         ConfigError: a table, data set, folder or setting that cannot be used.
@@ -88,7 +88,7 @@ def plan(
     for sweep, own in table.sweeps.items():
         if here := tuple(one for one in own if one in asked):
             parts.append(_part(sweep, table.variants, here, root, backbone, smoke, overrides))
-    _refuse_missing([root for part in parts for root in _roots(part)])
+    _check_roots(parts)
     return Plan(name, table, asked, tuple(parts))
 
 
@@ -104,7 +104,7 @@ def _part(
     shipped, _ = sweep_settings.load(name)
     prompted = shipped.base["backbone"]["name"] == CLIP
     if backbone is not None and not prompted:
-        raise ConfigError(f"--backbone {backbone}: there is no CLIP in {name}; leave it out")
+        raise ConfigError(f"--backbone {backbone}: {name} does not use CLIP; leave the option out")
     sweep, _ = sweep_settings.load(
         name, [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
     )
@@ -122,7 +122,7 @@ def _smoke(shipped: Sweep, prompted: bool) -> list[str]:
 
 
 def _backbone(given: str | None) -> list[str]:
-    """The overrides that a backbone stands for; a file holds weights of the papers' model."""
+    """Overrides for a backbone; a file has weights of the papers' model."""
     if given is None:
         return []
     if Path(given).suffix not in CHECKPOINT_SUFFIXES and not Path(given).is_file():
@@ -131,7 +131,7 @@ def _backbone(given: str | None) -> list[str]:
 
 
 def _narrowed(sweep: Sweep, variants: Sequence[str] | None, asked: Sequence[str], root: Path | None) -> Sweep:
-    """The same with some of its variants and data sets, each in its folder under `root`."""
+    """The sweep with some of its variants and data sets, each in its folder under `root`."""
     kept = {label: own for label, own in sweep.variants.items() if variants is None or label in variants}
     base, space = dict(sweep.base), dict(sweep.space)
     if "data" in space:
@@ -143,7 +143,7 @@ def _narrowed(sweep: Sweep, variants: Sequence[str] | None, asked: Sequence[str]
 
 
 def _placed(data: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
-    """Settings of data whose root is DIR/NAME or, where only the folder of its download lies there, DIR."""
+    """Data settings with the root DIR/NAME, or DIR if it only has the folder of the download."""
     if root is None:
         return dict(data)
     own = root / data["name"]
@@ -151,27 +151,23 @@ def _placed(data: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     return {**data, "root": str(root if downloaded and not own.is_dir() else own)}
 
 
-def _roots(part: Part) -> list[tuple[str, Path]]:
-    experiments = [trial.experiment for trial in part.drawn.trials]
-    return [(one.data.name, one.data.root) for one in experiments if isinstance(one.data.root, Path)]
-
-
-def _refuse_missing(roots: Sequence[tuple[str, Path]]) -> None:
-    missing = dict.fromkeys((name, root) for name, root in roots if not root.expanduser().is_dir())
+def _check_roots(parts: Sequence[Part]) -> None:
+    used = [trial.experiment.data for part in parts for trial in part.drawn.trials]
+    roots = dict.fromkeys((data.name, data.root) for data in used if isinstance(data.root, Path))
+    missing = [(name, root) for name, root in roots if not root.expanduser().is_dir()]
     if missing:
-        raise ConfigError(
-            "\n".join(f"{root}: no such folder; --root DIR is where {name} has its folder" for name, root in missing)
-        )
+        lines = (f"{root}: no such folder; --root DIR must contain the folder of {name}" for name, root in missing)
+        raise ConfigError("\n".join(lines))
 
 
 def _changed(trial: Trial, published: Sequence[Trial]) -> tuple[str, ...]:
-    """What differs from the trial of the shipped sweep that is nearest to it."""
+    """Differences from the most similar trial of the shipped sweep."""
     rivals = [_settings(one.experiment) for one in published if one.variant == trial.variant]
-    return min((tuple(_told(_settings(trial.experiment), one)) for one in rivals), key=len)
+    return min((tuple(_differences(_settings(trial.experiment), one)) for one in rivals), key=len)
 
 
-def _told(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    """In words; of a section with another name that name alone."""
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Differences in words; a section with another name is one difference."""
     keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
     for key in keys:
         named = f"{key.partition('.')[0]}.name"

@@ -1,4 +1,4 @@
-"""The tables by name: their sweeps, their data sets, and their layout."""
+"""The tables by name: sweeps, data sets and layout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Table:
     """shipped sweep -> the data sets that it runs"""
     layout: Callable[[Sequence[Member], Sequence[str]], Numbers]
     variants: tuple[str, ...] | None = None
-    """those of the sweep's that the table has; None: all"""
+    """variants of the sweep that the table has; None: all"""
 
     @property
     def data(self) -> tuple[str, ...]:
-        """Its data sets, in order."""
+        """Data sets of all sweeps, in order."""
         return tuple(data for own in self.sweeps.values() for data in own)
 
 
@@ -33,9 +33,7 @@ FIVE = (*FOUR, "food101")
 
 TABLES: Mapping[str, Table] = {
     "table1": Table(
-        "Own classes and base-to-novel generalization",
-        {"base_to_novel_5datasets": FIVE},
-        layouts.base_to_novel,
+        "Own classes and base-to-novel generalization", {"base_to_novel_5datasets": FIVE}, layouts.base_to_novel
     ),
     "table2": Table(
         "Leave one domain out: columns are held-out domains",
@@ -48,44 +46,24 @@ TABLES: Mapping[str, Table] = {
         layouts.held_out_by_client,
         ("CoOp", "FedPGP"),
     ),
-    "table5": Table(
-        "100 clients, Dirichlet",
-        {"cifar_dirichlet": ("cifar10", "cifar100")},
-        layouts.local_by_data,
-    ),
-    "table6": Table(
-        "Ablation: adaption and additional loss",
-        {"ablations": FIVE},
-        layouts.base_to_novel,
-    ),
-    "table7": Table(
-        "Ablation: additional loss, own classes",
-        {"ablation_negative": FIVE},
-        layouts.local_by_data,
-    ),
-    "table11": Table(
-        "Rank by shots, own classes",
-        {"rank_by_shots": FOUR},
-        layouts.rank_by_shots,
-    ),
+    "table5": Table("100 clients, Dirichlet", {"cifar_dirichlet": ("cifar10", "cifar100")}, layouts.local_by_data),
+    "table6": Table("Ablation: adaption and additional loss", {"ablations": FIVE}, layouts.base_to_novel),
+    "table7": Table("Ablation: additional loss, own classes", {"ablation_negative": FIVE}, layouts.local_by_data),
+    "table11": Table("Rank by shots, own classes", {"rank_by_shots": FOUR}, layouts.rank_by_shots),
     "pfedpt": Table(
         "pFedPT: a frame of learned pixels around the images of a shared network",
         {"pfedpt": ("cifar10",)},
         layouts.local_only,
     ),
-    "lora": Table(
-        "LoRA: low-rank updates of the text tower",
-        {"lora": ("oxford_pets",)},
-        layouts.low_rank,
-    ),
+    "lora": Table("LoRA: low-rank updates of the text tower", {"lora": ("oxford_pets",)}, layouts.low_rank),
 }
 
 
 def find(name: str) -> Table:
-    """A table by its name.
+    """Find a table by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no table has this name.
     """
     if name not in TABLES:
         hint = did_you_mean(name.lower(), TABLES, "give one of them")

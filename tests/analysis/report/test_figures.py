@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fedpgp.analysis import adapter_analysis
 from fedpgp.analysis.loading import Curve, Entry, compare
-from fedpgp.analysis.report import convergence, grids, prompt_figures, style, tradeoff
-from fedpgp.analysis.report.figures import MAX_GROUPS, MAX_PLACES, all_figures
+from fedpgp.analysis.report import comparison_tables, convergence, grids, prompt_figures, style, tradeoff
+from fedpgp.analysis.report.figures import MAX_GROUPS, MAX_SCENARIOS, all_figures
+from fedpgp.core.errors import RunError
 
 VISIONS = {
     "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -122,12 +124,28 @@ def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_i
     assert [axes.lines[0].get_xydata().tolist() for axes in once] == [[[20, 50]], [[3, 50]]]
 
 
-def test_of_many_places_the_first_are_drawn(made_run):
+def test_runs_of_a_plug_in_are_shown_without_importing_it(made_run):
+    """The module does not exist, so that any import of it fails."""
+    personal = {"secret": torch.ones(2, 3)}
+    runs = [made_run("method.name=no_such_module:Mine", f"seed={seed}", test_hm=[50, 51 + seed], personal=personal)
+            for seed in (1, 2)]  # fmt: skip
+    compared = compare([Entry(path) for path in runs])
+    assert compared.labels == ["no_such_module:Mine"]
+    assert comparison_tables.accuracies(compared, "").rows[0][2].text == "52.50 ± 0.71"
+    figures, notes = all_figures(compared)
+    assert ([figure.name for figure in figures], notes) == (["bars", "convergence"], [])
+    with pytest.raises(RunError, match=r"no_such_module:Mine has no adapters that can be analyzed; give a run of fedl"):
+        adapter_analysis.adapters(runs[0])
+    with pytest.raises(RunError, match="no_such_module:Mine adds no personal part to a global prompt"):
+        adapter_analysis.personal_parts(runs[0])
+
+
+def test_only_the_first_scenarios_are_drawn(made_run):
     entries = [Entry(made_run(f"protocol.shots={s}", partition=f"p{s}", test_hm=[50, 60])) for s in range(1, 9)]
     figures, notes = all_figures(compare(entries))
     drawn = [figure.title for figure in figures if figure.name.startswith("convergence")]
-    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MAX_PLACES + 1)]
-    assert f"figures show the first {MAX_PLACES} of 8 places (data, partitions, protocols)" in notes
+    assert drawn == [f"Convergence (shots={shots})" for shots in range(1, MAX_SCENARIOS + 1)]
+    assert f"figures show the first {MAX_SCENARIOS} of 8 scenarios (data, partitions, protocols)" in notes
 
 
 def test_as_many_groups_as_are_drawn_can_be_told_apart():
@@ -165,9 +183,26 @@ def test_a_title_longer_than_its_figure_is_not_cut():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_long_names_of_clients_leave_room_for_the_matrix(count):
-    style.encoded(
-        prompt_figures.similarity(np.eye(count), ["a client with a name of many words"] * count, "short"), "png"
-    )
+    figure = prompt_figures.similarity(np.eye(count), ["a client with a name of many words"] * count, "short")
+    figure.draw_without_rendering()
+    axes, page = figure.axes[0], figure.bbox.padded(1)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert {label.get_text() for label in labels} == {"a client with a name of…"}
+        assert all(page.contains(*corner) for label in labels for corner in label.get_window_extent().corners())
+    assert min(axes.get_window_extent().size) > figure.dpi  # an inch of the matrix is left
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_labels_of_groups_leave_room_for_the_axes(made_run):
+    settings = ", ".join(f"setting_{number}={number}" for number in range(12))
+    values = {metric: [50, 60] for metric in ("test_local", "test_base", "test_novel", "test_hm")}
+    entries = [Entry(made_run(f"method.name={name}", **values), f"{name}, {settings}") for name in ("coop", "fedpgp")]
+    figures, _ = all_figures(compare(entries))
+    assert {figure.name for figure in figures} >= {"tradeoff", "bars", "convergence"}
+    for figure in figures:
+        figure.figure.draw_without_rendering()
+        for axes in figure.figure.axes[:1]:
+            assert min(axes.get_window_extent().size) > figure.figure.dpi, figure.name
 
 
 def test_all_figures_lists_what_could_not_be_drawn(compared):

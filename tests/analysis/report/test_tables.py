@@ -66,7 +66,7 @@ def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
         "settings were selected by hm on validation images (val/hm)",
     ]
     paths = [made_run("name=a", test_hm=[1]), made_run("name=b", "method.name=coop", "protocol.shots=2", test_hm=[1])]
-    mixed = compare([Entry(path, strict=True) for path in paths], anyway=True, selected=["test/hm"])
+    mixed = compare([Entry(path, strict=True) for path in paths], allow_mismatch=True, selected=["test/hm"])
     marked, selected = comparison_tables.remarks(mixed)
     assert marked == "† another partition than fedpgp, shots=16"
     assert "on the TEST images: these numbers are optimistic" in selected
