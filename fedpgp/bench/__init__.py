@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: each prints a table, and with --json one object as its last line."""
+"""Repeatable measurements: each module is a command `fedpgp bench NAME` that prints a table and, with --json, JSON."""

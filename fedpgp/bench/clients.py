@@ -1,18 +1,15 @@
-"""A block of clients as one batch against one client at a time, and how many operators a client's step launches."""
+"""Compare a block of clients as one batch with one client at a time, and count the operators of a client's step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedpgp.bench.caltech import Scene, one_batch, vit_b_16
-from fedpgp.bench.outcome import Outcome
-from fedpgp.bench.timing import seconds
+from fedpgp.bench.measurement import Measurement, Report, alternated
+from fedpgp.bench.workload import Workload, vit_b_16
 
 CLIENTS, BATCH = 10, 32
 CHUNKS = (1, 2, 5, 10)
@@ -34,49 +31,35 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def block_step(scene: Scene, clients: int) -> Callable[[], list[Tensor]]:
-    """One step of a block: loss and gradients of ctx, U and V (K, ...), of clients that all differ."""
-    frozen, method, params = scene.on_base(), scene.method, scene.params(clients)
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(clients, BATCH, frozen.joint_width, generator=generator)
-    batch = one_batch(features, torch.randint(len(scene.base), (clients, BATCH), generator=generator))
-
-    def step() -> list[Tensor]:
-        loss, _ = method.loss(params, {}, frozen, batch)
-        return [loss.detach(), *torch.autograd.grad(loss.sum(), list(params.values()))]
-
-    return step
-
-
 def launches(step: Callable[[], object]) -> int:
-    """Operators that a step launches, once its constants are there."""
+    """The number of operators that a step launches. A first step, which also makes constants, is not counted."""
     step()
     with Launches() as counter:  # type: ignore[no-untyped-call]
         step()
     return int(counter.count)
 
 
-def measure(threads: int, progress: Callable[[str], None], scene: Scene | None = None) -> Outcome:
-    """Seconds per client and step in chunks of several sizes, taken in turns."""
+def measure(threads: int, report: Report, workload: Workload | None = None) -> Measurement:
+    """Measure seconds per client and step in chunks of several sizes, alternated."""
     torch.set_num_threads(threads)
-    scene = scene or vit_b_16()
-    steps = {chunk: block_step(scene, chunk) for chunk in CHUNKS}
+    workload = workload or vit_b_16()
+    steps = {chunk: workload.step(BATCH, chunk) for chunk in CHUNKS}
     count = {chunk: launches(step) / chunk for chunk, step in steps.items()}
-    taken: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
-    for repeat in range(REPEATS):
-        progress(f"{repeat + 1} of {REPEATS}")
-        for chunk, step in steps.items():
-            turns = CLIENTS // chunk
-            taken[chunk].append(sum(seconds(step) for _ in range(turns)) / CLIENTS)
-    middle = {chunk: median(times) for chunk, times in taken.items()}
+    report(f"{REPEATS} steps of {CLIENTS} clients in chunks of {', '.join(map(str, CHUNKS))}")
+
+    def all_clients(chunk: int) -> None:
+        for _ in range(CLIENTS // chunk):
+            steps[chunk]()
+
+    medians = alternated(REPEATS, *(lambda chunk=chunk: all_clients(chunk) for chunk in CHUNKS))
+    taken = {chunk: value / CLIENTS for chunk, value in zip(CHUNKS, medians, strict=True)}
     rows = [
-        [str(chunk), f"{middle[chunk]:.3f}", f"{middle[1] / middle[chunk]:.2f}", f"{count[chunk]:.0f}"]
-        for chunk in CHUNKS
+        [str(chunk), f"{taken[chunk]:.3f}", f"{taken[1] / taken[chunk]:.2f}", f"{count[chunk]:.0f}"] for chunk in CHUNKS
     ]
-    figures = {"ratio_block_to_single": middle[1] / middle[CLIENTS], "kernels_per_client_step": count[CLIENTS]}
+    figures = {"ratio_block_to_single": taken[1] / taken[CLIENTS], "kernels_per_client_step": count[CLIENTS]}
     notes = (
-        f"{CLIENTS} clients, batch {BATCH}, {len(scene.base)} classes, {threads} threads; medians of {REPEATS}",
+        f"{CLIENTS} clients, batch {BATCH}, {len(workload.base)} classes, {threads} threads; medians of {REPEATS}",
         "ratio: one client at a time to the whole block as one batch (federation.chunk_size null, the default)",
     )
     headings = ("clients in one batch", "seconds per client and step", "times faster", "operators per client and step")
-    return Outcome("clients", figures, headings, rows, notes)
+    return Measurement("clients", figures, headings, rows, notes)

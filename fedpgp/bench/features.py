@@ -1,9 +1,9 @@
-"""Frozen features: extraction against the bare image tower, one actor against two, and the cache against Parquet."""
+"""Measure extraction against the bare image tower, two actors against one, and the feature cache against Parquet."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from fedpgp.bench.caltech import MODEL
-from fedpgp.bench.outcome import Outcome
-from fedpgp.bench.timing import seconds
+from fedpgp.bench.measurement import Measurement, Report, alternated, seconds
+from fedpgp.bench.workload import MODEL
 from fedpgp.clip import feature_cache, images, model
 from fedpgp.clip.feature_cache import Array, Chunk, FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
@@ -41,7 +40,7 @@ OPENINGS, BATCHES = 50, 50
 
 @dataclass(frozen=True)
 class Album:
-    """Photos on disk, and the frozen model that is to encode them."""
+    """Photos on disk and the frozen model that encodes them."""
 
     data: DataSettings
     manifest: Manifest
@@ -49,22 +48,22 @@ class Album:
 
     @property
     def key(self) -> FeatureKey:
-        """What their features are of."""
+        """The key of their features."""
         return FeatureKey(self.manifest.files_digest, self.backbone.fingerprint, self.backbone.image.digest)
 
     @property
     def rows(self) -> Array:
-        """All photos."""
+        """The rows of all photos."""
         return np.arange(len(self.manifest))
 
     def job(self) -> ExtractionJob:
-        """What a worker needs to encode them."""
+        """The job of encoding them."""
         visual: Any = self.backbone.model.visual
         return ExtractionJob(visual, self.backbone.image, self.data, self.manifest, self.key)
 
 
 def photograph(folder: Path, count: int, backbone: Backbone) -> Album:
-    """Write JPEGs of coarse and fine noise, about as large as photos of their size are."""
+    """Write JPEGs of coarse and fine noise; their files are about as large as those of real photos."""
     generator = numpy_generator(1, "photos")
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize(PHOTO_SIZE)
@@ -77,9 +76,9 @@ def photograph(folder: Path, count: int, backbone: Backbone) -> Album:
 
 
 def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of the bare tower on pixels in memory, and of a whole extraction, in turns.
+    """Median seconds of the bare tower on pixels in memory, and of a whole extraction.
 
-    The extraction is the product's: read, decode, encode, write shards and merge them.
+    The extraction is that of `fedpgp features`: read, decode, encode, write shards, merge them.
     """
     backend, job = SerialBackend(threads), album.job()
     pixels = images.cropped(list(open_reader(album.data).read(album.manifest.table)), album.backbone.image)
@@ -96,14 +95,13 @@ def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
             feature_cache.extract(Path(folder), album.key, album.rows, run_chunks, lambda done, total: None)
 
     images.encode(job.visual, job.image, pixels[:2], "pooled", "float32")  # warm-up
-    taken = [(seconds(bare), seconds(whole)) for _ in range(repeats)]
+    tower, extracted = alternated(repeats, bare, whole)
     backend.close()
-    tower, extracted = (median(part) for part in zip(*taken, strict=True))
     return tower, extracted
 
 
 def actors(album: Album, repeats: int) -> tuple[float, float]:
-    """Median seconds of the same chunks on one actor and on two, in turns, each actor with one thread."""
+    """Median seconds of the same chunks on one actor and on two, each with one thread."""
     parts = np.split(album.rows, range(CHUNK, len(album.rows), CHUNK))
 
     def encode(backend: Backend) -> None:
@@ -112,8 +110,7 @@ def actors(album: Album, repeats: int) -> tuple[float, float]:
             list(backend.map("encode_chunk", chunks))
 
     with driver.connected(ResourceSettings(actors=3)), _pool(1, album) as one, _pool(2, album) as two:
-        taken = [(seconds(lambda: encode(one)), seconds(lambda: encode(two))) for _ in range(repeats)]
-    alone, together = (median(part) for part in zip(*taken, strict=True))
+        alone, together = alternated(repeats, lambda: encode(one), lambda: encode(two))
     return alone, together
 
 
@@ -138,10 +135,10 @@ class Reading:
 
 
 def reading(folder: Path, count: int) -> Reading:
-    """A cache of `count` features, and the same in Parquet with row groups as small as is sensible, which favours it.
+    """Time a cache of `count` features, and the same in Parquet with small row groups, which favour random reads.
 
     Raises:
-        FedPGPError: they hold different features, or opening made a copy.
+        FedPGPError: they hold different features, or opening the cache copied it.
     """
     path, key = folder / "cache.arrow", FeatureKey("bench", "bench", "bench")
     values = numpy_generator(1, "cache").standard_normal((count, 1, WIDTH), np.float32)
@@ -175,23 +172,23 @@ def reading(folder: Path, count: int) -> Reading:
 
 def measure(
     threads: int,
-    progress: Callable[[str], None],
+    report: Report,
     backbone: Backbone | None = None,
     photos: int = PHOTOS,
     rows: int = ROWS,
     repeats: int = REPEATS,
-) -> Outcome:
-    """Extraction of `photos` images, then a cache of `rows` features."""
+) -> Measurement:
+    """Measure the extraction of `photos` images, then a cache of `rows` features."""
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as an extraction has it, so that the bare tower is no slower for want of it
+    keep_freed_memory()  # as an extraction does, so that the bare tower is not slower
     with tempfile.TemporaryDirectory() as folder:
-        progress(f"a cache of {rows:,} x {WIDTH}")
+        report(f"a cache of {rows:,} x {WIDTH}")
         cache = reading(Path(folder), rows)
     with tempfile.TemporaryDirectory() as folder:
         album = photograph(Path(folder), photos, backbone or model.load(BackboneSettings(name=MODEL, weights="random")))
-        progress(f"{photos} photos: the bare tower, and an extraction")
+        report(f"{photos} photos: the bare tower, and an extraction")
         tower, extracted = extraction(album, threads, repeats)
-        progress(f"{photos} photos: one actor, and two")
+        report(f"{photos} photos: one actor, and two")
         alone, together = actors(album, repeats)
     figures = {
         "extraction_fraction_of_tower": tower / extracted,
@@ -210,8 +207,8 @@ def measure(
     ]
     notes = (
         f"{album.backbone.name}'s image tower with random weights; {photos} JPEGs of {PHOTO_SIZE[0]} x "
-        f"{PHOTO_SIZE[1]}; medians of {repeats} in turns; actors in chunks of {CHUNK}",
+        f"{PHOTO_SIZE[1]}; alternated medians of {repeats}; actors in chunks of {CHUNK}",
         f"cache: the file is in the page cache; opening allocates {cache.allocated:,} bytes; medians of {OPENINGS} "
-        f"openings and {BATCHES} batches; Parquet in row groups of {GROUP}, of which only those needed are read",
+        f"openings and {BATCHES} batches; Parquet reads only the row groups (of {GROUP}) that it needs",
     )
-    return Outcome("features", figures, ("what", "median"), table, notes)
+    return Measurement("features", figures, ("what", "median"), table, notes)

@@ -1,11 +1,11 @@
-"""What a round costs when clients do nothing: sampling, blocks, the way to the actors and back, averaging, rows."""
+"""Measure a round of clients that do nothing: sampling, blocks, messages to the actors and back, averaging, rows."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedpgp import config
-from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.measurement import Measurement, Report, seconds
 from fedpgp.config import Experiment, FederationSettings, ResourceSettings
 from fedpgp.core.tree import ParamTree
 from fedpgp.data.protocol import FederatedData
@@ -29,25 +29,26 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import default_uri, sync_run
 
 N_CTX, WIDTH, RANK = 16, 512, 8
-WARM_UP, MEASURED, APART = 3, 15, 5
+WARM_UP, MEASURED, SEPARATE = 3, 15, 5
+"""Rounds: not counted; timed; followed by a timed checkpoint and update of MLflow."""
 
 
 class IdleMethod:
-    """FedPGP's parameters at the size of ViT-B/16, and nothing done with them."""
+    """A method with FedPGP's parameters at the size of ViT-B/16 that computes nothing."""
 
     shared_keys = frozenset({"ctx"})
     phases = (Phase(frozenset({"ctx", "U", "V"})),)
 
     def init(self, frozen: Any, generator: torch.Generator) -> ParamTree:
-        """A 16 x 512 prompt and rank-8 personal parts."""
+        """A 16 x 512 prompt and rank-8 personal parameters."""
         return {"ctx": torch.zeros(N_CTX, WIDTH), "U": torch.zeros(N_CTX, RANK), "V": torch.zeros(RANK, WIDTH)}
 
 
 class IdleWorker:
-    """Gives every client back as it came."""
+    """A worker that returns every client unchanged."""
 
     def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
-        """Personal parts travel both ways, and the weighted sum is one."""
+        """Send the personal parameters back, and a weighted sum of the shared ones."""
         count = len(call.clients)
         ones = np.ones(count)
         return TrainResult(
@@ -63,12 +64,12 @@ class IdleWorker:
 
 class _NoText:
     def on(self, classes: Sequence[int]) -> None:
-        """There is no text."""
+        """Stand in for the text tower."""
 
 
 @dataclass(frozen=True)
 class IdleJob(FederationJob):
-    """Sent to the actors in place of a real one."""
+    """A job that builds idle workers."""
 
     def build(self, device: torch.device) -> Any:
         """An idle worker."""
@@ -76,7 +77,7 @@ class IdleJob(FederationJob):
 
 
 def job(clients: int, actors: int) -> IdleJob:
-    """Idle clients, a block for each actor."""
+    """Idle clients, one block per actor."""
     nothing = np.zeros(1, dtype=np.int64)
     data = FederatedData(
         client_names=tuple(f"client {client}" for client in range(clients)),
@@ -97,47 +98,40 @@ def job(clients: int, actors: int) -> IdleJob:
     return IdleJob(method, no_text, data, no_features, no_features, federation, seed=1)
 
 
-def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]) -> Outcome:
-    """Median seconds per round for each number of clients, after a warm-up; full participation."""
+def measure(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+    """Measure median seconds per round for each number of clients; all participate."""
     figures, rows = {}, []
     resources = ResourceSettings(actors=actors)
     with driver.connected(resources), tempfile.TemporaryDirectory() as folder:
         pool = ActorPool(resources)
         for count in clients:
-            progress(f"{count} clients")
-            timed = _time(Server(job(count, actors), pool), pool, Path(folder) / str(count))
-            figures[f"seconds_per_round_{count}"] = timed["round"]
-            rows.append([f"{count:,}", *(f"{timed[name]:.4f}" for name in ("round", "checkpoint", "mlflow"))])
+            report(f"{count} clients")
+            medians = _time(Server(job(count, actors), pool), pool, Path(folder) / str(count))
+            figures[f"seconds_per_round_{count}"] = medians[0]
+            rows.append([f"{count:,}", *(f"{value:.4f}" for value in medians)])
         pool.close()
-    return Outcome(
-        "overhead",
-        figures,
-        ("clients", "seconds per round", "checkpoint, apart", "MLflow, apart"),
-        rows,
-        (f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parts, a block each, rows synced to disk",),
-    )
+    note = f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parameters, one block each, rows synced"
+    headings = ("clients", "seconds per round", "checkpoint, separately", "MLflow, separately")
+    return Measurement("overhead", figures, headings, rows, (f"{note} to disk",))
 
 
-def _time(server: Server, pool: ActorPool, root: Path) -> dict[str, float]:
-    """Medians: a round with its rows; after all of them, a checkpoint and a round's way to MLflow."""
+def _time(server: Server, pool: ActorPool, root: Path) -> tuple[float, float, float]:
+    """Median seconds of a round with its rows, and, in the last rounds, of a checkpoint and an update of MLflow."""
     pool.load(server.job)
     store = RunFolder.create(root, "idle", "0" * 12, config.dump(Experiment()), {"method": "idle", "data": "-"})
-    seconds: dict[str, list[float]] = {"round": [], "checkpoint": [], "mlflow": []}
     state = server.initial_state()
-    none: dict[str, Any] = {"files": []}
-    for number in range(WARM_UP + MEASURED + APART):
-        start = time.perf_counter()
-        result: RoundResult = server.step(state)
-        store.commit(result.row, result.clients, none)
-        end = time.perf_counter()
+    result: RoundResult
+
+    def round() -> None:
+        nonlocal result
+        result = server.step(state)
+        store.commit(result.row, result.clients, {"files": []})
+
+    rounds, checkpoints, mlflow = [], [], []
+    for number in range(WARM_UP + MEASURED + SEPARATE):
+        rounds.append(seconds(round))
         state = result.state
-        if number < WARM_UP + MEASURED:
-            seconds["round"].append(end - start)
-            continue
-        start = time.perf_counter()
-        checkpoint.save(store.checkpoints, state, "0" * 12, result.changed)
-        saved = time.perf_counter()
-        sync_run(store.path, default_uri(root.parent))
-        seconds["checkpoint"].append(saved - start)
-        seconds["mlflow"].append(time.perf_counter() - saved)
-    return {name: median(values[WARM_UP if name == "round" else 0 :]) for name, values in seconds.items()}
+        if number >= WARM_UP + MEASURED:
+            checkpoints.append(seconds(partial(checkpoint.save, store.checkpoints, state, "0" * 12, result.changed)))
+            mlflow.append(seconds(partial(sync_run, store.path, default_uri(root.parent))))
+    return median(rounds[WARM_UP : WARM_UP + MEASURED]), median(checkpoints), median(mlflow)

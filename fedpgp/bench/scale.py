@@ -1,12 +1,11 @@
-"""Thousands of clients: does a round cost the same per participant, and does memory stay flat?"""
+"""Measure whether the time per participant and the memory stay constant with thousands of clients."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,9 @@ import numpy as np
 import torch
 
 from fedpgp import config
-from fedpgp.bench.outcome import Outcome
+from fedpgp.bench.measurement import Measurement, Report
+from fedpgp.bench.processes import resident
+from fedpgp.bench.workload import round_seconds
 from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.seeding import numpy_generator
@@ -33,7 +34,7 @@ GROWTH_FROM, GROWTH_ROUNDS = 5, 50
 
 
 def experiment(root: Path, actors: int) -> Experiment:
-    """FedPGP on the embedded world, 10% of the clients a round."""
+    """FedPGP on the icons, 10% of the clients per round."""
     return config.parse(
         {
             "name": "scale",
@@ -50,10 +51,10 @@ def experiment(root: Path, actors: int) -> Experiment:
 
 @dataclass(frozen=True)
 class WatchedJob(FederationJob):
-    """A job whose worker also tells its memory."""
+    """A job whose worker also reports its memory."""
 
     def build(self, device: torch.device) -> Any:
-        """The real worker, watched."""
+        """The real worker with a `memory` call."""
         return _Watched(super().build(device))
 
 
@@ -66,14 +67,9 @@ class _Watched:
         return os.getpid(), resident()
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]) -> Outcome:
-    """Median seconds per participant for each number of clients, and growth of memory over rounds at the largest."""
-    rows, per_participant, growth = [], {}, {"driver": 0.0, "actor": 0.0}
+def measure(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+    """Measure seconds per participant for each number of clients, and growth of memory over rounds at the largest."""
+    rows, per_participant = [], {}
     with tempfile.TemporaryDirectory() as folder:
         wanted = experiment(Path(folder), actors)
         with driver.connected(wanted.resources):
@@ -81,15 +77,14 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
             backend = experiments.make_backend(wanted.resources, threading.Event())
             job = experiments.make_job(ready, *experiments.extract(ready, backend, RunCallback()))
             for count in clients:
-                progress(f"{count} clients")
+                report(f"{count} clients")
                 watched = WatchedJob(**{**vars(job), "data": crowd(job.data, count)})
                 server = Server(watched, backend)
                 backend.load(watched)
-                seconds = _seconds(server)
-                participants = max(1, count // 10)
-                per_participant[count] = seconds / participants
+                seconds = median(round_seconds(server, WARM_UP + MEASURED)[WARM_UP:])
+                per_participant[count] = seconds / max(1, count // 10)
                 rows.append([f"{count:,}", f"{seconds:.3f}", f"{1000 * per_participant[count]:.2f}"])
-            progress(f"memory over {GROWTH_ROUNDS} rounds of {clients[-1]} clients")
+            report(f"memory over {GROWTH_ROUNDS} rounds of {clients[-1]} clients")
             growth = _growth(server, actors)
             backend.close()
     figures = {
@@ -99,11 +94,11 @@ def measure(clients: Sequence[int], actors: int, progress: Callable[[str], None]
     }
     notes = [f"{name}: {value:.2f}" for name, value in figures.items()]
     headings = ("clients", "seconds per round", "ms per participant")
-    return Outcome("scale", figures, headings, rows, (f"{actors} actors, 10% a round", *notes))
+    return Measurement("scale", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
 
 
 def crowd(data: FederatedData, count: int) -> FederatedData:
-    """`count` clients that each draw their images from all training images; clients overlap, which costs the same."""
+    """`count` clients that each draw images from all training images. They overlap, which does not change the cost."""
     rows, labels = np.concatenate(data.train_rows), np.concatenate(data.train_labels)
     drawn = numpy_generator(1, "crowd").integers(len(rows), size=(count, IMAGES_PER_CLIENT))
     return replace(
@@ -113,15 +108,6 @@ def crowd(data: FederatedData, count: int) -> FederatedData:
         train_labels=tuple(labels[drawn]),
         evaluation_sets=(),
     )
-
-
-def _seconds(server: Server) -> float:
-    state, seconds = server.initial_state(), []
-    for _ in range(WARM_UP + MEASURED):
-        start = time.perf_counter()
-        state = server.step(state).state
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[WARM_UP:])
 
 
 def _growth(server: Server, actors: int) -> dict[str, float]:
@@ -136,5 +122,5 @@ def _growth(server: Server, actors: int) -> dict[str, float]:
 
 
 def _memory(server: Server, actors: int) -> dict[str, int]:
-    told = dict(server.backend.map("memory", [None] * (8 * actors)))
-    return {"driver": resident(), "actor": max(told.values())}
+    by_process = dict(server.backend.map("memory", [None] * (8 * actors)))
+    return {"driver": resident(), "actor": max(by_process.values())}

@@ -1,4 +1,4 @@
-"""What a sweep costs beside its trials: between them, for the first moment of each, in memory and on disk."""
+"""Measure the overhead of a sweep: between trials, at their start, of MLflow, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 
 from fedpgp import config
-from fedpgp.bench.outcome import Outcome
-from fedpgp.bench.scale import resident
+from fedpgp.bench.measurement import MB, Measurement, Report
+from fedpgp.bench.processes import resident
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import launch, planning
@@ -35,10 +35,9 @@ from fedpgp.tracking import MLflowTracker
 
 CONCURRENT = 2
 WARM_UP = 4
-"""Rounds by which the length of a trial is found."""
+"""Rounds that are timed to choose the length of a trial."""
 ROUND = "federation.local_epochs=4"
-"""Rounds of about a second: on real data they are no shorter."""
-MB = 2**20
+"""Makes a round take about a second; on real data, rounds are not shorter."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class Size:
 
     trials: int
     seconds: float
-    """of one of them"""
+    """duration of a trial"""
     pairs: int
-    """runs with and without MLflow"""
+    """pairs of runs with and without MLflow"""
     tiny: int
-    """trials while memory is watched"""
+    """trials while memory is measured"""
 
 
 FULL = Size(trials=24, seconds=20.0, pairs=3, tiny=200)
@@ -60,34 +59,34 @@ QUICK = Size(trials=4, seconds=6.0, pairs=1, tiny=20)
 
 @dataclass(frozen=True)
 class Span:
-    """When a run of a sweep began, had its first row, and ended, in seconds since the epoch."""
+    """When a run of a sweep began, committed its first row, and ended, in seconds since the epoch."""
 
     began: float
     first: float
     ended: float
 
 
-def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
-    """FedPGP on the embedded world in a sweep, against the same runs bare; then MLflow, then memory."""
+def measure(size: Size, report: Report) -> Measurement:
+    """Compare FedPGP on the icons in a sweep with the same runs alone; then measure MLflow, then memory."""
     with tempfile.TemporaryDirectory() as name, driver.connected(ResourceSettings(actors=CONCURRENT)):
         root = Path(name)
-        progress("how long a round takes")
+        report("time of a round")
         length = _rounds(root / "bare", size.seconds)
         sweep = _sweep(root / "swept", length, size.trials)
         wanted = [trial.experiment for trial in sampling.draw(sweep).trials]
         half = size.trials // 2
-        progress(f"{half} bare runs of {length} rounds, {CONCURRENT} at a time")
+        report(f"{half} runs of {length} rounds without a sweep, {CONCURRENT} at a time")
         bare = _bare(wanted[:half], root / "bare")
-        progress(f"these and {size.trials - half} more as trials of a sweep")
+        report(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
         folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
         slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunFolder.open(path)]])
-        disk = _bytes_besides(folder) / size.trials / MB
-        progress("the other bare runs: a machine that slows down or speeds up does so for both")
+        disk = _overhead_bytes(folder) / size.trials / MB
+        report("the other runs without a sweep: a change of the machine's speed affects both halves")
         bare += _bare(wanted[half:], root / "bare")
-        progress(f"rounds with and without MLflow, {size.pairs} time(s)")
+        report(f"rounds with and without MLflow, {size.pairs} time(s)")
         tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
-        progress(f"memory over {size.tiny} tiny trials")
+        report(f"memory over {size.tiny} tiny trials")
         growth = _growth(root / "tiny", size.tiny)
     first = median(one for _, one in bare)
     figures = {
@@ -98,16 +97,16 @@ def measure(size: Size, progress: Callable[[str], None]) -> Outcome:
         "disk_per_trial_mb": disk,
     }
     notes = (
-        f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s bare, "
-        f"{len(slots)} at a time; half of the bare runs before the sweep, half after it",
+        f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s without a sweep, "
+        f"{len(slots)} at a time; half of the runs without a sweep before it, half after it",
         "overhead: of each trial process, from the first row of its first trial to the end of its last",
     )
     rows = [[name, f"{value:.2f}"] for name, value in figures.items()]
-    return Outcome("sweep", figures, ("figure", "value"), rows, notes)
+    return Measurement("sweep", figures, ("figure", "value"), rows, notes)
 
 
 def occupied(spans: Sequence[Span]) -> list[list[Span]]:
-    """The runs by trial process: one that begins is in that which ended last, or in a new one if all are busy."""
+    """Group runs by trial process: a run is assigned to the process that became free last, or to a new one."""
     slots: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: span.began):
         free = [slot for slot in slots if slot[-1].ended <= span.began]
@@ -119,18 +118,18 @@ def occupied(spans: Sequence[Span]) -> list[list[Span]]:
 
 
 def overhead(slots: Sequence[Sequence[Span]], work: float, first: float) -> float:
-    """Percent by which trial processes are held longer than the bare runs take, after each one's first start.
+    """Percent by which trial processes take longer than runs without a sweep, not counting their first start.
 
     Args:
-        work: seconds of all bare runs.
-        first: seconds that a bare run takes to its first row.
+        work: seconds of all runs without a sweep.
+        first: seconds of such a run until its first row.
     """
     held = sum(slot[-1].ended - slot[0].first for slot in slots)
     return 100 * (held / (work - len(slots) * first) - 1)
 
 
 def warm_start(slots: Sequence[Sequence[Span]], first: float) -> float:
-    """Median seconds between the end of a trial and the first row of the next, without what a bare run takes to it."""
+    """Median seconds between the end of a trial and the first row of the next, minus `first`."""
     return median(later.first - before.ended - first for slot in slots for before, later in pairwise(slot))
 
 
@@ -145,14 +144,14 @@ def _experiment(root: Path, length: int) -> Experiment:
 
 
 def _rounds(root: Path, seconds: float) -> int:
-    """Rounds that take so long."""
-    for _ in range(2):  # the first time frozen features are extracted, and the process warms up
+    """The number of rounds that take that many seconds."""
+    for _ in range(2):  # the first run extracts the features and warms up the process
         taken, first = bare_run(_experiment(root, WARM_UP))
     return max(2, round(seconds * (WARM_UP - 1) / (taken - first)))
 
 
 def _bare(wanted: Sequence[Experiment], root: Path) -> list[tuple[float, float]]:
-    """Each experiment by itself in a warm process that does nothing else, as many at a time as in the sweep."""
+    """Run each experiment in a warm process that does nothing else, as many at a time as in the sweep."""
     here = [one.model_copy(update={"storage": one.storage.model_copy(update={"root": root})}) for one in wanted]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(_experiment(root, 1),)) as pool:
@@ -160,15 +159,14 @@ def _bare(wanted: Sequence[Experiment], root: Path) -> list[tuple[float, float]]
 
 
 def bare_run(wanted: Experiment) -> tuple[float, float]:
-    """Seconds of a run in this process, on one thread, with its rows and checkpoints and nothing else; to its end, and
-    to its first row."""
+    """Run on one thread with rows and checkpoints only; returns seconds until the end and until the first row."""
     plan = planning.plan(wanted, _library())
     backend = SerialBackend(threads=1)
     start = time.perf_counter()
-    going = experiments.advance(plan, None, RunCallback(), threading.Event(), backend)
-    next(going)
+    running = experiments.advance(plan, None, RunCallback(), threading.Event(), backend)
+    next(running)
     first = time.perf_counter() - start
-    experiments.run_to_end(going)
+    experiments.run_to_end(running)
     return time.perf_counter() - start, first
 
 
@@ -182,8 +180,8 @@ def _span(store: RunFolder) -> Span:
     return Span(store.identity["created_ms"] / 1000, first / 1000, status / 1000)
 
 
-def _bytes_besides(folder: SweepFolder) -> int:
-    """All that a sweep leaves in its store, MLflow included, but the features and the chosen checkpoints."""
+def _overhead_bytes(folder: SweepFolder) -> int:
+    """Bytes of a sweep's store, including MLflow, without the features and the best checkpoints."""
     everything = sum(path.stat().st_size for path in folder.root.rglob("*") if path.is_file())
     features = sum(path.stat().st_size for path in (folder.root / "features").iterdir())
     chosen = 0
@@ -195,14 +193,14 @@ def _bytes_besides(folder: SweepFolder) -> int:
 
 
 def _tracking(root: Path, features: Path, length: int, pairs: int) -> float:
-    """Percent by which a round takes longer with MLflow: a median over pairs of runs, one after the other."""
+    """Percent by which a round takes longer with MLflow: the median over pairs of alternated runs."""
     shutil.copytree(features, root / "features")
     wanted = _experiment(root, length)
-    silent = wanted.model_copy(update={"tracking": wanted.tracking.model_copy(update={"mlflow": False})})
+    untracked = wanted.model_copy(update={"tracking": wanted.tracking.model_copy(update={"mlflow": False})})
     backend = experiments.make_backend(wanted.resources, threading.Event())
     ratios = []
     for number in range(pairs + 1):
-        order = (wanted, silent) if number % 2 else (silent, wanted)
+        order = (wanted, untracked) if number % 2 else (untracked, wanted)
         seconds = {one.tracking.mlflow: _per_round(one, backend) for one in order}
         ratios.append(seconds[True] / seconds[False])
     backend.close()
@@ -218,7 +216,7 @@ def _per_round(wanted: Experiment, backend: Backend) -> float:
 
 
 def _growth(root: Path, trials: int) -> float:
-    """Percent by which this process, which drives the sweep, grows after the first tenth of the trials."""
+    """Percent by which the memory of this process, which drives the sweep, grows after a tenth of the trials."""
     rates = [round(0.01 + 0.001 * number, 3) for number in range(trials)]
     tiny = ["federation.rounds=1", "federation.local_epochs=1", "protocol.shots=1", "method={name: promptfl, n_ctx: 1}"]
     where = [f"storage.root='{root}'", "resources.actors=1", f"tune.max_concurrent={CONCURRENT}"]

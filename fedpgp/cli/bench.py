@@ -9,7 +9,7 @@ import typer
 from fedpgp.cli.shared import err, out
 
 if TYPE_CHECKING:
-    from fedpgp.bench.outcome import Outcome
+    from fedpgp.bench.measurement import Measurement
 
 app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; each prints a table.")
 
@@ -127,9 +127,9 @@ def _progress(what: str) -> None:
     err.print(what, highlight=False)
 
 
-def _show(outcome: Outcome, as_json: bool) -> None:
+def _show(found: Measurement, as_json: bool) -> None:
     from fedpgp.analysis.report.terminal import measurement
 
-    out.print(measurement(outcome.bench, outcome.headings, outcome.rows, outcome.notes))
+    out.print(measurement(found.bench, found.headings, found.rows, found.notes))
     if as_json:
-        typer.echo(outcome.as_json())
+        typer.echo(found.as_json())

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedpgp.bench.caltech import BASE, NOVEL, Scene
+from fedpgp.bench.workload import BASE, NOVEL, Workload
 from fedpgp.clip import model
 from fedpgp.config import BackboneSettings
 
 
 @pytest.fixture(scope="session")
-def scene():
-    return Scene(model.load(BackboneSettings(name="tiny", weights="random")), BASE[20:40], NOVEL[:3], n_ctx=4)
+def workload():
+    return Workload(model.load(BackboneSettings(name="tiny", weights="random")), BASE[20:40], NOVEL[:3], n_ctx=4)
 
 
 @pytest.fixture(autouse=True)
 def threads():
-    """Benches set torch's threads."""
+    """Restore torch's threads, which benches set."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

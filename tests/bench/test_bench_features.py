@@ -1,4 +1,4 @@
-"""The features: what is compared is equal, and the figures have the names that are promised."""
+"""The compared features are equal, and the figures have their names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.core.errors import FedPGPError
 
 
-def test_photos_are_files_of_a_data_set(scene, tmp_path):
-    album = bench.photograph(tmp_path, 5, scene.backbone)
+def test_photos_are_files_of_a_data_set(workload, tmp_path):
+    album = bench.photograph(tmp_path, 5, workload.backbone)
     assert album.rows.tolist() == [0, 1, 2, 3, 4]
     assert album.manifest.class_names == ("class 0", "class 1")
     (size,) = {image.size for image in bench.open_reader(album.data).read(album.manifest.table)}
@@ -31,12 +31,12 @@ def test_the_cache_must_equal_parquet_and_must_not_be_copied(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_figures(scene, ray_cluster):
-    outcome = bench.measure(1, lambda what: None, scene.backbone, photos=10, rows=1000, repeats=1)
-    told = json.loads(outcome.as_json())
-    assert told["bench"] == "features"
-    assert set(told["figures"]) == {
+def test_figures(workload, ray_cluster):
+    outcome = bench.measure(1, lambda what: None, workload.backbone, photos=10, rows=1000, repeats=1)
+    figures = json.loads(outcome.as_json())
+    assert figures["bench"] == "features"
+    assert set(figures["figures"]) == {
         "extraction_fraction_of_tower", "two_actor_speedup", "open_milliseconds", "batch_read_ratio_to_parquet",
     }  # fmt: skip
-    assert all(value > 0 for value in told["figures"].values())
+    assert all(value > 0 for value in figures["figures"].values())
     assert [len(row) for row in outcome.rows] == [2] * 7

@@ -1,4 +1,4 @@
-"""A block as one batch: the same numbers as one client at a time, and fewer launches."""
+"""A block as one batch gives the same numbers as one client at a time, with fewer launches."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import torch
 
 from fedpgp.bench import clients as bench
-from fedpgp.bench.caltech import one_batch
+from fedpgp.bench.workload import one_batch
 
 
-def test_a_block_steps_each_client_as_it_would_alone(scene):
-    """Clients are drawn one after another: the block of two begins with those of the block of one."""
-    frozen, method, params = scene.on_base(), scene.method, scene.params(2)
+def test_a_block_gives_the_gradients_of_single_clients(workload):
+    """The first client of a block of two equals the client of a block of one."""
+    frozen, method, params = workload.on_base(), workload.method, workload.params(2)
     features, labels = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)), torch.arange(10).view(2, 5)
 
     def gradients(chosen):
@@ -32,10 +32,10 @@ def test_launches_of_one_product_and_its_gradient():
     assert bench.launches(step) == 4
 
 
-def test_figures(scene):
-    outcome = bench.measure(1, lambda what: None, scene)
-    told = json.loads(outcome.as_json())
-    assert (told["bench"], set(told["figures"])) == ("clients", {"ratio_block_to_single", "kernels_per_client_step"})
+def test_figures(workload):
+    outcome = bench.measure(1, lambda what: None, workload)
+    found = json.loads(outcome.as_json())
+    assert (found["bench"], set(found["figures"])) == ("clients", {"ratio_block_to_single", "kernels_per_client_step"})
     single, *_, whole = outcome.rows
     assert (single[0], whole[0]) == ("1", "10")
     assert int(whole[3]) < int(single[3]) / 5

@@ -1,4 +1,4 @@
-"""The measurements of the engine: their figures by name, on little of everything."""
+"""Small measurements of the engine have their figures."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from fedpgp.bench import faults, overhead, scale
 
 
 def quiet(text):
-    """Progress that nobody reads."""
+    """Ignore progress."""
 
 
 def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
-    outcome = overhead.measure([3, 5], actors=1, progress=quiet)
-    told = json.loads(outcome.as_json())
-    assert (told["bench"], set(told["machine"]) >= {"cpu", "cores", "load"}) == ("overhead", True)
-    assert set(told["figures"]) == {"seconds_per_round_3", "seconds_per_round_5"}
-    assert all(0 < seconds < 10 for seconds in told["figures"].values())
+    outcome = overhead.measure([3, 5], actors=1, report=quiet)
+    found = json.loads(outcome.as_json())
+    assert (found["bench"], set(found["machine"]) >= {"cpu", "cores", "load"}) == ("overhead", True)
+    assert set(found["figures"]) == {"seconds_per_round_3", "seconds_per_round_5"}
+    assert all(0 < seconds < 10 for seconds in found["figures"].values())
     assert [len(row) for row in outcome.rows] == [len(outcome.headings)] * 2
 
 
 @pytest.mark.slow
 def test_scale_has_its_figures(ray_cluster, monkeypatch):
     monkeypatch.setattr(scale, "GROWTH_ROUNDS", 2)
-    outcome = scale.measure([20, 40], actors=1, progress=quiet)
+    outcome = scale.measure([20, 40], actors=1, report=quiet)
     assert set(outcome.figures) == {"linearity", "driver_growth_percent", "actor_growth_percent"}
     assert outcome.figures["linearity"] > 0
 

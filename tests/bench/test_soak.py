@@ -1,4 +1,4 @@
-"""The soak: what grows is found and named, what holds still is not, and a short one ends with all its figures."""
+"""The soak names what grows and nothing else; a short one has all its figures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import threading
 import pytest
 
 from fedpgp.bench import soak
+from fedpgp.bench.processes import usage
 
 
 def samples(**series):
     return [dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True)]
 
 
-def still(count=10):
+def constant(count=10):
     return {name: [100.0] * count for name in soak.JUDGED} | {"cycle_seconds": [9.0] * count}
 
 
@@ -29,39 +30,39 @@ def test_growth_is_that_of_the_straight_line_after_the_warm_up():
     assert soak.trend([300, 200, 104, 103, 102, 101, 100, 99]).flat  # what shrinks does not grow
 
 
-def test_of_nearly_nothing_a_little_more_is_no_growth():
+def test_a_small_change_of_a_value_near_zero_is_no_growth():
     assert soak.trend([0.0] * 4 + [0.01] * 6).flat
     assert soak.trend([0.0] * 10).growth == 0
 
 
 def test_what_grows_is_named_and_time_is_not_judged():
-    flat = soak.outcome(samples(**still()), "10 cycles")
+    flat = soak.evaluate(samples(**constant()), "10 cycles")
     assert flat.figures["flat"] == 1
     assert flat.notes[0].startswith("flat: nothing grows by more than 5%")
-    slower = still() | {"cycle_seconds": [float(value) for value in range(9, 19)]}
-    assert soak.outcome(samples(**slower), "").figures["flat"] == 1
-    leaking = still() | {"handles": [100.0 + value for value in range(10)]}
-    found = soak.outcome(samples(**leaking), "")
+    slower = constant() | {"cycle_seconds": [float(value) for value in range(9, 19)]}
+    assert soak.evaluate(samples(**slower), "").figures["flat"] == 1
+    leaking = constant() | {"handles": [100.0 + value for value in range(10)]}
+    found = soak.evaluate(samples(**leaking), "")
     assert found.figures["flat"] == 0
     assert found.notes[0].startswith("grows: open files and sockets by more than 5%")
-    assert {row[0] for row in found.rows} == {*soak.JUDGED.values(), soak.BESIDES["cycle_seconds"]}
+    assert {row[0] for row in found.rows} == {*soak.JUDGED.values(), soak.INFORMATIVE["cycle_seconds"]}
 
 
 def test_usage_sees_a_file_a_thread_and_memory_of_this_process(tmp_path):
-    before, done = soak.usage([os.getpid()]), threading.Event()
+    before, done = usage([os.getpid()]), threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
     ballast = mmap.mmap(-1, 1 << 26)  # not from the heap, which may have as much to spare
     ballast.write(b"x" * len(ballast))
     with (tmp_path / "open").open("w"):
-        after = soak.usage([os.getpid()])
+        after = usage([os.getpid()])
     done.set()
     thread.join()
     assert after["handles"] == before["handles"] + 1
     assert after["threads"] == before["threads"] + 1
     assert after["memory_mb"] - before["memory_mb"] > 0.8 * len(ballast) / soak.MB  # other threads take more besides
     gone = 2**22 + 1  # above the largest process id
-    assert soak.usage([os.getpid(), gone])["processes"] == 1
+    assert usage([os.getpid(), gone])["processes"] == 1
 
 
 def test_size_is_that_of_all_files_below(tmp_path):
@@ -75,11 +76,11 @@ def test_size_is_that_of_all_files_below(tmp_path):
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_short_soak_has_its_figures(monkeypatch):
     """Two cycles of a run of two rounds and a sweep of one trial."""
-    said = []
-    for name, value in {"LEAST": 2, "REST": 0.2, "ROUNDS": 2, "TRIALS": 1}.items():
+    lines = []
+    for name, value in {"MIN_CYCLES": 2, "REST": 0.2, "ROUNDS": 2, "TRIALS": 1}.items():
         monkeypatch.setattr(soak, name, value)
-    told = json.loads(soak.measure(0, said.append).as_json())
-    assert told["bench"] == "soak"
-    assert {f"{name}_growth_percent" for name in soak.JUDGED} < set(told["figures"])
-    assert told["figures"]["cycles"] == soak.LEAST == len(said)
-    assert told["figures"]["written_mb"] > 0
+    found = json.loads(soak.measure(0, lines.append).as_json())
+    assert found["bench"] == "soak"
+    assert {f"{name}_growth_percent" for name in soak.JUDGED} < set(found["figures"])
+    assert found["figures"]["cycles"] == soak.MIN_CYCLES == len(lines)
+    assert found["figures"]["written_mb"] > 0

@@ -1,4 +1,4 @@
-"""The bench of sweeps: its arithmetic on times worked out by hand, and its figures by name."""
+"""The bench of sweeps: its arithmetic on times worked out by hand, and its figures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_sweep_has_its_figures(ray_cluster, monkeypatch):
     """One trial at a time."""
     monkeypatch.setattr(bench, "CONCURRENT", 1)
     outcome = bench.measure(bench.Size(trials=2, seconds=0.5, pairs=1, tiny=10), lambda what: None)
-    told = json.loads(outcome.as_json())
-    assert told["bench"] == "sweep"
-    assert set(told["figures"]) == {
+    found = json.loads(outcome.as_json())
+    assert found["bench"] == "sweep"
+    assert set(found["figures"]) == {
         "overhead_percent", "warm_start_seconds", "tracking_percent", "driver_growth_percent", "disk_per_trial_mb",
     }  # fmt: skip
-    assert 0 < told["figures"]["disk_per_trial_mb"] < 1
+    assert 0 < found["figures"]["disk_per_trial_mb"] < 1

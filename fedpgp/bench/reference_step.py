@@ -1,7 +1,7 @@
-"""FedPGP's local step as the authors' code takes it: the oracle of the benchmarks and of their tests.
+"""FedPGP's local step as in the authors' code: the oracle of the benchmarks and of their tests.
 
 Images pass through the tower at every step, prompts have 77 tokens, and four sets of them are encoded: p_i, p_G, U V
-alone (never used) and the hand-written ones (constant).
+alone (unused) and the hand-written ones (constant).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fedpgp.clip.text_backbone import filled, readable
 from fedpgp.core.tree import ParamTree
 
 
-class PlainFedPGP:
+class ReferenceFedPGP:
     """One client's FedPGP (N = 1, context before the name) on open_clip's own modules.
 
     Args:
-        backbone: a CLIP model with weights that need no gradient.
+        backbone: a CLIP model with frozen weights.
         names: the C classes.
-        template: hand-written prompt with one {} for the name.
+        template: hand-written prompt with one `{}` for the name.
         n_ctx: L, number of context tokens.
     """
 
@@ -38,7 +38,7 @@ class PlainFedPGP:
         self.before, self.after = embedded[:, :1], embedded[:, 1 + n_ctx :]
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, E) of normalised images (B, 3, H, W)."""
+        """Features (B, E) of normalised images (B, 3, H, W)."""
         features: Tensor = self.model.encode_image(images)
         return features
 
@@ -53,7 +53,7 @@ class PlainFedPGP:
         return F.cross_entropy(self._logits(image_features, z_i), labels) + mu * con
 
     def logits(self, params: ParamTree, image_features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, E), for which p_i alone is encoded."""
+        """Logits (B, C) of features (B, E); only p_i is encoded."""
         return self._logits(image_features, self._text(params["ctx"][0, 0] + params["U"][0, 0] @ params["V"][0, 0]))
 
     def _logits(self, image_features: Tensor, text: Tensor) -> Tensor:
