@@ -95,10 +95,8 @@ class FeatureCache:
         places = np.searchsorted(self.rows, rows)
         absent = np.unique(rows[self.rows[np.minimum(places, len(self.rows) - 1)] != rows])
         if absent.size:
-            raise CacheError(
-                f"the feature cache lacks {absent.size} of {rows.size} images (rows {first_of(absent.tolist(), 5)}); "
-                "run `fedpgp features CONFIG` first"
-            )
+            found = f"{absent.size} of {rows.size} images (rows {first_of(absent.tolist(), 5)})"
+            raise CacheError(f"the feature cache lacks {found}; run `fedpgp features CONFIG` first")
         places = self._order[places]
         owners = np.searchsorted(self._starts, places, side="right") - 1
         features = np.empty((rows.size, *self.shape), dtype=self._blocks[0].dtype)
@@ -106,9 +104,7 @@ class FeatureCache:
             mine = owners == owner
             features[mine] = self._blocks[owner][places[mine] - self._starts[owner], view]
         if features.dtype.kind == "f" and not np.isfinite(features).all():
-            raise CacheError(
-                "the feature cache holds values that are not finite; delete it and run `fedpgp features CONFIG` again"
-            )
+            raise CacheError("the feature cache has values that are not finite; delete it and extract them again")
         return features
 
 

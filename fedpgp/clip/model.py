@@ -32,20 +32,10 @@ TINY: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 TEXT_TOWER: dict[str, Any] = {
-    "hf_model_name": None,
-    "hf_tokenizer_name": None,
-    "vocab_size": 49408,
-    "embed_cls": False,
-    "no_causal_mask": False,
-    "pool_type": "argmax",
-    "block_type": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
-}
+    "hf_model_name": None, "hf_tokenizer_name": None, "vocab_size": 49408, "embed_cls": False, "no_causal_mask": False,
+    "pool_type": "argmax", "block_type": None, "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False,
+    "scale_attn_inner": False, "scale_attn": False, "scale_fc": False,
+}  # fmt: skip
 """What prompting requires: CLIP's tokens, a causal mask, pooling at the end-of-text token, standard blocks."""
 
 
@@ -190,9 +180,7 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     published = pretrained.get_pretrained_cfg(name.removesuffix(QUICK), tag) if tag else None
     if not published:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(name)) or "none"
-        raise BackboneError(
-            f"backbone.weights: {tag!r} is neither a file nor `random` nor a tag of {name} (tags: {tags})"
-        )
+        raise BackboneError(f"backbone.weights: {tag!r} is not a file, `random` or a tag of {name} (tags: {tags})")
     trained: Activation = "quick_gelu" if published.get("quick_gelu") else "gelu"
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)
@@ -261,13 +249,10 @@ def _image_spec(name: str, model: Any, options: Mapping[str, Any]) -> ImageSpec:
 
     height, width = to_2tuple(model.visual.image_size)
     if height != width:
-        raise BackboneError(
-            f"backbone.name: {name} takes images of {height} x {width} pixels; only square ones are used"
-        )
+        raise BackboneError(f"backbone.name: {name} takes images of {height} x {width} pixels; they must be square")
     merged = merge_preprocess_dict(PreprocessCfg(), options)
-    return ImageSpec(
-        height, tuple(merged["mean"]), tuple(merged["std"]), merged["interpolation"], merged["resize_mode"]
-    )
+    mean, std = tuple(merged["mean"]), tuple(merged["std"])
+    return ImageSpec(height, mean, std, merged["interpolation"], merged["resize_mode"])
 
 
 def _tokenizer(name: str, text: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:

@@ -125,5 +125,5 @@ def check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int) -> N
     long = [f"{name!r} ({size} tokens)" for name, size in zip(names, lengths, strict=True) if size > limit]
     if long:
         raise DataError(
-            f"class {first_of(long, 5)}: longer than the {limit} tokens of the text tower; shorten the name or n_ctx"
+            f"class {first_of(long, 5)}: longer than the {limit} tokens of the tower; shorten name or n_ctx"
         )

@@ -87,9 +87,8 @@ def freeze(
         BackboneError: the image tower cannot be prompted.
     """
     names = [readable(name) for name in class_names]
-    texts = dict.fromkeys(
-        [*names, *(f"{name}." for name in names), *(filled(template, name) for name in names), *extra_texts]
-    )
+    texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(filled(template, name) for name in names)])
+    texts |= dict.fromkeys(extra_texts)
     vocabulary = _tokenize(backbone, list(texts))
     ids = sorted({*vocabulary.bounds, *(token for tokens in vocabulary.texts.values() for token in tokens)})
     dense = {token: index for index, token in enumerate(ids)}

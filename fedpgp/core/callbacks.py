@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,37 +57,21 @@ class EventStream(RunCallback):
     def __init__(self, receive: Callable[[Event], None]) -> None:
         self._receive = receive
 
-    def on_prepare(self) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_prepare", ()))
 
-    def on_plan(self, summary: str) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_plan", (summary,)))
+def _forwarded(name: str) -> Callable[..., None]:
+    signature = inspect.signature(getattr(RunCallback, name))
 
-    def on_extract(self, done: int, total: int, images_per_second: float | None) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_extract", (done, total, images_per_second)))
+    def forward(*given: Any, **named: Any) -> None:
+        call = signature.bind(*given, **named)
+        call.apply_defaults()
+        stream, *arguments = call.args
+        stream._receive(Event(name, tuple(dict(one) if isinstance(one, Mapping) else one for one in arguments)))
 
-    def on_begin(self, folder: str, done: int, total: int) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_begin", (folder, done, total)))
+    return forward
 
-    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_round", (folder, done, total, dict(metrics))))
 
-    def on_end(self, folder: str, state: str) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_end", (folder, state)))
-
-    def on_trials(self, ended: int, total: int, summary: str) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_trials", (ended, total, summary)))
-
-    def on_message(self, text: str, warning: bool = False) -> None:
-        """See `RunCallback`."""
-        self._receive(Event("on_message", (text, warning)))
+for _name in [name for name in vars(RunCallback) if name.startswith("on_")]:
+    setattr(EventStream, _name, _forwarded(_name))
 
 
 def broadcast(*callbacks: RunCallback) -> RunCallback:

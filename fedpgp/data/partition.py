@@ -98,9 +98,7 @@ def _by_class(splits: Mapping[str, Labelled], classes: Sequence[Sequence[int] | 
 def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.random.Generator) -> np.ndarray:
     """Assign distinct classes to each client; the classes' numbers of clients differ by at most one. [K, k]"""
     if per_client > len(classes):
-        raise DataError(
-            f"partition.classes_per_client: {per_client}, but there are only {len(classes)} classes to train on"
-        )
+        raise DataError(f"partition.classes_per_client: {per_client}, but only {len(classes)} classes are trained on")
     dealt = classes
     while len(dealt) < num_clients * per_client:
         begun = dealt[len(dealt) - len(dealt) % per_client :]  # classes of the client that is not complete yet
@@ -209,9 +207,8 @@ def _cut(shares_CK: np.ndarray, labels: np.ndarray, generator: np.random.Generat
     num_classes, num_clients = shares_CK.shape
     counts_CK = _counts(shares_CK, np.bincount(labels, minlength=num_classes))
     owner = np.empty(len(labels), np.int64)
-    owner[shuffled_order(labels, generator)] = np.repeat(
-        np.tile(np.arange(num_clients), num_classes), counts_CK.ravel()
-    )
+    clients = np.tile(np.arange(num_clients), num_classes)
+    owner[shuffled_order(labels, generator)] = np.repeat(clients, counts_CK.ravel())
     return owner
 
 

@@ -203,7 +203,7 @@ def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tu
         return {"all": labels}
     if num_classes < 2:
         raise DataError(
-            "protocol: base_to_novel needs 2 classes or more, the data have 1; give protocol.name=all_classes"
+            "protocol: base_to_novel needs at least 2 classes, the data have 1; give protocol.name=all_classes"
         )
     half = (num_classes + 1) // 2
     return {"base": labels[:half], "novel": labels[half:]}

@@ -154,7 +154,7 @@ def test_rows_are_what_is_needed_and_no_more() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(DataError, match=r"base_to_novel needs 2 classes or more"):
+    with pytest.raises(DataError, match=r"base_to_novel needs at least 2 classes"):
         protocol.build(made(classes=1), clients(1), BASE_TO_NOVEL, seed=1)
     with pytest.raises(DataError, match=r"one domain only"):
         protocol.build(made(classes=4), PartitionSettings(scheme="domain", clients=None), BASE_TO_NOVEL, seed=1)

@@ -115,9 +115,8 @@ class CifarBatches:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; unpack the whole archive")
         names = self._names()
         if len(names) != self.data.classes:
-            raise DataError(
-                f"{self.root / self.data.names_at[0]}: {len(names)} names, not {self.data.classes}; fetch it again"
-            )
+            path = self.root / self.data.names_at[0]
+            raise DataError(f"{path}: {len(names)} names, not {self.data.classes}; fetch it again")
         tables = [self._rows(file, split, len(names)) for file, split in self.data.batches.items()]
         return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables))
 

@@ -28,9 +28,7 @@ from fedpgp.data.sources.splits import (
     save,
 )
 
-_OWN_SPLIT = (
-    "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's own split"
-)
+_OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
 
 
 class CoOpSource(ImageFiles):
@@ -126,9 +124,7 @@ class OxfordPets(CoOpSource):
                 image, label, _, _ = line.split(" ")
                 items.append(Item(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()))
             except ValueError:
-                raise DataError(
-                    f"{path}: {line!r} is not IMAGE CLASS SPECIES BREED; fetch the annotations again"
-                ) from None
+                raise DataError(f"{path}: {line!r} is not IMAGE CLASS SPECIES BREED; fetch the file again") from None
         return items
 
 
@@ -176,9 +172,7 @@ class Flowers102(CoOpSource):
         try:
             content = io.BytesIO(path.read_bytes())
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); see `fedpgp data prepare flowers102`"
-            ) from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}); see `fedpgp data prepare`") from error
         try:
             labels = loadmat(content, variable_names=["labels"])["labels"].ravel().tolist()
         except Exception as error:  # scipy's reader raises anything

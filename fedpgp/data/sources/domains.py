@@ -63,9 +63,7 @@ class DomainsSource(FolderSource):
             paths = {(domain, split): self._list(domain, split, suffix) for domain, split in self._parts()}
             missing = [f"{domain}_{split}.{suffix}" for (domain, split), path in paths.items() if path is None]
             if 0 < len(missing) < len(paths):
-                raise DataError(
-                    f"{self.root}: the list {', '.join(missing)} is missing; fetch all lists, or remove all"
-                )
+                raise DataError(f"{self.root}: the list {', '.join(missing)} is missing; fetch all lists or remove all")
             if not missing:
                 lines = [line for (domain, split), path in paths.items() for line in read(path, domain, split)]  # type: ignore[arg-type]
                 return self._from_lists(lines, f"{self.root}/*.{suffix}")
@@ -192,7 +190,5 @@ def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:
     pairs = pairs.group_by(["label", "name"]).aggregate([]).sort_by([("label", "ascending")])
     labels, names = pairs["label"].to_pylist(), pairs["name"].to_pylist()
     if labels != list(range(len(labels))) or pc.count_distinct(pairs["name"]).as_py() != len(names):
-        raise DataError(
-            f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch the lists again"
-        )
+        raise DataError(f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again")
     return tuple(names)

@@ -34,9 +34,7 @@ class Place:
             kind = self._fs.get_file_info(self._path).type
         except (ValueError, OSError, ImportError) as error:
             what = " ".join(str(error).replace(str(root), self._shown).split())
-            raise DataError(
-                f"data.root: {self._shown}: {what}; give a folder, or a URI that pyarrow.fs reads"
-            ) from None
+            raise DataError(f"data.root: {self._shown}: {what}; give a folder, or a URI for pyarrow.fs") from None
         if kind != fs.FileType.Directory:
             raise DataError(f"data.root: {self._shown}: no such folder; give data.root=FOLDER or a URI of one")
 

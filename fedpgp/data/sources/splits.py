@@ -98,9 +98,7 @@ def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
     names: dict[int, str] = {}
     for item in items:
         if names.setdefault(item.label, item.class_name) != item.class_name:
-            raise DataError(
-                f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; correct it"
-            )
+            raise DataError(f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; fix it")
     gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
     if gaps or not names:
         raise DataError(
