@@ -72,11 +72,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: Path, key: FeatureKey) -> FeatureCache:
-        """Memory-map a cache.
-
-        Raises:
-            CacheError: the file is missing or damaged, or belongs to another key.
-        """
+        """Memory-map a cache; raise `CacheError` if it is missing or damaged, or belongs to another key."""
         table = _read(path, key)
         shape = _shape(table)
         blocks = [

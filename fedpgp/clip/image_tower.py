@@ -87,11 +87,7 @@ class VisualTower:
 
     @classmethod
     def from_open_clip(cls, visual: nn.Module, image: ImageSpec) -> VisualTower:
-        """Read the image tower of an open_clip model.
-
-        Raises:
-            BackboneError: it is not a plain vision transformer.
-        """
+        """Read the image tower of an open_clip model; raise `BackboneError` if it is not a plain ViT."""
         check_plain(visual)
         tower: Any = visual
         plain = cls(
@@ -111,11 +107,7 @@ class VisualTower:
 
 
 def check_plain(visual: nn.Module) -> None:
-    """Check that an image tower can be prompted.
-
-    Raises:
-        BackboneError: it is not a plain vision transformer of open_clip, pooled at its class token.
-    """
+    """Raise `BackboneError` if an image tower is not a plain ViT of open_clip, pooled at its class token."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     plain = (

@@ -32,11 +32,7 @@ class Encoder:
     """Encodes images of a manifest into shards of features."""
 
     def __init__(self, visual: nn.Module, spec: ImageSpec, reader: ImageReader, key: FeatureKey) -> None:
-        """Create an encoder; the image tower may be on any device.
-
-        Raises:
-            BackboneError: the key asks for patch features, and the tower has no patch tokens in the joint space.
-        """
+        """Create an encoder; raise `BackboneError` if the tower lacks the patch tokens that the key requires."""
         if key.variant == "patches":
             check_patches(visual)
         self._visual, self._spec, self._reader, self._key = visual, spec, reader, key
@@ -149,11 +145,7 @@ def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_patches(visual: nn.Module) -> None:
-    """Check that an image tower has patch tokens in the joint space.
-
-    Raises:
-        BackboneError: it is neither a plain ViT nor a ResNet with attention pooling.
-    """
+    """Raise `BackboneError` if an image tower is neither a plain ViT nor a ResNet with attention pooling."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
 

@@ -31,22 +31,14 @@ def override(
     source: str = "settings",
     method_defaults: Defaults = lambda name: {},
 ) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to a nested mapping, see `assign` and `warn_dropped`.
-
-    Raises:
-        ConfigError: an override does not have this form.
-    """
+    """Apply `a.b=value` overrides, see `assign` and `warn_dropped`; raise `ConfigError` if one cannot be read."""
     values = dict(read_override(item) for item in overrides)
     warn_dropped(tree, values, source, method_defaults)
     return assign(tree, values)
 
 
 def read_override(item: str) -> tuple[str, Any]:
-    """Split `a.b=value` into key and value.
-
-    Raises:
-        ConfigError: it does not have this form.
-    """
+    """Split `a.b=value` into key and value; raise `ConfigError` if it does not have this form."""
     path, separator, text = item.partition("=")
     if not separator or not all(path.split(".")):
         raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")

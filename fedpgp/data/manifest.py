@@ -81,11 +81,7 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def check_not_empty(self) -> None:
-        """Reject empty files (0 bytes) before images are read.
-
-        Raises:
-            DataError: files are empty.
-        """
+        """Raise `DataError` with the files of 0 bytes, before any image is read."""
         empty = self.table.filter(pc.equal(self.table["size"], 0))["file"].to_pylist()
         if empty:
             raise DataError(f"{first_of(empty, 20)}: the image is empty (0 bytes); replace or remove it")
@@ -106,11 +102,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: the file is missing or damaged, or does not match its digest.
-        """
+        """Read what `save` wrote; raise `DataError` if the file is missing or damaged, or does not match its digest."""
         try:
             with pa.memory_map(str(path)) as file:
                 table = pa.ipc.open_file(file).read_all()

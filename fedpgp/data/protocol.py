@@ -193,11 +193,7 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
 
 
 def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
-    """Return the ordered labels of each class set, the one for training first.
-
-    Raises:
-        DataError: too few classes to divide.
-    """
+    """Return the ordered labels of each class set, that for training first; raise `DataError` if there are too few."""
     labels = tuple(range(num_classes))
     if protocol.name != "base_to_novel":
         return {"all": labels}

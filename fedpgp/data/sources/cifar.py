@@ -32,6 +32,16 @@ class CifarSource(Source):
     names_at: ClassVar[tuple[str, str]]
     """file of the class names, and their key in it"""
     labels_key: ClassVar[str]
+    archive: ClassVar[tuple[str, str]]
+    """file of the download, and its MD5 digest"""
+
+    @classmethod
+    def download(cls, root: Path) -> None:
+        """Fetch and unpack the archive. torchvision's CIFAR classes would unpickle the batches."""
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        file, md5 = cls.archive
+        download_and_extract_archive(f"https://www.cs.toronto.edu/~kriz/{file}", str(root), filename=file, md5=md5)
 
     def __init__(self, settings: DataSettings) -> None:
         """Find the layout; raise `DataError` if the root has none of them."""
@@ -78,11 +88,7 @@ class Cifar10(CifarSource):
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz -> ROOT/cifar-10-batches-py",
         "or https://huggingface.co/datasets/uoft-cs/cifar10 (parquet) -> ROOT/*.parquet",
     )
-
-    @staticmethod
-    def download(root: Path) -> None:
-        """The archive."""
-        _fetch(root, "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
+    archive: ClassVar = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
 
 
 class Cifar100(CifarSource):
@@ -95,11 +101,7 @@ class Cifar100(CifarSource):
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz -> ROOT/cifar-100-python",
         "or https://huggingface.co/datasets/uoft-cs/cifar100 (parquet) -> ROOT/*.parquet",
     )
-
-    @staticmethod
-    def download(root: Path) -> None:
-        """The archive."""
-        _fetch(root, "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")
+    archive: ClassVar = ("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")
 
 
 class CifarBatches:
@@ -159,13 +161,6 @@ class CifarBatches:
         size, time = size_and_time(self.root / file)
         columns = {"file": file, "row": np.arange(len(labels)), "label": labels, "domain": 0, "split": split}
         return image_rows(len(labels), **columns, size=size, modified=time)
-
-
-def _fetch(root: Path, file: str, md5: str) -> None:
-    """Fetch and unpack an archive. torchvision's CIFAR classes would unpickle the batches."""
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(f"https://www.cs.toronto.edu/~kriz/{file}", str(root), filename=file, md5=md5)
 
 
 def _get(tree: Any, key: str) -> Any:

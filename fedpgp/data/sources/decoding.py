@@ -20,11 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
 def read(path: Path, where: str) -> Image.Image:
-    """Decode an image file, see `decode`.
-
-    Raises:
-        DataError: it cannot be read, is larger than `MAX_BYTES`, or is not an image.
-    """
+    """Read and `decode` an image file; raise `DataError` if it is unreadable, above `MAX_BYTES`, or not an image."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise DataError(f"{where}: {size} bytes, more than {MAX_BYTES}: not a photo; replace or remove it")

@@ -58,11 +58,7 @@ def listed(
 
 
 def names_in(folder: Path, what: str) -> list[str]:
-    """List the sorted names of a folder's entries, without hidden ones.
-
-    Raises:
-        DataError: it cannot be listed, or a name is not UTF-8.
-    """
+    """List the sorted, unhidden names in a folder; raise `DataError` if it is unreadable or a name is not UTF-8."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
@@ -74,11 +70,7 @@ def names_in(folder: Path, what: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a list, stripped, without empty ones and # comments.
-
-    Raises:
-        DataError: no such file, or not UTF-8.
-    """
+    """Read the lines of a list without empty ones and # comments; raise `DataError` if it is missing or not UTF-8."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -46,11 +46,7 @@ class Place:
         return f"{self._shown.rstrip('/')}/{file}"
 
     def files(self, suffix: str) -> dict[str, tuple[int, int | None]]:
-        """List files with this suffix, without hidden ones: relative name -> bytes, modification time in ns.
-
-        Raises:
-            DataError: a folder cannot be listed.
-        """
+        """List unhidden files: relative name -> bytes, modification time in ns; raise `DataError` on failure."""
         try:
             found = self._found_here(self._local, suffix) if self._local else self._found_there(suffix)
         except OSError as error:

@@ -36,11 +36,7 @@ Split = Mapping[str, Sequence[Item]]
 
 
 def cut(classes: Iterable[tuple[int, str, list[str]]], generator: random.Random) -> Split:
-    """Cut each class (label, name, images) like CoOp: half for training, a fifth for validation, the rest for testing.
-
-    Raises:
-        DataError: classes have too few images for all three.
-    """
+    """Cut each class (label, name, images) like CoOp: half train, a fifth val; `DataError` if one is too small."""
     split: dict[str, list[Item]] = {name: [] for name in SPLITS}
     small = []
     for label, name, files in classes:
@@ -71,11 +67,7 @@ def hold_back(items: Sequence[Item], generator: random.Random) -> tuple[list[Ite
 
 
 def read_split(path: Path) -> Split:
-    """Read a split file: {"train": [[image, label, class name], ...], "val": ..., "test": ...}.
-
-    Raises:
-        DataError: the file is missing or has another content.
-    """
+    """Read a split file, {"train": [[image, label, class name], ...], ...}; raise `DataError` if it is not one."""
     tree = read_json(path)
     try:
         return {
@@ -90,11 +82,7 @@ def read_split(path: Path) -> Split:
 
 
 def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
-    """Return the class names in label order.
-
-    Raises:
-        DataError: a label has two names, or the labels are not 0, 1, 2, ...
-    """
+    """Return the names in label order; raise `DataError` if labels are not 0, 1, 2, ... with one name each."""
     names: dict[int, str] = {}
     for item in items:
         if names.setdefault(item.label, item.class_name) != item.class_name:
@@ -119,11 +107,7 @@ def save(path: Path, split: Split) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read the mapping in a JSON file.
-
-    Raises:
-        DataError: the file is missing or contains no mapping.
-    """
+    """Read the mapping in a JSON file; raise `DataError` if the file is missing or contains no mapping."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
