@@ -62,5 +62,5 @@ def test_methods_are_compared_on_the_same_partition(root):
 
 def test_all_held_out_domains_are_no_single_run(root):
     everything = {**TREE["protocol"], "held_out": "all"}
-    with pytest.raises(DataError, match=r"held_out: all stands for 3 experiments"):
+    with pytest.raises(DataError, match=r"held_out: all means 3 experiments"):
         run(root, protocol=everything)

@@ -143,8 +143,8 @@ def cache_path(folder: Path, key: FeatureKey) -> Path:
 
 def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
     """Return the sorted rows that a cache does not hold yet; all of them if the file is missing."""
-    wanted = np.unique(np.asarray(rows, dtype=np.int64))
-    return np.setdiff1d(wanted, FeatureCache.open(path, key).rows) if path.exists() else wanted
+    requested = np.unique(np.asarray(rows, dtype=np.int64))
+    return np.setdiff1d(requested, FeatureCache.open(path, key).rows) if path.exists() else requested
 
 
 def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
@@ -180,14 +180,14 @@ def extract(
     path = cache_path(folder, key)
     shards = path.with_suffix(SHARDS)
     with locked(folder / f"{key.digest}.lock"):
-        wanted = missing(path, key, rows)
-        if not wanted.size:
+        requested = missing(path, key, rows)
+        if not requested.size:
             return path
         shards.mkdir(exist_ok=True)
         cached = [_read(path, key)] if path.exists() else []
         finished = _finished(shards, key, cached)
-        todo = np.setdiff1d(wanted, _rows(finished))
-        done, total = wanted.size - todo.size, wanted.size
+        todo = np.setdiff1d(requested, _rows(finished))
+        done, total = requested.size - todo.size, requested.size
         progress(done, total)
         chunks = [
             Chunk(part, shards / f"{part[0]:09d}.arrow")
@@ -260,10 +260,10 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
             raise ValueError("columns")
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise _damaged(path) from error
-    wanted = asdict(key)
-    if found != wanted:
-        differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
-        difference = ", ".join(f"{name} is {found.get(name)}, expected {wanted.get(name)}" for name in differing)
+    requested = asdict(key)
+    if found != requested:
+        differing = sorted(name for name in found | requested if found.get(name) != requested.get(name))
+        difference = ", ".join(f"{name} is {found.get(name)}, expected {requested.get(name)}" for name in differing)
         raise CacheError(f"{path}: features of another key ({difference}); delete it and run `fedpgp features CONFIG`")
     return table
 

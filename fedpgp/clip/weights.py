@@ -118,7 +118,7 @@ def _open(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser makes of a foreign or torn file
+    except Exception as error:  # parsers raise anything for foreign or damaged files
         raise _unreadable(path) from error
 
 
@@ -139,6 +139,6 @@ def _open_archive(path: Path) -> Mapping[str, Tensor]:
 
 def _unreadable(path: Path) -> BackboneError:
     return BackboneError(
-        f"{path}: not a checkpoint of plain tensors: torn, another format, or it contains Python objects, which are "
+        f"{path}: not a checkpoint of plain tensors: damaged, another format, or it contains Python objects, which are "
         "never loaded; save the model's state_dict() with torch.save or safetensors"
     )

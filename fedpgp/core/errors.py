@@ -20,11 +20,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """An image, a folder, a table or a label cannot be used."""
+    """An image, a folder, a table or a label is invalid."""
 
 
 class BackboneError(UserError):
-    """A model or its weights cannot be used."""
+    """A model or its weights are invalid."""
 
 
 class CacheError(UserError):

@@ -1,1 +1,1 @@
-"""Images as rows, and who holds which of them: manifest, partition, protocol."""
+"""Data sets: sources, manifest, partition among clients, and evaluation protocol."""

@@ -125,7 +125,7 @@ def build(settings: DataSettings) -> Manifest:
     A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
 
     Raises:
-        DataError: the data cannot be used, or do not match `data.class_names`.
+        DataError: the data are invalid, or do not match `data.class_names`.
     """
     scan = sources.scan(settings)
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
@@ -148,27 +148,27 @@ def open_reader(settings: DataSettings) -> ImageReader:
     return sources.open_source(settings)
 
 
-def _class_order(found: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
+def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the class names in label order, and the new label of each label found.
 
-    `wanted` either reorders the names found, or renames classes in place.
+    `given` either reorders the names found, or renames classes in place.
     """
     _check_unique(found)
-    if wanted is None:
+    if given is None:
         return found, np.arange(len(found))
-    _check_unique(wanted)
-    if len(wanted) != len(found):
-        raise DataError(f"data.class_names: {len(wanted)} names for {len(found)} classes ({', '.join(found)})")
-    old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, wanted))
+    _check_unique(given)
+    if len(given) != len(found):
+        raise DataError(f"data.class_names: {len(given)} names for {len(found)} classes ({', '.join(found)})")
+    old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, given))
     if old.keys() == new.keys():
-        return wanted, np.array([new[name] for name in old])
+        return given, np.array([new[name] for name in old])
     moved = [name for name, label in new.items() if old.get(name, label) != label]
     if moved:
         raise DataError(
-            f"data.class_names: {', '.join(moved)} not where the data have them; give all names found, in any order, "
+            f"data.class_names: {', '.join(moved)} not in the data's order; give all names found, in any order, "
             f"or new names in the order found ({', '.join(found)})"
         )
-    return wanted, np.arange(len(found))
+    return given, np.arange(len(found))
 
 
 def _check_unique(names: Sequence[str]) -> None:

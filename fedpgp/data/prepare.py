@@ -35,7 +35,7 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
         except DataError as error:
             say(f"not usable yet: {error}")
     if source.download is Source.download:
-        raise DataError(_by_hand(source, root, "has no download of its own"))
+        raise DataError(_by_hand(source, root, "cannot be downloaded automatically"))
     in_the_way = [str(root / folder) for folder in source.folders if (root / folder).exists()]
     if in_the_way:
         raise DataError(f"{name}: {', '.join(in_the_way)} is there already but not usable; complete it or move it away")

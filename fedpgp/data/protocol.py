@@ -183,8 +183,8 @@ def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
         raise DataError("protocol: leave_one_domain_out needs data with 2 domains or more; these have 1")
     if protocol.held_out == EVERY_DOMAIN:
         raise DataError(
-            f"protocol.held_out: all stands for {len(manifest.domains)} experiments, one for each domain; a single run "
-            f"holds out one of {known} (all of them: as the folds of a sweep)"
+            f"protocol.held_out: all means {len(manifest.domains)} experiments, one for each domain; a single run "
+            f"holds out one of {known} (for all of them run a sweep)"
         )
     if protocol.held_out not in manifest.domains:
         hint = did_you_mean(protocol.held_out, manifest.domains, "give one of them")

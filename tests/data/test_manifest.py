@@ -88,7 +88,7 @@ def test_class_names_can_rename_in_place(image_tree: Tree) -> None:
     ("names", "message"),
     [
         (("cat",), r"1 names for 2 classes \(cat, dog\)"),
-        (("dog", "bird"), "dog not where the data have them"),
+        (("dog", "bird"), "dog not in the data's order"),
         (("ice cream", "ice_cream"), "duplicate class names .*: ice cream"),
     ],
 )

@@ -101,7 +101,7 @@ def test_what_is_in_the_way_is_named_before_anything_comes(tmp_path: Path, monke
 
 def test_data_sets_that_nobody_offers(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"office_caltech10: has no download of its own; by hand:\n  office_caltech_10.zip"
+        DataError, match=r"office_caltech10: cannot be downloaded automatically; by hand:\n  office_caltech_10.zip"
     ):
         prepare("office_caltech10", tmp_path, lambda line: None)
     with pytest.raises(DataError, match=r"shapes: nothing to prepare; known data sets: oxford_pets, flowers102"):

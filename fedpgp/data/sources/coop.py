@@ -81,11 +81,11 @@ class CoOpSource(ImageFiles):
         raise NotImplementedError
 
     def _split_file(self) -> Path:
-        ours = f"split_zhou_{self.title}.json"
-        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != ours]
+        expected = f"split_zhou_{self.title}.json"
+        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != expected]
         if others:
-            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {ours}")
-        path = self.root / ours
+            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
+        path = self.root / expected
         return path if path.exists() else self.root / f"split_seed{self.seed}_{self.title}.json"
 
 

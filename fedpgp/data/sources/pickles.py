@@ -24,14 +24,14 @@ OPCODES = (
 
 
 class Refused(ValueError):
-    """The pickle holds more than data."""
+    """The pickle contains more than data."""
 
 
 def read(path: Path) -> Any:
     """Read a pickle file of any protocol; Python 2 strings are decoded as latin-1.
 
     Raises:
-        DataError: it holds anything but data (code is named, and not run), is torn, or cannot be read.
+        DataError: it contains anything but data (the message names the code), is damaged, or cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -42,7 +42,7 @@ def read(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except Refused as error:
         raise DataError(f"{path}: rejected: {error}; nothing was executed") from None
-    except Exception as error:  # a torn pickle can break anywhere
+    except Exception as error:  # a damaged pickle can fail anywhere
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a complete pickle ({reason}); fetch it again") from error
 
@@ -52,7 +52,7 @@ def loads(content: bytes) -> Any:
 
     Raises:
         Refused: it would import or call something that is not part of a numpy array.
-        Exception: it is torn.
+        Exception: it is damaged.
     """
     try:
         value = _Unpickler(content).load()
@@ -63,7 +63,7 @@ def loads(content: bytes) -> Any:
 
 
 class _DType:
-    """A dtype, whose byte order a pickle sets after it was created."""
+    """A dtype whose byte order is set after its creation."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.value: np.dtype[Any] = np.dtype(code.decode("ascii") if isinstance(code, bytes) else _expect(code, str))
@@ -72,7 +72,7 @@ class _DType:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The Python implementation, whose memo grows with the file alone, and whose opcodes can be restricted."""
+    """Python's implementation, as its opcodes can be restricted and its memo cannot outgrow the file."""
 
     stack: list[Any]
     read: Callable[[int], bytes]
@@ -84,7 +84,7 @@ class _Unpickler(pickle._Unpickler):
         self._budget = 2 * len(content)  # each byte at most encoded once and put into an array once
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our function in place of a named one; none of them is looked up."""
+        """Return a safe replacement of a known function, without importing anything."""
         functions: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "ndarray"): self._refuse,
             ("numpy", "dtype"): _DType,
@@ -120,7 +120,7 @@ class _Unpickler(pickle._Unpickler):
     def _bytes(self, data: Any) -> bytes:
         self._budget -= len(_expect(data, str | bytes | bytearray))
         if self._budget < 0:
-            raise Refused("it repeats its bytes without end")
+            raise Refused("it repeats its bytes too often")
         return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
     def load_build(self) -> None:
@@ -130,7 +130,7 @@ class _Unpickler(pickle._Unpickler):
         elif self._unbuilt.pop(id(target), None) is not None:
             self._set_array(target, *state)
         else:
-            raise Refused("it sets the state of what is not an array")
+            raise Refused("it sets the state of something other than an array")
 
     def _set_array(self, array: np.ndarray, _: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
         kind, count = _expect(dtype, _DType).value, prod(_expect(size, int) for size in shape)
