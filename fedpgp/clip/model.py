@@ -15,7 +15,7 @@ from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
-from fedpgp.core.text import did_you_mean
+from fedpgp.core.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -198,9 +198,8 @@ def _fetch(what: str, download: Callable[[], str]) -> Path:
     try:
         return Path(download())
     except Exception as error:  # networks, hubs and proxies raise anything
-        reason = " ".join(str(error).split())[:200]
         raise BackboneError(
-            f"backbone.weights: {what} cannot be fetched ({reason}); download the checkpoint elsewhere and give "
+            f"backbone.weights: {what} cannot be fetched ({one_line(error)[:200]}); download the checkpoint elsewhere and give "
             "backbone.weights=FILE with the open_clip name and backbone.activation=gelu or quick_gelu"
         ) from error
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fedpgp.config.overrides import Defaults, override
 from fedpgp.config.settings import Experiment
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.text import did_you_mean
+from fedpgp.core.text import did_you_mean, one_line
 
 
 def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults = lambda name: {}) -> Experiment:
@@ -71,7 +71,7 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not readable as YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
     return tree

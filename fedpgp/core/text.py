@@ -1,4 +1,4 @@
-"""Text that messages share: the nearest known name, the start of a long list, and sizes in bytes."""
+"""Text for messages: the nearest known name, the start of a long list, errors in one line, and sizes in bytes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def first_of(names: Sequence[object], count: int = 10) -> str:
     """The first `count` names and the number of the others: `a, b and 3 more`."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(map(str, names[:count])) + more
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error in one line, or its type if the message is empty."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def disk_size(num_bytes: float) -> str:

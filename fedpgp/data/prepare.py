@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import one_line
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import SOURCES
@@ -56,8 +57,7 @@ def _download(source: type[Source], root: Path) -> None:
         for folder in new:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(_by_hand(source, root, f"could not be downloaded ({reason})")) from error
+        raise DataError(_by_hand(source, root, f"could not be downloaded ({one_line(error)})")) from error
 
 
 @contextmanager

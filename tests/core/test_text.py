@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpgp.core.text import did_you_mean, disk_size, first_of, memory_size
+from fedpgp.core.text import did_you_mean, disk_size, first_of, memory_size, one_line
 
 
 def test_similar_names_are_suggested():
@@ -17,6 +17,11 @@ def test_long_lists_are_cut():
     assert first_of(["a", "b"], 2) == "a, b"
     assert first_of([1, 2, 3, 4], 2) == "1, 2 and 2 more"
     assert first_of([]) == ""
+
+
+def test_errors_have_one_line():
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(EOFError()) == "EOFError"
 
 
 def test_disks_count_in_thousands_and_memory_in_1024s():

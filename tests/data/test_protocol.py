@@ -244,9 +244,7 @@ def test_held_out_domains_that_cannot_be() -> None:
         DataError, match=r"no domain 'domian 1' in the data; did you mean domain 1\? \(known: domain 0,"
     ):
         protocol.build(manifest, DOMAINS, left_out("domian 1"), seed=1)
-    with pytest.raises(
-        DataError, match=r"held_out: all means 3 experiments.* one of domain 0, domain 1, domain 2"
-    ):
+    with pytest.raises(DataError, match=r"held_out: all means 3 experiments.* one of domain 0, domain 1, domain 2"):
         protocol.build(manifest, DOMAINS, left_out("all"), seed=1)
     with pytest.raises(DataError, match=r"needs data with 2 domains or more"):
         protocol.build(made(classes=3), DOMAINS, left_out("default"), seed=1)

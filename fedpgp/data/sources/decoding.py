@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import one_line
 
 MAX_PIXELS = 89_478_485
 """Larger images are rejected as decompression bombs (Pillow's limit, at which it only warns)."""
@@ -48,8 +49,7 @@ def decode(data: bytes, where: str) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"{where}: not an image of a known format; replace or remove it") from None
     except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: cannot be read as an image ({reason}); replace or remove it") from error
+        raise DataError(f"{where}: cannot be read as an image ({one_line(error)}); replace or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

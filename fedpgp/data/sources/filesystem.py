@@ -10,6 +10,7 @@ from pyarrow import fs
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.redaction import redacted
+from fedpgp.core.text import one_line
 from fedpgp.data.sources.base import existing_root, inside
 from fedpgp.data.sources.files import size_and_time
 
@@ -50,7 +51,7 @@ class Place:
         try:
             found = self._found_here(self._local, suffix) if self._local else self._found_there(suffix)
         except OSError as error:
-            raise DataError(f"{self}: cannot be listed ({' '.join(str(error).split())})") from None
+            raise DataError(f"{self}: cannot be listed ({one_line(error)})") from None
         return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
 
     def open(self, file: str) -> pa.NativeFile:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import one_line
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source
 from fedpgp.data.sources.decoding import decode
 from fedpgp.data.sources.filesystem import Place
@@ -88,8 +89,8 @@ class ParquetSource(Source):
             with self.root.open(file) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self.root / file}: not a complete Parquet file ({reason}); fetch it again") from error
+            what = f"{self.root / file}: not a complete Parquet file ({one_line(error)})"
+            raise DataError(f"{what}; fetch it again") from error
 
     def _values(self, file: str, rows: list[int]) -> Iterator[bytes | None]:
         with self._open(file) as parquet:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import one_line
 
 MAX_BYTES = 1 << 30
 OPCODES = (
@@ -43,8 +44,7 @@ def read(path: Path) -> Any:
     except Refused as error:
         raise DataError(f"{path}: rejected: {error}; nothing was executed") from None
     except Exception as error:  # a damaged pickle can fail anywhere
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: not a complete pickle ({reason}); fetch it again") from error
+        raise DataError(f"{path}: not a complete pickle ({one_line(error)}); fetch it again") from error
 
 
 def loads(content: bytes) -> Any:
