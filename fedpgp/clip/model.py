@@ -199,8 +199,8 @@ def _fetch(what: str, download: Callable[[], str]) -> Path:
         return Path(download())
     except Exception as error:  # networks, hubs and proxies raise anything
         raise BackboneError(
-            f"backbone.weights: {what} cannot be fetched ({one_line(error)[:200]}); download the checkpoint elsewhere and give "
-            "backbone.weights=FILE with the open_clip name and backbone.activation=gelu or quick_gelu"
+            f"backbone.weights: {what} cannot be fetched ({one_line(error)[:200]}); download the checkpoint elsewhere "
+            "and give backbone.weights=FILE with the open_clip name and backbone.activation=gelu or quick_gelu"
         ) from error
 
 
