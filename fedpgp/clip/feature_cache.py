@@ -82,11 +82,7 @@ class FeatureCache:
         return cls(table["row"].to_numpy(), blocks)
 
     def gather(self, rows: Array, view: int = 0) -> Array:
-        """Copy the features of `rows` (n,) in that order; shape (n, *shape).
-
-        Raises:
-            CacheError: rows are missing from the cache or not finite.
-        """
+        """Copy the features (n, *shape) of `rows` (n,); raise `CacheError` if they are missing or not finite."""
         rows = np.asarray(rows, dtype=np.int64)
         places = np.searchsorted(self.rows, rows)
         absent = np.unique(rows[self.rows[np.minimum(places, len(self.rows) - 1)] != rows])

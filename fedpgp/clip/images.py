@@ -39,11 +39,7 @@ class Encoder:
         self._crop = _evaluation_crop(spec)
 
     def encode_chunk(self, table: pa.Table, rows: Array, shard: Path) -> int:
-        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; return n.
-
-        Raises:
-            DataError: an image cannot be read; no shard is written.
-        """
+        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; return n."""
         variant, dtype = self._key.variant, self._key.dtype
         parts = [
             encode(self._visual, self._spec, pixels.flatten(0, 1), variant, dtype).unflatten(0, pixels.shape[:2])

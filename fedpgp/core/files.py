@@ -65,8 +65,7 @@ def sync_folder(folder: Path) -> None:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on `path`, which is created if missing, never removed, and contains the holder's pid.
 
-    Raises:
-        BlockingIOError: another process holds it and `wait` is false.
+    If another process holds it and `wait` is false, raise `BlockingIOError`.
     """
     with path.open("a+", encoding="utf-8") as file:
         if wait:
@@ -81,11 +80,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
-    """Hold a shared lock on an existing `path`, without writing to it. Keeps others from an exclusive lock.
-
-    Raises:
-        BlockingIOError: another process holds it exclusively.
-    """
+    """Hold a shared lock on an existing `path`; raise `BlockingIOError` if another process holds it exclusively."""
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield

@@ -149,10 +149,7 @@ def open_reader(settings: DataSettings) -> ImageReader:
 
 
 def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the class names in label order, and the new label of each label found.
-
-    `given` either reorders the names found, or renames classes in place.
-    """
+    """Return the names in label order, and the new label of each label found; `given` reorders or renames them."""
     _check_unique(found)
     if given is None:
         return found, np.arange(len(found))

@@ -122,11 +122,7 @@ def inside(root: Path, file: str) -> Path:
 
 
 def own_folder(root: Path, source: type[Source], *needed: str) -> Path:
-    """Return the folder of a data set: `root`, or its subfolder with a name of the data set.
-
-    Raises:
-        DataError: none of them has all folders of `needed`.
-    """
+    """Return `root` or the data set's subfolder, whichever has all folders `needed`; raise `DataError` if none has."""
     candidates = [root, *(root / folder for folder in source.folders)]
     for folder in candidates:
         if all((folder / part).is_dir() for part in needed):

@@ -13,20 +13,11 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
+from fedpgp.data.sources import splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
 from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines
 from fedpgp.data.sources.folder import SUFFIXES
-from fedpgp.data.sources.splits import (
-    SPLITS,
-    Item,
-    Split,
-    class_names,
-    cut,
-    hold_back,
-    read_json,
-    read_split,
-    save,
-)
+from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
 _OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
 
@@ -60,12 +51,12 @@ class CoOpSource(ImageFiles):
         """List the images of the split, all of which must exist."""
         path = self._split_file()
         if path.exists():
-            split = read_split(path)
+            split = splits.read_split(path)
         else:
             split = self.make_split(random.Random(self.seed))
-            save(path, split)
+            splits.save(path, split)
         items = [item for name in SPLITS for item in split[name]]
-        names = class_names(items, str(path))
+        names = splits.class_names(items, str(path))
         table = listed(
             self.root,
             [f"{self.images}/{item.image}" for item in items],
@@ -100,7 +91,6 @@ class OxfordPets(CoOpSource):
         "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz -> ROOT/annotations/*.txt",
         _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
     )
-
     torchvision = "OxfordIIITPet"
 
     @classmethod
@@ -140,7 +130,6 @@ class Flowers102(CoOpSource):
         "cat_to_name.json (class id -> name), linked from CoOp's DATASETS.md -> ROOT/cat_to_name.json",
         _OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
     )
-
     torchvision = "Flowers102"
 
     @classmethod

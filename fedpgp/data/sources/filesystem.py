@@ -16,11 +16,7 @@ from fedpgp.data.sources.files import size_and_time
 
 
 class Place:
-    """The folder `data.root`. Local files are memory-mapped, and links must stay inside the folder.
-
-    Raises:
-        DataError: the folder is missing, or pyarrow does not know the file system.
-    """
+    """The folder `data.root`. Local files are memory-mapped, and links must stay inside the folder."""
 
     def __init__(self, settings: DataSettings) -> None:
         root = settings.root
@@ -55,12 +51,7 @@ class Place:
         return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
 
     def open(self, file: str) -> pa.NativeFile:
-        """Open a file for random access.
-
-        Raises:
-            OSError: it cannot be read.
-            DataError: it is a link out of a local root.
-        """
+        """Open a file for random access; raise `OSError` if it is unreadable, `DataError` if it links out of the root."""
         path = f"{self._path}/{file}" if self._local is None else str(inside(self._local, file))
         return self._fs.open_input_file(path)
 
