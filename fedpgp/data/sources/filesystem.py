@@ -51,7 +51,7 @@ class Place:
         return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
 
     def open(self, file: str) -> pa.NativeFile:
-        """Open a file for random access; raise `OSError` if it is unreadable, `DataError` if it links out of the root."""
+        """Open a file; raise `OSError` if it is unreadable, or `DataError` if it is a link out of the root."""
         path = f"{self._path}/{file}" if self._local is None else str(inside(self._local, file))
         return self._fs.open_input_file(path)
 
