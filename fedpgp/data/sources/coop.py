@@ -161,7 +161,8 @@ class Flowers102(CoOpSource):
         try:
             content = io.BytesIO(path.read_bytes())
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); see `fedpgp data prepare`") from error
+            what = f"{path}: cannot be read ({error.strerror})"
+            raise DataError(f"{what}; see `fedpgp data prepare flowers102`") from error
         try:
             labels = loadmat(content, variable_names=["labels"])["labels"].ravel().tolist()
         except Exception as error:  # scipy's reader raises anything
