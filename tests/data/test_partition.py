@@ -158,7 +158,7 @@ def test_pathological_with_classes_per_client(clients: int, each: int) -> None:
 
 
 def test_pathological_with_more_classes_per_client_than_there_are() -> None:
-    with pytest.raises(DataError, match=r"classes_per_client: 4, but there are only 3 classes"):
+    with pytest.raises(DataError, match=r"classes_per_client: 4, but only 3 classes are trained on"):
         assign(PartitionSettings(classes_per_client=4), balanced(3, 4, 1), 2, seed=1)
 
 
@@ -198,7 +198,10 @@ def test_label_skew_leaves_nobody_with_too_little() -> None:
 
 def test_settings_that_would_do_nothing_are_refused() -> None:
     for wrong, message in [
-        ({"scheme": "iid", "classes_per_client": 2}, "classes_per_client is for scheme pathological; with scheme iid"),
+        (
+            {"scheme": "iid", "classes_per_client": 2},
+            "classes_per_client is for scheme pathological; it has no effect with scheme iid",
+        ),
         ({"clients_per_domain": 2}, "clients_per_domain is for scheme domain"),
         ({"authors": True}, "authors is for scheme dirichlet"),
         ({"scheme": "domain", "label_skew": True}, "label_skew needs clients_per_domain=2 or more"),

@@ -249,7 +249,7 @@ def test_held_out_domains_that_cannot_be() -> None:
     with pytest.raises(DataError, match=r"needs data with 2 domains or more"):
         protocol.build(made(classes=3), DOMAINS, left_out("default"), seed=1)
     for settings in ({"name": "leave_one_domain_out"}, {"held_out": "domain 0"}):
-        with pytest.raises(ValueError, match="held_out is a domain, or all, with name=leave_one_domain_out"):
+        with pytest.raises(ValueError, match="held_out must be a domain or all with name=leave_one_domain_out"):
             ProtocolSettings(**settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"leave_one_domain_out needs partition.scheme=domain partition.clients=null"):
         parse({"protocol": {"name": "leave_one_domain_out", "held_out": "x"}})
