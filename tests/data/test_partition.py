@@ -200,7 +200,7 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
     for wrong, message in [
         (
             {"scheme": "iid", "classes_per_client": 2},
-            "classes_per_client is for scheme pathological; it has no effect with scheme iid",
+            "classes_per_client is for scheme pathological; it has no effect",
         ),
         ({"clients_per_domain": 2}, "clients_per_domain is for scheme domain"),
         ({"authors": True}, "authors is for scheme dirichlet"),
