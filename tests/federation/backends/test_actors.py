@@ -98,7 +98,7 @@ def test_a_part_of_a_gpu_is_held_to_its_part_of_the_memory(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
-    devices = [_Client(threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
+    devices = [_Client(code=(), threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
     assert (devices, limits) == (["cpu", "cuda", "cuda"], [0.3])
 
 
