@@ -74,7 +74,7 @@ def test_personal_prompts_by_their_spectrum(run_of):
     assert torch.all(full.energy(2) < 0.99)
 
 
-def test_the_command_asks_the_question_that_fits(run_of, monkeypatch):
+def test_the_command_chooses_the_analysis_by_method(run_of, monkeypatch):
     monkeypatch.setattr(command_line.out, "_file", None)
     lora = CliRunner().invoke(cli.app, ["inspect", str(run_of(name="fedlora", rank=1))], catch_exceptions=False)
     assert [line.split()[0] for line in lora.output.splitlines() if line.startswith((" q ", " v "))] == ["q", "v"]

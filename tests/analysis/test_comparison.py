@@ -54,7 +54,7 @@ def test_paired_difference_and_its_interval_by_hand():
     assert (low, high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
 
 
-def test_pairing_takes_out_what_seeds_have_in_common():
+def test_pairing_removes_the_common_effect_of_seeds():
     ours, theirs = Statistic({1: 51.0, 2: 71.0}), Statistic({1: 50.0, 2: 70.0})
     assert ours.minus(theirs).interval == (1.0, 1.0)
     assert ours.std == pytest.approx(14.142136)
@@ -76,7 +76,7 @@ def test_a_seed_is_the_mean_over_its_held_out_domains_and_a_hole_leaves_it_out()
     assert comparison.missing() == ["b: no run of seed 2, held out sketch"]
 
 
-def test_differences_stay_within_a_place():
+def test_differences_are_taken_within_a_scenario():
     pets, dtd = {"scenario": "data.name=pets"}, {"scenario": "data.name=dtd"}
     comparison = Comparison(
         (
@@ -93,7 +93,7 @@ def test_differences_stay_within_a_place():
     assert comparison.difference(comparison.groups[0], "only here", "hm") is None
 
 
-def test_the_baseline_is_the_first_or_one_that_there_is():
+def test_the_baseline_is_the_first_or_an_existing_group():
     comparison = Comparison((group("coop", {1: 60.0}), group("fedpgp", {1: 65.0})))
     assert comparison.baseline(None) == "coop"
     assert comparison.baseline("fedpgp") == "fedpgp"
@@ -101,13 +101,13 @@ def test_the_baseline_is_the_first_or_one_that_there_is():
         comparison.baseline("fedpg")
 
 
-def test_best_and_second_best_go_by_what_is_shown():
+def test_ranks_use_rounded_values():
     assert ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
     assert ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
     assert ranks([None]) == [None]
 
 
-def test_the_main_metric_is_hm_where_there_is_one():
+def test_the_main_metric_is_hm_if_measured():
     assert Comparison((group("a", {1: 60.0}),)).main == "hm"
     held_out = Group("a", "", {Fold(1): run(Fold(1), local=(1, 1, 1), held_out=(2, 2, 2))}, frozenset([Fold(1)]))
     assert Comparison((held_out,)).main == "held_out"

@@ -37,7 +37,7 @@ def test_given_labels_are_kept(made_run):
     assert [one.label for one in groups] == ["ours", "theirs"]
 
 
-def test_runs_on_different_things_become_places_or_stand_together_marked(made_run):
+def test_runs_on_different_data_form_scenarios_or_are_marked(made_run):
     paths = [
         made_run(f"protocol.shots={shots}", f"method.rank={rank}", partition=f"p{shots}", **HM)
         for shots, rank in ((2, 1), (2, 2), (4, 1))

@@ -1,4 +1,4 @@
-"""Runs on disk become groups; what does not fit is refused, or marked."""
+"""Runs on disk become groups; runs that do not compare are refused or marked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_run_is_read_from_its_rows(made_run):
     assert not hidden & run.settings.keys()
 
 
-def test_runs_on_different_things_are_refused_and_say_where_they_differ(made_run):
+def test_runs_on_different_data_are_refused_with_the_differences(made_run):
     paths = [made_run(**HM), made_run(*PROMPTFL, "partition.clients=5", **HM)]
     with pytest.raises(RunError, match=r"partition\.clients is 10 and 5; `--allow-mismatch` compares them, marked"):
         compare(strict(*paths))
@@ -62,7 +62,7 @@ def test_a_run_that_has_not_finished_is_refused_left_out_or_marked(made_run, sta
     assert marked.groups[1].marks == (f"seed 1: {state}",)
 
 
-def test_a_run_without_a_number_is_refused_even_so(made_run):
+def test_a_run_without_an_evaluation_is_always_refused(made_run):
     empty = made_run(state="running")
     with pytest.raises(RunError, match="no evaluation"):
         compare(strict(empty), allow_mismatch=True)
@@ -215,7 +215,7 @@ def test_a_damaged_run_is_refused_by_name_and_hides_no_other_in_a_folder(made_ru
     assert [note for note in found.notes if told in note and note.startswith("left out: ")]
 
 
-def test_rows_of_clients_that_nobody_names_are_refused(made_run):
+def test_rows_of_unknown_clients_are_refused(made_run):
     row = {"round": 1, "client": 2, "split": "test", "metric": "local", "correct": 1, "total": 2}
     run = made_run(state="running", test_local=[50], clients=pa.Table.from_pylist([row], CLIENT_SCHEMA))
     with pytest.raises(RunError, match=r"has rows of more clients than the 2 named in identity\.json"):
@@ -230,7 +230,7 @@ def test_rows_of_clients_that_nobody_names_are_refused(made_run):
         ("", "Empty CSV"),
     ],
 )
-def test_a_table_of_something_else_is_no_partition(made_run, content, told):
+def test_a_damaged_partition_table_is_refused(made_run, content, told):
     run = made_run(**HM)
     (run / "partition.csv").write_text(content)
     with pytest.raises(RunError, match=rf"partition\.csv: cannot be read .*{told}"):

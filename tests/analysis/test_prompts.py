@@ -1,4 +1,4 @@
-"""What clients learned, from checkpoints with known tensors and from the model in the package."""
+"""Learned prompts, from checkpoints with known tensors and with the model of the package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_personal_part_is_the_product(made_run):
     assert found.spectrum().values.tolist() == [[3, 0], [4, 0]]
 
 
-def test_a_context_of_its_own_and_none_at_all(made_run):
+def test_a_personal_context_and_a_method_without_one(made_run):
     own = torch.stack([torch.ones(2, 3), -torch.ones(2, 3)])
     found = prompts.prompts(RunFolder.open(made_run("method.name=coop", test_hm=[1], personal={"ctx": own})))
     assert found.shared is None

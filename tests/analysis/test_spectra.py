@@ -25,7 +25,7 @@ def test_overlap_by_hand():
     assert found.delta_norm == pytest.approx(2)
 
 
-def test_what_is_projected_is_the_weight_and_not_the_change():
+def test_the_weight_is_projected_and_not_the_change():
     """dW = diag(1, 5, 0) has the directions e_2, then e_1: of W they see 4, then sqrt(16 + 9). ||dW|| is sqrt(26)."""
     delta = torch.diag(torch.tensor([1.0, 5.0, 0.0]))
     first, both = (overlap(WEIGHT, delta, rank, generator()) for rank in (1, 2))
@@ -49,7 +49,7 @@ def test_random_directions_see_little_of_a_large_weight():
 
 
 @pytest.mark.parametrize(("delta", "rank"), [(torch.eye(2), 1), (torch.eye(3), 0), (torch.eye(3), 4)])
-def test_what_does_not_fit_is_refused(delta, rank):
+def test_mismatched_shapes_and_ranks_are_refused(delta, rank):
     with pytest.raises(ValueError, match=rf"weight \(3, 3\), delta .* rank {rank}"):
         overlap(WEIGHT, delta, rank, generator())
 

@@ -1,1 +1,1 @@
-"""What a person reads of a run: tables built from the rows on disk."""
+"""Reports: tables, figures and pages from the rows on disk."""

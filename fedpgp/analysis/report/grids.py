@@ -40,7 +40,9 @@ def held_out_matrix(accuracies: Mapping[str, Mapping[str, float]], label: str) -
         accuracies: by held-out domain and client; a client that has the domain is absent.
     """
     names = dict.fromkeys(name for row in accuracies.values() for name in row)
-    clients = list({**{domain: None for domain in accuracies if domain in names}, **names})  # rows and columns alike
+    clients = list(
+        {**{domain: None for domain in accuracies if domain in names}, **names}
+    )  # rows and columns in one order
     grid = np.array([[row.get(name, np.nan) for name in clients] for row in accuracies.values()])
     grid = np.column_stack([grid, np.nanmean(grid, axis=1)])
     title = f"{label}: test accuracy in percent on the held-out domain"

@@ -1,4 +1,4 @@
-"""What a person calls the metrics and the readings."""
+"""Titles of the metrics and readings."""
 
 METRIC_TITLES = {
     "local": "Local",

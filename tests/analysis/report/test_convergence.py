@@ -1,4 +1,4 @@
-"""Curves and confusion matrices: what is drawn, and that nothing is drawn of nothing."""
+"""Curves and confusion matrices, with and without data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows(*cells):
     return pa.Table.from_pylist([dict(zip(keys, cell, strict=True)) for cell in cells], CONFUSION_SCHEMA)
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path):
+def test_nothing_is_drawn_without_data(tmp_path):
     assert not convergence.curves_of_run([RoundRow(1, {"train/loss": 1.0}, 1, 0, 0)], tmp_path / "a.png")
     assert not convergence.curves_of_several({"a": []}, "val/hm", tmp_path / "b.png")
     assert not confusion.confusion_matrices(rows(("val", "local", 0, 1, 2)), NAMES, tmp_path / "c.png")

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what is held."""
+"""Figures of data show the images that clients hold."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_contact_sheet_has_a_row_per_class_and_keeps_proportions(tmp_path: Path)
     assert pixels.shape[0] == 2 * (data_figures.SIDE + data_figures.MARGIN + data_figures.LABEL) + data_figures.MARGIN
 
 
-def test_a_partition_of_others_is_refused(made_run) -> None:
+def test_a_partition_with_unknown_clients_is_refused(made_run) -> None:
     run = made_run(test_hm=[50])
     RunFolder.open(run).save_partition(TABLE)  # of clients a and b; the run has anna and ben, cats and dogs
     with pytest.raises(RunError, match=r"partition\.csv has a, b, which identity\.json does not name"):

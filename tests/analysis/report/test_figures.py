@@ -77,7 +77,7 @@ def test_a_contour_of_the_trade_off_joins_equal_harmonic_means_of_its_two_axes(c
             assert 2 / (1 / local + 1 / novel) == pytest.approx(level, abs=0.05)
 
 
-def test_bars_are_means_and_what_was_not_measured_has_none(compared):
+def test_bars_are_means_and_missing_metrics_have_none(compared):
     (axes,) = tradeoff.bars(compared.groups, ["local", "novel", "held_out"]).axes
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers[1::2]]
     assert np.array(heights) == pytest.approx(np.array([[81.5, 50, np.nan], [70, 63, np.nan]]), nan_ok=True)
@@ -114,7 +114,7 @@ def test_two_settings_that_vary_together_span_no_heat_map(made_run):
     assert "grid-fedpgp" in [figure.name for figure in all_figures(compare(entries))[0]]
 
 
-def test_convergence_is_drawn_over_rounds_and_over_bytes_and_what_is_untrained_is_a_level():
+def test_convergence_shows_rounds_and_bytes_and_a_level_for_untrained_methods():
     curves = {"a": Curve([1, 2], [50.0, 60.0], [1.0, 1.0], [3.0, 6.0]), "zero": Curve([0], [40.0], [0.0], [0.0])}
     left, right = convergence.convergence(curves, "hm").axes
     assert left.lines[0].get_xydata().tolist() == [[1, 50], [2, 60]]
@@ -148,7 +148,7 @@ def test_only_the_first_scenarios_are_drawn(made_run):
     assert f"figures show the first {MAX_SCENARIOS} of 8 scenarios (data, partitions, protocols)" in notes
 
 
-def test_as_many_groups_as_are_drawn_can_be_told_apart():
+def test_all_groups_in_a_figure_look_different():
     shapes = [(style.item_style(number)["marker"], style.HATCHES[number]) for number in range(MAX_GROUPS)]
     assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MAX_GROUPS
     assert len(set(style.COLORS)) == MAX_GROUPS
@@ -220,7 +220,7 @@ def test_all_figures_lists_what_could_not_be_drawn(compared):
     assert "checkpoint cannot be read" in notes[0]
 
 
-def test_colours_are_told_apart_with_any_vision_and_read_on_white():
+def test_colours_are_distinct_with_any_vision_and_readable_on_white():
     linear = np.array([[int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)] for color in style.COLORS])
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     contrast = 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)

@@ -1,4 +1,4 @@
-"""The HTML report: whole, by itself, and never taking a name for markup."""
+"""The HTML report is complete and self-contained, and escapes all names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_all_text_is_escaped(compared):
     assert "fedpgp report &#39;a &amp; b&#39;" in text
 
 
-def test_nothing_is_fetched_and_no_password_is_told(compared):
+def test_nothing_is_fetched_and_no_password_is_shown(compared):
     text = rendered(compared)
     assert re.findall(r'(?:src|href)="(?!#|data:)', text) == []
     assert "url(" not in text
@@ -57,7 +57,7 @@ def test_it_has_every_part(compared):
     assert all(f"fedpgp run {path}/config.yaml" in text for path in runs)
 
 
-def test_the_summary_says_who_is_ahead_and_by_how_much(compared):
+def test_the_summary_names_the_best_group_and_its_lead(compared):
     assert page.summary(compared, "<b>coop</b>")[1] == (
         "Highest HM: fedpgp with 72.00. That is +10.00 against <b>coop</b>, 95% confidence interval +10.00 to +10.00 "
         "over 3 seeds, which excludes 0."

@@ -1,4 +1,4 @@
-"""Progress as lines in a log: how far, how fast, and how much time is left."""
+"""Progress as lines in a log: counts, speed and time left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_lines_say_how_much_time_is_left(monkeypatch):
     ]
 
 
-def test_what_a_start_has_to_say_is_told_once():
+def test_the_first_line_of_a_stage_is_printed_once():
     log = io.StringIO()
     with progress_bar.ProgressDisplay(Console(file=log, width=200)) as shown:
         for number in range(5):

@@ -1,4 +1,4 @@
-"""A comparison in words and numbers: in the terminal, as Markdown and as CSV."""
+"""The tables of a comparison in the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedpgp.analysis.report import comparison_tables, tables
 
 @pytest.fixture
 def compared(made_run):
-    """FedPGP beats PromptFL on HM by 1, 2 and 3 points on seeds 1, 2, 3; nobody else measured Novel."""
+    """FedPGP beats PromptFL on HM by 1, 2 and 3 points on seeds 1, 2, 3; only FedPGP measured Novel."""
     entries = []
     for seed in (1, 2, 3):
         entries.append(Entry(made_run("method.name=promptfl", f"seed={seed}", test_hm=[50, 60 + seed], val_hm=[1, 2])))
@@ -89,7 +89,7 @@ def test_the_title_of_a_narrow_table_stays_in_one_line():
     assert console.file.getvalue().startswith("A title that is longer than its table\n")
 
 
-def test_what_is_indented_stays_so_in_markdown():
+def test_markdown_keeps_indentation():
     table = tables.Table(
         "t", ("", "x"), ((tables.Cell("a"), tables.Cell("1")), (tables.Cell("  below"), tables.Cell("2")))
     )

@@ -1,4 +1,4 @@
-"""The tables as a person sees them."""
+"""The tables that commands print."""
 
 import io
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def rendered(renderable, width=100):
     return [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in lines]
 
 
-def test_one_run_shown(tmp_path):
+def test_one_run_is_shown(tmp_path):
     lines = rendered(terminal.show(make(tmp_path, "demo", client_names=["amazon", "[red]"]).path))
     assert "split metric last mean of last 5 max" in lines
     assert "val Local 87.00 86.50 87.00" in lines
@@ -91,7 +91,7 @@ def test_a_failed_run_says_so_and_why(tmp_path):
     assert "disk full" in lines
 
 
-def test_methods_say_what_is_shared_and_what_is_not():
+def test_methods_list_shared_and_personal_parameters():
     class Settings(BaseModel):
         rank: int = 8
         words: str | None = None

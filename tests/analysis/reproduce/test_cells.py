@@ -47,7 +47,7 @@ def swept(tmp_path, made_run):
 
 
 def _overrides(trial, fold: Fold):
-    """Settings that the cells are told apart by; a run's own experiment is otherwise a small one."""
+    """Settings that define the cell; all others are those of a small experiment."""
     one = trial.experiment
     given = [f"method.name={one.method.name}", f"seed={fold.seed}", f"protocol.shots={one.protocol.shots or 1}"]
     if "rank" in one.method.settings:
@@ -188,7 +188,7 @@ def test_every_number_doubt_and_assumption_of_the_paper_is_printed_also_without_
     assert told[-1 - len(known.assumed) :] == [f"paper: {known.source}", *known.assumed]
 
 
-def test_in_a_smoke_one_data_set_takes_the_place_of_all_and_is_marked(swept):
+def test_in_a_smoke_one_data_set_represents_all_and_is_marked(swept):
     plan = planning.plan("table5", smoke=True)
     found = cells.fill(plan, [swept(only(plan), lambda trial, fold: {"test_local": [50]})])
     for data in ("cifar10", "cifar100"):

@@ -1,4 +1,4 @@
-"""`fedpgp reproduce` as a person uses it: smokes of all tables, files, refusals."""
+"""`fedpgp reproduce` from the command line: short runs of all tables, files, invalid input."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_means_over_domains_and_clients_fit_except_the_doubtful_ones(table, expe
     assert wrong == expected <= set(known.doubtful)
 
 
-def test_what_is_doubtful_is_a_cell():
+def test_doubtful_numbers_are_cells():
     for name in TABLES:
         known = paper.read(name)
         assert set(known.doubtful) <= set(known.values)

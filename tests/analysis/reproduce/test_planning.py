@@ -1,4 +1,4 @@
-"""What a table asks for: its sweeps narrowed and placed, bad input refused, and what differs from the paper's told."""
+"""Planning of a table: its sweeps and data folders, invalid input, and differences from the paper."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_openais_own_file_is_the_papers_model(root):
     assert set(part.changed.values()) == {()}
 
 
-def test_changed_settings_are_told_for_the_variants_they_change(root):
+def test_changed_settings_are_listed_by_variant(root):
     found = plan("table1", data=["dtd"], root=root, overrides=["method.mu=1", "federation.rounds=5"]).parts[0]
     told = {trial.variant: found.changed[trial.id] for trial in found.drawn.trials}
     assert told["FedPGP"] == ("method.mu is 1.0, not 0.5", "federation.rounds is 5, not 25")
