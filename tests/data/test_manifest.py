@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpgp.config import DataSettings
+from fedpgp.config import DataSettings, PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest
+from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
 
 Tree = Callable[..., Path]
@@ -170,3 +170,17 @@ def test_torn_missing_or_altered_manifests_are_refused(image_tree: Tree, tmp_pat
     path.write_bytes(whole.replace(b"a/000.png", b"a/009.png"))
     with pytest.raises(DataError, match=r"content and digest of the manifest differ"):
         Manifest.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest_digest", "data_digest"),
+    [
+        ("icons", "6ca4346bbaa39c31", "ab6f8f1c6722775e"),
+        ("shapes", "5e65bbd0c986c336", "faa703c1f6a7e367"),
+    ],
+)
+def test_digests_of_the_built_in_data_never_change(name: str, manifest_digest: str, data_digest: str) -> None:
+    """Runs on disk are found and compared by these digests, which cover every row, split and client."""
+    built = manifest.build(DataSettings(name=name))
+    data = protocol.build(built, PartitionSettings(clients=2), ProtocolSettings(shots=2), seed=3)
+    assert (built.digest, data.digest) == (manifest_digest, data_digest)
