@@ -105,7 +105,7 @@ def test_all_lists_or_none(office: Path) -> None:
 def test_office_refuses_missing_domains_and_other_classes(office: Path) -> None:
     (office / "amazon/tiger").mkdir()
     (office / "amazon/tiger/0.png").write_bytes((office / "amazon/bike/frame_0000.jpg").read_bytes())
-    with pytest.raises(DataError, match=r"tiger is no class of office_caltech10"):
+    with pytest.raises(DataError, match=r"tiger is not a class of office_caltech10"):
         build("office_caltech10", office)
     (office / "dslr").rename(office / "other")
     with pytest.raises(DataError, match=r"office_caltech10 needs the folder dslr here; get it"):

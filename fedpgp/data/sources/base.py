@@ -58,7 +58,7 @@ class ImageReader(Protocol):
     """Reads and decodes images."""
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """One RGB image per row (columns `file` and `row`), in order; fastest if the rows are sorted.
+        """Yield one RGB image per row (columns `file` and `row`), in order; fastest if the rows are sorted.
 
         Raises:
             DataError: an image is missing, cannot be decoded, or is outside the root.
@@ -67,7 +67,7 @@ class ImageReader(Protocol):
 
 
 class Source(ABC):
-    """One data set in one on-disk format. The class attributes are all that is known of it elsewhere."""
+    """One data set in one on-disk format, described by its class attributes."""
 
     name: ClassVar[str]
     """`data.name`"""
@@ -76,9 +76,9 @@ class Source(ABC):
     needs_root: ClassVar[bool] = True
     """whether `data.root` must be given"""
     folders: ClassVar[tuple[str, ...]] = ()
-    """names of the folder that its download unpacks to"""
+    """possible names of the unpacked folder"""
     steps: ClassVar[tuple[str, ...]] = ()
-    """how to get it by hand, with ROOT for `data.root`; empty: there is nothing to get"""
+    """manual download steps, with ROOT for `data.root`; empty: none"""
 
     @abstractmethod
     def __init__(self, settings: DataSettings) -> None: ...
@@ -97,7 +97,7 @@ class Source(ABC):
 
     @staticmethod
     def download(root: Path) -> None:
-        """Fetch the data set into an empty folder; a class without this method is only fetched by hand."""
+        """Download the data set to an empty folder. Without this method it must be downloaded manually."""
         raise NotImplementedError
 
 

@@ -127,7 +127,7 @@ class DomainsSource(FolderSource):
         found = [self._class(folder) for folder in scan.class_names]
         unknown = [folder for folder, name in zip(scan.class_names, found, strict=True) if name not in self.class_names]
         if unknown:
-            raise DataError(f"{self.root}: {first_of(unknown)} is no class of {self.name}; move it away")
+            raise DataError(f"{self.root}: {first_of(unknown)} is not a class of {self.name}; remove it")
         absent = sorted(set(self.class_names) - set(found))
         if absent:
             raise DataError(f"{self.root}: no folder of the class {first_of(absent)}; unpack all of {self.name}")
