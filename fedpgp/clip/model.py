@@ -168,8 +168,8 @@ def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
         raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
     if activation is None and not checkpoints.is_archive(path):
         raise BackboneError(
-            f"backbone.activation: {path} does not say what it was trained with; give quick_gelu (OpenAI's, DFN's "
-            "and MetaCLIP's weights) or gelu (most others)"
+            f"backbone.activation: {path} does not say which activation it was trained with; give quick_gelu "
+            "(OpenAI's, DFN's and MetaCLIP's weights) or gelu (most others)"
         )
     return _Source(activation or "quick_gelu", weights)
 

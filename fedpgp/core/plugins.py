@@ -118,7 +118,7 @@ def find(setting: str, group: str, name: str) -> Plugin | None:
 def unknown(setting: str, what: str, group: str, name: str, built_in: Iterable[str]) -> ConfigError:
     """The error for a name that is neither built in nor a plug-in."""
     known = [*built_in, *_installed(group)]
-    hint = did_you_mean(name, known, "a class in a file of yours is MODULE:CLASS")
+    hint = did_you_mean(name, known, "for a class of your own give MODULE:CLASS")
     return ConfigError(f"{setting}: unknown {what} {name!r}; {hint} (known: {', '.join(known)})")
 
 
