@@ -24,7 +24,7 @@ def start(folder):
     folder.mkdir(exist_ok=True)
     settings = [
         "folds.seeds=[1,2]", "federation.rounds=3", "federation.eval_every=3", "tracking.mlflow=false",
-        "tune.max_concurrent=1",
+        "tune.max_concurrent=1", "resources.backend=serial",
     ]  # fmt: skip
     command = [sys.executable, "-m", "fedpgp", "reproduce", "table7", "--smoke", "--out", "out", *settings]
     with (folder / "log.txt").open("a") as log:
@@ -32,9 +32,9 @@ def start(folder):
 
 
 def finished(folder):
-    """Runs by name, with what changes if one is run again."""
-    paths = [path.parent for path in folder.glob("fedpgp-store/runs/*/summary.json")]
-    return {path.name: (RunFolder.open(path).identity["id"], RunFolder.open(path).status) for path in sorted(paths)}
+    """Finished runs by name, with what changes if one is run again; a summary is written just before the status."""
+    stores = [RunFolder.open(path.parent) for path in sorted(folder.glob("fedpgp-store/runs/*/summary.json"))]
+    return {store.path.name: (store.identity["id"], store.status) for store in stores if store.state == "finished"}
 
 
 def test_killed_twice_it_ends_in_the_table_of_one_that_was_not(tmp_path):
