@@ -60,12 +60,12 @@ def ranking(folder: SweepFolder) -> Table:
         best = number == 1 and value is not None and result is not None and result.state == "finished"
         reason = f": {result.reason.splitlines()[0]}" if result and result.reason else ""
         state = (result.state if result else "missing") + reason
-        rows.append((str(number), trial.label, starred(mean_std(value), best), str(len(trial.folds)), state))
+        rows.append((str(number), trial.label, state, starred(mean_std(value), best), str(len(trial.folds))))
     return Table.of(
         f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
-        ("", "trial", metric, "folds", "state"),
+        ("", "trial", "state", metric, "folds"),
         rows,
-        text_columns=2,
+        text_columns=3,
         caption="chosen on the test images" if metric.startswith("test/") else "",
         max_rows=MAX_ROWS,
     )
