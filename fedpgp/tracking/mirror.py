@@ -1,35 +1,36 @@
-"""Keeping the mirror up to date: at once on request, or from a thread beside what is going on."""
+"""Update the mirror: once, on request, or from a thread while a run or sweep is going on."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Protocol
 
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.redaction import redacted
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
-from fedpgp.tracking.run_writer import RunWriter
-from fedpgp.tracking.sweep_writer import SweepWriter
+from fedpgp.tracking import connection
+from fedpgp.tracking.mlflow_runs import Writer
+from fedpgp.tracking.run_writer import RUN_TAG, RunWriter
+from fedpgp.tracking.sweep_writer import SWEEP_TAG, SweepWriter
 
 log = logging.getLogger("fedpgp.tracking")
 
 
 def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
-    """Bring the entries of a run up to date; what is there already is not sent again.
+    """Update the MLflow runs of a run; what has been sent is not sent again.
 
     Args:
-        parent: the trial under which there is to be one; None: one at the top, if there is none at all.
+        parent: the trial that the run is a fold of; None: a new MLflow run is created at the top level.
 
     Returns:
-        The id of the MLflow run, which is created if missing.
+        The id of the MLflow run, created if it is missing.
 
     Raises:
         RunError: `run_dir` is not the folder of a run.
-        FedPGPError: MLflow cannot be reached, or refuses.
+        FedPGPError: MLflow cannot be reached or returns an error.
     """
     writer = _run_writer(run_dir, uri, parent)
     writer.push()
@@ -37,17 +38,17 @@ def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
 
 
 def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] | None = None) -> str:
-    """Bring the entries of a sweep, its trials and their folds up to date.
+    """Update the MLflow runs of a sweep, its trials and their folds.
 
     Args:
-        started: folders of runs by trial, of trials that have not ended.
+        started: for each trial that has not ended, the folders of its runs.
 
     Returns:
         The id of the sweep's MLflow run.
 
     Raises:
         RunError: `sweep_dir` is not the folder of a sweep.
-        FedPGPError: MLflow cannot be reached, or refuses.
+        FedPGPError: MLflow cannot be reached or returns an error.
     """
     for trial, runs in (started or {}).items():
         for run_dir in runs:
@@ -57,15 +58,31 @@ def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] 
     return writer.run_id
 
 
-class _Writer(Protocol):
-    def push(self) -> None: ...
+def stale_runs(uri: str, ended: Set[str]) -> list[str]:
+    """Names of MLflow runs that are RUNNING although their run or sweep has ended, because its process was killed.
+
+    Args:
+        ended: values of `RUN_TAG` and `SWEEP_TAG` of the runs and sweeps that have ended.
+
+    Raises:
+        FedPGPError: the store cannot be read.
+    """
+    with connection.mlflow_errors(uri):
+        client = connection.connect(uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        running = client.search_runs(experiments, "attributes.status = 'RUNNING'")
+        return [
+            str(run.info.run_name)
+            for run in running
+            if {run.data.tags.get(RUN_TAG), run.data.tags.get(SWEEP_TAG)} & ended
+        ]
 
 
 class Mirror:
-    """Keeps the entries of something that is going on up to date, from a thread of its own.
+    """Mirrors a run or sweep from a background thread while it is going on.
 
-    A failing MLflow is told once, as a warning; every later poke tries again. Of a fold it is not told: the mirror of
-    its sweep tells it, and brings the fold up to date when its trial ends.
+    If MLflow fails, it logs one warning and tries again at every later `notify`. For a fold it logs nothing: the mirror
+    of its sweep does, and updates the fold when its trial ends.
 
     Args:
         folder: of a run or of a sweep.
@@ -74,22 +91,22 @@ class Mirror:
 
     def __init__(self, folder: Path, uri: str, parent: TrialRef | None = None) -> None:
         self._folder, self._uri, self._parent = folder.absolute(), uri, parent
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._wake, self._closing, self._warned = threading.Event(), False, parent is not None
         self._thread = threading.Thread(target=self._loop, name="mlflow mirror", daemon=True)
         self._thread.start()
 
     def notify(self) -> None:
-        """There are new rows. Returns at once."""
+        """Send new rows. Returns at once."""
         self._wake.set()
 
     def finish(self) -> None:
-        """There will be no more rows: mirror what is left, the final status included. Returns at once."""
+        """Send what is left, including the final status, and stop. Returns at once."""
         self._closing = True
         self._wake.set()
 
     def close(self, timeout: float = 60.0) -> None:
-        """As `finish`, waiting at most `timeout` seconds for it."""
+        """Finish, and wait for it for at most `timeout` seconds."""
         self.finish()
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -108,7 +125,7 @@ class Mirror:
                 self._writer = None
                 self._warn(str(error))
 
-    def _open(self) -> _Writer:
+    def _open(self) -> Writer:
         if (self._folder / "trials.json").is_file():
             return SweepWriter(SweepFolder.open(self._folder), self._uri)
         return _run_writer(self._folder, self._uri, self._parent)

@@ -1,4 +1,4 @@
-"""The mirror of a sweep: an entry of its own, one below it for each trial that has begun, their folds below those."""
+"""Mirror a sweep: one MLflow run for it, below it one for each trial that has started, below those their folds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpgp.core.redaction import redacted
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder
 from fedpgp.tracking import artifacts, connection, descriptions, mlflow_runs, provenance_tags
-from fedpgp.tracking.mlflow_runs import Key
+from fedpgp.tracking.mlflow_runs import BEST, DIGEST_TAG, MIRRORED_TAG, NOTE_TAG, Key, Writer
 from fedpgp.tracking.run_writer import RUN_TAG, RunWriter
 from fedpgp.tracking.trial_summary import Outcome, best_of, outcome
 
@@ -25,35 +25,36 @@ if TYPE_CHECKING:
 SWEEP_TAG = "fedpgp.sweep"
 TRIAL_TAG = "fedpgp.trial"
 SPACE = "space."
-"""Prefix of the parameters of a sweep that say what it searches over."""
+"""Prefix of the parameters that define the search space of a sweep."""
 
 
 def tag_of(head: Mapping[str, Any]) -> str:
-    """The value of `SWEEP_TAG` by which a sweep finds its entry: another sweep of the same digest has another."""
+    """The value of `SWEEP_TAG` that identifies a sweep. Two sweeps with the same digest have different values."""
     return f"{head['id']}-{head['created_ms']}"
 
 
-class SweepWriter:
-    """The entries of one sweep: its own is found or created at once, the others as trials begin and end."""
+class SweepWriter(Writer):
+    """Writes the MLflow runs of one sweep: its own at once, the others as trials start and end."""
 
     def __init__(self, folder: SweepFolder, uri: str) -> None:
-        self._folder, self._uri = folder, uri
+        self._folder = folder
         self._outcomes: dict[str, Outcome] = {}
         with connection.mlflow_errors(uri):
             self._settings = yaml.safe_load(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
-            self._experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
-            self._client = connection.connect(uri)
+            experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
+            super().__init__(folder.path, uri, experiment)
             digest, created_ms = self._head["id"], self._head["created_ms"]
             key = Key(SWEEP_TAG, tag_of(self._head))
-            run = self._entry(key, folder.path.name, digest, created_ms, _params(self._settings, self._head))
+            params = _params(self._settings, self._head)
+            run = self._find_or_create(key, folder.path.name, created_ms, {DIGEST_TAG: digest}, params)
             if folder.state == "running":
                 mlflow_runs.reopen(self._client, run)
             self.run_id = str(run.info.run_id)
 
     def begin(self, trial: str, created_ms: int) -> tuple[str, str]:
-        """The entry of a trial of which a fold has begun, and the MLflow experiment where it is.
+        """Find or create the MLflow run of a trial, one of whose folds has started; returns its id and experiment.
 
         Raises:
             RunError: the sweep has no such trial.
@@ -66,84 +67,74 @@ class SweepWriter:
                 mlflow_runs.reopen(self._client, run)
         return str(run.info.run_id), self._experiment
 
-    def push(self) -> None:
-        """Send the trials that have ended and, once the sweep has, its comparison and status."""
-        with connection.mlflow_errors(self._uri):
-            state = self._folder.state  # before the results: those of a sweep that has ended are all there
-            results = self._folder.results()
-            for result in results.values():
-                if result.id not in self._outcomes or self._outcomes[result.id].result != result:
-                    self._outcomes[result.id] = self._end_trial(result)
-            outcomes = [self._outcomes[trial] for trial in results]
-            self._sum_up(outcomes)
-            if state != "running":
-                self._end(state, outcomes)
+    def _push(self) -> None:
+        """Send trials that have ended and, once the sweep has ended, its comparison and status."""
+        state = self._folder.state  # read first, so that an ended sweep is sent with all its results
+        results = self._folder.results()
+        for result in results.values():
+            if result.id not in self._outcomes or self._outcomes[result.id].result != result:
+                self._outcomes[result.id] = self._end_trial(result)
+        outcomes = [self._outcomes[trial] for trial in results]
+        self._summarize(outcomes)
+        if state != "running":
+            self._end(state, outcomes)
 
     def _trial(self, trial: str, created_ms: int) -> Run:
         planned = self._planned[trial]
-        return self._entry(Key(TRIAL_TAG, trial, self.run_id), planned.label, trial, created_ms, planned.settings)
-
-    def _entry(self, key: Key, name: str, digest: str, created_ms: int, params: Any) -> Run:
-        return mlflow_runs.find_or_create(
-            self._client, self._experiment, key, self._folder.path / ".mirror.lock",
-            name=name, created_ms=created_ms, tags={mlflow_runs.DIGEST_TAG: digest}, params=params,
-        )  # fmt: skip
+        key = Key(TRIAL_TAG, trial, self.run_id)
+        return self._find_or_create(key, planned.label, created_ms, {DIGEST_TAG: trial}, planned.settings)
 
     def _end_trial(self, result: Result) -> Outcome:
-        """A trial with its folds; nothing is sent if all is there already."""
+        """Send a trial with its folds, unless they have been sent."""
         found = outcome(self._folder, self._planned[result.id], result)
         run = self._trial(result.id, found.created_ms)
         run_id = str(run.info.run_id)
         for store in found.runs.values():
             RunWriter(store, self._uri, (run_id, self._experiment)).push()
-        ended = f"{result.state} {zlib.crc32(json.dumps(asdict(result)).encode())}"
-        if run.data.tags.get(mlflow_runs.MIRRORED_TAG) == ended:
+        mark = f"{result.state} {zlib.crc32(json.dumps(asdict(result)).encode())}"
+        if run.data.tags.get(MIRRORED_TAG) == mark:
             return found
         status = {"timestamp_ms": found.ended_ms, "reason": result.reason}
-        mlflow_runs.end(self._client, run_id, status, result.state)
         for store in list(found.runs.values())[:1]:
             settings = yaml.safe_load(redacted(store.config_yaml))
             del settings["seed"], settings["protocol"]["held_out"]
             mlflow_runs.add_params(self._client, self._client.get_run(run_id), settings)
         provenance_tags.share(self._client, run_id, [store.identity for store in found.runs.values()])
         metrics = [metric for row in found.rounds for metric in mlflow_runs.of_row(row)]
-        if found.best is not None:
-            metrics += mlflow_runs.best(found.best.metrics, found.best.round, found.best.timestamp_ms)
-        mlflow_runs.log_metrics(self._client, run_id, metrics)
-        self._client.set_tag(run_id, mlflow_runs.NOTE_TAG, descriptions.of_trial(found, self._head["name"]))
-        with artifacts.of_trial(found, self._folder.traceback(result.id), self._head["metric"]) as folder:
-            self._client.log_artifacts(run_id, str(folder))
-        self._client.set_tag(run_id, mlflow_runs.MIRRORED_TAG, ended)
+        mlflow_runs.log_metrics(self._client, run_id, metrics + mlflow_runs.of_row(found.best, BEST))
+        note = descriptions.of_trial(found, self._head["name"])
+        folder = artifacts.of_trial(found, self._folder.traceback(result.id), self._head["metric"])
+        self._finish(run_id, mark, result.state, status, note, folder)
         return found
 
-    def _sum_up(self, outcomes: Sequence[Outcome]) -> None:
-        """The description, and the best trial's numbers, as far as the sweep has come."""
+    def _summarize(self, outcomes: Sequence[Outcome]) -> None:
+        """Update the description and the best trial's numbers."""
         note = descriptions.of_sweep(self._settings, self._head, len(self._planned), outcomes, self._folder.path)
-        self._client.set_tag(self.run_id, mlflow_runs.NOTE_TAG, note)
+        self._client.set_tag(self.run_id, NOTE_TAG, note)
         best = best_of(outcomes, self._head["mode"])
         if best is not None and best.rounds:
             place = len(outcomes), max(one.ended_ms for one in outcomes)
             metrics = mlflow_runs.metrics(best.last, *place)
-            metrics += mlflow_runs.best(best.best.metrics, *place) if best.best else []
+            if best.best:
+                metrics += mlflow_runs.metrics(
+                    {f"{BEST}{name}": value for name, value in best.best.metrics.items()}, *place
+                )
             mlflow_runs.log_metrics(self._client, self.run_id, metrics)
             self._client.set_tag(self.run_id, "fedpgp.best_trial", best.planned.label[: mlflow_runs.MAX_LENGTH])
 
     def _end(self, state: str, outcomes: Sequence[Outcome]) -> None:
-        """How the sweep ended, and what it leaves; trials and folds that say that they go on do not."""
+        """Send the status and artifacts of an ended sweep, and end its trials and folds that are still RUNNING."""
         status = dict(self._folder.status)
         if state == "interrupted" and outcomes:
             status["timestamp_ms"] = max(one.ended_ms for one in outcomes)
         self._close_abandoned(status)
-        ended = f"{state} {status['timestamp_ms']} {len(outcomes)}"
-        if self._client.get_run(self.run_id).data.tags.get(mlflow_runs.MIRRORED_TAG) == ended:
+        mark = f"{state} {status['timestamp_ms']} {len(outcomes)}"
+        if self._client.get_run(self.run_id).data.tags.get(MIRRORED_TAG) == mark:
             return
-        mlflow_runs.end(self._client, self.run_id, status, state)
         provenance_tags.share(
             self._client, self.run_id, [store.identity for one in outcomes for store in one.runs.values()]
         )
-        with artifacts.of_sweep(self._folder, outcomes) as folder:
-            self._client.log_artifacts(self.run_id, str(folder))
-        self._client.set_tag(self.run_id, mlflow_runs.MIRRORED_TAG, ended)
+        self._finish(self.run_id, mark, state, status, None, artifacts.of_sweep(self._folder, outcomes))
 
     def _close_abandoned(self, status: dict[str, Any]) -> None:
         known: dict[str, RunFolder] | None = None
@@ -154,11 +145,11 @@ class SweepWriter:
                     if (store := known.get(fold.data.tags[RUN_TAG])) is not None:
                         RunWriter(store, self._uri, (trial.info.run_id, self._experiment)).push()
             if trial.info.status == "RUNNING":
-                mlflow_runs.end(self._client, trial.info.run_id, status, "interrupted")
+                mlflow_runs.end(self._client, trial.info.run_id, "interrupted", status)
 
 
 def _params(settings: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a sweep: those of the base that no trial changes, by their own names; then how it is run."""
+    """The parameters of a sweep: settings of the base that no trial changes, then space, folds and tune settings."""
     changed = {*settings["space"], *(key for variant in settings["variants"].values() for key in variant)}
     base = {key: value for key, value in mlflow_runs.flat(settings["base"]) if key not in changed}
     variants = {"variants": json.dumps(settings["variants"])} if settings["variants"] else {}

@@ -16,7 +16,7 @@ from fedpgp.core.text import disk_size
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking.stale_runs import left_running
+from fedpgp.tracking.mirror import stale_runs
 from fedpgp.tracking.sweep_writer import tag_of
 
 FILE = "sqlite:///"
@@ -107,9 +107,9 @@ def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
     if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).is_file():
         return ok("tracking", f"no MLflow store at {uri} yet; the first run makes one")
     try:
-        left = left_running(uri, ended)
+        stale = stale_runs(uri, ended)
     except FedPGPError as error:
         return warning("tracking", str(error), "runs go on without it; once it is back: fedpgp track sync STORAGE_ROOT")
-    if left:
-        return warning("tracking", f"{uri}: RUNNING there, but ended: {', '.join(left)}", f"fedpgp track sync {root}")
+    if stale:
+        return warning("tracking", f"{uri}: RUNNING there, but ended: {', '.join(stale)}", f"fedpgp track sync {root}")
     return ok("tracking", f"{uri} opens, and what is RUNNING there is running")
