@@ -1,7 +1,7 @@
 """Extract the frozen features of an experiment: `python pipelines/extract_features.py CONFIG [a.b=value ...]`.
 
 The same as `fedpgp features`.
-Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+Needs only the installed package, so a copy runs anywhere: see "On a cluster" in the README.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Run a table of a paper: `python pipelines/reproduce.py TABLE [a.b=value ...]`, the same as `fedpgp reproduce`.
 
-Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+Needs only the installed package, so a copy runs anywhere: see "On a cluster" in the README.
 """
 
 import sys

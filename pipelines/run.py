@@ -1,6 +1,6 @@
 """Run one experiment: `python pipelines/run.py CONFIG [a.b=value ...]`, the same as `fedpgp run`.
 
-Needs nothing but the installed package, so it runs where it is copied to: see "On a cluster" in the README.
+Needs only the installed package, so a copy runs anywhere: see "On a cluster" in the README.
 """
 
 import sys

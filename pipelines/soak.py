@@ -1,6 +1,6 @@
-"""Run and sweep for half an hour and see what grows: `python pipelines/soak.py [--minutes 30] [--json]`.
+"""Run experiments and sweeps for half an hour and report what grows: `python pipelines/soak.py [--minutes 30] [--json]`.
 
-The same as `fedpgp bench soak`. Needs nothing but the installed package, so it runs where it is copied to.
+The same as `fedpgp bench soak`. Needs only the installed package, so a copy runs anywhere.
 """
 
 import sys

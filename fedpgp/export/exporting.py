@@ -1,4 +1,4 @@
-"""The prompt goes home: what a client or the server has learned, taken out of a finished run, with its card."""
+"""Export the prompt that a client or the server of a finished run has learned, with its card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt as an MLflow model: images in, classes and probabilities out. MLflow loads it through `_load_pyfunc`."""
+"""Export a prompt as an MLflow model that classifies images. MLflow loads it with `_load_pyfunc`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOP = 5
 
 
 class ImageClassifier:
-    """What `mlflow.pyfunc.load_model` gives: a table with a column `image` in, a row per image out."""
+    """The model that `mlflow.pyfunc.load_model` returns: classifies the images in the column `image` of a table."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
@@ -37,14 +37,14 @@ class ImageClassifier:
 
         Args:
             table: column `image` of bytes, or of base64 text.
-            params: `top`, number of classes to name; `classes`, names separated by commas, in place of those that the
-                prompt was trained on.
+            params: `top`, number of classes to name; `classes`, class names separated by commas; empty: those
+                that the prompt was trained on.
 
         Returns:
             Columns `class` and `probability`, and lists `classes` and `probabilities` of the `top` best.
 
         Raises:
-            MlflowException: an image or a parameter cannot be used; a server tells its client so.
+            MlflowException: invalid image or parameter; a server reports it to its client.
         """
         from mlflow.exceptions import MlflowException
 
@@ -76,18 +76,18 @@ class ImageClassifier:
 
 
 def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
-    """Write an MLflow model (flavour python_function) of a prompt into `folder`, in place of an earlier one.
+    """Write an MLflow model (flavour python_function) of a prompt into `folder`, replacing an earlier model.
 
-    The prompt file is copied into it as it is, nothing is pickled; it runs where fedpgp is installed. `weights`, the
-    checkpoint file of the backbone where there is one, stays where it is and is named in the model's configuration.
+    The prompt file is copied unchanged, and nothing is pickled. The model needs fedpgp to be installed. `weights`, the
+    checkpoint file of the backbone if it has one, is not copied; the model's configuration contains its path.
 
     Raises:
-        RunError: there is something else.
+        RunError: `folder` exists and is not an MLflow model.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.pyfunc
 
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of every step
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs every step
     if (folder / "MLmodel").is_file():
         shutil.rmtree(folder)
     elif folder.exists():
@@ -111,7 +111,7 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ImageClassifier:
-    """Called by MLflow with the copy of the prompt file."""
+    """Load the model from the copy of the prompt file. Called by MLflow."""
     return ImageClassifier(Predictor(Prompt.load(Path(path)), weights=(model_config or {}).get("weights")))
 
 
@@ -131,7 +131,7 @@ def _signature() -> Any:
 
 
 def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A grey picture, and the parameters as they are when none is given."""
+    """A grey image, and the default parameters."""
     import pandas as pd
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""A learned prompt on its own: one file with its card, put in front of its backbone again to classify images."""
+"""Save and load a learned prompt as one file with a card, and classify images with it and its backbone."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ VERSION = 1
 CARD = "card"
 """Key of the card in the header of the file."""
 NEEDED = ("method", "backbone", "class_names", "template")
-"""What a card must say for its prompt to be used."""
+"""Keys that a card must have."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one client, or the server, has learned: parameters without a client axis, and a card that tells of them."""
+    """Parameters that one client or the server has learned, without a client axis, and a card that describes them."""
 
     params: ParamTree
     card: Mapping[str, Any]
     """plain JSON: `method` (name, settings), `backbone` (name, weights, activation, dtype, fingerprint), `class_names`
-    that it was trained on, `template`, and whatever else is worth knowing"""
+    that it was trained on, `template`, and further information"""
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file with the card in its header, and the card once more as JSON beside it."""
+        """Write a safetensors file with the card in its header, and the card as a separate JSON file."""
         card = {"format": FORMAT, "version": VERSION, **self.card}
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.params.items()}
         write_durably(path, safetensors.torch.save(tensors, {CARD: json.dumps(card, ensure_ascii=False)}))
@@ -53,10 +53,10 @@ class Prompt:
 
     @classmethod
     def load(cls, path: Path) -> Prompt:
-        """Read what `save` wrote; nothing in the file is run.
+        """Read what `save` wrote. No code in the file is executed.
 
         Raises:
-            RunError: no such file, not a prompt, or of a format that this version does not read.
+            RunError: the file is missing, is not a prompt, or has an unsupported format version.
         """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -72,28 +72,30 @@ class Prompt:
         wrong = _wrong(card)
         if wrong:
             raise RunError(f"{path}: its card is not as `fedpgp export` wrote it: {wrong}; export the prompt again")
-        hollow = [key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()]
-        if hollow:
-            raise RunError(f"{path}: {', '.join(hollow)} holds values that are not finite; export the prompt again")
+        non_finite = [
+            key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()
+        ]
+        if non_finite:
+            raise RunError(f"{path}: {', '.join(non_finite)} holds values that are not finite; export the prompt again")
         return cls(params, card)
 
 
 class Predictor:
-    """A prompt in front of its backbone. Classifiers are made at first use of a set of class names and kept."""
+    """Classifies images with a prompt and its backbone. The classifier of each set of class names is cached."""
 
     def __init__(self, prompt: Prompt, weights: str | None = None) -> None:
         """Load the backbone that the prompt was trained with.
 
         Args:
-            weights: checkpoint file of the backbone, where the card names one that lies elsewhere.
+            weights: checkpoint file of the backbone; None: the one that the card names.
 
         Raises:
-            BackboneError: the backbone cannot be loaded, or is another one.
+            BackboneError: the backbone cannot be loaded, or differs from the one in training.
             ConfigError: the card's method is unknown, or does not have these settings.
         """
         card = prompt.card
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
-        """the classes that it was trained on"""
+        """the classes that the prompt was trained on"""
         self._prompt = prompt
         self._method = methods.create(card["method"]["name"], card["method"]["settings"], card["method"].get("code"))
         settings = {key: card["backbone"][key] for key in ("name", "weights", "activation", "dtype")}
@@ -112,11 +114,11 @@ class Predictor:
         """Probabilities (n, C) of RGB images.
 
         Args:
-            class_names: other classes than those it was trained on; None: those.
+            class_names: None: the classes that it was trained on.
 
         Raises:
-            ConfigError: other class names for a prompt with a context for each class.
-            RunError: the parameters are not of the shapes that the method has.
+            ConfigError: other class names, but the prompt has a context per class.
+            RunError: the shapes of the parameters are not those of the method.
             DataError: no or repeated names, or one that does not fit the text tower.
         """
         names = tuple(class_names or self.class_names)
@@ -125,7 +127,7 @@ class Predictor:
         pixels = frozen_images.cropped(images, spec)
         features = frozen_images.encode(visual, spec, pixels, self._method.image_inputs, self._settings.dtype)  # type: ignore[arg-type]
         logits: Tensor = classifier(features.unsqueeze(0))[0]
-        return logits.softmax(-1)[:, : len(names)]  # the columns of FedPGP's further prompt sets stand for no class
+        return logits.softmax(-1)[:, : len(names)]  # further columns belong to FedPGP's other prompt sets
 
     def _classifier(self, names: tuple[str, ...]) -> Any:
         if names not in self._classifiers:
@@ -159,7 +161,7 @@ class Predictor:
 
 
 def _wrong(card: Mapping[str, Any]) -> str | None:
-    """What a card says in another form than an exported one; None: nothing."""
+    """The first key of a card with an invalid value; None: all are valid."""
     method, backbone, names, template = (card[key] for key in NEEDED)
     if not (
         isinstance(method, dict) and isinstance(method.get("name"), str) and isinstance(method.get("settings"), dict)
@@ -176,7 +178,7 @@ def _wrong(card: Mapping[str, Any]) -> str | None:
 
 
 def best(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-    """The `top` classes of each image with their probabilities, best first."""
+    """The `top` most probable classes of each image with their probabilities."""
     values, places = probabilities.topk(min(top, len(class_names)), dim=-1)
     return [
         [(class_names[place], value) for place, value in zip(row, numbers, strict=True)]

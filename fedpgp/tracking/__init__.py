@@ -1,4 +1,4 @@
-"""MLflow as a mirror of the rows on disk. Nothing is read back from it, and no run waits for it or fails with it."""
+"""Mirror runs and sweeps on disk to MLflow. Nothing is read back from it, and no run waits for it or fails with it."""
 
 from fedpgp.tracking.connection import default_uri, prepare
 from fedpgp.tracking.mirror import Mirror, sync_run, sync_sweep

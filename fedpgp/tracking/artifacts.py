@@ -1,4 +1,4 @@
-"""What an entry keeps for good: tables, figures, settings, and what was learned."""
+"""Write the artifacts of runs, trials and sweeps: tables, figures, settings, and learned parameters."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking.trial_summary import Outcome, ranking
 
 MOST_COMPARED = 12
-"""Trials in a figure that shows each by itself."""
+"""Largest number of trials in a figure that shows each separately."""
 SMALL = 16 * 2**20
-"""Bytes of parameters that are attached whole; of more, only what the server holds. The run's folder has all."""
+"""Bytes up to which all parameters are attached; above it, only the shared ones. The run's folder has all."""
 
 
 @contextmanager
 def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
-    """A folder with what a run leaves, which is gone afterwards:
+    """Yield a temporary folder with the artifacts of a run:
 
     * `config.yaml`, `summary.json`, `partition.csv`, `clients.csv` (accuracies per client in the last round)
     * `figures/curves.png`, `figures/confusion.png`
-    * `prompt.safetensors` (what was learned, as it was in the best round by validation), `checkpoint.safetensors` (the
-      same after the last round)
-    * `traceback.txt` of one that failed
+    * `prompt.safetensors` (parameters of the best round by validation), `checkpoint.safetensors` (of the last round)
+    * `traceback.txt` if the run failed
     """
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
@@ -52,7 +51,7 @@ def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
 
 @contextmanager
 def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
-    """A folder with what a trial leaves: `folds.csv`, `figures/curves.png`, and `traceback.txt` of one that failed."""
+    """Yield a temporary folder with `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
     from fedpgp.analysis.report.convergence import curves_of_several
 
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
@@ -72,8 +71,11 @@ def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Pat
 
 @contextmanager
 def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
-    """A folder with what a sweep leaves: `sweep.yaml`, `comparison.csv` and `.md`, and in `figures` its trials as
-    curves, Local against Novel, and two settings against each other."""
+    """Yield a temporary folder with the artifacts of a sweep.
+
+    `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures: curves of the trials, Local against Novel, and a grid
+    of two settings.
+    """
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
         (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
@@ -131,21 +133,21 @@ def _figures(store: RunFolder, folder: Path) -> None:
 
 
 def _learned(store: RunFolder, folder: Path) -> None:
-    """The parameters of the best and of the last round, those of all clients stacked."""
+    """Write the parameters of the best and of the last round, with those of all clients stacked."""
     rounds = [row.round for row in store.rounds()]
     if not rounds:
         return
     for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])):
         try:
             state = store.state_at(number)
-        except RunError:  # a run that was killed may have torn its last checkpoint
+        except RunError:  # the last checkpoint of a killed run may be truncated
             continue
         if content := _as_file(state):
             (folder / f"{file}.safetensors").write_bytes(content)
 
 
 def _as_file(state: State) -> bytes | None:
-    """`shared/KEY` and `personal/KEY` (clients in front) as safetensors; None: even the shared part is not small."""
+    """`shared/KEY` and `personal/KEY` (clients in front) as safetensors; None: the shared part alone is too large."""
     tensors = {f"shared/{key}": value for key, value in state.shared.items()}
     size, whole = num_bytes(state.shared), num_bytes(state.shared) + num_bytes(state.personal)
     if whole <= SMALL:

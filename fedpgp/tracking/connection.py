@@ -1,4 +1,4 @@
-"""The way to an MLflow store: made before it is used, quiet, and its failures told in one line without secrets."""
+"""Create and connect to an MLflow store, without its log noise; errors are one line without credentials."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # no usage statistics to its makers
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run's URL has the password in it
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is away is asked again at the next round anyway
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # no usage statistics
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run's URL contains the password
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # an unreachable server is tried again at the next round
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-"""Read by MLflow, where the user has not set it."""
+"""Environment variables of MLflow, unless the user has set them."""
 
 QUIET = {
-    "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store, and pages on a failure that is told
+    "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store; errors are reported below
     "alembic.runtime.migration": logging.WARNING,
-    "urllib3.connectionpool": logging.ERROR,  # a line per retry, where one is told at the end
+    "urllib3.connectionpool": logging.ERROR,  # a line per retry; the final error is reported below
 }
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Its user interface then shows runs, and nothing of language models."""
+"""Makes MLflow's user interface show runs instead of pages for language models."""
 
 
 def default_uri(root: Path) -> str:
-    """The SQLite store of a storage root."""
+    """The URI of the SQLite store of a storage root."""
     return f"sqlite:///{root.absolute()}/mlflow.db"
 
 
 def prepare(root: Path, uri: str, experiment: str) -> str:
-    """Create the MLflow store and the experiment where they are missing. Safe to call from several processes.
+    """Create the MLflow store and the experiment if they are missing. Safe to call from several processes.
 
     Args:
-        root: the storage root; artifacts go to `root/mlartifacts`, unless a server decides.
+        root: the storage root; artifacts go to `root/mlartifacts`, unless `uri` is a server, which decides.
 
     Returns:
         The experiment's id.
@@ -62,7 +62,7 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store."""
+    """Connect to the store."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -74,11 +74,11 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line that names the store and no secret."""
+    """Turn any error inside into a `FedPGPError` of one line that names the store, without credentials."""
     try:
         yield
     except FedPGPError:
         raise
-    except Exception as error:  # a mirror never fails a run, whatever its libraries raise
+    except Exception as error:  # whatever MLflow and its libraries raise must not end a run
         what = redacted(str(error)).strip().partition("\n")[0] or type(error).__name__
         raise FedPGPError(f"MLflow at {redacted(uri)}: {what}") from None

@@ -1,4 +1,4 @@
-"""What a person reads first of an entry: what it is and how it came out, in Markdown."""
+"""Write the descriptions that MLflow shows for runs, trials and sweeps, in Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_ROWS = 40
 
 
 def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
-    """A run: method, data, clients; its accuracies, if there are any."""
+    """Describe a run: method, data, clients, and its accuracies, if it has any."""
     rounds, best = store.rounds(), store.best
     lines = [f"{what(settings)}, seed {settings['seed']}.", ""]
     if settings["protocol"]["held_out"]:
@@ -31,7 +31,7 @@ def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
 
 
 def of_trial(trial: Outcome, sweep: str) -> str:
-    """A trial: what it is, and its folds."""
+    """Describe a trial and its folds."""
     lines = [f"**{trial.planned.label}**, a trial of the sweep {sweep}.", ""]
     for run in list(trial.runs.values())[:1]:
         lines += [f"{what(yaml.safe_load(run.config_yaml))}.", ""]
@@ -52,7 +52,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
 def of_sweep(
     settings: Mapping[str, Any], head: Mapping[str, Any], planned: int, outcomes: Sequence[Outcome], path: Path
 ) -> str:
-    """A sweep: how far it is, its best trial, and the ranking of its trials."""
+    """Describe a sweep: progress, best trial, and the ranking of its trials."""
     metric, best = head["metric"], best_of(outcomes, head["mode"])
     seeds = settings["folds"]["seeds"]
     lines = [
@@ -62,7 +62,7 @@ def of_sweep(
         "",
     ]
     if not metric.startswith("val/"):
-        lines += ["**It is chosen on the test images: its numbers are optimistic.**", ""]
+        lines += ["**Trials are ranked on the test images, so the numbers are optimistic.**", ""]
     if best is not None:
         lines += [f"Best: **{best.planned.label}** with {best.result.value:.2f}.", ""]
     ranked = ranking(outcomes, head["mode"])
@@ -81,7 +81,7 @@ def of_sweep(
 
 
 def accuracies(metrics: Mapping[str, float]) -> list[str]:
-    """Names of accuracies, in the order of the tables."""
+    """Names of accuracy metrics, in the order of the tables."""
     return [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in metrics]
 
 

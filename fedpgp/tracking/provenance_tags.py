@@ -1,4 +1,4 @@
-"""What an entry came from: what ran on what, as tags, and its data as input. Parents have what their folds share."""
+"""Tags and inputs of MLflow runs: code, versions, hardware and data. Parents have what their folds have in common."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 COMMIT_TAG = "mlflow.source.git.commit"
 UNTAGGED = ("client_names", "class_names", "num_examples")
-"""Parts of the identity that are lists without end; artifacts have them."""
+"""Parts of the identity that are long lists; the artifacts contain them."""
 OWN = ("id", "name", "created_ms", "config_digest")
-"""Parts of the identity of one run that say nothing of what it is a fold of."""
+"""Parts of the identity that belong to a single run, not to its trial."""
 
 
 def tags_of(identity: Mapping[str, Any]) -> dict[str, str]:
-    """The identity of a run, `fedpgp.method` and so on, and the commit where MLflow looks for it."""
-    told = {key: value for key, value in identity.items() if key not in UNTAGGED and value is not None}
-    commit = {COMMIT_TAG: identity["git_commit"]} if "git_commit" in told else {}
-    return {**dict(flat(told, "fedpgp.")), **commit}
+    """The identity of a run as tags `fedpgp.method` and so on, and the commit in the tag that MLflow shows."""
+    shown = {key: value for key, value in identity.items() if key not in UNTAGGED and value is not None}
+    commit = {COMMIT_TAG: identity["git_commit"]} if "git_commit" in shown else {}
+    return {**dict(flat(shown, "fedpgp.")), **commit}
 
 
 def share(client: MlflowClient, run_id: str, identities: Sequence[Mapping[str, Any]]) -> None:
-    """Give a parent the tags on which all its folds agree, and all their data sets.
+    """Set on a parent the tags that all its folds have in common, and all their data sets.
 
     Args:
-        identities: of the folds. Where they agreed before and no longer do, the tag goes.
+        identities: of the folds. A tag on which they no longer agree is deleted.
     """
     from mlflow.entities import RunTag
 
@@ -41,15 +41,15 @@ def share(client: MlflowClient, run_id: str, identities: Sequence[Mapping[str, A
     ]
     agreed = dict(set(folds[0]).intersection(*folds[1:]))
     run = client.get_run(run_id)
-    told = {name for fold in folds for name, _ in fold}
-    for name in sorted((told - agreed.keys()) & run.data.tags.keys()):
+    names = {name for fold in folds for name, _ in fold}
+    for name in sorted((names - agreed.keys()) & run.data.tags.keys()):
         client.delete_tag(run_id, name)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in sorted(agreed.items())])
     add_data(client, run, identities)
 
 
 def add_data(client: MlflowClient, run: Run, identities: Sequence[Mapping[str, Any]]) -> None:
-    """Those data sets, by name and digest, that are not among an entry's inputs yet."""
+    """Add the data sets, identified by name and digest, that are not yet inputs of an MLflow run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
@@ -67,5 +67,5 @@ def add_data(client: MlflowClient, run: Run, identities: Sequence[Mapping[str, A
         return
     try:
         client.log_inputs(run.info.run_id, datasets=missing)
-    except MlflowException:  # another process has put the same data set into the store, and now it is there for us too
+    except MlflowException:  # another process has just stored the same data set; the second attempt finds it
         client.log_inputs(run.info.run_id, datasets=missing)

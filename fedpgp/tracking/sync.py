@@ -1,4 +1,4 @@
-"""Bringing MLflow up to date with all that lies on disk: sweeps with their folds, then runs by themselves."""
+"""Update MLflow with all runs and sweeps on disk: first sweeps with their folds, then standalone runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fedpgp.storage.sweep_folder import SweepFolder
 
 
 def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
-    """Mirror what is below a storage root or its `runs`, or one run, or one sweep; the folders, as they are done.
+    """Mirror a storage root, its `runs`, one run, or one sweep; yields each folder when it is done.
 
     Args:
-        uri: tracking URI; None: the one that each run names.
+        uri: tracking URI; None: the `tracking.uri` of each run.
 
     Raises:
-        RunError: there is neither a run nor a sweep.
-        FedPGPError: MLflow cannot be reached, or refuses.
+        RunError: there is no run and no sweep.
+        FedPGPError: MLflow cannot be reached or returns an error.
     """
     sweeps = SweepFolder.find(path)
     for sweep in sweeps:
@@ -40,7 +40,7 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
     except RunError:
         if not sweeps:
             raise
-        return  # they were stopped before their first run
+        return  # the sweeps were stopped before their first run
     for store in stores:
         named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
         tracking.sync_run(store.path, _uri(uri, named, store.root))
@@ -52,7 +52,7 @@ def _uri(given: str | None, named: str | None, root: Path) -> str:
 
 
 def _begun(sweep: SweepFolder) -> dict[str, list[Path]]:
-    """The runs of trials that have not ended, found by their settings: what ended is on record, what began is not."""
+    """The runs of trials that have not ended. The sweep does not record them, so they are found by their settings."""
     open_trials = {trial.id: trial.folds for trial in sweep.trials if sweep.result(trial.id) is None}
     runs = sweep.root / "runs"
     if not open_trials or not runs.is_dir():
@@ -61,7 +61,7 @@ def _begun(sweep: SweepFolder) -> dict[str, list[Path]]:
         drawn = {
             trial.id: trial for trial in sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
         }
-    except ConfigError:  # of a version that had other settings
+    except ConfigError:  # written by a version with other settings
         return {}
     known: dict[str, list[Path]] = {}
     for path in sorted(runs.glob("[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime):
@@ -81,7 +81,7 @@ def _settings_of(path: Path) -> str:
 
 
 def _key(experiment: Experiment) -> str:
-    """What makes two runs the same, as far as settings tell."""
+    """The settings that determine the results of a run."""
     tree: dict[str, Any] = experiment.model_dump(mode="json", exclude={"name", "resources", "tracking", "storage"})
     del tree["data"]["root"], tree["backbone"]["weights"]
     return json.dumps(tree, sort_keys=True)

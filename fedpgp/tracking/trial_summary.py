@@ -1,4 +1,4 @@
-"""How a trial came out: the mean over its folds of what they measured, round by round."""
+"""Summarize a trial: the mean of its folds' metrics, round by round."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Outcome:
     runs: Mapping[str, RunFolder]
     """by fold, `seed 1, held out clipart`; without those whose folder is gone"""
     rounds: tuple[RoundRow, ...]
-    """the rounds that all of them have; metrics are means over the folds"""
+    """the rounds that all folds have; metrics are means over the folds"""
     spread: Mapping[str, float]
     """standard deviation over the folds (ddof 1) in the last of these; empty for one fold"""
     best: RoundRow | None
@@ -55,13 +55,13 @@ def outcome(folder: SweepFolder, planned: TrialSpec, result: Result) -> Outcome:
 
 
 def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:
-    """The finished trial with the best value; None: there is none."""
+    """The finished trial with the best value, if any."""
     ranked = ranking(outcomes, mode)
     return ranked[0] if ranked and _value(ranked[0]) is not None else None
 
 
 def ranking(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
-    """Finished trials, the best first; then those that were stopped or failed."""
+    """Finished trials, best first, then those that were stopped or failed."""
     sign = -1 if mode == "max" else 1
 
     def key(one: Outcome) -> tuple[bool, float]:
@@ -76,7 +76,7 @@ def _value(one: Outcome) -> float | None:
 
 
 def _mean(rows: Sequence[RoundRow]) -> RoundRow:
-    """Of what all the rows have; at the time of the latest."""
+    """Mean of the metrics that all rows have, with the time of the latest row."""
     names = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
     latest = max(rows, key=lambda row: row.timestamp_ms)
     return replace(latest, metrics={name: fmean(row.metrics[name] for row in rows) for name in names})

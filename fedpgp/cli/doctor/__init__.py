@@ -1,1 +1,1 @@
-"""A look before work begins: at the installation, the machine, what lies on disk, and what an experiment would need."""
+"""The command `fedpgp doctor`: checks of the installation, the machine, the storage root, and an experiment's needs."""

@@ -1,4 +1,4 @@
-"""The whole examination, in the order in which things depend on each other."""
+"""Run all checks, each after those that it depends on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from fedpgp.federation.backends.authentication import use_token
 
 
 def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Look at everything that can be looked at. No run and no Ray is started, and nothing is left on disk.
+    """Run all checks. Starts no run and no Ray, and leaves nothing on disk.
 
     Args:
-        given: an experiment, as `config.load` takes it; None: only what does not depend on one, with the default
-            storage root.
+        given: an experiment, as `config.load` takes it; None: only the other checks, of the default root.
 
     Returns:
-        What was found, fit to be shown to anyone.
+        The findings, without credentials.
     """
     found = list(installation.examine())
     try:
@@ -29,7 +28,7 @@ def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Fin
 
 
 def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
-    """What needs the packages to be looked at."""
+    """Checks that need the packages."""
     from fedpgp import config, methods
 
     experiment = config.Experiment()

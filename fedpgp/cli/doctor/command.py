@@ -1,4 +1,4 @@
-"""The command `fedpgp doctor`: what stands in the way of a run, before it is started."""
+"""The command `fedpgp doctor`: find problems of a run before it is started."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
+    """Add the command."""
     app.command()(doctor)
 
 
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="An experiment: also say what it needs and if it fits.")
+        str | None, typer.Argument(metavar="[CONFIG]", help="An experiment: also check what it needs.")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
-    """Look at installation, machine, store and data, and at what an experiment would need. Starts and changes nothing.
+    """Check the installation, machine, storage root and data, and what an experiment needs. Starts and changes nothing.
 
-    Exits with 1 if there is a problem, with 0 if there are warnings at most.
+    Exits with 1 if there is a problem, otherwise with 0.
     """
     from fedpgp.cli.doctor.checks import examine
     from fedpgp.cli.doctor.findings import State, verdict, worst
 
-    with err.status("looking"):
+    with err.status("checking"):
         found = examine(config, overrides or [])
-    state, told = worst(found), verdict(found)
+    state, summary = worst(found), verdict(found)
     if as_json:
         findings = [
             {"name": one.name, "state": one.state.name, "what": one.what, "advice": one.advice} for one in found
         ]
-        typer.echo(json.dumps({"state": state.name, "verdict": told, "findings": findings}, indent=2))
+        typer.echo(json.dumps({"state": state.name, "verdict": summary, "findings": findings}, indent=2))
     else:
         out.print(_table(found))
-        out.print(f"[{COLORS[state.name]}]{escape(told)}[/]", highlight=False, soft_wrap=True)
+        out.print(f"[{COLORS[state.name]}]{escape(summary)}[/]", highlight=False, soft_wrap=True)
     if state is State.problem:
         raise typer.Exit(1)
 

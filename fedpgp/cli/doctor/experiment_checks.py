@@ -1,4 +1,4 @@
-"""What an experiment would need, looked at as a run would: its data, its plan, features to encode, actors, memory."""
+"""Check what an experiment needs: data, plan, features to encode, actors, memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedpgp.federation.resources import shortfall
 
 
 def data(settings: DataSettings, library: Library) -> Finding:
-    """Whether the images are there; they are listed, not opened."""
+    """Check that the images exist; they are listed, not opened."""
     try:
         return ok("data", _counted(library.manifest(settings)))
     except FedPGPError as error:
@@ -32,10 +32,10 @@ def data(settings: DataSettings, library: Library) -> Finding:
 
 
 def examine(experiment: Experiment, library: Library, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """The plan, what it has to encode first, and whether its actors fit; without a plan there is no more to say.
+    """Check the actors, the plan and, if it is valid, the features to encode and the memory.
 
     Args:
-        nodes: what there is to run on; empty: nobody knows.
+        nodes: the available nodes; empty: unknown.
     """
     if nodes:
         yield resources(experiment.resources, nodes)
@@ -54,21 +54,21 @@ def examine(experiment: Experiment, library: Library, nodes: Sequence[Node]) -> 
 
 
 def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
-    """Whether the actors can be placed, and have a core each."""
+    """Check that the actors fit the nodes and have a core each."""
     if wanted.backend == "serial":
         return ok("resources", f"this process alone, {wanted.threads} thread(s)")
     short = shortfall(wanted.actors, wanted.cpus_per_actor, wanted.gpus_per_actor, nodes)
     if short:
         return problem("resources", short)
-    told = describe_resources(wanted)
+    text = describe_resources(wanted)
     cores = os.cpu_count() or 1
     if driver.cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
-        return warning("resources", f"{told} take turns on {cores} cores", "give fewer resources.actors")
-    return ok("resources", f"{told} fit {len(nodes)} node(s)")
+        return warning("resources", f"{text} take turns on {cores} cores", "give fewer resources.actors")
+    return ok("resources", f"{text} fit {len(nodes)} node(s)")
 
 
 def features(ready: Plan) -> Finding:
-    """What has to be encoded before the first round, and whether the disk has room for it."""
+    """Check that the disk has space for the features that must be encoded before the first round."""
     found = estimation.of_extraction(ready)
     settings = ready.experiment.resources
     images, num_bytes = sum(one.images for one in found), sum(one.num_bytes for one in found)
@@ -77,35 +77,35 @@ def features(ready: Plan) -> Finding:
     seconds = sum(one.images * one.seconds_per_image for one in found) / settings.workers
     folder = found[0].path.parent
     duration = timedelta(seconds=ceil(seconds))
-    told = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
+    text = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
     free = shutil.disk_usage(machine.nearest(folder)).free
     if num_bytes > free:
-        return problem("features", f"{told}, but {disk_size(free)} are free", "make room, or give another storage.root")
-    return ok("features", told)
+        return problem("features", f"{text}, but {disk_size(free)} are free", "make room, or give another storage.root")
+    return ok("features", text)
 
 
 def memory(ready: Plan, free: float) -> Finding:
-    """What the actors take together, against what there is.
+    """Compare the memory that all actors need with what is available.
 
     Args:
-        free: bytes; 0: nobody knows.
+        free: bytes; 0: unknown.
     """
     each, settings = estimation.of_memory(ready), ready.experiment.resources
     if each is None:
         return ok("memory", f"{ready.method.name} trains nothing")
-    told = f"{settings.workers} x about {memory_size(each)}"
+    text = f"{settings.workers} x about {memory_size(each)}"
     if settings.gpus_per_actor:
-        return ok("memory", f"{told} on shares of GPUs, with whose memory it was not compared")
+        return ok("memory", f"{text} on shares of GPUs, with whose memory it was not compared")
     if not free:
-        return ok("memory", told)
+        return ok("memory", text)
     if settings.workers * each > free:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
-        return problem("memory", f"{told}, but {memory_size(free)} are free", advice)
-    return ok("memory", f"{told}, and {memory_size(free)} are free")
+        return problem("memory", f"{text}, but {memory_size(free)} are free", advice)
+    return ok("memory", f"{text}, and {memory_size(free)} are free")
 
 
 def _one_domain_out(experiment: Experiment, library: Library) -> Experiment:
-    """The experiment; of one that holds out every domain in turn, its first run."""
+    """The experiment, or, if it holds out every domain in turn, its first run."""
     if experiment.protocol.held_out != EVERY_DOMAIN:
         return experiment
     first = library.manifest(experiment.data).domains[0]

@@ -1,4 +1,4 @@
-"""What was found: each thing looked at, how it stands, and what to do about it; and the verdict over all of it."""
+"""Results of checks: state, description and advice of each, and a verdict on all of them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fedpgp.core.redaction import redacted
 
 
 class State(IntEnum):
-    """How something stands; the higher, the worse."""
+    """The state of a check; higher is worse."""
 
     ok = 0
     warning = 1
-    """it will work, but not as well as it could, or nobody has tried it"""
+    """works, but not optimally, or is untested"""
     problem = 2
-    """something will not work, or has been damaged"""
+    """will not work, or is damaged"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -31,36 +31,36 @@ class Finding:
     """what to do; None: nothing"""
 
     def shown(self) -> Finding:
-        """As it can be shown to anyone: without credentials, and without the name of the home folder."""
+        """The finding without credentials and without the path of the home folder."""
         return Finding(self.name, self.state, _shown(self.what), self.advice and _shown(self.advice))
 
 
 def ok(name: str, what: str) -> Finding:
-    """It is as it should be."""
+    """A check that passed."""
     return Finding(name, State.ok, what)
 
 
 def warning(name: str, what: str, advice: str) -> Finding:
-    """It could be better."""
+    """Something that could be better."""
     return Finding(name, State.warning, what, advice)
 
 
 def problem(name: str, what: str, advice: str | None = None) -> Finding:
-    """It has to be seen to. Without advice `what` is an error of ours, which says what to do."""
+    """Something that must be fixed. Without advice, `what` is an error message that includes it."""
     return Finding(name, State.problem, what, advice)
 
 
 def worst(findings: Sequence[Finding]) -> State:
-    """The state of the whole."""
+    """The worst state of all findings."""
     return max((finding.state for finding in findings), default=State.ok)
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """All of it in one line."""
+    """Summarize all findings in one line."""
     named = {state: _names(findings, state) for state in (State.problem, State.warning)}
-    told = [f"{_counted(len(names), state.name)} ({', '.join(names)})" for state, names in named.items() if names]
+    counts = [f"{_counted(len(names), state.name)} ({', '.join(names)})" for state, names in named.items() if names]
     start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst(findings)]
-    return f"{start}: {', '.join(told) or f'all {len(findings)} checks passed'}"
+    return f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
 
 
 def _names(findings: Sequence[Finding], state: State) -> list[str]:

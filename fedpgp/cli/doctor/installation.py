@@ -1,4 +1,4 @@
-"""Python and the packages: there, inside the ranges that fedpgp asks for, and whether its tests have seen them."""
+"""Check that Python and the packages are installed, in the required ranges, and in versions that were tested."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TESTED = {
     "torch": "2.14",
     "torchvision": "0.29",
 }
-"""What the tests have last passed with. Of others nothing is known, as long as they are inside the range."""
+"""The versions with which the tests last passed. Others in the required range are untested."""
 
 
 def examine() -> Iterator[Finding]:
-    """Python, then what is wrong with single packages, then all others together."""
+    """Check Python, then each package; packages without a finding are counted in one line."""
     try:
         about, texts = importlib.metadata.metadata(PACKAGE), importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def _python(wanted: str | None) -> Finding:
 
 
 def _package(requirement: Requirement) -> Finding | None:
-    """What is wrong with a package; None: nothing."""
+    """A problem or warning about a package, if any."""
     name, label = requirement.name, f"package {requirement.name}"
     repair = f'pip install "{name}{requirement.specifier}"'
     try:
@@ -66,7 +66,7 @@ def _package(requirement: Requirement) -> Finding | None:
 
 
 def _seen(name: str, version: str) -> Finding | None:
-    """A warning if the tests have not seen a version with these first two numbers; None: no reason to."""
+    """A warning if no version with the same major and minor number was tested."""
     tested = TESTED.get(name)
     if tested is None or Version(version).release[:2] == Version(tested).release:
         return None
@@ -75,5 +75,5 @@ def _seen(name: str, version: str) -> Finding | None:
 
 
 def _always(requirement: Requirement) -> bool:
-    """Not only for an extra, or another platform."""
+    """Whether the requirement applies without extras on this platform."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": ""})

@@ -1,4 +1,4 @@
-"""The machine, and the cluster where one is named: cores, memory, GPUs, and room where we write."""
+"""Check the machine and the cluster, if one is given: cores, memory, GPUs, and free disk space."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fedpgp.federation.backends import driver
 Node = Mapping[str, float]
 """What a node has, as Ray counts it: `CPU`, `GPU`, `memory` in bytes."""
 LITTLE = 10**9
-"""Bytes on a disk below which a warning is due."""
+"""Free bytes on a disk below which there is a warning."""
 RAY_STOPS_AT = 0.95
-"""Share of a disk in use from which Ray puts nothing more there."""
+"""Used share of a disk from which Ray stores no more objects on it."""
 
 
 def examine(experiment: Experiment) -> Iterator[Finding]:
-    """What is here to run on."""
+    """Check this machine."""
     here = provenance.hardware()
     free = free_memory()
     memory = f"{here['memory_gib']} GiB of memory" + ("" if free is None else f", {memory_size(free)} of it free")
@@ -38,7 +38,7 @@ def examine(experiment: Experiment) -> Iterator[Finding]:
 
 
 def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
-    """What torch can use of what there is.
+    """Compare the GPUs that torch can use with those of the machine.
 
     Args:
         seen: by torch.
@@ -54,7 +54,7 @@ def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
 
 
 def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
-    """The cluster, if one is named, and the nodes that actors would run on; none if it is out of reach."""
+    """Check the cluster, if one is given; also returns the nodes for actors, none if the cluster is unreachable."""
     try:
         found = None if resources.backend == "serial" else driver.cluster(resources)
     except ResourceError as error:
@@ -71,7 +71,7 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
 
 
 def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
-    """Whether one can write there, and how much.
+    """Check that a folder is writable and has free space.
 
     Args:
         use: what is written there.
@@ -84,21 +84,21 @@ def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
     except OSError as error:
         return problem(name, f"{use}: nothing can be written to {place} ({error.strerror})", advice)
     usage = shutil.disk_usage(place)
-    told = f"{use}: {disk_size(usage.free)} of {disk_size(usage.total)} free at {place}"
+    text = f"{use}: {disk_size(usage.free)} of {disk_size(usage.total)} free at {place}"
     if busy and usage.free < (1 - RAY_STOPS_AT) * usage.total:
-        return warning(name, f"{told}; Ray puts no objects there once {RAY_STOPS_AT:.0%} are in use", advice)
+        return warning(name, f"{text}; Ray puts no objects there once {RAY_STOPS_AT:.0%} are in use", advice)
     if usage.free < LITTLE:
-        return warning(name, told, advice)
-    return ok(name, told)
+        return warning(name, text, advice)
+    return ok(name, text)
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself, or what is there of the way to it."""
+    """The folder, or its nearest parent that exists."""
     return next(one for one in (folder, *folder.parents) if one.exists())
 
 
 def free_memory() -> int | None:
-    """Bytes that new processes can have, at most what a container may; None: this system does not say."""
+    """Bytes available to new processes, within the limit of a container; None: unknown on this system."""
     available = provenance.named("/proc/meminfo", "MemAvailable")
     if available is None:
         return None

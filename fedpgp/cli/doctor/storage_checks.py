@@ -1,4 +1,4 @@
-"""What lies under a storage root, read and not changed: feature caches, runs, sweeps, and their mirror in MLflow."""
+"""Check a storage root without changing it: feature caches, runs, sweeps, and their mirror in MLflow."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedpgp.tracking.mirror import stale_runs
 from fedpgp.tracking.sweep_writer import tag_of
 
 FILE = "sqlite:///"
-"""Before the path of an MLflow store that is a file: looking into one that is not there would make it."""
+"""Scheme of an MLflow store in a file. Opening a missing one would create it."""
 
 
 def examine(experiment: Experiment) -> Iterator[Finding]:
-    """Everything under `storage.root`."""
+    """Check everything below `storage.root`."""
     root = experiment.storage.root.expanduser().absolute()
     yield from _caches(root / "features")
     runs, sweeps = _Folders.of(root / "runs", _run), _Folders.of(root / "sweeps", _sweep)
@@ -49,16 +49,16 @@ class _Folders:
     states: Counter[str] = field(default_factory=Counter)
     interrupted: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
-    """what is wrong, by name"""
+    """error message by name"""
     ended: set[str] = field(default_factory=set)
-    """by what the mirror knows them by"""
+    """by the value of their tag in MLflow"""
 
     @classmethod
     def of(cls, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]]) -> _Folders:
-        """Read all there are.
+        """Read all folders.
 
         Args:
-            read: opens one and reads all that a report would; gives it, and what the mirror knows it by.
+            read: opens a folder and reads all that a report needs; returns it and the value of its tag in MLflow.
         """
         found = cls()
         for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
@@ -78,14 +78,14 @@ class _Folders:
         return found
 
     def findings(self, name: str, advice: str) -> Iterator[Finding]:
-        """The damaged, the killed, and all others in one line."""
+        """One problem for each damaged folder, and one line for all others."""
         for what in self.damaged.values():
             yield problem(name, what, "resume it if it is to go on, else move the folder away")
-        told = ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()))
+        counts = ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()))
         if self.interrupted:
-            yield warning(name, f"{told}: killed was {', '.join(self.interrupted)}", advice)
-        elif told or not self.damaged:
-            yield ok(name, told or "none yet")
+            yield warning(name, f"{counts}: killed was {', '.join(self.interrupted)}", advice)
+        elif counts or not self.damaged:
+            yield ok(name, counts or "none yet")
 
 
 def _run(path: Path) -> tuple[StatusFolder, str]:
