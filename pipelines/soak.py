@@ -1,4 +1,4 @@
-"""Run experiments and sweeps for half an hour and report what grows: `python pipelines/soak.py [--minutes 30] [--json]`.
+"""Run and sweep for half an hour and report what grows: `python pipelines/soak.py [--minutes 30] [--json]`.
 
 The same as `fedpgp bench soak`. Needs only the installed package, so a copy runs anywhere.
 """

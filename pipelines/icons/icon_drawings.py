@@ -164,7 +164,7 @@ class Drawings:
 
 
 def concepts() -> dict[str, list[str]]:
-    """Concept -> what families call it, in alphabetical order."""
+    """Concept -> its names in the families, in alphabetical order."""
     table = read_table()["concepts"]
     return {name: [str(word) for word in table[name]] for name in sorted(table)}
 
@@ -204,7 +204,7 @@ def load(families: Sequence[str], cache: Path, say: Callable[[str], None]) -> Dr
 
 
 def checked_metadata(package: Package, cache: Path) -> dict[str, Any]:
-    """What a package says about itself: version of the drawings, licence; refused if it is not what we rely on."""
+    """Version and licence of the drawings, as the package states them; an unexpected licence is an error."""
     folder = fetch(package, cache)
     about, info = (json.loads((folder / file).read_text(encoding="utf-8")) for file in ("package.json", "info.json"))
     said = {about["license"].replace(" ", "-"), info["license"]["spdx"]}
@@ -302,7 +302,7 @@ def _rasteriser(cache: Path) -> Any:
 
 @dataclass(frozen=True)
 class Look:
-    """How each of n drawings is shown; all tensors have n rows."""
+    """How each of n drawings is rendered; all tensors have n rows."""
 
     ink: Tensor  # RGB in 0..1, for one-colour drawings [n, 3]
     paper: Tensor  # RGB of the background [n, 3]

@@ -1,4 +1,4 @@
-"""Measure the embedded world with the product's own runs and write the figures into its model card.
+"""Measure the icons and their model with fedpgp runs, and write the results into the model card.
 
 One command: python pipelines/icons/icon_figures.py
 """
@@ -105,7 +105,7 @@ def probes(settings: Experiment) -> list[str]:
 
 
 def identity(settings: Experiment) -> list[str]:
-    """What was measured."""
+    """The section of the model card with the results."""
     data, backbone = manifest.build(settings.data), model.load(settings.backbone)
     parameters = sum(p.numel() for p in backbone.model.parameters())
     return [

@@ -39,8 +39,8 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "1000000000",
     "OMP_WAIT_POLICY": "passive",
 }
-"""Read when a process starts. Without the first three glibc gives memory back at every step, which makes small models
-several times slower; without the last, threads that wait for each other burn the cores of a busy machine."""
+"""Read when a process starts. Without the first three, glibc returns memory at every step, which makes small models
+several times slower. Without the last, waiting threads occupy the cores of a busy machine."""
 PIXELS = MODEL["vision_cfg"]["image_size"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SCALE = 25.0
@@ -333,7 +333,7 @@ STAGES = {
     "joint": ("visual", "text"),
     "context": ("visual", "text"),
 }
-"""The stages in order, and what each trains."""
+"""The stages in order, with the parts that each trains."""
 SHARES = (0.45, 0.2, 0.2, 0.05, 0.05, 0.05)
 """Shares of the styles where all are seen."""
 KEPT = {
@@ -374,7 +374,7 @@ class Pretraining:
         self.parts = {"teacher": self.teacher, "codes": self.codes, "text": self.text, "visual": self.clip.visual}
 
     def run(self, stages: Sequence[str]) -> None:
-        """These stages, but for those that are done, each from the files of all before it."""
+        """Run the stages that are not done, each from the files of all earlier ones."""
         for number, (stage, trained) in enumerate(STAGES.items()):
             path = self.folder / f"{number}-{stage}.pt"
             if path.is_file():
@@ -436,15 +436,15 @@ class Pretraining:
     def _contrastive(self, step: int) -> Tensor:
         """One batch's loss: pictures against their captions, and concepts against all concepts in one wording."""
         corpus = self.corpus
-        told = corpus.rng.random() < 0.6  # the same name in several styles: the caption must match both
-        if told:
+        styled = corpus.rng.random() < 0.6  # the same name in several styles: the caption must match both
+        if styled:
             names = np.repeat(corpus.pick_names(64, 0.65), 4)
             styles = corpus.styles(256, (0.2, 0.25, 0.25, 0.1, 0.1, 0.1))
         else:
             names = corpus.pick_names(256, 0.65)
             share = corpus.styled_neutral
             styles = corpus.styles(256, (0.85 - share, share / 2, share / 2, 0.05, 0.05, 0.05))
-        spoken = [style if told else None for style in styles.tolist()]
+        spoken = [style if styled else None for style in styles.tolist()]
         pictures = corpus.pictures(corpus.pick_drawings(names), styles, 0.5)
         with torch.no_grad():
             wanted = self._in_style(F.normalize(self.teacher(pictures), dim=-1), styles)
@@ -452,7 +452,7 @@ class Pretraining:
         labels = torch.from_numpy(names)
         images = encode_image(self.clip, pictures)
         words = encode_text(self.clip, self.tokenizer(texts))
-        key = labels * len(icons.STYLES) + (styles if told else 0)
+        key = labels * len(icons.STYLES) + (styles if styled else 0)
         same = (key[:, None] == key).float()
         target = same / same.sum(1, keepdim=True)
         logits = SCALE * images @ words.T
@@ -462,7 +462,7 @@ class Pretraining:
             return loss
         chosen = labels < corpus.num_concepts
         wordings = NEUTRAL
-        if told:
+        if styled:
             style = int(styles[corpus.rng.integers(len(styles))])
             chosen = chosen & (styles == style)
             wordings = tuple(text.replace("{style}", STYLE_WORDS[icons.STYLES[style]][0]) for text in STYLED)
@@ -491,7 +491,7 @@ class Pretraining:
         optimise("joint", steps, groups, self._contrastive, self.log, self._checked)
 
     def _context(self, steps: int) -> None:
-        """The same with upright pictures only for neutral captions, so that there is something to be told."""
+        """As `_joint`, but neutral captions only have upright pictures, so that a style in the caption is informative."""
         self.corpus.styled_neutral = 0.0
         groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 5e-4), (self.text, 3e-4)]
         optimise("context", steps, groups, self._contrastive, self.log, self._checked)
@@ -529,7 +529,7 @@ BEGIN, END = "<!-- log: written by pipelines/icons/pretrain_icon_clip.py -->", "
 
 
 def keep_log(log: Path, card: Path) -> None:
-    """The log, without times of day, in the model card."""
+    """Write the log, without times of day, into the model card."""
     lines = [line[10:] for line in log.read_text(encoding="utf-8").splitlines()]
     text = card.read_text(encoding="utf-8")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
@@ -563,7 +563,7 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
             (images @ encode_text(clip, tokens).T).argmax(1).eq(labels).float() * 100 for tokens in (neutral, styled)
         )
         parts = " ".join(f"{name} {right[domain_ids == i].mean():.0f}" for i, name in enumerate(domains))
-        return f"zero-shot {right.mean():.1f} (told the style: {right_styled.mean():.1f}; {parts})"
+        return f"zero-shot {right.mean():.1f} (style in the caption: {right_styled.mean():.1f}; {parts})"
 
     return check
 
