@@ -491,7 +491,7 @@ class Pretraining:
         optimise("joint", steps, groups, self._contrastive, self.log, self._checked)
 
     def _context(self, steps: int) -> None:
-        """As `_joint`, but neutral captions only have upright pictures, so that a style in the caption is informative."""
+        """As `_joint`, but neutral captions only have upright pictures, so that styles in captions are informative."""
         self.corpus.styled_neutral = 0.0
         groups: list[tuple[nn.Module, float]] = [(self.clip.visual, 5e-4), (self.text, 3e-4)]
         optimise("context", steps, groups, self._contrastive, self.log, self._checked)
