@@ -311,7 +311,7 @@ def test_unknown_tags_are_refused_with_the_known_ones():
     assert "'opennai'" in told
     assert "laion2b_s34b_b88k" in told
     assert "tags: none" in refusal(name="tiny", weights="openai")
-    assert "None is neither" in refusal(name="ViT-B-16", weights=None)
+    assert "None is not a file" in refusal(name="ViT-B-16", weights=None)
 
 
 def test_a_tag_brings_weights_activation_and_preprocessing(small_models, tiny_file, monkeypatch):
