@@ -21,7 +21,7 @@ ROOT = {"__init__", "__main__"}
 ONLY_IN = {
     "ray": (
         "federation/backends/actors", "federation/backends/driver",
-        "experiments/sweeps/trainable", "experiments/sweeps/tune_runner",
+        "experiments/sweeps/tune_runner",
     ),
     "mlflow": ("export/mlflow_model", "tracking/"),
     "typer": ("cli/",),

@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,12 @@ def run_tracked(
 def _extract(
     experiment: Experiment, *, restarted: bool = False, callback: RunCallback, stop: threading.Event
 ) -> list[Path]:
-    with forward_warnings(callback):
-        return runner.extract_only(experiment, callback, stop)
+    with forward_warnings(callback), ExitStack() as stack:
+        callback.on_prepare()
+        ready = plan(experiment)
+        backend = runner.make_backend(experiment.resources, stop)
+        stack.callback(backend.close)
+        return runner.extract_all([ready], backend, callback)
 
 
 def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+import yaml
 
 from fedpgp import config, methods
 from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
-from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
-from fedpgp.core.errors import BackboneError, RunError
+from fedpgp.config import (
+    BackboneSettings,
+    DataSettings,
+    Experiment,
+    MethodSettings,
+    ResourceSettings,
+    StorageSettings,
+    differing,
+)
+from fedpgp.core.errors import BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
@@ -25,6 +36,8 @@ from fedpgp.data.protocol import FederatedData
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.storage.object_store import ObjectStore
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.run_index import RunIndex
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +194,36 @@ def _check_storage(storage: StorageSettings) -> None:
         raise RunError(f"storage.root: {storage.root.absolute()}: MLflow supports no ? in a path; use another folder")
     if storage.uri:
         ObjectStore.at(storage.uri).make()
+
+
+def refuse_edited(plan: Plan) -> None:
+    """Check for unfinished runs with other settings. Call it if no run has exactly the settings of the plan.
+
+    Raises:
+        ConfigError: an unfinished run on this machine has the same name, seed and held-out domain, but other settings.
+    """
+    experiment = plan.experiment
+    now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)
+    for store, then in sorted(_unfinished(experiment), key=lambda found: -found[0].identity["created_ms"]):
+        if all(then[key] == now[key] for key in ("seed", "protocol.held_out")):
+            edited = [f"  {key}: was {then.get(key)}, is {now.get(key)}" for key in differing([then, now])]
+            raise ConfigError(
+                f"--resume: no run has exactly these settings; {store.path} ({store.state}) has others:\n"
+                + "\n".join(edited)
+                + "\nrestore its settings to continue it, or start a new run without --resume"
+            )
+
+
+def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str, Any]]]:
+    """Runs of this name without a writer, with their settings; skips those that this version cannot read."""
+    for path in RunIndex(experiment.storage.root).named(experiment.name):
+        with suppress(FedPGPError, yaml.YAMLError):
+            store = RunFolder.open(path)
+            if store.state in ("interrupted", "stopped", "failed"):
+                settings = sources.complete(config.parse(yaml.safe_load(store.config_yaml)))
+                manifest, weights = (store.identity.get(key) for key in ("manifest_digest", "weights_fingerprint"))
+                plugins = store.identity.get("plugins")
+                yield store, config.dotted(settings, manifest=manifest, weights=weights, plugins=plugins)
 
 
 def describe_resources(resources: ResourceSettings) -> str:

@@ -25,8 +25,7 @@ from fedpgp.core.files import is_full
 from fedpgp.core.redaction import redacted
 from fedpgp.core.text import memory_size
 from fedpgp.data.summary import partition_table
-from fedpgp.experiments.planning import Plan, describe_resources, plan
-from fedpgp.experiments.resume import refuse_edited
+from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.backends.serial import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
@@ -153,17 +152,6 @@ def advance(
         if backend is None:
             workers.close()
     return store.path
-
-
-def extract_only(experiment: Experiment, callback: RunCallback, stop: threading.Event) -> list[Path]:
-    """Extract the features of an experiment without running it; return the cache files."""
-    callback.on_prepare()
-    ready = plan(experiment)
-    backend = make_backend(experiment.resources, stop)
-    try:
-        return extract_all([ready], backend, callback)
-    finally:
-        backend.close()
 
 
 def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:

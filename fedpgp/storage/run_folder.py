@@ -296,12 +296,10 @@ class RunFolder(StatusFolder):
     def _known(self) -> dict[int, tuple[float | None, dict[str, Any]]]:
         """Validation score and checkpoint reference of every round; read once, then updated by `commit`."""
         if self._references is None:
-            self._references = {}
-            for path in self._round_paths():
-                self._references[int(path.stem)] = (
-                    selection_score(round_files.row(path).metrics),
-                    round_files.reference(path),
-                )
+            self._references = {
+                int(path.stem): (selection_score(round_files.row(path).metrics), round_files.reference(path))
+                for path in self._round_paths()
+            }
         return self._references
 
     def _round_path(self, number: int) -> Path:

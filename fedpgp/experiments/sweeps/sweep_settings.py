@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
@@ -14,12 +17,13 @@ from fedpgp import config, methods
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
-from fedpgp.experiments.sweeps import search_space
-from fedpgp.experiments.sweeps.search_space import Term
 from fedpgp.federation.metrics import METRICS
 
 FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
+GRID = "grid_search"
+RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
+TERMS = (GRID, "choice", *RANGES)
 
 
 class FoldSettings(Settings):
@@ -60,6 +64,30 @@ class TuneSettings(Settings):
         raise ValueError(f"unknown metric; {hint}")
 
 
+@dataclass(frozen=True)
+class Term:
+    """The domain of one key: `grid_search` or `choice` of values; `uniform`, `loguniform`, `randint` of [low, high)."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether every value is tried."""
+        return self.kind == GRID
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """Draw a value of a term other than `grid_search`."""
+        if self.kind == "choice":
+            return self.values[int(generator.integers(len(self.values)))]
+        low, high = self.values
+        if self.kind == "randint":
+            return int(generator.integers(low, high))
+        if self.kind == "uniform":
+            return float(generator.uniform(low, high))
+        return math.exp(generator.uniform(math.log(low), math.log(high)))
+
+
 SECTIONS = frozenset(
     key
     for key, field in config.Experiment.model_fields.items()
@@ -93,7 +121,7 @@ class Sweep(Settings):
     @property
     def terms(self) -> dict[str, Term]:
         """The parsed search space."""
-        return {key: search_space.parse(key, value) for key, value in self.space.items()}
+        return {key: parse_term(key, value) for key, value in self.space.items()}
 
 
 def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
@@ -154,6 +182,40 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _is_term(value: Any) -> bool:
+    """Whether a value looks like a term: a mapping with one key that is the name of a term, or similar to one."""
+    return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
+
+
+def parse_term(key: str, value: Any) -> Term:
+    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`.
+
+    Raises:
+        ConfigError: invalid term.
+    """
+    shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
+    ((kind, given),) = value.items()
+    if isinstance(given, str):
+        raise ConfigError(f"space: {key}: {kind}: text such as {given!r} is not executed; {shape}")
+    if kind not in TERMS:
+        raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
+    if kind in RANGES and not _is_range(kind, given):
+        raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
+    return Term(kind, tuple(given))
+
+
+def _is_range(kind: str, given: list[Any]) -> bool:
+    kinds: type | tuple[type, ...] = int if kind == "randint" else (int, float)
+    if len(given) != 2 or not all(isinstance(bound, kinds) and not isinstance(bound, bool) for bound in given):
+        return False
+    low, high = given
+    return bool(-math.inf < low < high < math.inf and (kind != "loguniform" or low > 0))
+
+
 def _base(given: Any, folder: Path) -> dict[str, Any]:
     """Read the base experiment: a mapping, a path (also relative to the sweep's folder), or a shipped name."""
     if isinstance(given, Mapping):
@@ -182,7 +244,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> li
             raise ConfigError(f"override {key}: {option} overrides it; use {instead}")
     space, variants = (dict(tree[key]) if isinstance(tree.get(key), Mapping) else {} for key in ("space", "variants"))
     messages = [message for key, value in base.items() for message in _replace(space, variants, key, value)]
-    terms = {key: value for key, value in base.items() if search_space.is_term(value)}
+    terms = {key: value for key, value in base.items() if _is_term(value)}
     tree.update({key: value for key, value in (("space", space), ("variants", variants)) if value or key in tree})
     if terms:
         tree["space"] = space | terms

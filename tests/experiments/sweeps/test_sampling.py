@@ -8,7 +8,7 @@ import pytest
 
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.experiments.sweeps import search_space, sweep_settings
+from fedpgp.experiments.sweeps import sweep_settings
 from fedpgp.experiments.sweeps.sampling import draw, folds
 from fedpgp.storage.sweep_folder import Fold
 
@@ -75,13 +75,13 @@ def test_draws_depend_on_seed_key_sample_and_point_alone():
 def test_ranges_are_those_of_tune():
     """randint excludes its upper bound; loguniform is uniform in the logarithm."""
     generator = numpy_generator(1, "test")
-    whole = search_space.parse("k", {"randint": [2, 5]})
+    whole = sweep_settings.parse_term("k", {"randint": [2, 5]})
     assert {whole.draw(generator) for _ in range(100)} == {2, 3, 4}
-    rate = search_space.parse("k", {"loguniform": [1e-4, 1.0]})
+    rate = sweep_settings.parse_term("k", {"loguniform": [1e-4, 1.0]})
     draws = [rate.draw(generator) for _ in range(2000)]
     assert all(1e-4 <= value < 1 for value in draws)
     assert sum(math.log10(value) for value in draws) / 2000 == pytest.approx(-2, abs=0.1)
-    choice = search_space.parse("k", {"choice": ["a", "b"]})
+    choice = sweep_settings.parse_term("k", {"choice": ["a", "b"]})
     assert {choice.draw(generator) for _ in range(50)} == {"a", "b"}
 
 
