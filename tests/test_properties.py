@@ -1,4 +1,4 @@
-"""What must hold for whatever is given, not only for the examples of the other tests."""
+"""Properties that hold for any input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ tried = settings(
 few = settings(tried, max_examples=25)
 
 
-def told(error, *words):
+def check_message(error, *words):
     """A refusal says what it is about, by one of these words."""
     assert str(error)
     assert any(word in str(error) for word in words), error
@@ -52,7 +52,7 @@ def test_a_partition_is_disjoint_covers_all_and_follows_its_seed(scheme, labels,
     try:
         held = assign(wanted, splits, clients, seed)["train"]
     except DataError as error:
-        told(error, "partition")
+        check_message(error, "partition")
         return
     assert len(held) == clients
     assert np.array_equal(np.sort(np.concatenate(held)), np.arange(len(labels)))
@@ -78,7 +78,7 @@ def test_an_average_is_weighted_by_weights_that_sum_to_one_however_it_is_cut(wei
 
 @tried
 @given(st.sets(st.integers(0, 10**9), min_size=1, max_size=20), st.integers(1, 3), st.integers(1, 5), st.randoms())
-def test_a_cache_gives_back_what_was_put_in(tmp_path_factory, rows, views, width, random):
+def test_a_cache_returns_what_was_written(tmp_path_factory, rows, views, width, random):
     path, key = tmp_path_factory.mktemp("cache") / "a.arrow", FeatureKey("m", "w", "t", views=views)
     order = list(rows)
     random.shuffle(order)
@@ -89,7 +89,7 @@ def test_a_cache_gives_back_what_was_put_in(tmp_path_factory, rows, views, width
     assert np.array_equal(found, features[asked, views - 1])
 
 
-def test_cut_at_any_byte_a_checkpoint_is_refused(tmp_path):
+def test_a_checkpoint_truncated_or_changed_at_any_byte_is_refused(tmp_path):
     reference = checkpoint.save(tmp_path, State(1, {"ctx": torch.ones(2)}, {"u": torch.ones(2, 1)}), "d")
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -103,7 +103,7 @@ def test_cut_at_any_byte_a_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["rounds", "checkpoints"])
-def test_with_its_last_file_cut_anywhere_a_run_goes_on_from_the_round_before(tmp_path, kind):
+def test_with_its_last_file_truncated_a_run_resumes_from_the_round_before(tmp_path, kind):
     store = RunFolder.create(tmp_path, "x", "d", "name: x\n", {})
     for number in (1, 2):
         state = State(number, {"ctx": torch.full((2,), float(number))}, {})
@@ -126,7 +126,7 @@ NAME = st.text(min_size=1, max_size=40)
 
 @few
 @given(st.lists(NAME, min_size=1, max_size=4, unique=True), st.sampled_from([1, 4, 16]))
-def test_any_names_are_encoded_as_by_the_plain_tower_or_named(names, n_ctx):
+def test_any_class_names_are_encoded_as_by_the_plain_tower_or_refused(names, n_ctx):
     """The plain way of CoOp: "X ... X NAME." is tokenised, and the embeddings of the letters X are replaced."""
     tower = TINY.model
     tokens = TOKENS([f"{'X ' * n_ctx}{readable(name)}." for name in names])
@@ -135,7 +135,7 @@ def test_any_names_are_encoded_as_by_the_plain_tower_or_named(names, n_ctx):
         ours = freeze(TINY, names, "a {}.").on(range(len(names))).encode(ctx)[0]
     except DataError as error:
         long = [readable(name) for name in names if len(TOKENS.encode(f"a {readable(name)}.")) + n_ctx > 70]
-        told(error, *(form for name in long for form in (name, repr(name)[1:-1])))
+        check_message(error, *(form for name in long for form in (name, repr(name)[1:-1])))
         return
     x = tower.token_embedding(tokens)
     x = torch.cat([x[:, :1], ctx.expand(len(names), -1, -1), x[:, 1 + n_ctx :]], dim=1) + tower.positional_embedding
@@ -144,7 +144,7 @@ def test_any_names_are_encoded_as_by_the_plain_tower_or_named(names, n_ctx):
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_a_name_too_long_is_an_error_that_names_it():
+def test_a_class_name_that_is_too_long_is_refused():
     with pytest.raises(DataError, match="zebra zebra"):
         freeze(TINY, ["cat", "zebra " * 80], "a {}.")
 
@@ -188,7 +188,7 @@ def test_any_settings_run_a_round_or_are_refused_by_name(root, changes):
         wanted = config.parse(config.assign(base, changes))
         path = runner.run(wanted, False, RunCallback(), threading.Event())
     except UserError as error:
-        told(error, "")
+        check_message(error, "")
         return
     rows = RunFolder.open(path).rounds()
     assert rows

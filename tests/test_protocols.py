@@ -1,4 +1,4 @@
-"""Protocols through the whole of a run: what is measured, and what it leaves."""
+"""Protocols in whole runs: metrics and files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(root, **changes):
     return runner.run(config.parse(tree), False, RunCallback(), threading.Event())
 
 
-def test_leave_one_domain_out_ends_in_rows_and_a_partition(root):
+def test_leave_one_domain_out_writes_rows_and_a_partition(root):
     folder = run(root)
     store = RunFolder.open(folder)
     metrics = store.rounds()[-1].metrics
@@ -60,7 +60,7 @@ def test_methods_are_compared_on_the_same_partition(root):
     assert len(digests) == 1
 
 
-def test_all_held_out_domains_are_no_single_run(root):
+def test_a_single_run_cannot_hold_out_all_domains(root):
     everything = {**TREE["protocol"], "held_out": "all"}
     with pytest.raises(DataError, match=r"held_out: all means 3 experiments"):
         run(root, protocol=everything)

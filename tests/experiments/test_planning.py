@@ -1,4 +1,4 @@
-"""What was edited before `--resume` is refused and named; what is simply another run is not."""
+"""`--resume` is refused if the settings of an unfinished run were edited."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_edited_setting_is_refused_with_the_difference(begun):
     assert len(RunFolder.find(begun)) == 1  # nothing was begun
 
 
-def test_other_data_and_weights_are_an_edit_too(begun):
+def test_changed_data_and_weights_count_as_edits(begun):
     (store,) = RunFolder.find(begun)
     digest = store.identity["config_digest"]
     others = {"config_digest": "0" * 12, "weights_fingerprint": "1" * 12, "manifest_digest": "2" * 12}
@@ -85,7 +85,7 @@ def test_another_run_is_not_an_edit(begun, overrides):
     assert len(RunFolder.find(begun)) == 2
 
 
-def test_what_nobody_has_to_go_on_with_is_not_in_the_way(begun):
+def test_finished_running_and_unreadable_runs_are_ignored(begun):
     """A finished run, one that another process is at work on, and one that this version cannot read."""
     edited = settings(begun, "federation.lr=0.5")
     (store,) = RunFolder.find(begun)
@@ -96,7 +96,7 @@ def test_what_nobody_has_to_go_on_with_is_not_in_the_way(begun):
     assert RunFolder.open(first).state == "finished"
 
 
-def test_a_driver_in_the_place_of_a_dead_one_begins_what_the_other_had_not(begun):
+def test_a_restarted_driver_ignores_edits(begun):
     assert run(settings(begun, "federation.lr=0.5"), resume=False, restarted=True).is_dir()
 
 

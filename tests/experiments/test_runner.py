@@ -1,4 +1,4 @@
-"""One experiment end to end: equal whatever runs it, equal after any kill, and its files as promised."""
+"""One experiment end to end: its files, and the same bits on every backend and after a kill."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_second_run_opens_the_cache(root, reference, monkeypatch):
     assert numbers(again) == numbers(reference)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(root, reference):
+def test_a_stopped_run_resumes_to_the_same_bits(root, reference):
     """Asked to stop after its first round, it abandons the second."""
     stop = threading.Event()
 
@@ -166,7 +166,7 @@ def test_resuming_a_finished_run_changes_nothing(root, reference):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_a_run_goes_on_to_the_same_bits(root, reference, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(root, reference, tmp_path):
     """SIGKILL in the middle, twice, then resume: every round once, and the uninterrupted run's bits."""
     file = tmp_path / "killed.yaml"
     file.write_text(yaml.safe_dump({**BASE, "name": "killed", "storage": {"root": str(root)}}))
@@ -185,7 +185,7 @@ def test_killed_anywhere_a_run_goes_on_to_the_same_bits(root, reference, tmp_pat
     assert numbers(path) == numbers(reference)
 
 
-def test_a_failed_run_says_why_and_resumes(root, monkeypatch):
+def test_a_failed_run_records_the_reason(root, monkeypatch):
     wanted = settings(root, federation__lr=1e30)
     with pytest.raises(Exception, match=r"client \d, round [12], local training: loss is nan"):
         run(wanted)
@@ -193,7 +193,7 @@ def test_a_failed_run_says_why_and_resumes(root, monkeypatch):
     assert "loss is nan" in RunFolder.open(path).status["reason"]
 
 
-def test_a_full_disk_ends_a_run_in_a_line_that_says_where(reference, root, monkeypatch):
+def test_a_full_disk_ends_a_run_with_one_line_and_it_resumes(reference, root, monkeypatch):
     """Nothing can be written any more, the status neither: killed, as far as others see, and it goes on from there."""
     wanted, commit = settings(root, federation__lr=0.3), RunFolder.commit
 
@@ -226,7 +226,7 @@ def test_zero_shot_has_one_round_and_sends_nothing(root):
     assert row.metrics["test/base"] >= 0
 
 
-def test_killed_here_a_run_goes_on_elsewhere_with_a_uri_alone(reference, tmp_path):
+def test_a_killed_run_resumes_on_another_machine_with_only_the_uri(reference, tmp_path):
     """SIGKILL after a round is there; another machine, which has nothing, ends with the uninterrupted run's bits."""
     uri = (tmp_path / "kept").as_uri()
     tree = {**BASE, "name": "kept", "tracking": {"mlflow": False}}
@@ -239,10 +239,10 @@ def test_killed_here_a_run_goes_on_elsewhere_with_a_uri_alone(reference, tmp_pat
         time.sleep(0.002)
     process.kill()
     process.wait()
-    told = []
+    events = []
     storage = {"root": str(tmp_path / "there"), "uri": uri}
-    path = run(config.parse({**tree, "storage": storage}), resume=True, callback=EventStream(told.append))
-    assert next(event.arguments[1] for event in told if event.method == "on_begin") >= 1
+    path = run(config.parse({**tree, "storage": storage}), resume=True, callback=EventStream(events.append))
+    assert next(event.arguments[1] for event in events if event.method == "on_begin") >= 1
     assert numbers(path) == numbers(reference)
     kept = RunFolder.open(tmp_path / "kept" / "runs" / path.name)
     assert (kept.state, numbers(kept.path)) == ("finished", numbers(reference))
@@ -263,7 +263,7 @@ def test_class_specific_contexts_have_no_novel(root):
     assert "test/hm" not in metrics
 
 
-def test_views_are_cached_apart_for_training(root):
+def test_training_views_have_their_cache(root):
     tree = {**BASE, "data": {"name": "shapes", "views": 2}, "storage": {"root": str(root)}}
     before = set((root / "features").glob("*.arrow"))
     run(config.parse(tree))
@@ -278,7 +278,7 @@ def test_settings_of_a_method_are_checked_and_filled_in():
         planning.settle(config.parse({"method": {"name": "fedpgp", "rnk": 3}}))
 
 
-def test_a_cache_deleted_while_it_is_used_changes_nothing_and_is_made_again(tmp_path, reference):
+def test_a_cache_deleted_during_a_run_changes_nothing_and_is_extracted_again(tmp_path, reference):
     """It is mapped: whoever has it open keeps it."""
 
     def after_first(event):

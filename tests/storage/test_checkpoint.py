@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, or not at all."""
+"""Checkpoints are restored bit for bit, or refused."""
 
 import json
 
@@ -17,7 +17,7 @@ STATE = State(
 )
 
 
-def test_a_state_comes_back_bit_for_bit_and_in_its_own_order(tmp_path):
+def test_a_state_is_restored_bit_for_bit_with_its_key_order(tmp_path):
     reference = json.loads(json.dumps(checkpoint.save(tmp_path, STATE, "digest")))
     state = checkpoint.load(tmp_path, reference, "digest")
     assert state.round == 7
@@ -29,25 +29,25 @@ def test_a_state_comes_back_bit_for_bit_and_in_its_own_order(tmp_path):
     assert torch.signbit(state.shared["ctx"][0, 1])
 
 
-def test_a_method_without_parameters_has_a_checkpoint_too(tmp_path):
+def test_a_state_without_parameters_is_saved_and_loaded(tmp_path):
     reference = checkpoint.save(tmp_path, State(0, {}, {}), "digest")
     assert checkpoint.load(tmp_path, reference, "digest") == State(0, {}, {})
 
 
-def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
+def test_saving_again_replaces_the_file(tmp_path):
     checkpoint.save(tmp_path, State(7, {}, {}), "digest")
     reference = checkpoint.save(tmp_path, STATE, "digest")
     assert [path.name for path in tmp_path.iterdir()] == ["000007.safetensors"]
     assert (tmp_path / "000007.safetensors").stat().st_size == reference["files"][-1]["bytes"]
 
 
-def test_a_foreign_checkpoint_is_refused_naming_both_sides(tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     reference = checkpoint.save(tmp_path, STATE, "aaaa")
     with pytest.raises(RunError, match=r"000007.safetensors: belongs to configuration aaaa, not bbbb"):
         checkpoint.load(tmp_path, reference, "bbbb")
 
 
-def test_a_torn_a_damaged_and_a_missing_checkpoint_are_refused(tmp_path):
+def test_truncated_damaged_and_missing_checkpoints_are_refused(tmp_path):
     reference = checkpoint.save(tmp_path, STATE, "digest")
     path = tmp_path / reference["files"][0]["file"]
     content = path.read_bytes()
@@ -65,7 +65,7 @@ def test_a_torn_a_damaged_and_a_missing_checkpoint_are_refused(tmp_path):
         checkpoint.load(tmp_path, reference, "digest")
 
 
-def test_what_is_not_kept_is_superfluous(tmp_path):
+def test_superfluous_lists_all_checkpoints_but_those_to_keep(tmp_path):
     for number in (1, 2, 3):
         checkpoint.save(tmp_path, State(number, {}, {}), "digest")
     found = checkpoint.superfluous(tmp_path, {"000002.safetensors"})

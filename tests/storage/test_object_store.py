@@ -1,4 +1,4 @@
-"""Runs kept behind a URI: whole objects in the order that a kill needs, and resumed with that URI alone."""
+"""Runs in an object store: the order of uploads, and resuming with only the URI."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def commit(store, number):
     )
 
 
-def test_a_round_is_there_before_it_is_here_and_after_its_checkpoint(tmp_path, bucket):
+def test_a_round_is_uploaded_after_its_checkpoint_and_before_the_local_write(tmp_path, bucket):
     store = new(tmp_path / "a")
     assert [path.rpartition("/")[2] for _, path in bucket.done] == ["config.yaml", "status.json", "identity.json"]
     del bucket.done[:]
@@ -102,7 +102,7 @@ def test_a_round_is_there_before_it_is_here_and_after_its_checkpoint(tmp_path, b
     assert [row.round for row in store.rounds()] == [1]
 
 
-def test_another_machine_goes_on_with_the_uri_alone(tmp_path, bucket):
+def test_another_machine_resumes_with_only_the_uri(tmp_path, bucket):
     store = new(tmp_path / "a")
     with store.lock():
         for number in (1, 2, 3, 4):
@@ -123,7 +123,7 @@ def test_another_machine_goes_on_with_the_uri_alone(tmp_path, bucket):
     assert [row.round for row in found(tmp_path / "c").rounds()] == [1, 2, 3, 4, 5]
 
 
-def test_what_is_kept_there_replaces_a_stale_copy(tmp_path, bucket):
+def test_the_remote_copy_replaces_a_stale_local_one(tmp_path, bucket):
     commit(new(tmp_path / "a"), 1)
     commit(found(tmp_path / "b"), 2)
     stale = RunFolder.open(tmp_path / "a" / "runs" / f"demo-{DIGEST}")
@@ -134,7 +134,7 @@ def test_what_is_kept_there_replaces_a_stale_copy(tmp_path, bucket):
         assert [row.round for row in found(tmp_path / "a").rounds()] == [1, 2]  # a writer's folder is left alone
 
 
-def test_a_torn_round_is_dropped_there_as_well(tmp_path, bucket):
+def test_a_truncated_round_is_removed_remotely_too(tmp_path, bucket):
     store = new(tmp_path / "a")
     for number in (1, 2):
         commit(store, number)
@@ -146,7 +146,7 @@ def test_a_torn_round_is_dropped_there_as_well(tmp_path, bucket):
     assert not path.exists()
 
 
-def test_a_run_that_was_not_told_of_is_no_run_and_its_name_is_taken(tmp_path, bucket):
+def test_an_unpublished_run_is_ignored_but_its_name_is_not_reused(tmp_path, bucket):
     bucket.broken = "identity.json"
     with pytest.raises(FedPGPError, match="no route to host"):
         new(tmp_path / "a")
@@ -157,7 +157,7 @@ def test_a_run_that_was_not_told_of_is_no_run_and_its_name_is_taken(tmp_path, bu
     assert found(tmp_path / "b").path.name == f"demo-{DIGEST}.2"
 
 
-def test_objects_on_a_plain_disk_get_their_name_when_they_are_whole(tmp_path):
+def test_objects_on_a_local_disk_are_renamed_once_complete(tmp_path):
     there = ObjectStore.at((tmp_path / "kept").as_uri()) / "x"
     assert there.names() == []
     there.put("a/b.txt", b"first")
@@ -183,13 +183,13 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, bucket, monkey
     assert list((tmp_path / "copy").iterdir()) == []
 
 
-def test_pyarrows_file_system_in_memory():
+def test_an_in_memory_file_system():
     there = ObjectStore(*fs.FileSystem.from_uri("mock:///kept"))
     there.make()
     there.put("a/b.txt", b"first")
     assert (there.names(), (there / "a").names()) == (["a"], ["b.txt"])
 
 
-def test_a_uri_that_means_nothing_is_refused_without_its_password():
+def test_an_unknown_uri_is_refused_without_showing_its_password():
     with pytest.raises(RunError, match=r"storage\.uri: .*nowhere://\.\.\.; use a URI that pyarrow\.fs knows"):
         ObjectStore.at("nowhere://me:secret@host/x")

@@ -1,4 +1,4 @@
-"""A run's folder: what is committed stays, what is half-done goes."""
+"""Run folders: committed rounds are kept, incomplete files are removed."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def damage(path):
     path.write_bytes(content[: len(content) // 2])
 
 
-def test_a_new_run_is_whole_and_says_what_it_is(store, tmp_path):
+def test_a_new_run_is_complete(store, tmp_path):
     assert store.path == tmp_path / "runs" / f"demo-{DIGEST}"
     assert names(tmp_path / "runs") == [f"demo-{DIGEST}"]
     opened = RunFolder.open(store.path)
@@ -53,7 +53,7 @@ def test_a_new_run_is_whole_and_says_what_it_is(store, tmp_path):
     assert opened.clients().schema == CLIENT_SCHEMA
 
 
-def test_runs_of_one_digest_lie_side_by_side_and_the_newest_is_resumed(store, tmp_path):
+def test_runs_of_one_digest_are_numbered_and_the_newest_is_resumed(store, tmp_path):
     later = [RunFolder.create(tmp_path, "demo", DIGEST, "", {}).path.name for _ in range(9)]
     assert later == [f"demo-{DIGEST}.{number}" for number in range(2, 11)]
     RunFolder.create(tmp_path, "demo.2", DIGEST, "", {})
@@ -68,7 +68,7 @@ def test_another_folder_is_not_a_run(tmp_path):
         RunFolder.open(tmp_path)
 
 
-def test_rounds_come_back_as_committed(store):
+def test_rounds_are_read_as_committed(store):
     commit(store, 1)
     commit(store, 2)
     assert store.rounds() == [
@@ -95,7 +95,7 @@ def test_the_last_two_checkpoints_are_kept(store):
     assert state.personal["u"].tolist() == [[-4.0]] * 3
 
 
-def test_a_torn_checkpoint_takes_its_round_with_it(store, caplog):
+def test_a_round_with_a_truncated_checkpoint_is_dropped(store, caplog):
     for number in (1, 2, 3):
         commit(store, number)
     damage(store.checkpoints / "000003.safetensors")
@@ -109,7 +109,7 @@ def test_a_torn_checkpoint_takes_its_round_with_it(store, caplog):
     assert store.last_good(DIGEST)[0].round == 3
 
 
-def test_a_torn_round_is_dropped_too(store):
+def test_a_truncated_round_is_dropped(store):
     commit(store, 1)
     commit(store, 2)
     damage(store.path / "rounds" / "000002.arrow")
@@ -119,7 +119,7 @@ def test_a_torn_round_is_dropped_too(store):
     assert [row.round for row in store.rounds()] == [1]
 
 
-def test_without_a_good_checkpoint_the_run_begins_anew(store):
+def test_without_a_readable_checkpoint_the_run_starts_over(store):
     assert store.last_good(DIGEST) is None
     commit(store, 1)
     commit(store, 2)
@@ -137,7 +137,7 @@ def test_a_checkpoint_without_its_round_does_not_count(store):
     assert names(store.checkpoints) == ["000001.safetensors"]
 
 
-def test_a_foreign_run_is_refused_and_left_alone(store):
+def test_a_run_of_another_configuration_is_refused_and_unchanged(store):
     commit(store, 1)
     with pytest.raises(RunError, match=f"belongs to configuration {DIGEST}, not ffff"):
         store.last_good("ffff")
@@ -168,7 +168,7 @@ def test_the_lock_removes_what_a_killed_writer_left(store):
         assert store.status["state"] == "running"
 
 
-def test_an_error_under_the_lock_stays_what_it_is(store):
+def test_an_error_under_the_lock_is_not_converted(store):
     with pytest.raises(BlockingIOError, match="mine"), store.lock():
         raise BlockingIOError("mine")
 
@@ -185,7 +185,7 @@ def test_a_finished_run_is_compacted(store):
     assert store.status["state"] == "finished"
 
 
-def test_how_a_run_ended(store):
+def test_failed_and_stopped_statuses(store):
     store.fail("client 3, round 2, train: loss is nan")
     assert (store.status["state"], store.status["reason"]) == ("failed", "client 3, round 2, train: loss is nan")
     store.stop("SIGTERM")
@@ -206,7 +206,7 @@ def test_the_best_checkpoint_by_validation_is_kept(store):
         store.state_at(3)
 
 
-def test_a_damaged_middle_round_takes_those_after_it_along(store, caplog):
+def test_rounds_after_a_damaged_one_are_dropped(store, caplog):
     for number in (1, 2, 3):
         commit(store, number)
     damage(store.path / "rounds" / "000002.arrow")

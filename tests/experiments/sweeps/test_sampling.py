@@ -1,4 +1,4 @@
-"""Trials drawn by hand: how many, which, in which order, with which ids."""
+"""Sampled trials: number, order, settings and ids."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def test_ranges_are_those_of_tune():
     assert {choice.draw(generator) for _ in range(50)} == {"a", "b"}
 
 
-def test_what_is_drawn_twice_is_run_once():
+def test_duplicate_trials_are_dropped():
     drawn = draw(sweep(space={"method.rank": {"choice": [1, 2]}}, tune={"num_samples": 20}))
     assert sorted(trial.settings["method.rank"] for trial in drawn.trials) == [1, 2]
     assert drawn.repeated == 18
 
 
-def test_the_id_is_of_the_configuration_without_folds_and_paths():
+def test_the_trial_id_ignores_folds_and_paths():
     def only(**tree):
         (trial,) = draw(sweep({**BASE, **tree})).trials
         return trial.id
@@ -108,7 +108,7 @@ def test_the_id_is_of_the_configuration_without_folds_and_paths():
     assert held[0] == held[1]
 
 
-def test_all_that_is_wrong_is_named_at_once():
+def test_all_invalid_trials_are_reported_at_once():
     search_space = {"method.rank": {"grid_search": [1, 0]}, "federation.lr": {"grid_search": [0.1, -1.0]}}
     with pytest.raises(ConfigError) as error:
         draw(sweep(space=search_space))
@@ -117,21 +117,21 @@ def test_all_that_is_wrong_is_named_at_once():
     assert any("federation.lr" in line and "[2 of 4 trials: rank=1, lr=-1; rank=0, lr=-1]" in line for line in lines)
 
 
-def test_a_wrong_key_is_told_once():
+def test_an_unknown_key_is_reported_once():
     with pytest.raises(ConfigError, match=r"^method fedpgp: rnk: unknown key; did you mean rank\?$"):
         draw(sweep(space={"method.rnk": {"grid_search": [1, 2, 4]}}))
 
 
 @pytest.mark.parametrize(
-    ("base", "metric", "says"),
+    ("base", "metric", "message"),
     [
         (LODO, "val/hm", "val/hm is not measured with protocol.name=leave_one_domain_out"),
         (LODO, "val/held_out", "use val/local, val/all"),
         ({"protocol": {"name": "all_classes"}}, "test/base", "use test/local, test/all"),
     ],
 )
-def test_a_metric_that_is_not_measured(base, metric, says):
-    with pytest.raises(ConfigError, match=says):
+def test_a_metric_that_is_not_measured(base, metric, message):
+    with pytest.raises(ConfigError, match=message):
         draw(sweep(base, tune={"metric": metric}))
 
 

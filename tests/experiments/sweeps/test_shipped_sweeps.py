@@ -33,11 +33,11 @@ def test_it_runs(name, root, ray_cluster):
     if settings.folds.held_out is not None:
         first = manifest.build(DataSettings(name="icons")).domains[:1]
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
-    told = []
+    events = []
     folder = sweep_runner.run(
-        settings.model_copy(update={"space": space}), None, EventStream(told.append), NoTracking()
+        settings.model_copy(update={"space": space}), None, EventStream(events.append), NoTracking()
     )
     results = folder.results().values()
     assert len(results) == max(1, len(settings.variants))
-    assert {result.state for result in results} == {"finished"}, told
+    assert {result.state for result in results} == {"finished"}, events
     assert all(0 <= result.value <= 100 for result in results)

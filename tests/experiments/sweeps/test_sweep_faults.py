@@ -56,8 +56,8 @@ class Command:
         """Wait for something to be seen on disk while it runs."""
         deadline = time.monotonic() + PATIENCE
         while not reached():
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
             time.sleep(0.02)
 
     def wait(self):
@@ -73,7 +73,7 @@ class Command:
         self.process.wait()
 
     @property
-    def said(self):
+    def text(self):
         return self.output.read_text()
 
 
@@ -103,11 +103,11 @@ def entries(root, uri=None):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     command = Command(tmp_path_factory.mktemp("undisturbed"))
-    assert command.wait() == 0, command.said
+    assert command.wait() == 0, command.text
     return numbers(command.root)
 
 
-def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undisturbed):
+def test_a_sweep_killed_three_times_resumes_to_the_same_numbers(tmp_path, undisturbed):
     root = tmp_path / "store"
     for reached in (lambda: committed(root) >= 3, lambda: ended(root) >= 1, lambda: ended(root) >= 2):
         command = Command(root, "--resume", resources=ACTORS)
@@ -115,7 +115,7 @@ def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undistu
         command.kill()
         assert SweepFolder.find(root)[0].state == "interrupted"
     last = Command(root, "--resume", resources=ACTORS)
-    assert last.wait() == 0, last.said
+    assert last.wait() == 0, last.text
     assert numbers(root) == undisturbed
     (folder,) = SweepFolder.find(root)
     assert [result.state for result in folder.results().values()] == ["finished"] * 3
@@ -129,22 +129,22 @@ def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path, undistu
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_stops_it_and_resume_goes_on(tmp_path, undisturbed, number):
+def test_a_signal_stops_a_sweep_and_resume_continues_it(tmp_path, undisturbed, number):
     root = tmp_path / "store"
     command = Command(root, resources=ACTORS)
     command.until(lambda: ended(root) >= 1)
     below = descendants(command.process.pid)
     command.process.send_signal(number)
-    assert command.wait() == 130, command.said
-    assert "--resume" in command.said
-    assert "Traceback" not in command.said
+    assert command.wait() == 130, command.text
+    assert "--resume" in command.text
+    assert "Traceback" not in command.text
     assert [name for pid, name in below.items() if alive(pid)] == []
     (folder,) = SweepFolder.find(root)
     assert folder.state == "stopped"
     assert {result.state for result in folder.results().values()} == {"finished"}
     assert {RunFolder.open(path).state for path in (root / "runs").glob("[!.]*")} <= {"finished", "stopped"}
     assert "RUNNING" not in {entry.info.status for entry in entries(root)[1]}
-    assert (again := Command(root, "--resume", resources=ACTORS)).wait() == 0, again.said
+    assert (again := Command(root, "--resume", resources=ACTORS)).wait() == 0, again.text
     assert numbers(root) == undisturbed
 
 
@@ -156,11 +156,11 @@ def alive(pid, seconds=20):
     return Path(f"/proc/{pid}/stat").exists()
 
 
-def test_two_sweeps_at_once_run_what_they_share_once(tmp_path, undisturbed):
+def test_concurrent_sweeps_run_shared_trials_once(tmp_path, undisturbed):
     root = tmp_path / "store"
     both = [Command(root, name="one"), Command(root, name="two", rates=(0.02, 0.01, 0.05))]
     for command in both:
-        assert command.wait() == 0, command.said
+        assert command.wait() == 0, command.text
     found = numbers(root)
     assert len(found) == len({digest for digest, _ in found}) == 8
     assert [one for one in found if one in undisturbed] == undisturbed
@@ -183,7 +183,7 @@ files.write_durably = write_durably
 """
 
 
-def test_a_full_disk_ends_it_with_advice_and_keeps_the_rows(tmp_path, undisturbed):
+def test_a_full_disk_ends_a_sweep_with_advice_and_keeps_the_rows(tmp_path, undisturbed):
     """Every process is made to find the disk full while a file is there."""
     root, flag = tmp_path / "store", tmp_path / "full"
     (tmp_path / "sitecustomize.py").write_text(FULL_DISK.format(flag=str(flag)))
@@ -191,24 +191,24 @@ def test_a_full_disk_ends_it_with_advice_and_keeps_the_rows(tmp_path, undisturbe
     command = Command(root, environment={"PYTHONPATH": path})
     command.until(lambda: ended(root) >= 1)
     flag.touch()
-    assert command.wait() == 1, command.said
-    assert command.said.replace("\n", " ").count(f"{root}: disk full") == 1
-    assert "--resume" in command.said
+    assert command.wait() == 1, command.text
+    assert command.text.replace("\n", " ").count(f"{root}: disk full") == 1
+    assert "--resume" in command.text
     assert committed(root) >= 16
     flag.unlink()
-    assert (again := Command(root, "--resume")).wait() == 0, again.said
+    assert (again := Command(root, "--resume")).wait() == 0, again.text
     assert numbers(root) == undisturbed
 
 
-def test_without_its_tracking_server_it_goes_on_and_is_mirrored_later(tmp_path, undisturbed):
+def test_without_its_tracking_server_a_sweep_finishes_and_is_synced_later(tmp_path, undisturbed):
     root = tmp_path / "store"
     command = Command(
         root, tracking={"uri": "http://127.0.0.1:9"}, environment={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     )
-    assert command.wait() == 0, command.said
-    assert command.said.count("MLflow at http://127.0.0.1:9") == 1
-    assert "Retrying" not in command.said
-    assert f"fedpgp track sync {root}" in command.said.replace("\n", "")
+    assert command.wait() == 0, command.text
+    assert command.text.count("MLflow at http://127.0.0.1:9") == 1
+    assert "Retrying" not in command.text
+    assert f"fedpgp track sync {root}" in command.text.replace("\n", "")
     assert numbers(root) == undisturbed
     uri = tracking.default_uri(root)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Sweeps on Ray Tune, on the smallest world: each fold once, failures alone, schedulers, and their mirror."""
+"""Small sweeps on Ray Tune: failures, resuming, schedulers, and MLflow."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def sweep(root, rates, mlflow=False, seeds=(1,), rounds=2, **tune):
     )
 
 
-def run(wanted, rerun=None):
+def run(settings, rerun=None):
     """The folder, and the events on the way."""
-    told = []
-    return sweep_runner.run(wanted, rerun, EventStream(told.append), MLflowTracker()), told
+    events = []
+    return sweep_runner.run(settings, rerun, EventStream(events.append), MLflowTracker()), events
 
 
 def states(folder):
@@ -51,12 +51,12 @@ def runs(root):
 def done(ray_cluster, tmp_path_factory):
     """Three trials of two folds, of which the second fails."""
     root = tmp_path_factory.mktemp("store")
-    wanted = sweep(root, [0.1, 1e30, 0.05], mlflow=True, seeds=(1, 2))
-    return root, wanted, *run(wanted)
+    settings = sweep(root, [0.1, 1e30, 0.05], mlflow=True, seeds=(1, 2))
+    return root, settings, *run(settings)
 
 
 def test_a_trial_that_raises_fails_alone(done):
-    root, _, folder, told = done
+    root, _, folder, events = done
     assert states(folder) == {"lr=0.1": "finished", "lr=1e+30": "failed", "lr=0.05": "finished"}
     failed = folder.trials[1].id
     assert "ClientError" in folder.traceback(failed)
@@ -64,13 +64,13 @@ def test_a_trial_that_raises_fails_alone(done):
     assert folder.status["state"] == "failed"
     assert folder.status["reason"] == "1 trial(s) failed"
     assert Counter(store.state for store in runs(root)) == {"finished": 4, "failed": 1}
-    warnings = [event.arguments[0] for event in told if event.method == "on_message" and event.arguments[1]]
+    warnings = [event.arguments[0] for event in events if event.method == "on_message" and event.arguments[1]]
     assert len(warnings) == 1
     assert warnings[0].startswith("lr=1e+30 failed: client ")
-    assert [event.arguments[:2] for event in told if event.method == "on_trials"][-1] == (3, 3)
+    assert [event.arguments[:2] for event in events if event.method == "on_trials"][-1] == (3, 3)
 
 
-def test_the_mirror_has_a_sweep_with_its_trials_and_their_folds(done, tmp_path):
+def test_mlflow_has_the_sweep_its_trials_and_their_folds(done, tmp_path):
     root, _, folder, _ = done
     client = MlflowClient(tracking.default_uri(root))
     experiment = client.get_experiment_by_name("fedpgp").experiment_id
@@ -87,7 +87,7 @@ def test_the_mirror_has_a_sweep_with_its_trials_and_their_folds(done, tmp_path):
     assert [point.step for point in client.get_metric_history(fold.info.run_id, "val/hm")] == [1, 2]
 
 
-def test_parents_in_the_mirror_say_what_ran_on_what(done):
+def test_parent_runs_in_mlflow_have_provenance_tags(done):
     root, _, folder, _ = done
     client = MlflowClient(tracking.default_uri(root))
     entries = client.search_runs([client.get_experiment_by_name("fedpgp").experiment_id])
@@ -107,39 +107,39 @@ def test_parents_in_the_mirror_say_what_ran_on_what(done):
     assert seeds == {**dict.fromkeys(digests), "lr=1e+30": "1"}  # one fold began there; the others had two
 
 
-def test_what_has_ended_is_not_run_again(done, monkeypatch):
-    _, wanted, folder, _ = done
+def test_ended_trials_are_not_repeated(done, monkeypatch):
+    _, settings, folder, _ = done
     before = folder.results()
     monkeypatch.setattr(tune_runner, "run", None)
-    again, told = run(wanted)
+    again, events = run(settings)
     assert again.results() == before
-    notes = [event.arguments[0] for event in told if event.method == "on_message"]
+    notes = [event.arguments[0] for event in events if event.method == "on_message"]
     assert notes == ["2 of 3 trials finished before", "1 of 3 trials failed before; run them again with --rerun failed"]
 
 
-def test_rerun_failed_runs_those_and_no_other(done):
-    root, wanted, _, _ = done
+def test_rerun_failed_repeats_only_failed_trials(done):
+    root, settings, _, _ = done
     before = {store.path.name: store.status for store in runs(root)}
-    run(wanted, "failed")
+    run(settings, "failed")
     changed = [store for store in runs(root) if before.get(store.path.name) != store.status]
     assert [(store.state, store.identity["seed"]) for store in changed] == [("failed", 1)]
     assert set(before) == {store.path.name for store in runs(root)}  # it went on in its folder
 
 
 def test_resume_rerun_failed_and_rerun_all_select_different_trials(done, monkeypatch):
-    _, wanted, folder, _ = done
+    _, settings, folder, _ = done
     chosen = []
     monkeypatch.setattr(tune_runner, "run", lambda settings, folder, todo, *rest: chosen.append(todo))
 
     def selected(rerun):
         del chosen[:]
-        run(wanted, rerun)
+        run(settings, rerun)
         return [one.label for todo in chosen for one in todo]
 
     assert selected(None) == selected("missing") == []
     assert selected("failed") == ["lr=1e+30"]  # which now has no result: it is missing
     with pytest.raises(RunError, match=r"this sweep exists \(\w+, 2 of 3 trials ended\); continue with --resume, or"):
-        run(wanted)
+        run(settings)
     assert selected("missing") == ["lr=1e+30"]
     folder.record(Result(folder.trials[1].id, "failed", None, (), "No space left on device"))
     assert selected("missing") == []
@@ -151,7 +151,7 @@ def test_resume_rerun_failed_and_rerun_all_select_different_trials(done, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "stopped"), [("asha", [2, 3, 4, 5]), ("median", [4, 5])])
-def test_schedulers_stop_what_lags_behind(ray_cluster, tmp_path, scheduler, stopped):
+def test_schedulers_stop_trials_that_fall_behind(ray_cluster, tmp_path, scheduler, stopped):
     """One trial at a time, each worse than the one before after two rounds: asha stops all but the first, the median
     rule those for which there are three others to compare with."""
     rates = [0.01, 0.001, 0.0001, 0.1, 0.5]

@@ -1,4 +1,4 @@
-"""What a sweep may say, and how it is refused."""
+"""Settings of sweeps: loading, overrides, and errors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def write(folder, **tree):
     return str(path)
 
 
-def test_a_sweep_is_read_and_written_back_to_the_same(tmp_path):
-    sweep, said = sweep_settings.load(write(tmp_path, space=GRID, folds={"seeds": [1, 2]}, tune={"scheduler": "asha"}))
-    assert (sweep.name, sweep.folds.seeds, sweep.tune.scheduler, said) == ("mine", (1, 2), "asha", [])
+def test_a_sweep_is_loaded_and_dumped_without_changes(tmp_path):
+    sweep, notes = sweep_settings.load(write(tmp_path, space=GRID, folds={"seeds": [1, 2]}, tune={"scheduler": "asha"}))
+    assert (sweep.name, sweep.folds.seeds, sweep.tune.scheduler, notes) == ("mine", (1, 2), "asha", [])
     assert sweep.terms["method.rank"].values == (1, 2)
     assert sweep.base["data"]["name"] == "shapes"
     (tmp_path / "again.yaml").write_text(sweep_settings.dump(sweep))
@@ -38,21 +38,21 @@ def test_an_experiment_is_a_sweep_of_one_trial():
     assert (sweep.name, sweep.space, sweep.base["federation"]["rounds"]) == ("icons", {}, 3)
 
 
-def test_a_base_lies_beside_the_sweep(tmp_path):
+def test_a_base_is_found_relative_to_the_sweep(tmp_path):
     (tmp_path / "own.yaml").write_text("name: own\n")
     sweep, _ = sweep_settings.load(write(tmp_path, base="own.yaml"))
     assert sweep.base == {"name": "own"}
 
 
 @pytest.mark.parametrize("key", ["method.rank", "base.method.rank"])
-def test_an_override_wins_over_the_space_and_says_so(tmp_path, key):
-    sweep, said = sweep_settings.load(write(tmp_path, space=GRID), [f"{key}=3", "tune.max_concurrent=2", "name=other"])
+def test_an_override_replaces_a_key_of_the_space_with_a_message(tmp_path, key):
+    sweep, notes = sweep_settings.load(write(tmp_path, space=GRID), [f"{key}=3", "tune.max_concurrent=2", "name=other"])
     assert list(sweep.space) == ["method.mu"]
     assert (sweep.base["method"]["rank"], sweep.tune.max_concurrent, sweep.name) == (3, 2, "other")
-    assert said == ["space: method.rank was {'grid_search': [1, 2]}, is now method.rank=3"]
+    assert notes == ["space: method.rank was {'grid_search': [1, 2]}, is now method.rank=3"]
 
 
-def test_what_every_trial_is_repeated_over_is_not_set_in_the_base(tmp_path):
+def test_fold_settings_cannot_be_overridden_in_the_base(tmp_path):
     assert sweep_settings.load(write(tmp_path), ["seed=7"])[0].base["seed"] == 7  # it is repeated over nothing
     for given in ({"folds": {"seeds": [1, 2]}}, {"folds": {"seeds": [1]}}):
         with pytest.raises(ConfigError, match=r"override seed: folds\.seeds overrides it; use folds\.seeds="):
@@ -62,29 +62,29 @@ def test_what_every_trial_is_repeated_over_is_not_set_in_the_base(tmp_path):
 
 
 def test_an_override_can_be_a_term(tmp_path):
-    sweep, said = sweep_settings.load(
+    sweep, notes = sweep_settings.load(
         write(tmp_path, space=GRID), ["method.rank={grid_search: [4, 8]}", "method.tau={choice: [1]}"]
     )
     assert sweep.terms["method.rank"].values == (4, 8)
     assert set(sweep.space) == {"method.rank", "method.mu", "method.tau"}
-    assert len(said) == 1
+    assert len(notes) == 1
 
 
 def test_an_override_inside_a_section_of_the_space(tmp_path):
     """The data's name replaces the grid over data sets; the number of views, which the grid does not set, does not."""
     data = {"grid_search": [{"name": "dtd", "root": "/dtd"}, {"name": "food101", "root": "/food"}]}
     file = write(tmp_path, space={"data": data})
-    sweep, said = sweep_settings.load(file, ["base.data.name=icons"])
-    assert (sweep.space, sweep.base["data"]["name"], len(said)) == ({}, "icons", 1)
-    sweep, said = sweep_settings.load(file, ["data.views=2"])
-    assert (list(sweep.space), sweep.base["data"]["views"], said) == (["data"], 2, [])
+    sweep, notes = sweep_settings.load(file, ["base.data.name=icons"])
+    assert (sweep.space, sweep.base["data"]["name"], len(notes)) == ({}, "icons", 1)
+    sweep, notes = sweep_settings.load(file, ["data.views=2"])
+    assert (list(sweep.space), sweep.base["data"]["views"], notes) == (["data"], 2, [])
 
 
-def test_an_override_wins_over_variants_and_says_so(tmp_path):
+def test_an_override_replaces_a_key_of_variants_with_a_message(tmp_path):
     variants = {"CoOp": {"method.name": "coop", "federation.lr": 0.1}, "FedPGP": {}}
-    sweep, said = sweep_settings.load(write(tmp_path, variants=variants), ["federation.lr=0.3"])
+    sweep, notes = sweep_settings.load(write(tmp_path, variants=variants), ["federation.lr=0.3"])
     assert sweep.variants == {"CoOp": {"method.name": "coop"}, "FedPGP": {}}
-    assert said == ["variants: federation.lr of 'CoOp' is now federation.lr=0.3"]
+    assert notes == ["variants: federation.lr of 'CoOp' is now federation.lr=0.3"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_override_wins_over_variants_and_says_so(tmp_path):
         ({"base": "nothing"}, "nothing: no such file, and no shipped experiment"),
     ],
 )
-def test_what_is_refused(tmp_path, tree, message):
+def test_invalid_settings_are_refused(tmp_path, tree, message):
     with pytest.raises(ConfigError, match=message):
         sweep_settings.load(write(tmp_path, **tree))
 
@@ -127,7 +127,7 @@ def test_code_in_yaml_is_refused(tmp_path):
             sweep_settings.load(str(tmp_path / "mine.yaml"))
 
 
-def test_space_without_base_is_told(tmp_path):
+def test_a_space_without_a_base_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("space: {}\n")
     with pytest.raises(ConfigError, match="has space but no base; add base: EXPERIMENT"):
         sweep_settings.load(str(tmp_path / "mine.yaml"))
@@ -135,7 +135,7 @@ def test_space_without_base_is_told(tmp_path):
         sweep_settings.load("nothing")
 
 
-def test_leaving_domains_out_turns_any_base_into_that_protocol():
+def test_leave_one_domain_out_changes_protocol_and_partition():
     sweep = sweep_settings.leave_one_domain_out(sweep_settings.load("icons")[0])
     assert sweep.folds.held_out == "all"
     assert sweep.base["protocol"]["name"] == "leave_one_domain_out"
@@ -149,6 +149,6 @@ def test_leaving_domains_out_turns_any_base_into_that_protocol():
 
 
 @pytest.mark.parametrize("path", sorted(config.shipped_configs().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_sweep_is_one(path):
-    sweep, said = sweep_settings.load(path.stem)
-    assert (sweep.name, said) == (path.stem, [])
+def test_every_shipped_sweep_is_valid(path):
+    sweep, notes = sweep_settings.load(path.stem)
+    assert (sweep.name, notes) == (path.stem, [])

@@ -1,4 +1,4 @@
-"""The folds of a trial without Tune: each run once, failures alone, turns for a scheduler."""
+"""The folds of a trial without Tune: finished folds, failures, turns for a scheduler."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def finished_at(root, seed, rounds):
     return found
 
 
-def test_folds_follow_one_another_and_the_result_is_their_mean(root, library, backend):
+def test_folds_run_in_order_and_the_result_is_their_mean(root, library, backend):
     todo = work(root, library)
     reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
     assert [report.round for report in reports] == [1, 2, 3, 1, 2, 3, 3]
@@ -82,7 +82,7 @@ def test_folds_follow_one_another_and_the_result_is_their_mean(root, library, ba
     assert SweepFolder.open(todo.sweep).result("abc") == result
 
 
-def test_what_has_finished_in_another_sweep_is_not_run_again(root, library, monkeypatch):
+def test_folds_finished_in_another_sweep_are_not_repeated(root, library, monkeypatch):
     first = SweepFolder.open(root / "sweeps" / ("first-" + "0" * 12)).result("abc")
     monkeypatch.setattr(experiments, "advance", None)
     todo = work(root, library, sweep="second")
@@ -90,7 +90,7 @@ def test_what_has_finished_in_another_sweep_is_not_run_again(root, library, monk
     assert (result.value, result.folds) == (first.value, first.folds)
 
 
-def test_anew_runs_what_has_finished(root, library, backend):
+def test_force_repeats_finished_folds(root, library, backend):
     todo = work(root, library, seeds=(2,), sweep="third", force=True)
     result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))[-1].result
     assert finished_at(root, 2, 3) == [finished_at(root, 2, 3)[0], result.folds[0].run]
@@ -107,7 +107,7 @@ def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, li
     assert [dict(row.metrics) for row in rows[0][:3]] == [dict(row.metrics) for row in alone]
 
 
-def test_closed_early_its_runs_are_stopped_and_go_on_later(root, library, backend):
+def test_runs_of_a_trial_closed_early_are_stopped_and_resume(root, library, backend):
     todo = work(root, library, sweep="early", report_every=1, rounds=4)
     going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
     next(going)
@@ -120,7 +120,7 @@ def test_closed_early_its_runs_are_stopped_and_go_on_later(root, library, backen
     assert [len(store.rounds()) for store in begun] == [4, 4]
 
 
-def test_a_trial_that_raises_is_failed_with_its_traceback(root, library, backend):
+def test_a_trial_that_raises_fails_with_a_traceback(root, library, backend):
     todo = work(root, library, sweep="wrong", lr=1e30)
     (report,) = [
         one for one in trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()) if one.result
