@@ -15,15 +15,7 @@ from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
-from fedpgp.config import (
-    BackboneSettings,
-    DataSettings,
-    Experiment,
-    MethodSettings,
-    ResourceSettings,
-    StorageSettings,
-    differing,
-)
+from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
 from fedpgp.core.errors import BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
@@ -92,8 +84,7 @@ class Library:
 
     def __init__(self) -> None:
         self._manifests: dict[DataSettings, Manifest] = {}
-        self._backbone: tuple[BackboneSettings, Backbone] | None = None
-        self._text: tuple[Any, FrozenText] | None = None
+        self._last: dict[str, tuple[Any, Any]] = {}
 
     def manifest(self, settings: DataSettings) -> Manifest:
         """Build the manifest once for equal settings."""
@@ -105,16 +96,19 @@ class Library:
 
     def backbone(self, settings: BackboneSettings) -> Backbone:
         """Load the model once for consecutive plans that use it."""
-        if self._backbone is None or self._backbone[0] != settings:
-            self._backbone = None  # at most one in memory
-            self._backbone = (settings, model.load(settings))
-        return self._backbone[1]
+        backbone: Backbone = self._once("backbone", settings, lambda: model.load(settings))
+        return backbone
 
     def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
         """Freeze the text once for consecutive plans with the same key."""
-        if self._text is None or self._text[0] != key:
-            self._text = (key, make())
-        return self._text[1]
+        text: FrozenText = self._once("text", key, make)
+        return text
+
+    def _once(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        if kind not in self._last or self._last[kind][0] != key:
+            self._last.pop(kind, None)  # at most one in memory
+            self._last[kind] = (key, make())
+        return self._last[kind][1]
 
 
 def plan(experiment: Experiment, library: Library | None = None) -> Plan:
@@ -206,7 +200,7 @@ def refuse_edited(plan: Plan) -> None:
     now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)
     for store, then in sorted(_unfinished(experiment), key=lambda found: -found[0].identity["created_ms"]):
         if all(then[key] == now[key] for key in ("seed", "protocol.held_out")):
-            edited = [f"  {key}: was {then.get(key)}, is {now.get(key)}" for key in differing([then, now])]
+            edited = [f"  {key}: was {then.get(key)}, is {now.get(key)}" for key in config.differing([then, now])]
             raise ConfigError(
                 f"--resume: no run has exactly these settings; {store.path} ({store.state}) has others:\n"
                 + "\n".join(edited)
