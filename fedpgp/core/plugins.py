@@ -133,6 +133,14 @@ def code_keys(plugins: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {f"{section}.code": plugin["digest"] for section, plugin in plugins.items()}
 
 
+def forget(*modules: str) -> None:
+    """Let modules be imported again, with all that is in their packages."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
+        del sys.modules[name]
+    for name in modules:
+        _loaded.pop(name, None)
+
+
 def to_send() -> tuple[Code, ...]:
     """The code that other processes need: all that this process has loaded and that no environment has."""
     return tuple(_loaded.values())
@@ -199,8 +207,7 @@ def _use(setting: str, code: Code) -> None:
         raise ConfigError(
             f"{setting}: another module {code.module} is imported already ({origin or 'built in'}); rename your file"
         )
-    for name in [name for name in sys.modules if name.partition(".")[0] == code.module]:
-        del sys.modules[name]
+    forget(code.module)
     _loaded[code.module] = code
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -28,12 +28,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_announced", set())
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    path, modules = list(sys.path), set(sys.modules)
+    path = list(sys.path)
     yield tmp_path
     assert sys.path == path
-    for name in set(sys.modules) - modules:
-        if name.partition(".")[0] in ("mine", "other", "pack", "bad"):
-            del sys.modules[name]
+    plugins.forget("mine", "other", "pack", "bad")
 
 
 def package(folder):
