@@ -132,6 +132,6 @@ def test_a_resumed_run_refuses_an_edited_method(folder):
     before = yaml.safe_load((own / "identity.json").read_text())["plugins"]["method"]["digest"]
     (folder / "my_methods.py").write_text(example().replace("0.01 *", "0.02 *"))
     _, err = command(folder, "run", "my.yaml", NAME, "--resume", code=2)
-    assert re.search(rf"method\.code: {before} then, [0-9a-f]{{16}} now", err)
+    assert re.search(rf"method\.code: was {before}, is [0-9a-f]{{16}}", err)
     (folder / "my_methods.py").write_text(example())
     command(folder, "run", "my.yaml", NAME, "--resume")
