@@ -27,6 +27,8 @@ def test_clients_and_their_tests(workload, tmp_path):
     totals = result.clients.group_by(["metric"]).aggregate([("total", "sum")]).to_pydict()
     assert dict(zip(totals["metric"], totals["total_sum"], strict=True)) == {
         "train": 60,
+        "ce": 60,
+        "con": 60,
         "local": 40,
         "local_before_aggregation": 40,
         "base": 400,

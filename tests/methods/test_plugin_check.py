@@ -1,0 +1,84 @@
+"""A method from outside the package that cannot work is refused in one line, before any image is read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedpgp import config
+from fedpgp.core.errors import ConfigError
+from fedpgp.experiments import planning
+
+HEAD = """
+import torch
+from fedpgp.methods.base import Phase
+from fedpgp.methods.promptfl import PromptFL
+"""
+BROKEN = {
+    "returns no parts": ("def loss(self, params, received, frozen, batch):\n        return params['ctx'].sum()",
+        "loss returns shape (), not a tensor (K,) and a dict of its parts"),
+    "one loss for all clients": (
+        "def loss(self, *given):\n        loss, parts = super().loss(*given)\n        return loss.sum(), parts",
+        "loss has shape (), not (K,) = (2,)"),
+    "a part of another shape": (
+        "def loss(self, *given):\n        loss, _ = super().loss(*given)\n        return loss, {'all': loss.sum()}",
+        "part 'all' of the loss has shape (), not (K,) = (2,)"),
+    "not finite": (
+        "def loss(self, *given):\n        loss, parts = super().loss(*given)\n        return loss / 0, parts",
+        "loss is not finite"),
+    "raises": ("def loss(self, *given):\n        raise KeyError('ctxx')", "loss raised KeyError: 'ctxx' ("),
+    "shares what it has not": ("shared_keys = frozenset({'ctxt'})",
+        "shared_keys has ctxt, which init does not produce (it produces ctx)"),
+    "trains what it has not": (
+        "@property\n    def phases(self):\n        return (Phase(frozenset({'nothing'})),)",
+        "phases[0].keys has nothing, which init does not produce"),
+    "logits of another shape": (
+        "def loss(self, params, *rest):\n        return params['ctx'].flatten(1).sum(1), {}\n\n"
+        "    def classifier(self, params, frozen):\n        return lambda features: features[..., :1, 0]",
+        "classifier gives shape (2, 1), not logits (K, B, C) = (2, 3, "),
+    "depends on nothing": (
+        "def loss(self, params, received, frozen, batch):\n"
+        "        return torch.zeros(2, requires_grad=True) * 1, {}",
+        "loss does not depend on 'ctx', which a phase trains"),
+    "inputs of no kind": ("image_inputs = 'words'", "image_inputs is 'words', not one of pooled, patches, pixels"),
+}  # fmt: skip
+
+
+def planned(folder, body, kind="Own", bases="(PromptFL)"):
+    (folder / "broken_method.py").write_text(f"{HEAD}\n\nclass Own{bases}:\n    {body}\n")
+    tree = {
+        "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"}, "protocol": {"shots": 1},
+        "partition": {"clients": 2}, "method": {"name": f"broken_method:{kind}"},
+        "storage": {"root": str(folder / "store")},
+    }  # fmt: skip
+    return planning.plan(config.parse(tree))
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_cannot_work_is_refused_in_a_line(fault, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body, message = BROKEN[fault]
+    with pytest.raises(ConfigError) as refused:
+        planned(tmp_path, body)
+    assert message in str(refused.value)
+    assert "broken_method:Own" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_all_missing_members_are_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        planned(tmp_path, "name = 'own'", bases="")
+    assert "broken_method:Own is not a method: missing " in str(refused.value)
+    for member in ("init", "loss", "classifier", "shared_keys", "phases", "settings_type", "image_inputs"):
+        assert member in str(refused.value)
+
+
+def test_the_dry_call_changes_no_random_draw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    planned(tmp_path, "pass")
+    torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
