@@ -1,7 +1,5 @@
 """Analyses of the LoRA paper for a run: adapters against their weights, and the spectrum of personal prompts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 

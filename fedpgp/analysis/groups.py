@@ -1,7 +1,5 @@
 """Form groups of runs with equal settings, label them by what they differ in, and mark what does not compare."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

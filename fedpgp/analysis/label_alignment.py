@@ -1,7 +1,5 @@
 """Check that class names fit the labels: zero-shot accuracy against that of the best assignment of names."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The learned prompts in a run's last checkpoint, and the words nearest to them."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Analyses of the LoRA paper: overlap of a change with the weights, and spectra of matrices."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Measure memory and time of a FedPGP step on ImageNet's 1,000 classes, by how many are encoded at once."""
 
-from __future__ import annotations
-
 import gc
 import resource
 from collections.abc import Sequence

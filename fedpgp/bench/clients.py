@@ -1,7 +1,5 @@
 """Compare a block of clients as one batch with one client at a time, and count the operators of a client's step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

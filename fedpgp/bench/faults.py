@@ -1,7 +1,5 @@
 """Kill a run repeatedly at random moments, resume it, and compare it with the same run without kills."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

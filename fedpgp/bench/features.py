@@ -1,7 +1,5 @@
 """Measure extraction against the bare image tower, two actors against one, and the feature cache against Parquet."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What the benches share: a measurement with its machine, clocks, counted operations, and where the time goes."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

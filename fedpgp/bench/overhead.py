@@ -1,7 +1,5 @@
 """Measure a round of clients that do nothing: sampling, blocks, messages to the actors and back, averaging, rows."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read processes and their resources from Linux's /proc."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress

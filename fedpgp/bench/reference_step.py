@@ -4,8 +4,6 @@ Images pass through the tower at every step, prompts have 77 tokens, and four se
 alone (unused) and the hand-written ones (constant).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Compare a FedPGP round and its tests with the authors' code: clients in sequence, images encoded every time."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Measure whether the time per participant and the memory stay constant with thousands of clients."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading

@@ -1,7 +1,5 @@
 """Run experiments and sweeps for a long time in one process and one Ray, and find resources that grow."""
 
-from __future__ import annotations
-
 import gc
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Compare one local step of FedPGP (loss and gradient) with the authors' code, and both with the machine's peak."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

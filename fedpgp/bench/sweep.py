@@ -1,7 +1,5 @@
 """Measure the overhead of a sweep: between trials, at their start, of MLflow, in memory and on disk."""
 
-from __future__ import annotations
-
 import multiprocessing
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """The workload of the speed benches: Caltech101's class names, a model, and clients with random features."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The commands `fedpgp export` and `fedpgp predict`: write a learned prompt to a file, and classify images with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Commands that read finished runs: `report`, `compare`, `inspect`."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The commands `fedpgp config init|schema`."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the commands share: consoles, arguments, and notices about renamed commands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The MLflow commands: `fedpgp ui`, `fedpgp track sync`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ tokens after end-of-text are not computed; common prefixes of prompts are encode
 projections of fixed tokens are constants; the last layer runs at the end-of-text tokens only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

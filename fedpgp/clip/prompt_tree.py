@@ -1,7 +1,5 @@
 """Lays out the prompts of a class set as a tree, in which prompts share the nodes of common prefixes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil

@@ -1,7 +1,5 @@
 """Command-line overrides: reads `a.b=value` and sets the values in a nested mapping."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

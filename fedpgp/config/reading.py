@@ -1,7 +1,5 @@
 """Reads experiments from YAML, and reports all errors at once, with the nearest known keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The settings as a JSON Schema, for completion and checks in an editor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

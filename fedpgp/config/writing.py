@@ -1,7 +1,5 @@
 """Writes experiments as YAML, computes their digest, and makes their paths absolute."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Progress reports of experiments: a callback interface, and events that carry its calls between processes."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

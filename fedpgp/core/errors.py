@@ -1,7 +1,5 @@
 """Exceptions. Each message says what went wrong, where, and what to do, in one line."""
 
-from __future__ import annotations
-
 
 class FedPGPError(Exception):
     """A failure at run time. Exit code 1."""

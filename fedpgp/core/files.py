@@ -1,7 +1,5 @@
 """Durable file writes and file locks that survive a killed process."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

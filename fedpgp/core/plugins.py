@@ -3,8 +3,6 @@
 The code travels to other processes as text: unpickling a `Code` makes its module importable there, wherever they run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Describes the environment of a run: commit of the code, versions of the libraries, and hardware."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """Removes credentials from everything that is stored or shown."""
 
-from __future__ import annotations
-
 import re
 
 HIDDEN = "***"

@@ -1,7 +1,5 @@
 """Text for messages: the nearest known name, the start of a long list, errors in one line, and sizes in bytes."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

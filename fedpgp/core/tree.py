@@ -1,7 +1,5 @@
 """Parameter trees, flat mappings from keys to tensors, and operations on them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

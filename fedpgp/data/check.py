@@ -1,7 +1,5 @@
 """Reads every image of a manifest: finds unreadable and duplicate images, and computes a digest of all pixels."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

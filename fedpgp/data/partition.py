@@ -1,7 +1,5 @@
 """Divides images among clients: pure functions from labels and domains to one index array per client."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

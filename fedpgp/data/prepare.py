@@ -1,7 +1,5 @@
 """Downloads a data set if torchvision supports it, and checks it; else prints the manual steps."""
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

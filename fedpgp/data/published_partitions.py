@@ -1,7 +1,5 @@
 """The partitions of the FedPGP and FedOTP authors, reproduced exactly for comparison with their numbers."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Tables of image counts: of a manifest, and of its division among clients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Estimate what a plan or a sweep will take: images to encode, memory, time, and bytes on disk and on the wire."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterator, Sequence

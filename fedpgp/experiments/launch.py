@@ -1,7 +1,5 @@
 """Start, follow and stop runs, in this process or in a driver actor on Ray."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import uuid

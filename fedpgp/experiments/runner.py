@@ -1,7 +1,5 @@
 """Run one experiment, from settings to rows on disk."""
 
-from __future__ import annotations
-
 import threading
 import time
 import traceback

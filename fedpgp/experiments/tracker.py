@@ -1,7 +1,5 @@
 """What experiments and sweeps ask of a tracking service, without knowing which one it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Export the prompt that a client or the server of a finished run has learned, with its card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Weighted averaging of shared parameters (FedAvg, McMahan et al., 2017): sums in workers, the mean in the server."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import reduce
 

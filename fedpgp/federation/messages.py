@@ -1,7 +1,5 @@
 """Messages between the server and the workers: calls, results, and references to feature caches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

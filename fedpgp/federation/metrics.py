@@ -1,7 +1,5 @@
 """Accuracies from counts: Local, Base, Novel and their harmonic mean, per client and on average."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean, harmonic_mean
 from typing import Any

@@ -1,7 +1,5 @@
 """The state of a federation between two rounds. A module that storage can import without the server."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fedpgp.core.tree import ParamTree

@@ -1,7 +1,5 @@
 """Validate the updates of a block before aggregation, in the worker, by `federation.policy`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

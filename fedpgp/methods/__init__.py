@@ -1,7 +1,5 @@
 """The registry of methods: creates a method from its name and a mapping of settings."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any

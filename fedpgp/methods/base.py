@@ -1,7 +1,5 @@
 """The interface of a method: settings, learned and shared parameters, and a pure loss over a client axis."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

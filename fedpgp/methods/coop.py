@@ -1,7 +1,5 @@
 """CoOp (Zhou et al., 2022): a learned context before, around or after the class name. Each client trains alone."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

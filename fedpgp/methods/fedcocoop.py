@@ -1,7 +1,5 @@
 """Federated CoCoOp (Zhou et al., CVPR 2022): a small network adapts the context to each image."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """Federated LoRA (Hu et al., 2022): low-rank adapters on the text tower's attention instead of a learned prompt."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

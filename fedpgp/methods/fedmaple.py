@@ -1,7 +1,5 @@
 """Federated MaPLe (Khattak et al., CVPR 2023): deep prompts in both towers, the image's computed from the text's."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

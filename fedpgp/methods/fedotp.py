@@ -1,7 +1,5 @@
 """FedOTP (Li et al., CVPR 2024): a global and local prompts, matched with image patches by optimal transport."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

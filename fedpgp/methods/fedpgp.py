@@ -1,7 +1,5 @@
 """FedPGP (Cui et al., ICML 2024): a global prompt plus a low-rank personal part, trained with a contrastive loss."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Checks of methods from outside the package: their members, and a dry call on random features before any work."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar, get_args

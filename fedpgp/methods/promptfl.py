@@ -1,7 +1,5 @@
 """PromptFL (Guo et al., 2023): CoOp with a context that the server averages. With FedProx it is Prompt+Prox."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

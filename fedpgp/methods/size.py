@@ -1,7 +1,5 @@
 """Count a method's parameters on the backbone of the papers."""
 
-from __future__ import annotations
-
 import torch
 
 from fedpgp.clip.image_tower import VisualTower

@@ -1,7 +1,5 @@
 """Zero-shot CLIP (Radford et al., 2021): the hand-written prompt, without training."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

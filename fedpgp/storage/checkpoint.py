@@ -1,7 +1,5 @@
 """Checkpoints of a federation: a base and deltas with checksums, from which a run resumes bit for bit."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The file of a round: an immutable Arrow file with client rows, round row and checkpoint reference."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """The folder `runs` of a storage root, on this machine and behind a URI: finds runs and names new ones."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

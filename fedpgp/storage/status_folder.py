@@ -1,7 +1,5 @@
 """Base class of run and sweep folders: JSON files, a status, and the lock of the process that writes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

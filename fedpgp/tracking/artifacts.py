@@ -1,7 +1,5 @@
 """Write the artifacts of runs, trials and sweeps: tables, figures, settings, and learned parameters."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterator, Sequence

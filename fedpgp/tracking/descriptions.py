@@ -1,7 +1,5 @@
 """Write the descriptions that MLflow shows for runs, trials and sweeps, in Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

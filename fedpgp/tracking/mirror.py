@@ -1,7 +1,5 @@
 """Update the mirror: once, on request, or from a thread while a run or sweep is going on."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Mapping, Sequence, Set

@@ -1,7 +1,5 @@
 """Update MLflow with all runs and sweeps on disk: first sweeps with their folds, then standalone runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Follow experiments and sweeps into MLflow, by their callbacks."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path

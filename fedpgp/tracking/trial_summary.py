@@ -1,7 +1,5 @@
 """Summarize a trial: the mean of its folds' metrics, round by round."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev

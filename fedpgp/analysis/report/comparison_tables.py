@@ -1,7 +1,5 @@
 """The tables of a comparison: accuracies, paired differences, readings, costs, settings; and its CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of accuracy and loss over rounds, and of accuracy over clients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """All figures that a comparison can have, with their captions, and notes on those that cannot be drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Heat maps: two settings against each other, held-out domains against clients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

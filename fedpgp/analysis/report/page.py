@@ -1,7 +1,5 @@
 """A comparison as one self-contained HTML file."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from typing import Any

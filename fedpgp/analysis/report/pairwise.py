@@ -1,7 +1,5 @@
 """Two runs compared: settings that differ, metrics, and what each client gains or loses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.console import Group

@@ -1,7 +1,5 @@
 """Figures of learned prompts: spectra, similarities and nearest words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A reproduced table as tables of text, and as CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedpgp.analysis.report import tables

@@ -1,7 +1,5 @@
 """The style of all figures, readable with any colour vision and in print without colours."""
 
-from __future__ import annotations
-
 import functools
 import io
 import textwrap

@@ -1,7 +1,5 @@
 """Sweeps as tables: what will run, and how the trials ended."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of the trade-off between a client's own classes and unseen ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Write a comparison as an HTML, Markdown or CSV report, with its figures."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A reproduced table: measured numbers beside the paper's, what differs, and what is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

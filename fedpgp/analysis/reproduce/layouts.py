@@ -1,7 +1,5 @@
 """Layouts of tables: which numbers of which runs belong in which cell."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev

@@ -1,7 +1,5 @@
 """The numbers that the papers print, which of them are doubtful, and the assumptions made to reproduce them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

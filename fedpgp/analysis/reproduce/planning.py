@@ -1,7 +1,5 @@
 """Plan a table: its sweeps, checked before any work starts, and how they differ from the paper's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

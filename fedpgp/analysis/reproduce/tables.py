@@ -1,7 +1,5 @@
 """The tables by name: sweeps, data sets and layout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Run all checks, each after those that it depends on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from fedpgp.cli.doctor import installation

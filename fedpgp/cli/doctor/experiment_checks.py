@@ -1,7 +1,5 @@
 """Check what an experiment needs: data, plan, features to encode, actors, memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Check that Python and the packages are installed, in the required ranges, and in versions that were tested."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from collections.abc import Iterator

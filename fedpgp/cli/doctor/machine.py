@@ -1,7 +1,5 @@
 """Check the machine and the cluster, if one is given: cores, memory, GPUs, and free disk space."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

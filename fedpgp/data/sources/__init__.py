@@ -1,7 +1,5 @@
 """The registry of sources: one class per on-disk format."""
 
-from __future__ import annotations
-
 from fedpgp.config import DataSettings, Experiment
 from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError

@@ -1,7 +1,5 @@
 """The interface of data sources, and the rows and paths that they share."""
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

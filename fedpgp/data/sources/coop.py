@@ -1,7 +1,5 @@
 """The few-shot data sets of CoOp, with its split files or, without these, splits made as CoOp makes them."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

@@ -1,7 +1,5 @@
 """Decodes image files to RGB."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from pathlib import Path

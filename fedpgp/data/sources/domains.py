@@ -1,7 +1,5 @@
 """Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple

@@ -1,7 +1,5 @@
 """Image files under a root: lists them by given names, and reads them."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Files under a root: a local folder or a `pyarrow.fs` URI."""
 
-from __future__ import annotations
-
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Image folders: class/image, split/class/image and domain/class/image."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

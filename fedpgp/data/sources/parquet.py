@@ -1,7 +1,5 @@
 """Parquet files in Hugging Face's format: an image column, a label column, class names in the metadata."""
 
-from __future__ import annotations
-
 import json
 import re
 from bisect import bisect_right

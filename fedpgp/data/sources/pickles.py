@@ -1,7 +1,5 @@
 """Reads pickles of plain data: arrays, strings, numbers, lists and dicts. Nothing that a pickle names is imported."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Callable, Sequence

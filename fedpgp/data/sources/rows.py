@@ -1,7 +1,5 @@
 """Data sources from outside the package: a class that lists its images as rows, or scans and reads them itself."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small data set without files: coloured shapes, drawn in several styles, named by colour and shape."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

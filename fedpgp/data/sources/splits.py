@@ -1,7 +1,5 @@
 """CoOp's splits: cuts images into train, val and test, and reads and writes split files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import random

@@ -1,7 +1,5 @@
 """Draw and validate all trials of a sweep from its seed. A trial is identified by the digest of its settings."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import itertools

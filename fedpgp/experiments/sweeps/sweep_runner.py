@@ -1,7 +1,5 @@
 """Run a sweep from settings to ranked trials on Ray Tune, without relying on files that Tune keeps."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Settings of a sweep: a base experiment, variants, a search space, folds, and Tune's options."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

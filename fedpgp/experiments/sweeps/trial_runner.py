@@ -1,7 +1,5 @@
 """Run the folds of one trial, a few rounds at a time. Independent of Ray Tune."""
 
-from __future__ import annotations
-
 import threading
 import time
 import traceback

@@ -1,7 +1,5 @@
 """Run the trials of a sweep on Ray Tune: the process of a trial, and the callback that follows all of them."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Authenticate this process to a Ray cluster. Must be called before ray is imported."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

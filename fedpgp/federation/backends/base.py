@@ -1,7 +1,5 @@
 """The interface of a backend: loads a job once, then maps calls over workers. Results are equal for all backends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """The driver actor: runs a function on the cluster; commands can follow and stop it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

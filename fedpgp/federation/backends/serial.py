@@ -1,7 +1,5 @@
 """The serial backend: one worker in this process, for debugging and as the reference of other backends."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
