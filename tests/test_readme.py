@@ -51,7 +51,7 @@ ELSEWHERE = {
     "make demo": "the file Makefile, and experiments/sweeps/test_shipped_sweeps.py::test_it_runs",
     "make test": "the file Makefile",
     "fedpgp reproduce table1 --root /data": (
-        "analysis/reproduce/test_planning.py::test_every_table_is_planned_as_shipped"
+        "analysis/reproduce/test_reproduce_planning.py::test_every_table_is_planned_as_shipped"
     ),
     "fedpgp reproduce table4 --root /data --out table4": (
         "analysis/reproduce/test_cli_reproduce.py::test_table_4_on_the_folders_of_its_data_set"

@@ -187,7 +187,7 @@ def test_many_classes_make_several_trees():
 
 def test_a_name_that_does_not_fit_is_named(model):
     frozen = freeze(backbone(model), ["cat", "dog " * 70], "{}")
-    with pytest.raises(DataError, match=r"class 'dog dog .*77 tokens of the text tower"):
+    with pytest.raises(DataError, match=r"class 'dog dog .*77 tokens of the tower"):
         frozen.on([0, 1]).encode(torch.zeros(1, 16, D))
     with pytest.raises(DataError, match="longer than the 77 tokens"):
         freeze(backbone(model), ["dog " * 80], "{}")
