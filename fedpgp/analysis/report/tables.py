@@ -19,7 +19,7 @@ STYLES = {1: "bold green", 2: "underline"}
 TAGS = {1: "**{}**", 2: "<u>{}</u>"}
 """Markdown for the best and the second best value of a column."""
 MIN_TEXT_WIDTH = 18
-"""The terminal never folds text columns to fewer characters."""
+"""The terminal folds text columns to no fewer characters; in tables with three or more of them, to half as many."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Table:
     def __rich__(self) -> Group:
         """Title and caption are printed outside the grid, which would fold them to its own width."""
         grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        least = MIN_TEXT_WIDTH if self.text_columns < 3 else MIN_TEXT_WIDTH // 2
         for number, heading in enumerate(self.headings):
             text = number < self.text_columns
             width = max((len(line) for row in self.rows for line in row[number].text.splitlines()), default=0)
@@ -75,7 +76,7 @@ class Table:
                 escape(heading),
                 justify="left" if text else "right",
                 overflow="fold",
-                min_width=min(width, MIN_TEXT_WIDTH) if text else None,
+                min_width=min(width, least) if text else None,
             )
         for row in self.rows:
             grid.add_row(*(Text(cell.text, STYLES.get(cell.rank or 0, "")) for cell in row))

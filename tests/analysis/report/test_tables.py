@@ -117,3 +117,12 @@ def test_csv_has_the_numbers_in_full(compared):
     assert float(row["difference"]) == 2.0
     assert float(row["low"]) == pytest.approx(-0.484138, abs=1e-6)
     assert {row["reading"] for row in rows} == {"last", "mean_last_5", "max"}
+
+
+def test_a_terminal_of_80_columns_cuts_nothing_off():
+    """Five text columns of 40 letters each: every letter is printed."""
+    letters = "abcde"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.Table.of("", ("", "", "", "", ""), [[letter * 40 for letter in letters]], text_columns=5))
+    shown = console.file.getvalue()
+    assert [shown.count(letter) for letter in letters] == [40] * 5
