@@ -267,7 +267,7 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
         time.sleep(0.2)
     assert left == []
     (store,) = RunFolder.find(root)
-    stopped = "stopped; the run lies in" in err and store.state == "stopped"
+    stopped = "stopped; run folder:" in err and store.state == "stopped"
     at_once = (
         len(signals) == 2
         and "interrupted before the driver had stopped" in err
