@@ -75,7 +75,7 @@ class ProgressDisplay(RunCallback):
     def on_message(self, text: str, warning: bool = False) -> None:
         """Print the message."""
         prefix = "[yellow]warning[/]: " if warning else ""
-        self._console.print(f"{prefix}{escape(text)}", highlight=False)
+        self._console.print(f"{prefix}{escape(text)}", highlight=False, soft_wrap=True)
 
     def show(self, stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
         """Show the progress of a stage; a total of 0 means unknown."""
