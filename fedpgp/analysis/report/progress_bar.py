@@ -118,4 +118,4 @@ class ProgressDisplay(RunCallback):
         self._last_line = time.monotonic()
         count = f" {done}/{total}" if total else ""
         line = "  ".join(filter(None, (f"{stage}{count}", note, left)))
-        self._console.print(escape(line), highlight=False)
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
