@@ -253,7 +253,7 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
-    while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline:
+    while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     started = descendants(process.pid)
     for number in signals:

@@ -49,11 +49,13 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     address = cluster_address(resources)
     if address is not None:
         _check_reachable(address)
-    local = {"num_cpus": own_cpus(resources), "include_dashboard": False} if address is None else {"address": address}
+    options: dict[str, Any] = {"address": address}
+    if address is None:  # "local": not the cluster that `ray start` has left a note of on this machine
+        options = {"address": "local", "num_cpus": own_cpus(resources), "include_dashboard": False}
     share_heaps()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise _unreachable(address or "this machine", error) from None
     if threading.current_thread() is threading.main_thread():

@@ -1,10 +1,12 @@
-"""A local Ray cluster accepts only processes that have its token."""
+"""A local Ray cluster is a new one, and accepts only processes that have its token."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,16 @@ def test_only_its_token_opens_it(host, tmp_path):
         answer = visit(address, **stranger)
         assert "is in" not in answer
         assert answer == "" or "RAY_AUTH_TOKEN" in answer
+
+
+def test_the_note_of_another_cluster_is_not_followed():
+    """`ray start` writes the address of its cluster into the temporary folder, and leaves it there if it is killed."""
+    with tempfile.TemporaryDirectory() as folder:  # a short path, as Ray's sockets need
+        note = Path(folder) / "ray" / "ray_current_cluster"
+        note.parent.mkdir()
+        note.write_text("127.0.0.1:9")
+        env = {**os.environ, "RAY_TMPDIR": folder}
+        command = [sys.executable, "-c", HOST]
+        done = subprocess.run(command, env=env, input="\n", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.startswith("127.0.0.1:9\n")
