@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -14,17 +15,17 @@ from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet, FrozenText
 from fedpgp.clip.text_tower import tensors_of
 from fedpgp.config import FederationSettings
-from fedpgp.core.errors import ClientError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
-from fedpgp.data.protocol import FederatedData
-from fedpgp.federation.aggregation import weighted_sum
-from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update, schedule
-from fedpgp.federation.evaluation import Evaluator
-from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
+from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, local_update, schedule, validate
+from fedpgp.federation.evaluation import count
+from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
 from fedpgp.federation.resources import PROCESS_BYTES, kept_for_backward
-from fedpgp.federation.update_validation import UpdateRejected, all_finite, non_finite, validate
-from fedpgp.methods.base import Method
+from fedpgp.federation.state import weighted_sum
+from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+
+VALUES_PER_CHUNK = 1 << 24  # most logits or feature values of an evaluation at a time: 64 MB of float32
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,11 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets: dict[str, ClassSet] = {}
-        self._evaluator = Evaluator(job, self._frozen, device)
 
-    def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
+    def train(self, call: Call, shared: Arrays) -> TrainResult:
         """Train a block locally, and validate and sum its updates.
 
-        Args:
-            shared: parameters that the server sends to all clients; only read.
+        Excluded clients keep their personal parameters. `shared`, which the server sends to all clients, is only read.
 
         Raises:
             ClientError: an update is invalid, and `federation.policy` is `fail`.
@@ -68,19 +67,16 @@ class FederationWorker:
         received, personal = self._tree(shared), self._tree(call.personal)
         num_examples = self._num_examples(call.clients)
         update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
-        try:
-            valid = validate(update, received, federation)
-        except UpdateRejected as error:
-            raise self._error("local training", call, error.index, error.reason) from None
+        valid = validate(update, received, federation, call)
         weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
         return TrainResult(
             clients=call.clients,
-            shared_sum=_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
-            personal=_arrays(choose(valid.accepted, without(update.params, received), personal)),
+            shared_sum=to_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
+            personal=to_arrays(choose(valid.accepted, without(update.params, received), personal)),
             num_examples=num_examples,
             weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
-            parts=_arrays(update.parts),
+            parts=to_arrays(update.parts),
             events=valid.events,
             before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
@@ -107,9 +103,9 @@ class FederationWorker:
                     round,
                 )
             )
-        return concatenate(parts)
+        return Update.concatenate(parts)
 
-    def memory(self, call: TrainCall, shared: Arrays) -> int:
+    def memory(self, call: Call, shared: Arrays) -> int:
         """Bytes that this worker needs to train a block: frozen weights, and a chunk's features and activations.
 
         Measured on the first step of the first client.
@@ -133,40 +129,81 @@ class FederationWorker:
         per_client = kept_for_backward(step, set(weights)) + data.features.nbytes
         return PROCESS_BYTES + sum(weights.values()) + chunk * per_client
 
-    def evaluate(self, call: EvaluateCall, shared: Arrays) -> list[Counts]:
+    def evaluate(self, call: Call, shared: Arrays) -> list[Counts]:
         """Count the correct answers of each client's model on every evaluation set that its method supports.
 
         Without personal parameters all clients have one model, which runs once. With `finetune_epochs` each model is
-        first trained for that many epochs on its client's images.
+        first trained for that many epochs on its client's images; if that fails, the unchanged one is evaluated.
 
         Raises:
             ClientError: fine-tuning failed, and `federation.policy` is `fail`.
         """
-        received, personal = self._tree(shared), self._tree(call.personal)
-        models = len(call.clients) if personal else 1
-        params = {**repeated(received, models), **personal}
-        evaluated = params
-        if self.job.federation.finetune_epochs:
-            evaluated = self._finetuned(call, received, personal)
-        return [
-            *self._evaluator.counts(
-                evaluated, call.clients, self.job.data.evaluation_sets, whole=True, confusion=call.confusion
-            ),
-            *self._evaluator.global_counts(params, call, bool(shared)),
-        ]
-
-    def _finetuned(self, call: EvaluateCall, received: ParamTree, personal: ParamTree) -> ParamTree:
-        """Each client's model after `finetune_epochs`; the unchanged one if that failed and the policy allows it."""
         federation = self.job.federation
-        update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
-        finite = all_finite(update)
-        if federation.policy == "fail" and not bool(finite.all()):
-            index = int((~finite).nonzero()[0])
-            raise self._error("fine-tuning", call, index, non_finite(update, index))
-        return choose(finite, update.params, {**repeated(received, len(call.clients)), **personal})
+        received, personal = self._tree(shared), self._tree(call.personal)
+        params = evaluated = {**repeated(received, len(call.clients) if personal else 1), **personal}
+        if federation.finetune_epochs:
+            update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
+            valid = validate(update, {}, federation, call, "fine-tuning")
+            evaluated = choose(valid.accepted, update.params, {**repeated(received, len(call.clients)), **personal})
+        counts = self._counts(evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion)
+        return counts + (self._global_counts(params, call) if shared else [])
 
-    def _error(self, stage: str, call: TrainCall | EvaluateCall, index: int, reason: str) -> ClientError:
-        return ClientError(stage, call.round, int(call.clients[index]), f"{reason}; lower the learning rate")
+    @torch.no_grad()
+    def _counts(
+        self,
+        params: ParamTree,
+        clients: np.ndarray,
+        evaluation_sets: Sequence[EvaluationSet],
+        whole: bool = True,
+        local: str = "local",
+        confusion: bool = False,
+    ) -> list[Counts]:
+        """Counts on each client's own images, and with `whole` on all images of a set."""
+        data, method, domains = self.job.data, self.job.method, len(self.job.data.domains)
+        classifiers: dict[str, Classifier] = {}
+        counts = []
+        for images in evaluation_sets:
+            if images.class_set != data.train_set and not method.supports_unseen_classes:
+                continue
+            if images.class_set not in classifiers:
+                classifiers[images.class_set] = method.classifier(params, self._frozen(images.class_set))
+            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
+            num_classes = self._frozen(images.class_set).num_classes if confusion else None
+            if images.members is not None:
+                members = [images.members[client] for client in clients]
+                counts.append(count(images, local, clients, answers, members, domains, num_classes))
+            if whole:
+                counts.append(count(images, images.metric, clients, answers, None, domains, num_classes))
+        return counts
+
+    def _global_counts(self, params: ParamTree, call: Call) -> list[Counts]:
+        """Counts of the server's model, without personal parameters; the same for all clients.
+
+        Evaluated on a held-out domain, and on all sets with `evaluate_global`. Empty if the shared parameters do not
+        form a model.
+        """
+        everywhere = self.job.federation.evaluate_global
+        evaluation_sets = [images for images in self.job.data.evaluation_sets if images.held_out or everywhere]
+        if not evaluation_sets:
+            return []
+        params = {key: value[:1] for key, value in params.items()}
+        if call.personal:
+            if not isinstance(self.job.method, HasGlobalModel):
+                return []
+            params = self.job.method.global_model(params)
+        counts = self._counts(params, call.clients, evaluation_sets)
+        return [replace(part, metric=f"{part.metric}_global") for part in counts]
+
+    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
+        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
+        num_classes = self._frozen(images.class_set).num_classes
+        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
+        parts = []
+        for start in range(0, len(images.rows), size):
+            features = torch.from_numpy(self._test_cache.gather(images.rows[start : start + size])).to(self.device)
+            best, answers = classifier(features.unsqueeze(0)).max(-1)
+            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
+        return torch.cat(parts, dim=1).cpu().numpy()
 
     def _before_aggregation(self, params: ParamTree, clients: np.ndarray, accepted: Tensor) -> list[Counts]:
         """Counts of the accepted clients on their own images, before averaging."""
@@ -174,7 +211,7 @@ class FederationWorker:
             return []
         evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
         kept = clients[accepted.cpu().numpy()]
-        return self._evaluator.counts(
+        return self._counts(
             rows(params, accepted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
         )
 
@@ -217,9 +254,9 @@ class FederationWorker:
     def _train_cache(self) -> FeatureCache:
         return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
 
+    @cached_property
+    def _test_cache(self) -> FeatureCache:
+        return FeatureCache.open(self.job.test_features.path, self.job.test_features.key)
+
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}
-
-
-def _arrays(tree: Mapping[str, Tensor]) -> Arrays:
-    return {key: value.detach().cpu().numpy() for key, value in tree.items()}

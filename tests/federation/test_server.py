@@ -12,11 +12,10 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.serial import SerialBackend
-from fedpgp.federation.client import Update
+from fedpgp.federation.client import Update, validate
 from fedpgp.federation.evaluation import MOST_CLASSES, count_confusion
-from fedpgp.federation.messages import Features
+from fedpgp.federation.messages import Call, Features
 from fedpgp.federation.server import Server, blocks, sample_clients
-from fedpgp.federation.update_validation import validate
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
@@ -283,7 +282,7 @@ def test_a_limit_above_all_updates_changes_no_bit():
     values = torch.tensor([[0.1], [0.3], [1e-8]])
     update = Update({"a": values}, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     settings = FederationSettings(policy="clip", max_update_norm=1e9)
-    valid = validate(update, {"a": torch.tensor([1e3 / 3])}, settings)
+    valid = validate(update, {"a": torch.tensor([1e3 / 3])}, settings, Call(1, np.arange(3), {}))
     assert torch.equal(valid.shared["a"], values)
     assert valid.events == (None, None, None)
 
