@@ -18,8 +18,7 @@ from fedpgp.data.manifest import Manifest, open_reader
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.resources import keep_freed_memory
 
-SAMPLE = 16
-"""Images that are encoded to forecast the total time."""
+SAMPLE = 16  # images that are encoded to forecast the total time
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,7 @@ class ExtractionWorker:
         self._encoder = Encoder(job.visual.to(device), job.image, open_reader(job.data), job.key)
 
     def encode_chunk(self, chunk: Chunk) -> Chunk:
-        """Write the shard of a chunk, and return the chunk.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """Write the shard of a chunk, and return the chunk; raise `DataError` if an image cannot be read."""
         self._encoder.encode_chunk(self._table.take(chunk.rows), chunk.rows, chunk.shard)
         return chunk
 
@@ -60,18 +55,12 @@ class ExtractionWorker:
 class Forecast:
     """Estimated time and space of extracting a cache."""
 
-    path: Path
-    """the cache"""
-    present: int
-    """images that exist already, in the cache or in shards of an interrupted extraction"""
-    images: int
-    """images still to encode"""
-    num_bytes: int
-    """disk space that they need"""
-    seconds_per_image: float
-    """for all views of an image, in one worker"""
-    sample: int
-    """images that were measured"""
+    path: Path  # the cache
+    present: int  # images that exist already, in the cache or in shards of an interrupted extraction
+    images: int  # images still to encode
+    num_bytes: int  # disk space that they need
+    seconds_per_image: float  # for all views of an image, in one worker
+    sample: int  # images that were measured
 
 
 def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> Forecast:

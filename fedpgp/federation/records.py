@@ -28,7 +28,6 @@ CLIENT_SCHEMA = pa.schema(
 )
 """One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
 
-
 CONFUSION_SCHEMA = pa.schema(
     [
         ("split", pa.string()),  # val | test
@@ -39,7 +38,6 @@ CONFUSION_SCHEMA = pa.schema(
     ]
 )
 """The confusion matrix after the last round, without its zeros."""
-
 
 PARTITION_SCHEMA = pa.schema(
     [
@@ -52,26 +50,24 @@ PARTITION_SCHEMA = pa.schema(
 )
 """How many images of each class and domain a client has."""
 
+_Column = np.ndarray | tuple[str | None, ...] | str | int | None
+
 
 @dataclass(frozen=True)
 class RoundRow:
     """One committed round."""
 
-    round: int
-    """1, 2, ...; 0: an untrained model"""
+    round: int  # 1, 2, ...; 0: an untrained model
     metrics: Mapping[str, float]
     """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss` and its parts, for example
     `train/ce`. Absent if not measured"""
-    participants: int
-    """clients that trained"""
-    bytes_up: int
-    """bytes of shared parameters that the participants send"""
-    bytes_down: int
-    """bytes of shared parameters sent to the participants"""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """wall-clock seconds by stage: train, aggregate, evaluate"""
-    timestamp_ms: int = 0
-    """milliseconds since the epoch at the commit; makes a row that is sent to MLflow twice one row"""
+    participants: int  # clients that trained
+    bytes_up: int  # bytes of shared parameters that the participants send
+    bytes_down: int  # bytes of shared parameters sent to the participants
+    seconds: Mapping[str, float] = field(
+        default_factory=dict
+    )  # wall-clock seconds by stage: train, aggregate, evaluate
+    timestamp_ms: int = 0  # of the commit, since 1970; makes a row that is sent to MLflow twice one row
 
 
 def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
@@ -80,7 +76,8 @@ def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
     for result in results:
         for name, loss in {"train": result.loss, **result.parts}.items():
             events = result.events if name == "train" else None
-            tables.append(_table(number, result.clients, "train", name, None, None, result.num_examples, loss, events))
+            columns = {"total": result.num_examples, "loss": loss, "event": events}
+            tables.append(_table(number, result.clients, "train", name, **columns))
     return tables
 
 
@@ -88,9 +85,10 @@ def count_tables(number: int, counts: Counts, domains: Sequence[str]) -> list[pa
     """Rows over all domains, then per domain if there are several."""
     correct, total = counts.correct, counts.total
     head = (number, counts.clients, counts.split, counts.metric)
-    tables = [_table(*head, None, correct.sum(1), total.sum(1))]
+    tables = [_table(*head, correct=correct.sum(1), total=total.sum(1))]
     if len(domains) > 1:
-        tables += [_table(*head, name, correct[:, d], total[:, d]) for d, name in enumerate(domains)]
+        for index, name in enumerate(domains):
+            tables.append(_table(*head, domain=name, correct=correct[:, index], total=total[:, index]))
     return tables
 
 
@@ -106,23 +104,12 @@ def confusion_table(matrices: Mapping[tuple[str, str], np.ndarray], data: Federa
     return pa.concat_tables(parts)
 
 
-def _table(
-    number: int,
-    clients: np.ndarray,
-    split: str,
-    metric: str,
-    domain: str | None,
-    correct: np.ndarray | None,
-    total: np.ndarray,
-    loss: np.ndarray | None = None,
-    events: tuple[str | None, ...] | None = None,
-) -> pa.Table:
-    """Rows of `CLIENT_SCHEMA`: arrays and tuples are columns, everything else is repeated."""
-    columns = (number, clients, split, metric, domain, correct, total, loss, events)
-    arrays = [
-        pa.array(column, kind)
-        if isinstance(column, np.ndarray | tuple)
-        else pa.repeat(pa.scalar(column, kind), len(clients))
-        for column, kind in zip(columns, CLIENT_SCHEMA.types, strict=True)
-    ]
+def _table(number: int, clients: np.ndarray, split: str, metric: str, **columns: _Column) -> pa.Table:
+    """Rows of `CLIENT_SCHEMA`: arrays and tuples are columns, everything else is repeated; missing columns are null."""
+    columns |= {"round": number, "client": clients, "split": split, "metric": metric}
+    arrays = []
+    for name, kind in zip(CLIENT_SCHEMA.names, CLIENT_SCHEMA.types, strict=True):
+        column = columns.get(name)
+        repeat = not isinstance(column, np.ndarray | tuple)
+        arrays.append(pa.repeat(pa.scalar(column, kind), len(clients)) if repeat else pa.array(column, kind))
     return pa.table(arrays, schema=CLIENT_SCHEMA)

@@ -14,10 +14,8 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.tree import rows
 from fedpgp.federation.state import State
 
-LONGEST_CHAIN = 20
-"""Most files that a state is read from; then a new base is written."""
-DELTA_SHARE = 1 / 3
-"""Largest share of clients in a delta; a larger delta would cost as much as a base."""
+LONGEST_CHAIN = 20  # most files that a state is read from; then a new base is written
+DELTA_SHARE = 1 / 3  # largest share of clients in a delta; a larger delta would cost as much as a base
 ROWS = "rows"
 
 

@@ -22,9 +22,8 @@ from fedpgp.federation.metrics import selection_score
 from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
-from fedpgp.storage.object_store import ObjectStore
-from fedpgp.storage.run_index import RunIndex
-from fedpgp.storage.status_folder import IDENTITY, StatusFolder, now_ms
+from fedpgp.storage.run_index import ObjectStore, RunIndex, number_of
+from fedpgp.storage.status_folder import IDENTITY, StatusFolder, new_draft, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class RunFolder(StatusFolder):
             uri: object store for a second copy, see `config.StorageSettings`.
         """
         runs = RunIndex(root, uri)
-        draft = cls(runs.draft())
+        draft = cls(new_draft(runs.path))
         draft.checkpoints.mkdir()
         draft._rounds.mkdir()
         draft._put("config.yaml", config_yaml.encode())
@@ -82,7 +81,7 @@ class RunFolder(StatusFolder):
             "identity.json",
             {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": now_ms(), **identity},
         )
-        draft._set_status("running")
+        draft.set_status("running")
         path = runs.place(draft.path, name, digest)
         store = cls(path, runs.remote(path))
         store._publish("config.yaml", "status.json", "identity.json")
@@ -90,11 +89,7 @@ class RunFolder(StatusFolder):
 
     @classmethod
     def find(cls, path: Path) -> list[RunFolder]:
-        """List the run in this folder, or all runs below this storage root or its `runs`, by name.
-
-        Raises:
-            RunError: no run found.
-        """
+        """List the run in this folder, or all below this storage root or its `runs`, by name; `RunError` if none."""
         folders = [path] if (path / cls.marker).is_file() else []
         folders += [found.parent for pattern in ("*", "runs/*") for found in path.glob(f"{pattern}/identity.json")]
         if not folders:
@@ -105,14 +100,14 @@ class RunFolder(StatusFolder):
     def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> RunFolder | None:
         """Return the newest run of this name and digest, or None; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        path = runs.newest(name, digest)
+        path = max(runs.find(name, digest), key=number_of, default=None)
         return None if path is None else cls._fetched(runs, path)
 
     @classmethod
     def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[RunFolder]:
         """List all runs of a digest under any name, newest first; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        found = [store for path in runs.with_digest(digest) if (store := cls._fetched(runs, path)) is not None]
+        found = [store for path in runs.find(digest=digest) if (store := cls._fetched(runs, path)) is not None]
         return sorted(found, key=lambda store: int(store.identity["created_ms"]), reverse=True)
 
     @classmethod
@@ -166,11 +161,7 @@ class RunFolder(StatusFolder):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Become the only writer, clean up after a killed one, and set the status to `running`.
-
-        Raises:
-            RunError: another process is the writer.
-        """
+        """Become the only writer, clean up after a killed one, and set `running`; raise `RunError` if it is in use."""
 
         def refuse(pid: str) -> None:
             raise RunError(f"{self.path}: in use by pid {pid}; wait for it or stop it")
@@ -187,7 +178,7 @@ class RunFolder(StatusFolder):
             clients: the round's rows, in `records.CLIENT_SCHEMA`.
             reference: returned by `checkpoint.save` for `self.checkpoints`.
         """
-        path = self._round_path(row.round)
+        path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
             raise FedPGPError(f"{path}: round {row.round} is already committed")
         if self._remote and reference["files"]:
@@ -273,17 +264,17 @@ class RunFolder(StatusFolder):
         self._put("rounds.jsonl", "".join(lines).encode())
         self._put("clients.arrow", round_files.arrow_bytes(self.clients().combine_chunks()))
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
-        self._set_status("finished")
+        self.set_status("finished")
 
     def fail(self, reason: str, traceback: str | None = None) -> None:
         """Set the status to `failed`, and write `traceback.txt`."""
         if traceback is not None:
             self._put("traceback.txt", traceback.encode())
-        self._set_status("failed", reason)
+        self.set_status("failed", reason)
 
     def stop(self, reason: str) -> None:
         """Set the status to `stopped`: ended by a signal, or early by a scheduler."""
-        self._set_status("stopped", reason)
+        self.set_status("stopped", reason)
 
     def _prune(self) -> None:
         """Delete all checkpoints but those of the last rounds and of the best one."""
@@ -301,9 +292,6 @@ class RunFolder(StatusFolder):
                 for path in self._round_paths()
             }
         return self._references
-
-    def _round_path(self, number: int) -> Path:
-        return self._rounds / f"{number:06d}.arrow"
 
     def _round_paths(self) -> list[Path]:
         return sorted(self._rounds.glob("[0-9]*.arrow"))
