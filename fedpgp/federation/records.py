@@ -64,9 +64,7 @@ class RoundRow:
     participants: int  # clients that trained
     bytes_up: int  # bytes of shared parameters that the participants send
     bytes_down: int  # bytes of shared parameters sent to the participants
-    seconds: Mapping[str, float] = field(
-        default_factory=dict
-    )  # wall-clock seconds by stage: train, aggregate, evaluate
+    seconds: Mapping[str, float] = field(default_factory=dict)  # wall clock, by stage: train, aggregate, evaluate
     timestamp_ms: int = 0  # of the commit, since 1970; makes a row that is sent to MLflow twice one row
 
 
@@ -76,8 +74,8 @@ def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
     for result in results:
         for name, loss in {"train": result.loss, **result.parts}.items():
             events = result.events if name == "train" else None
-            columns = {"total": result.num_examples, "loss": loss, "event": events}
-            tables.append(_table(number, result.clients, "train", name, **columns))
+            head = (number, result.clients, "train", name)
+            tables.append(_table(*head, total=result.num_examples, loss=loss, event=events))
     return tables
 
 

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-GB = 1024**3
-PROCESS_BYTES = GB // 2
-"""Memory of a process that has loaded torch and Ray and nothing else."""
+PROCESS_BYTES = 1024**3 // 2  # memory of a process that has loaded torch and Ray and nothing else
 EPSILON = 1e-9
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-HEAPS = 2
-"""Heaps for all threads of a process that drives runs; its threads wait for Ray and for files most of the time."""
+HEAPS = 2  # for all threads of a process that drives runs, which wait for Ray and for files most of the time
 
 
 def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:

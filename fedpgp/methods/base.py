@@ -41,16 +41,11 @@ class Phase:
     """A stretch of local training in which some parameters learn and the others stay fixed."""
 
     keys: frozenset[str]
-    lr: Mapping[str, float] = field(default_factory=dict)
-    """learning rates of single keys; all others use the federation's"""
-    decay: float = 1.0
-    """factor on all learning rates from one round to the next; 1: constant"""
-    epochs: int | None = None
-    """None: the federation's"""
+    lr: Mapping[str, float] = field(default_factory=dict)  # of single keys; all others use the federation's
+    decay: float = 1.0  # factor on all learning rates from one round to the next; 1: constant
+    epochs: int | None = None  # None: the federation's, as for all below
     momentum: float | None = None
-    """None: the federation's"""
     weight_decay: float | None = None
-    """None: the federation's"""
 
 
 class Method(Protocol):
@@ -146,8 +141,7 @@ class HasGlobalModel(Protocol):
 class LimitsBlocks(Protocol):
     """A method whose parameters are too large to train many clients at once."""
 
-    max_block: ClassVar[int]
-    """most clients of a block; limits `federation.block_size`"""
+    max_block: ClassVar[int]  # most clients of a block; limits `federation.block_size`
 
 
 @runtime_checkable

@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 4
-"""Attempts per block, and failed starts of actors in a row, before the run fails."""
-INLINE_BYTES = 100 * 1024
-"""Ray puts larger arguments into the object store, one copy per call."""
-POLL_SECONDS = 0.5
-"""Interval at which requests to stop and late blocks are noticed."""
+ATTEMPTS = 4  # per block, and failed starts of actors in a row, before the run fails
+INLINE_BYTES = 100 * 1024  # Ray puts larger arguments into the object store, one copy per call
+POLL_SECONDS = 0.5  # interval at which requests to stop and late blocks are noticed
 
 
 class _Client:
@@ -130,7 +127,8 @@ class ActorPool:
         running: dict[Any, _Running] = {}
         results: dict[int, Any] = {}
         next_index = 0
-        shared = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
+        large = common is not None and sum(value.nbytes for value in common.values()) > INLINE_BYTES
+        shared = ray.put(common) if large else common
         try:
             while next_index < len(calls):
                 while waiting and self._idle:
@@ -251,10 +249,6 @@ def stored_bytes() -> float:
     """Bytes of objects in the shared memory of all nodes."""
     kind = "object_store_memory"
     return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
-
-
-def _num_bytes(common: Common | None) -> int:
-    return sum(value.nbytes for value in common.values()) if common else 0
 
 
 def _block(index: int, calls: Sequence[Any]) -> str:

@@ -31,11 +31,7 @@ class SerialBackend:
         self._worker = job.build(self._device)
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
-        """Run the calls one after another, lazily.
-
-        Raises:
-            Interrupted: `stop` was set.
-        """
+        """Run the calls one after another, lazily; raise `Interrupted` if `stop` was set."""
         for call in calls:
             if self._stop.is_set():
                 raise Interrupted("asked to stop")

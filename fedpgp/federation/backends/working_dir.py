@@ -17,19 +17,16 @@ from pathlib import Path
 from fedpgp.core.errors import UserError
 from fedpgp.core.text import MIB
 
-LIMIT = 90 * MIB
-"""Bytes. The head of a cluster rejects 100 MiB without naming a file."""
+LIMIT = 90 * MIB  # the head of a cluster rejects 100 MiB without naming a file
 LARGEST_SHOWN = 8
-DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
-"""What Ray excludes unless `RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES` is set."""
+DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"  # unless `RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES` is set
 
 
 @dataclass(frozen=True)
 class Upload:
     """The files that are sent. Ray packs them without compression."""
 
-    files: tuple[tuple[Path, int], ...]
-    """paths relative to the folder, with their sizes in bytes; largest first"""
+    files: tuple[tuple[Path, int], ...]  # paths relative to the folder, with their sizes in bytes; largest first
 
     @property
     def size(self) -> int:
@@ -42,11 +39,7 @@ class Upload:
         return "\n".join(f"{size / MIB:8.1f} MiB  {path}" for path, size in self.files[:LARGEST_SHOWN])
 
     def check(self) -> None:
-        """Check the size against the limit.
-
-        Raises:
-            UserError: it is over the limit; the message lists the largest files.
-        """
+        """Raise `UserError`, which lists the largest files, if the size is over the limit."""
         if self.size > LIMIT:
             raise UserError(
                 f"{self.size / MIB:.1f} MiB in {len(self.files)} files; a cluster accepts {LIMIT // MIB} MiB. "
@@ -55,11 +48,7 @@ class Upload:
 
 
 def scan(folder: Path) -> Upload:
-    """List the files of a working directory that Ray would upload.
-
-    Raises:
-        UserError: `folder` is not a folder.
-    """
+    """List the files of a working directory that Ray would upload; raise `UserError` if it is not a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder")
     folder = folder.absolute()
