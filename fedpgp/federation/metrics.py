@@ -19,14 +19,10 @@ DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fing
 
 
 def round_metrics(clients: pa.Table) -> dict[str, float]:
-    """The metrics of one round, for example `val/local`, `test/hm`, `train/loss`.
+    """The metrics of a round from its rows in `records.CLIENT_SCHEMA`: `val/local`, `test/hm`, `train/loss`, ...
 
-    Args:
-        clients: the round's rows, in `records.CLIENT_SCHEMA`.
-
-    Returns:
-        Accuracies in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
-        mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
+    Accuracies are in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
+    mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
     """
     by_split: dict[str, dict[str, float]] = {}
     means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])

@@ -87,7 +87,10 @@ class Server:
     def run(self, state: State) -> Iterator[RoundResult]:
         """Run the rounds after `state`. A method without training has one result, round 0."""
         if not self.rounds and state.round == 0:
-            yield self._evaluated_start(state)
+            seconds: dict[str, float] = {}
+            with _timed(seconds, "evaluate"):
+                counts, confusion = self._evaluate(state, last=True)
+            yield self._result(state, [], counts, confusion, np.arange(0), seconds)
         for _ in range(state.round, self.rounds):
             result = self.step(state)
             yield result
@@ -109,12 +112,6 @@ class Server:
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
         return self._result(state, results, counts, confusion, sampled, seconds)
-
-    def _evaluated_start(self, state: State) -> RoundResult:
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "evaluate"):
-            counts, confusion = self._evaluate(state, last=True)
-        return self._result(state, [], counts, confusion, np.arange(0), seconds)
 
     def _result(
         self,

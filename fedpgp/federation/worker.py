@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -10,9 +10,10 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedpgp.clip.feature_cache import FeatureCache
-from fedpgp.clip.text_backbone import ClassSet, FrozenText
+from fedpgp.clip.text_backbone import FrozenText
 from fedpgp.clip.text_tower import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
@@ -21,10 +22,10 @@ from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, local_update, schedule, validate
 from fedpgp.federation.evaluation import count
 from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
-from fedpgp.federation.resources import PROCESS_BYTES, kept_for_backward
 from fedpgp.federation.state import weighted_sum
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 
+PROCESS_BYTES = 1024**3 // 2  # memory of a process that has loaded torch and Ray and nothing else
 VALUES_PER_CHUNK = 1 << 24  # most logits or feature values of an evaluation at a time: 64 MB of float32
 
 
@@ -53,7 +54,7 @@ class FederationWorker:
         self.job = job
         self.device = device
         self._text = job.text.to(device, job.dtype)
-        self._class_sets: dict[str, ClassSet] = {}
+        self._class_sets = {name: self._text.on(classes) for name, classes in job.data.class_sets.items()}
 
     def train(self, call: Call, shared: Arrays) -> TrainResult:
         """Train a block locally, and validate and sum its updates.
@@ -94,7 +95,7 @@ class FederationWorker:
             parts.append(
                 local_update(
                     self.job.method,
-                    self._frozen(self.job.data.train_set),
+                    self._class_sets[self.job.data.train_set],
                     {**repeated(received, len(chunk)), **{key: value[part] for key, value in personal.items()}},
                     received,
                     self._local_data(chunk),
@@ -115,7 +116,7 @@ class FederationWorker:
         params = {**repeated(received, 1), **{key: value[:1] for key, value in self._tree(call.personal).items()}}
         data = self._local_data(first)
         orders = self._orders("batches", 0, call.round, first, epochs=1)
-        frozen = self._frozen(self.job.data.train_set)
+        frozen = self._class_sets[self.job.data.train_set]
         storages = [tensor.untyped_storage() for tensor in tensors_of((self._text.tower, self._text.visual))]
         weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
 
@@ -166,9 +167,9 @@ class FederationWorker:
             if images.class_set != data.train_set and not method.supports_unseen_classes:
                 continue
             if images.class_set not in classifiers:
-                classifiers[images.class_set] = method.classifier(params, self._frozen(images.class_set))
+                classifiers[images.class_set] = method.classifier(params, self._class_sets[images.class_set])
             answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
-            num_classes = self._frozen(images.class_set).num_classes if confusion else None
+            num_classes = self._class_sets[images.class_set].num_classes if confusion else None
             if images.members is not None:
                 members = [images.members[client] for client in clients]
                 counts.append(count(images, local, clients, answers, members, domains, num_classes))
@@ -196,7 +197,7 @@ class FederationWorker:
 
     def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
         """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
-        num_classes = self._frozen(images.class_set).num_classes
+        num_classes = self._class_sets[images.class_set].num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
         parts = []
         for start in range(0, len(images.rows), size):
@@ -245,11 +246,6 @@ class FederationWorker:
             starts=(np.cumsum(counts) - counts) * views,
         )
 
-    def _frozen(self, class_set: str) -> ClassSet:
-        if class_set not in self._class_sets:
-            self._class_sets[class_set] = self._text.on(self.job.data.class_sets[class_set])
-        return self._class_sets[class_set]
-
     @cached_property
     def _train_cache(self) -> FeatureCache:
         return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
@@ -260,3 +256,23 @@ class FederationWorker:
 
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}
+
+
+def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:
+    """Count the bytes of the tensors that autograd keeps while `run` computes a loss, each storage once.
+
+    Storages at the addresses `frozen` are left out, because they exist anyway.
+    """
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())

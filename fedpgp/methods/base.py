@@ -66,37 +66,29 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings:
         """Frozen settings; the docstring of a field explains it."""
-        ...
 
     @property
     def shared_keys(self) -> frozenset[str]:
         """Parameters that are sent to the server and averaged; all others stay with the client."""
-        ...
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases of local training, in order. Empty: nothing is trained."""
-        ...
 
     @property
     def extra_texts(self) -> tuple[str, ...]:
         """Texts, besides the class names and the template, whose tokens the method needs."""
-        ...
 
     @property
     def supports_unseen_classes(self) -> bool:
         """Whether it can classify classes that it was not trained on."""
-        ...
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Initial parameters of one client (without the client axis), on the CPU, the same for all clients.
 
-        Called before any other work, so it also checks that the settings fit the frozen model.
-
-        Raises:
-            ConfigError: a setting asks for more than the model has, for example a rank above the context's.
+        Called before any other work, so it also checks that the settings fit the frozen model: it raises `ConfigError`
+        if one asks for more than the model has, for example a rank above the context's.
         """
-        ...
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss (K,) and its named parts. `received` is what the server sent this round, without the client axis.
@@ -104,11 +96,9 @@ class Method(Protocol):
         Pure, with one exception: entries of `params` that no phase learns may be updated in place, such as the running
         statistics of batch normalisation. It should not wait for the device (`.item()`, `bool(tensor)`).
         """
-        ...
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """The classifier of each client over the classes of `frozen`."""
-        ...
 
 
 class PromptMethod(ABC):
@@ -134,7 +124,6 @@ class HasGlobalModel(Protocol):
 
     def global_model(self, params: ParamTree) -> ParamTree:
         """`params` with neutral personal parameters: the model that the server could give to a new client."""
-        ...
 
 
 @runtime_checkable
@@ -151,7 +140,6 @@ class BringsNetwork(Protocol):
     @property
     def image(self) -> ImageSpec:
         """The images that the network takes."""
-        ...
 
 
 def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:

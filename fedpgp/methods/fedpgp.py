@@ -84,8 +84,7 @@ class FedPGP(PromptMethod):
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """p_G and the personal part, all N(0, 0.02), except a context from words and U = 0 with `init: lora`.
 
-        Raises:
-            ConfigError: the rank exceeds that of the context.
+        Raises `ConfigError` if the rank exceeds that of the context.
         """
         rank, sets = self.settings.rank, self.settings.num_prompts
         ctx = torch.stack([self.settings.draw(frozen, generator) for _ in range(sets)])

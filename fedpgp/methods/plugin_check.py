@@ -51,11 +51,7 @@ def check_class(plugin: Plugin) -> None:
 
 
 def build(target: str, kind: type[Method], settings: Settings) -> Method:
-    """The method with these settings.
-
-    Raises:
-        ConfigError: it cannot be built, or members are missing or of another type.
-    """
+    """The method with these settings; raise `ConfigError` if it cannot be built, or if a member is missing or wrong."""
     method = _attempt(target, "__init__", lambda: kind(settings))
     _refuse(target, _wrong(method, OF_INSTANCE))
     return method
@@ -64,8 +60,7 @@ def build(target: str, kind: type[Method], settings: Settings) -> Method:
 def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> None:
     """Call everything once on two clients with three random images each, one of them padding.
 
-    Raises:
-        ConfigError: something raises, is not finite, has another shape, or names parameters that do not exist.
+    Raises `ConfigError` if something raises, is not finite, has another shape, or names parameters that do not exist.
     """
     with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)

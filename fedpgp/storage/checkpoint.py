@@ -28,13 +28,12 @@ def save(
 ) -> dict[str, Any]:
     """Write a state durably, as a base or as a delta to `previous`.
 
+    Returns the reference for `load`, as plain JSON: round, config_digest, keys in order, and the files from the base on
+    with lengths and checksums.
+
     Args:
         changed: clients whose personal parameters differ from those of `previous`; None: all.
         previous: reference of the previous round; None: write a base.
-
-    Returns:
-        The reference for `load`, as plain JSON: round, config_digest, keys in order, and the files from the base on
-        with lengths and checksums.
     """
     clients = len(next(iter(state.personal.values()), ()))
     files: list[dict[str, Any]] = list(previous["files"]) if previous else []
@@ -59,11 +58,7 @@ def save(
 
 
 def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> State:
-    """Load the state of a reference, on the CPU.
-
-    Raises:
-        RunError: the checkpoint belongs to another configuration, or a file is missing, truncated or damaged.
-    """
+    """Load the state of a reference, on the CPU; raise `RunError` if it is another configuration's or damaged."""
     if reference["config_digest"] != config_digest:
         newest = folder / reference["files"][-1]["file"]
         raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not {config_digest}")

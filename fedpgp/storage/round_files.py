@@ -16,12 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def encode(row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> bytes:
-    """Encode a round.
-
-    Args:
-        clients: rows of the round, in `records.CLIENT_SCHEMA`.
-        reference: returned by `checkpoint.save`.
-    """
+    """Encode a round: its row, the client rows in `records.CLIENT_SCHEMA`, and the reference from `checkpoint.save`."""
     metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
     return arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata))
 

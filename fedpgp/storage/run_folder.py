@@ -9,6 +9,8 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +55,10 @@ class RunFolder(StatusFolder):
         self._remote = remote
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
-        self._references: dict[int, tuple[float | None, dict[str, Any]]] | None = None
 
     @classmethod
     def create(
-        cls,
-        root: Path,
-        name: str,
-        digest: str,
-        config_yaml: str,
-        identity: Mapping[str, Any],
-        uri: str | None = None,
+        cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any], uri: str | None = None
     ) -> RunFolder:
         """Create a run under `root` in one atomic step, beside earlier runs of the same digest.
 
@@ -84,7 +79,12 @@ class RunFolder(StatusFolder):
         draft.set_status("running")
         path = runs.place(draft.path, name, digest)
         store = cls(path, runs.remote(path))
-        store._publish("config.yaml", "status.json", "identity.json")
+        try:
+            for file in ("config.yaml", "status.json", "identity.json") if store._remote else ():
+                store._put(file, (path / file).read_bytes())
+        except FedPGPError:
+            shutil.rmtree(path)
+            raise
         return store
 
     @classmethod
@@ -174,9 +174,7 @@ class RunFolder(StatusFolder):
     def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
         """Commit a round durably, then delete all checkpoints but those of the last two rounds and the best one.
 
-        Args:
-            clients: the round's rows, in `records.CLIENT_SCHEMA`.
-            reference: returned by `checkpoint.save` for `self.checkpoints`.
+        The clients' rows are in `records.CLIENT_SCHEMA`; the reference is that of `checkpoint.save`.
         """
         path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
@@ -185,7 +183,7 @@ class RunFolder(StatusFolder):
             newest = self.checkpoints / reference["files"][-1]["file"]
             self._remote.put(self._name(newest), newest.read_bytes())
         self._put(self._name(path), round_files.encode(row, clients, reference))
-        self._known()[row.round] = (selection_score(row.metrics), dict(reference))
+        self._known[row.round] = (selection_score(row.metrics), dict(reference))
         self._prune()
 
     def rounds(self, after: int = -1) -> list[RoundRow]:
@@ -204,18 +202,12 @@ class RunFolder(StatusFolder):
     def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
         """Return the newest readable state with its reference; None: start from the beginning.
 
-        Later rounds are removed with a warning and will be run again. Requires `lock`.
-
-        Raises:
-            RunError: the run belongs to another configuration.
+        Later rounds are removed with a warning and will be run again. Requires `lock`. Raises `RunError` if the run
+        belongs to another configuration.
         """
         if config_digest != (own := self.identity["config_digest"]):
             raise RunError(f"{self.path}: belongs to configuration {own}, not {config_digest}; start a new run")
-        good: list[Path] = []
-        for path in self._round_paths():  # a round counts only if all earlier ones are intact
-            if not round_files.is_intact(path):
-                break
-            good.append(path)
+        good = list(takewhile(round_files.is_intact, self._round_paths()))  # those after a damaged one do not count
         found = None
         while good and found is None:
             try:
@@ -227,7 +219,7 @@ class RunFolder(StatusFolder):
         for path in self._round_paths()[len(good) :]:
             log.warning("round %d is dropped and will be run again", int(path.stem))
             self._remove(path)
-        self._references = None
+        vars(self).pop("_known", None)  # read again
         sync_folder(self._rounds)
         self._prune()
         return found
@@ -235,18 +227,14 @@ class RunFolder(StatusFolder):
     @property
     def best(self) -> int | None:
         """The first round with the best `metrics.selection_score`; None: no score."""
-        scores = {number: score for number, (score, _) in self._known().items() if score is not None}
+        scores = {number: score for number, (score, _) in self._known.items() if score is not None}
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 
     def state_at(self, number: int) -> State:
-        """Load the state after one of the last two rounds or the best one; other checkpoints are deleted.
-
-        Raises:
-            RunError: the round or its checkpoint is missing, or cannot be read.
-        """
-        if number not in self._known():
+        """Load the state of one of the last two rounds or the best one; raise `RunError` if it is missing or damaged."""
+        if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
-        return checkpoint.load(self.checkpoints, self._known()[number][1], self.identity["config_digest"])
+        return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"])
 
     def save_confusion(self, table: pa.Table) -> None:
         """Write the confusion matrix after the last round, in `records.CONFUSION_SCHEMA`."""
@@ -278,32 +266,22 @@ class RunFolder(StatusFolder):
 
     def _prune(self) -> None:
         """Delete all checkpoints but those of the last rounds and of the best one."""
-        references = self._known()
+        references = self._known
         newest = sorted(references)[-KEPT_CHECKPOINTS:]
         kept = [references[number][1] for number in {*newest, *([self.best] if self.best else [])}]
         for path in checkpoint.superfluous(self.checkpoints, set().union(*map(checkpoint.files_of, kept))):
             self._remove(path)
 
+    @cached_property
     def _known(self) -> dict[int, tuple[float | None, dict[str, Any]]]:
         """Validation score and checkpoint reference of every round; read once, then updated by `commit`."""
-        if self._references is None:
-            self._references = {
-                int(path.stem): (selection_score(round_files.row(path).metrics), round_files.reference(path))
-                for path in self._round_paths()
-            }
-        return self._references
+        return {
+            int(path.stem): (selection_score(round_files.row(path).metrics), round_files.reference(path))
+            for path in self._round_paths()
+        }
 
     def _round_paths(self) -> list[Path]:
         return sorted(self._rounds.glob("[0-9]*.arrow"))
-
-    def _publish(self, *names: str) -> None:
-        """Upload these files of a new run, in this order; if that fails, remove the run."""
-        try:
-            for name in names if self._remote else ():
-                self._put(name, (self.path / name).read_bytes())
-        except FedPGPError:
-            shutil.rmtree(self.path)
-            raise
 
     def _put(self, name: str, content: bytes) -> None:
         """Write a file of the run, first to the object store, so that this folder is never ahead of it."""

@@ -89,8 +89,7 @@ class ObjectStore:
 class RunIndex:
     """All runs of a storage root, `ROOT/runs/NAME-DIGEST`; further runs of the same digest end in `.2`, `.3`, ...
 
-    Args:
-        uri: object store that holds the authoritative copies (`config.StorageSettings`).
+    The object store at `uri` holds the authoritative copies, see `config.StorageSettings`.
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:

@@ -108,8 +108,7 @@ class StatusFolder:
     def _exclusive(self, on_busy: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock, remove the temporary files of a killed writer, and set the status to `running`.
 
-        Args:
-            on_busy: called with the pid of another process that holds the lock, before waiting for it.
+        `on_busy` is called with the pid of another process that holds the lock, before waiting for it.
         """
         path = self.path / ".lock"
         with ExitStack() as stack:

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from fedpgp.federation.resources import capacity, kept_for_backward, shortfall
+from fedpgp.federation.resources import capacity, shortfall
+from fedpgp.federation.worker import kept_for_backward
 
 
 def test_each_storage_counts_once_and_frozen_ones_do_not():

@@ -11,7 +11,7 @@ from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import EvaluationSet, FederatedData
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
 from fedpgp.federation.evaluation import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Call, Features

@@ -45,9 +45,8 @@ class _Client:
 
     def ready(self) -> dict[str, Any]:
         """The node and the device of this actor."""
-        node = ray.get_runtime_context().get_node_id()
-        where = {"node": node, "address": ray.util.get_node_ip_address()}
-        return {**where, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
+        node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
+        return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def load(self, job: Job) -> dict[str, Any]:
         """Replace the job."""
@@ -66,10 +65,6 @@ class _Actor:
     handle: ActorHandle
     location: dict[str, Any]
 
-    @property
-    def node(self) -> str:
-        return f"node {self.location['node'][:8]} at {self.location['address']}"
-
 
 @dataclass(frozen=True)
 class _Running:
@@ -83,12 +78,8 @@ class _Running:
 class ActorPool:
     """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
-    Args:
-        resources: number of actors, and what each reserves.
-        stop: set from outside to interrupt the pool.
-
-    Raises:
-        ResourceError: the actors do not fit the cluster, or are not ready in time.
+    `stop` is set from outside to interrupt the pool. Raises `ResourceError` if the actors do not fit the cluster or are
+    not ready in time.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -141,7 +132,7 @@ class ActorPool:
                     try:
                         results[work.index] = self._result(reference, work.actor, lost)
                     except _Lost as error:
-                        what = f"{method} {_block(work.index, calls)} on {work.actor.node}: {error}"
+                        what = f"{method} {_block(work.index, calls)} on {work.actor.location['node']}: {error}"
                         if attempts[work.index] == ATTEMPTS:
                             raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
                         log.warning("%s; repeating it on another actor", what)

@@ -38,10 +38,8 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     """Connect to Ray: an open connection, the cluster at `resources.address` or RAY_ADDRESS, or else a new local one.
 
     Clusters require their token; a local one creates its own and requires it on every interface. The process gets few
-    malloc heaps, because it will have many threads.
-
-    Raises:
-        ResourceError: no cluster at the address, or it requires a token.
+    malloc heaps, because it will have many threads. Raises `ResourceError` if there is no cluster at the address, or if
+    it requires a token.
     """
     if ray.is_initialized():
         yield
@@ -94,7 +92,7 @@ def cluster_address(resources: ResourceSettings) -> str | None:
 
 
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
-    """The resources of each node of the cluster; None: a local one would be started. `ResourceError` as in `connected`."""
+    """The resources of each node of the cluster; None: a local one would be started. Raises as `connected` does."""
     if not ray.is_initialized() and cluster_address(resources) is None:
         return None
     with connected(resources):
@@ -219,11 +217,7 @@ def stop(name: str) -> None:
 
 
 def follow(driver: ActorHandle, callback: RunCallback) -> Any:
-    """Pass a driver's events to a callback until it ends, and return its result.
-
-    Raises:
-        FedPGPError: the function raised it, or the driver's process died and was not restarted.
-    """
+    """Pass a driver's events to a callback until it ends; return its result, or raise its error or that it died."""
     cursor, ended = ("", 0), False
     try:
         while not ended:
