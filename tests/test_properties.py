@@ -22,7 +22,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import DataError, RunError, UserError
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.experiments import runner
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.state import State, average, weighted_sum
 from fedpgp.methods import METHODS
 from fedpgp.storage import checkpoint

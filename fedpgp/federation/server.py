@@ -15,8 +15,7 @@ from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
-from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import RoundRow, confusion_table, count_tables, train_tables
+from fedpgp.federation.metrics import RoundRow, confusion_table, count_tables, round_metrics, train_tables
 from fedpgp.federation.state import State, add, average
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
@@ -47,9 +46,9 @@ class RoundResult:
 
     state: State
     row: RoundRow
-    clients: pa.Table  # records.CLIENT_SCHEMA
+    clients: pa.Table  # metrics.CLIENT_SCHEMA
     changed: np.ndarray  # clients whose personal parameters changed
-    confusion: pa.Table | None = None  # records.CONFUSION_SCHEMA, of the last round
+    confusion: pa.Table | None = None  # metrics.CONFUSION_SCHEMA, of the last round
 
 
 class Server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -55,19 +54,18 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets = {name: self._text.on(classes) for name, classes in job.data.class_sets.items()}
+        self._train_cache = FeatureCache.open(job.train_features.path, job.train_features.key)
+        self._test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
 
     def train(self, call: Call, shared: Arrays) -> TrainResult:
-        """Train a block locally, and validate and sum its updates.
+        """Train a block locally, and validate and sum its updates; raise `ClientError` if `federation.policy` says so.
 
         Excluded clients keep their personal parameters. `shared`, which the server sends to all clients, is only read.
-
-        Raises:
-            ClientError: an update is invalid, and `federation.policy` is `fail`.
         """
         federation = self.job.federation
         received, personal = self._tree(shared), self._tree(call.personal)
         num_examples = self._num_examples(call.clients)
-        update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
+        update = self._update(call, received, personal, "batches", federation.local_epochs)
         valid = validate(update, received, federation, call)
         weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
         return TrainResult(
@@ -82,16 +80,14 @@ class FederationWorker:
             before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
 
-    def _update(
-        self, purpose: str, round: int, clients: np.ndarray, received: ParamTree, personal: ParamTree, epochs: int
-    ) -> Update:
-        """Train these clients in chunks of `chunk_size`, each as one batch."""
+    def _update(self, call: Call, received: ParamTree, personal: ParamTree, purpose: str, epochs: int) -> Update:
+        """Train the clients in chunks of `chunk_size`, each as one batch."""
         federation = self.job.federation
-        size = federation.chunk_size or len(clients)
+        size = federation.chunk_size or len(call.clients)
         phases = range(len(self.job.method.phases))
         parts = []
-        for part in (slice(start, start + size) for start in range(0, len(clients), size)):
-            chunk = clients[part]
+        for part in (slice(start, start + size) for start in range(0, len(call.clients), size)):
+            chunk = call.clients[part]
             parts.append(
                 local_update(
                     self.job.method,
@@ -99,9 +95,9 @@ class FederationWorker:
                     {**repeated(received, len(chunk)), **{key: value[part] for key, value in personal.items()}},
                     received,
                     self._local_data(chunk),
-                    [self._orders(purpose, phase, round, chunk, epochs) for phase in phases],
+                    [self._orders(purpose, phase, call.round, chunk, epochs) for phase in phases],
                     Optimizer(federation.lr, federation.momentum, federation.weight_decay),
-                    round,
+                    call.round,
                 )
             )
         return Update.concatenate(parts)
@@ -134,16 +130,14 @@ class FederationWorker:
         """Count the correct answers of each client's model on every evaluation set that its method supports.
 
         Without personal parameters all clients have one model, which runs once. With `finetune_epochs` each model is
-        first trained for that many epochs on its client's images; if that fails, the unchanged one is evaluated.
-
-        Raises:
-            ClientError: fine-tuning failed, and `federation.policy` is `fail`.
+        first trained for that many epochs on its client's images; if that fails, the unchanged one is evaluated, or
+        `ClientError` raised if `federation.policy` says so.
         """
         federation = self.job.federation
         received, personal = self._tree(shared), self._tree(call.personal)
         params = evaluated = {**repeated(received, len(call.clients) if personal else 1), **personal}
         if federation.finetune_epochs:
-            update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
+            update = self._update(call, received, personal, "finetune", federation.finetune_epochs)
             valid = validate(update, {}, federation, call, "fine-tuning")
             evaluated = choose(valid.accepted, update.params, {**repeated(received, len(call.clients)), **personal})
         counts = self._counts(evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion)
@@ -245,14 +239,6 @@ class FederationWorker:
             labels=torch.from_numpy(np.repeat(labels, views)).to(self.device),
             starts=(np.cumsum(counts) - counts) * views,
         )
-
-    @cached_property
-    def _train_cache(self) -> FeatureCache:
-        return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
-
-    @cached_property
-    def _test_cache(self) -> FeatureCache:
-        return FeatureCache.open(self.job.test_features.path, self.job.test_features.key)
 
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}

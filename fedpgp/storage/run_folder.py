@@ -20,8 +20,7 @@ import pyarrow.csv
 
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY, sync_folder
-from fedpgp.federation.metrics import selection_score
-from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_index import ObjectStore, RunIndex, number_of
@@ -174,7 +173,7 @@ class RunFolder(StatusFolder):
     def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
         """Commit a round durably, then delete all checkpoints but those of the last two rounds and the best one.
 
-        The clients' rows are in `records.CLIENT_SCHEMA`; the reference is that of `checkpoint.save`.
+        The clients' rows are in `metrics.CLIENT_SCHEMA`; the reference is that of `checkpoint.save`.
         """
         path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
@@ -191,7 +190,7 @@ class RunFolder(StatusFolder):
         return [round_files.row(path) for path in self._round_paths() if int(path.stem) > after]
 
     def clients(self) -> pa.Table:
-        """Read the client rows of all rounds, in order, in `records.CLIENT_SCHEMA`."""
+        """Read the client rows of all rounds, in order, in `metrics.CLIENT_SCHEMA`."""
         tables = [round_files.table(path) for path in self._round_paths()]
         found = pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
         named = self.identity.get("client_names")
@@ -231,13 +230,13 @@ class RunFolder(StatusFolder):
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 
     def state_at(self, number: int) -> State:
-        """Load the state of one of the last two rounds or the best one; raise `RunError` if it is missing or damaged."""
+        """Load the state after one of the last two rounds or the best one; raise `RunError` if it cannot be read."""
         if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
         return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"])
 
     def save_confusion(self, table: pa.Table) -> None:
-        """Write the confusion matrix after the last round, in `records.CONFUSION_SCHEMA`."""
+        """Write the confusion matrix after the last round, in `metrics.CONFUSION_SCHEMA`."""
         self._put("confusion.arrow", round_files.arrow_bytes(table.cast(CONFUSION_SCHEMA)))
 
     @property
