@@ -111,6 +111,7 @@ def local_update(
 
     A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
     does a client whose loss is not finite. No step waits for the device: nothing is read from it, or copied to it.
+    Raises `ConfigError` if the method gives a part of its loss a reserved name.
 
     Args:
         params: stacked parameters (K, ...), the received shared ones included; not changed.
@@ -119,9 +120,6 @@ def local_update(
         orders: for each phase of the method, each client's batches.
         optimizer: settings of SGD, which those of a phase override.
         round: counted from 1, for learning rates that decay.
-
-    Raises:
-        ConfigError: the method gives a part of its loss a reserved name.
     """
     device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
@@ -178,14 +176,12 @@ def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:
 
 def _padded(orders: Sequence[Order], starts: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the images of a step (K, B), and which of them are real."""
-    parts = [order[step] + start if step < len(order) else None for order, start in zip(orders, starts, strict=True)]
-    width = max(len(part) for part in parts if part is not None)
-    index = np.zeros((len(parts), width), dtype=np.int64)
-    mask = np.zeros((len(parts), width), dtype=bool)
-    for row, part in enumerate(parts):
-        if part is not None:
-            index[row, : len(part)] = part
-            mask[row, : len(part)] = True
+    none = np.arange(0)
+    parts = [order[step] + start if step < len(order) else none for order, start in zip(orders, starts, strict=True)]
+    counts = np.array([len(part) for part in parts])
+    mask = np.arange(counts.max()) < counts[:, None]
+    index = np.zeros(mask.shape, dtype=np.int64)
+    index[mask] = np.concatenate(parts)
     return index, mask
 
 
@@ -195,11 +191,9 @@ def validate(
     """Validate the updates of the clients of a call by `federation.policy`.
 
     An update is invalid if a loss or a parameter is not finite, or if the change of the `received` parameters is longer
-    than `max_update_norm` (Euclidean norm over all keys together). With policy `exclude` the client is not accepted;
-    with `clip` a long update is scaled to the norm (one that is not finite is excluded).
-
-    Raises:
-        ClientError: policy `fail`, and an update is invalid.
+    than `max_update_norm` (Euclidean norm over all keys together). With policy `fail` it raises `ClientError`; with
+    `exclude` the client is not accepted; with `clip` a long update is scaled to the norm (one that is not finite is
+    excluded).
     """
     shared = select(update.params, received)
     deltas = {key: value - received[key] for key, value in shared.items()}

@@ -66,13 +66,8 @@ class Forecast:
 def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> Forecast:
     """Measure the extraction of a few missing images: reading, decoding and encoding. Nothing is kept.
 
-    Args:
-        rows: manifest rows that the cache must contain.
-        backend: a worker like those of the extraction.
-
-    Raises:
-        CacheError: the existing cache is damaged or belongs to something else.
-        DataError: an image cannot be read.
+    `rows` are the manifest rows that the cache must contain; `backend` has a worker like those of the extraction.
+    Raises `CacheError` if the existing cache is damaged or another's, `DataError` if an image cannot be read.
     """
     todo = missing(path, job.key, rows)
     remaining = todo.size - done_in_shards(path, job.key, todo)

@@ -60,6 +60,8 @@ PARTITION_SCHEMA = pa.schema(
 )
 """How many images of each class and domain a client has."""
 
+_Column = np.ndarray | tuple[str | None, ...] | str | int | None
+
 
 @dataclass(frozen=True)
 class RoundRow:
@@ -110,13 +112,7 @@ def confusion_table(matrices: Mapping[tuple[str, str], np.ndarray], data: Federa
     return pa.concat_tables(parts)
 
 
-def _table(
-    number: int,
-    clients: np.ndarray,
-    split: str,
-    metric: str,
-    **columns: np.ndarray | tuple[str | None, ...] | str | int | None,
-) -> pa.Table:
+def _table(number: int, clients: np.ndarray, split: str, metric: str, **columns: _Column) -> pa.Table:
     """Rows of `CLIENT_SCHEMA`: arrays and tuples are columns, everything else is repeated; missing columns are null."""
     columns |= {"round": number, "client": clients, "split": split, "metric": metric}
     arrays = []

@@ -1,7 +1,5 @@
 """The server: rounds of client sampling, local training, averaging and evaluation, each a step from state to state."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

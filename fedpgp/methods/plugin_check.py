@@ -90,12 +90,10 @@ def _train(
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         _refuse(target, [f"loss returns {_form(result)}, not a tensor (K,) and a dict of its parts"])
     loss, parts = result
+    named = {"loss": loss, **{f"part {key!r} of the loss": value for key, value in parts.items()}}
     wrong = [
         f"{name} has {_form(value)}, not (K,) = ({CLIENTS},)"
-        for name, value in {
-            "loss": loss,
-            **{f"part {key!r} of the loss": value for key, value in parts.items()},
-        }.items()
+        for name, value in named.items()
         if not isinstance(value, Tensor) or value.shape != (CLIENTS,)
     ]
     _refuse(target, wrong or ([] if loss.isfinite().all() else [f"loss is not finite: {loss.tolist()}"]))

@@ -1,7 +1,5 @@
 """The folder of one run. No other module knows its layout."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -12,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,13 +56,11 @@ class RunFolder(StatusFolder):
     @classmethod
     def create(
         cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any], uri: str | None = None
-    ) -> RunFolder:
+    ) -> Self:
         """Create a run under `root` in one atomic step, beside earlier runs of the same digest.
 
-        Args:
-            digest: of the configuration, see `config.digest`.
-            identity: further keys of `Identity`; other JSON values are allowed.
-            uri: object store for a second copy, see `config.StorageSettings`.
+        `digest` is that of the configuration (`config.digest`), `identity` has further keys of `Identity` or other JSON
+        values, and `uri` is an object store for a second copy (`config.StorageSettings`).
         """
         runs = RunIndex(root, uri)
         draft = cls(new_draft(runs.path))
@@ -87,7 +83,7 @@ class RunFolder(StatusFolder):
         return store
 
     @classmethod
-    def find(cls, path: Path) -> list[RunFolder]:
+    def find(cls, path: Path) -> list[Self]:
         """List the run in this folder, or all below this storage root or its `runs`, by name; `RunError` if none."""
         folders = [path] if (path / cls.marker).is_file() else []
         folders += [found.parent for pattern in ("*", "runs/*") for found in path.glob(f"{pattern}/identity.json")]
@@ -96,21 +92,21 @@ class RunFolder(StatusFolder):
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> RunFolder | None:
+    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> Self | None:
         """Return the newest run of this name and digest, or None; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
         path = max(runs.find(name, digest), key=number_of, default=None)
         return None if path is None else cls._fetched(runs, path)
 
     @classmethod
-    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[RunFolder]:
+    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[Self]:
         """List all runs of a digest under any name, newest first; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
         found = [store for path in runs.find(digest=digest) if (store := cls._fetched(runs, path)) is not None]
         return sorted(found, key=lambda store: int(store.identity["created_ms"]), reverse=True)
 
     @classmethod
-    def _fetched(cls, runs: RunIndex, path: Path) -> RunFolder | None:
+    def _fetched(cls, runs: RunIndex, path: Path) -> Self | None:
         """Open a run of `runs` after fetching it, unless the local copy has finished."""
         if not path.exists() or cls(path).status["state"] != "finished":
             runs.fetch(path)

@@ -1,13 +1,11 @@
 """The folder of one sweep. No other module knows its layout."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, Self
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -108,7 +106,7 @@ class SweepFolder(StatusFolder):
     @classmethod
     def create(
         cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[TrialSpec]
-    ) -> SweepFolder:
+    ) -> Self:
         """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest."""
         sweeps = root.absolute() / "sweeps"
         path = sweeps / f"{name}-{digest}"
@@ -130,7 +128,7 @@ class SweepFolder(StatusFolder):
         return cls.open(path)
 
     @classmethod
-    def find(cls, path: Path) -> list[SweepFolder]:
+    def find(cls, path: Path) -> list[Self]:
         """List the sweep in this folder, or all sweeps of this storage root, by name; may be empty."""
         if (path / "trials.json").is_file():
             return [cls(path.absolute())]

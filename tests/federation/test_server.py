@@ -13,10 +13,9 @@ from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
-from fedpgp.federation.evaluation import MOST_CLASSES, count_confusion
 from fedpgp.federation.messages import Call, Features
 from fedpgp.federation.server import Server, blocks, sample_clients
-from fedpgp.federation.worker import FederationJob
+from fedpgp.federation.worker import MOST_CLASSES, FederationJob, count_confusion
 from fedpgp.methods.base import Phase
 
 IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three clients

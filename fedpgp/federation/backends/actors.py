@@ -43,15 +43,12 @@ class _Client:
             torch.cuda.set_per_process_memory_fraction(gpus)
         self._worker: Any = None
 
-    def ready(self) -> dict[str, Any]:
-        """The node and the device of this actor."""
+    def load(self, job: Job | None) -> dict[str, Any]:
+        """Replace the job, if there is one yet; return the node and the device of this actor."""
+        if job is not None:
+            self._worker = job.build(self._device)
         node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
         return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
-
-    def load(self, job: Job) -> dict[str, Any]:
-        """Replace the job."""
-        self._worker = job.build(self._device)
-        return self.ready()
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""
@@ -108,11 +105,8 @@ class ActorPool:
         """Yield the results of the calls in order, each as soon as it and all before it are complete.
 
         `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
-        small that Ray sends it with each call.
-
-        Raises:
-            FedPGPError: a call raised it, or its actors died or were late `ATTEMPTS` times.
-            Interrupted: `stop` was set.
+        small that Ray sends it with each call. Raises `FedPGPError` if a call raised it, or if its actors died or were
+        late `ATTEMPTS` times; `Interrupted` if `stop` was set.
         """
         waiting, attempts = deque(range(len(calls))), [0] * len(calls)
         running: dict[Any, _Running] = {}
@@ -191,8 +185,7 @@ class ActorPool:
             .options(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0)
             .remote(plugins.to_send(), resources.threads, resources.gpus_per_actor)
         )
-        reference = handle.ready.remote() if self._job is None else handle.load.remote(self._job)
-        self._starting[reference] = handle
+        self._starting[handle.load.remote(self._job)] = handle
 
     def _await_all(self) -> None:
         """Wait until every starting actor is ready."""
