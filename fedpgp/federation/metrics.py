@@ -147,10 +147,8 @@ def _losses(train: pa.Table) -> dict[str, float]:
         return {}
     parts = train.filter((pc.field("metric") != "train") & pc.field("client").isin(whole["client"]))
     means = parts.group_by("metric", use_threads=False).aggregate([("loss", "mean")]).sort_by("metric")
-    names = [f"train/{name}" for name in means["metric"].to_pylist()]
-    return {"train/loss": pc.mean(whole["loss"]).as_py()} | dict(
-        zip(names, means["loss_mean"].to_pylist(), strict=True)
-    )
+    by_part = {f"train/{row['metric']}": row["loss_mean"] for row in means.to_pylist()}
+    return {"train/loss": pc.mean(whole["loss"]).as_py(), **by_part}
 
 
 def per_client_table(clients: pa.Table, round: int) -> pa.Table:
@@ -158,12 +156,12 @@ def per_client_table(clients: pa.Table, round: int) -> pa.Table:
     by_client: dict[tuple[int, str], dict[str, float]] = {}
     for row in _accuracies(clients.filter(pc.field("round") == round)).to_pylist():
         by_client.setdefault((row["client"], row["split"]), {})[row["metric"]] = row["percent"]
-    rows = {key: _with_hm(values) for key, values in sorted(by_client.items())}
-    measured = [name for name in METRICS if any(name in values for values in rows.values())]
+    rows = [
+        {"client": client, "split": split, **_with_hm(values)} for (client, split), values in sorted(by_client.items())
+    ]
+    measured = [name for name in METRICS if any(name in row for row in rows)]
     schema = pa.schema([("client", pa.int32()), ("split", pa.string()), *((name, pa.float64()) for name in measured)])
-    return pa.Table.from_pylist(
-        [{"client": client, "split": split, **row} for (client, split), row in rows.items()], schema
-    )
+    return pa.Table.from_pylist(rows, schema)
 
 
 def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:

@@ -54,6 +54,7 @@ class FederationWorker:
         self.device = device
         self._text = job.text.to(device, job.dtype)
         self._class_sets = {name: self._text.on(classes) for name, classes in job.data.class_sets.items()}
+        self._num_examples = np.array([len(own) for own in job.data.train_rows])
         self._train_cache = FeatureCache.open(job.train_features.path, job.train_features.key)
         self._test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
 
@@ -64,7 +65,7 @@ class FederationWorker:
         """
         federation = self.job.federation
         received, personal = self._tree(shared), self._tree(call.personal)
-        num_examples = self._num_examples(call.clients)
+        num_examples = self._num_examples[call.clients]
         update = self._update(call, received, personal, "batches", federation.local_epochs)
         valid = validate(update, received, federation, call)
         weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
@@ -214,7 +215,7 @@ class FederationWorker:
         job = self.job
         return [
             batches(
-                count=len(job.data.train_rows[client]),
+                count=int(self._num_examples[client]),
                 views=job.train_features.key.views,
                 batch_size=job.federation.batch_size,
                 epochs=job.method.phases[phase].epochs or epochs,
@@ -224,16 +225,13 @@ class FederationWorker:
             for client in clients
         ]
 
-    def _num_examples(self, clients: np.ndarray) -> np.ndarray:
-        return np.array([len(self.job.data.train_rows[client]) for client in clients])
-
     def _local_data(self, clients: np.ndarray) -> LocalData:
         """The clients' images; all views of an image are consecutive."""
         views = self.job.train_features.key.views
         rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
         labels = np.concatenate([self.job.data.train_labels[client] for client in clients])
         features = np.stack([self._train_cache.gather(rows, view) for view in range(views)], axis=1)
-        counts = self._num_examples(clients)
+        counts = self._num_examples[clients]
         return LocalData(
             features=torch.from_numpy(features.reshape(len(rows) * views, *features.shape[2:])).to(self.device),
             labels=torch.from_numpy(np.repeat(labels, views)).to(self.device),

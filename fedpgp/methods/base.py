@@ -137,9 +137,7 @@ class LimitsBlocks(Protocol):
 class BringsNetwork(Protocol):
     """A method that learns its own network and does not use CLIP."""
 
-    @property
-    def image(self) -> ImageSpec:
-        """The images that the network takes."""
+    image: ImageSpec  # the images that the network takes
 
 
 def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:

@@ -87,10 +87,7 @@ class ObjectStore:
 
 
 class RunIndex:
-    """All runs of a storage root, `ROOT/runs/NAME-DIGEST`; further runs of the same digest end in `.2`, `.3`, ...
-
-    The object store at `uri` holds the authoritative copies, see `config.StorageSettings`.
-    """
+    """Finds and names the runs of a storage root; with `uri`, their authoritative copies are in that object store."""
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.path = root.absolute() / "runs"

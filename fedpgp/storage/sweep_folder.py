@@ -1,8 +1,8 @@
 """The folder of one sweep. No other module knows its layout."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Self
@@ -135,11 +135,9 @@ class SweepFolder(StatusFolder):
         found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
         return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
 
-    @contextmanager
-    def lock(self, on_message: Callable[[str], None]) -> Iterator[None]:
+    def lock(self, on_message: Callable[[str], None]) -> AbstractContextManager[None]:
         """Become the only process that runs this sweep; waits for another, and cleans up after a killed one."""
-        with self._exclusive(lambda pid: on_message(f"this sweep is being run by pid {pid}: waiting for it")):
-            yield
+        return self._exclusive(lambda pid: on_message(f"this sweep is being run by pid {pid}: waiting for it"))
 
     @property
     def spec_yaml(self) -> str:

@@ -15,7 +15,7 @@ from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
 from fedpgp.federation.messages import Call, Features
 from fedpgp.federation.server import Server, blocks, sample_clients
-from fedpgp.federation.worker import MOST_CLASSES, FederationJob, count_confusion
+from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
 IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three clients
@@ -155,21 +155,6 @@ def test_confusion_is_counted_after_the_last_round(server, block_size):
         ("test", "local", high, low, 1), ("test", "local", high, high, 2), ("test", "local", low, low, 3),
         ("test", "all", high, low, 3), ("test", "all", high, high, 6), ("test", "all", low, low, 9),
     }  # fmt: skip
-
-
-def test_one_model_counts_for_every_client_and_too_many_classes_are_not_counted():
-    labels, answers = np.array([0, 1, 1]), np.array([[0, 1, 0]])
-    assert count_confusion(labels, answers, 3, None, 2).tolist() == [[3, 0], [3, 3]]
-    members = [np.array([0]), np.array([2]), np.array([1, 2])]
-    assert count_confusion(labels, answers, 3, members, 2).tolist() == [[1, 0], [2, 1]]
-    assert count_confusion(labels, answers, 3, None, MOST_CLASSES + 1) is None
-
-
-def test_answers_that_are_not_a_class_are_not_counted():
-    """No answer (-1), and columns 2 and 3 of a second set, which must not be counted in another row."""
-    labels, answers = np.array([0, 0, 1, 1]), np.array([[0, 2, 3, 1], [-1, 1, -1, 0]])
-    assert count_confusion(labels, answers, 2, None, 2).tolist() == [[1, 1], [1, 1]]
-    assert count_confusion(labels, answers, 2, [np.array([1, 2]), np.array([0, 3])], 2).tolist() == [[0, 0], [1, 0]]
 
 
 def test_a_model_without_finite_logits_has_no_right_answer(server):
