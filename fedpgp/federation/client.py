@@ -116,7 +116,6 @@ def local_update(
     Args:
         params: stacked parameters (K, ...), the received shared ones included; not changed.
         received: what the server sent, without the client axis.
-        data: the clients' images.
         orders: for each phase of the method, each client's batches.
         optimizer: settings of SGD, which those of a phase override.
         round: counted from 1, for learning rates that decay.
@@ -191,9 +190,8 @@ def validate(
     """Validate the updates of the clients of a call by `federation.policy`.
 
     An update is invalid if a loss or a parameter is not finite, or if the change of the `received` parameters is longer
-    than `max_update_norm` (Euclidean norm over all keys together). With policy `fail` it raises `ClientError`; with
-    `exclude` the client is not accepted; with `clip` a long update is scaled to the norm (one that is not finite is
-    excluded).
+    than `max_update_norm` (Euclidean norm over all keys together). Policy `fail` raises `ClientError`; `exclude` does
+    not accept the client; `clip` scales a long update to the norm, and excludes one that is not finite.
     """
     shared = select(update.params, received)
     deltas = {key: value - received[key] for key, value in shared.items()}

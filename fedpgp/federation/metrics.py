@@ -84,8 +84,8 @@ def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
     for result in results:
         for name, loss in {"train": result.loss, **result.parts}.items():
             events = result.events if name == "train" else None
-            head = (number, result.clients, "train", name)
-            tables.append(_table(*head, total=result.num_examples, loss=loss, event=events))
+            columns: dict[str, _Column] = {"total": result.num_examples, "loss": loss, "event": events}
+            tables.append(_table(number, result.clients, "train", name, **columns))
     return tables
 
 

@@ -104,10 +104,7 @@ class FederationWorker:
         return Update.concatenate(parts)
 
     def memory(self, call: Call, shared: Arrays) -> int:
-        """Bytes that this worker needs to train a block: frozen weights, and a chunk's features and activations.
-
-        Measured on the first step of the first client.
-        """
+        """Bytes to train a block: frozen weights, a chunk's features and, measured on one client, its activations."""
         first = call.clients[:1]
         received = self._tree(shared)
         params = {**repeated(received, 1), **{key: value[:1] for key, value in self._tree(call.personal).items()}}

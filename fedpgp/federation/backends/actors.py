@@ -111,27 +111,29 @@ class ActorPool:
         waiting, attempts = deque(range(len(calls))), [0] * len(calls)
         running: dict[Any, _Running] = {}
         results: dict[int, Any] = {}
+        next_index = 0
         large = common is not None and sum(value.nbytes for value in common.values()) > INLINE_BYTES
         shared = ray.put(common) if large else common
         try:
-            for index in range(len(calls)):
-                while index not in results:
-                    while waiting and self._idle:
-                        next_call, actor = waiting.popleft(), self._idle.pop()
-                        attempts[next_call] += 1
-                        reference = actor.handle.call.remote(method, calls[next_call], shared)
-                        running[reference] = _Running(next_call, actor, time.monotonic())
-                    for reference, lost in self._ended(running):
-                        work = running.pop(reference)
-                        try:
-                            results[work.index] = self._result(reference, work.actor, lost)
-                        except _Lost as error:
-                            what = f"{method} {_block(work.index, calls)} on {work.actor.location['node']}: {error}"
-                            if attempts[work.index] == ATTEMPTS:
-                                raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
-                            log.warning("%s; repeating it on another actor", what)
-                            waiting.appendleft(work.index)
-                yield results.pop(index)
+            while next_index < len(calls):
+                while waiting and self._idle:
+                    index, actor = waiting.popleft(), self._idle.pop()
+                    attempts[index] += 1
+                    reference = actor.handle.call.remote(method, calls[index], shared)
+                    running[reference] = _Running(index, actor, time.monotonic())
+                for reference, lost in self._ended(running):
+                    work = running.pop(reference)
+                    try:
+                        results[work.index] = self._result(reference, work.actor, lost)
+                    except _Lost as error:
+                        what = f"{method} {_block(work.index, calls)} on {work.actor.location['node']}: {error}"
+                        if attempts[work.index] == ATTEMPTS:
+                            raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
+                        log.warning("%s; repeating it on another actor", what)
+                        waiting.appendleft(work.index)
+                while next_index in results:
+                    yield results.pop(next_index)
+                    next_index += 1
         finally:  # after an error the other actors finish their calls and remain available
             self._idle += [work.actor for work in running.values()]
 

@@ -1,4 +1,4 @@
-"""The interface of a backend, whose results are equal for all, and the serial one: their reference, for debugging."""
+"""The interface of a backend, and the serial one, the reference of the others: results are equal for all."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
