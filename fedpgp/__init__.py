@@ -235,7 +235,7 @@ def _sweep(
 
 def _authenticate(address: str | None) -> None:
     """Send the token of a cluster that is already running; decided before Ray is imported."""
-    from fedpgp.federation.backends.authentication import use_token
+    from fedpgp.federation.backends import use_token
 
     if address or os.environ.get("RAY_ADDRESS"):
         use_token()

@@ -82,7 +82,7 @@ def made_run(tmp_path):
     Call it with overrides, and with the metrics of each of its rounds (`test_local=[50, 60]`).
     """
     from fedpgp import config
-    from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+    from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
     from fedpgp.federation.state import State
     from fedpgp.storage import checkpoint
     from fedpgp.storage.run_folder import RunFolder

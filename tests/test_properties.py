@@ -22,9 +22,8 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import DataError, RunError, UserError
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.experiments import runner
-from fedpgp.federation import aggregation
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
-from fedpgp.federation.state import State
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.state import State, average, weighted_sum
 from fedpgp.methods import METHODS
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
@@ -67,11 +66,8 @@ def test_an_average_is_weighted_by_weights_that_sum_to_one_however_it_is_cut(wei
     """The average of ones is one; that of one client's value is its share."""
     cuts = sorted(data.draw(st.sets(st.integers(1, len(weights)), max_size=3)) | {0, len(weights)})
     values = torch.cat([torch.ones(len(weights), 1), torch.eye(len(weights))], dim=1)
-    sums = [
-        aggregation.weighted_sum({"x": values[start:end]}, torch.tensor(weights[start:end]))
-        for start, end in pairwise(cuts)
-    ]
-    mean = aggregation.average(sums, sum(weights), {"x": values[0]})["x"]
+    sums = [weighted_sum({"x": values[start:end]}, torch.tensor(weights[start:end])) for start, end in pairwise(cuts)]
+    mean = average(sums, sum(weights), {"x": values[0]})["x"]
     assert mean[0].item() == pytest.approx(1)
     assert mean[1:].tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 

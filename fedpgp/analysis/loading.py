@@ -14,8 +14,7 @@ from fedpgp.analysis.groups import grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.data.sources import complete
-from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import RoundRow, last_evaluated, per_client_table, selections
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder
 

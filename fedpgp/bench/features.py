@@ -25,8 +25,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.manifest import Manifest, build, open_reader
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
-from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.resources import keep_freed_memory
 

@@ -18,7 +18,7 @@ from fedpgp.core.tree import ParamTree
 from fedpgp.data.protocol import FederatedData
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
-from fedpgp.federation.messages import Arrays, TrainCall, TrainResult
+from fedpgp.federation.messages import Arrays, Call, TrainResult
 from fedpgp.federation.server import RoundResult, Server
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
@@ -45,7 +45,7 @@ class IdleMethod:
 class IdleWorker:
     """A worker that returns every client unchanged."""
 
-    def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
+    def train(self, call: Call, shared: Arrays) -> TrainResult:
         """Send the personal parameters back, and a weighted sum of the shared ones."""
         count = len(call.clients)
         ones = np.ones(count)

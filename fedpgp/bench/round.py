@@ -13,7 +13,7 @@ import torch
 from fedpgp.bench.measurement import Measurement, Report, alternated
 from fedpgp.bench.measurement import profile as profile_run
 from fedpgp.bench.workload import BASE_TEST, MU, NOVEL_TEST, TAU, Workload, job, round_seconds, vit_b_16
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.resources import keep_freed_memory
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob

@@ -24,8 +24,7 @@ from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import sampling, sweep_runner, sweep_settings
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation.backends import driver
-from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder

@@ -21,7 +21,7 @@ from fedpgp.cli.doctor import command as doctor
 from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, err, out
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
 from fedpgp.core.files import is_full
-from fedpgp.federation.backends.authentication import use_token
+from fedpgp.federation.backends import use_token
 
 if TYPE_CHECKING:
     from fedpgp.analysis.report.progress_bar import ProgressDisplay

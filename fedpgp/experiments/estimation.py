@@ -24,7 +24,7 @@ from fedpgp.experiments.sweeps import sampling
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation import extraction
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import METRICS

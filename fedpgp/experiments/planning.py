@@ -27,9 +27,8 @@ from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import BringsNetwork, Method
-from fedpgp.storage.object_store import ObjectStore
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.run_index import RunIndex
+from fedpgp.storage.run_index import ObjectStore, RunIndex
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ def refuse_edited(plan: Plan) -> None:
 
 def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str, Any]]]:
     """Runs of this name without a writer, with their settings; skips those that this version cannot read."""
-    for path in RunIndex(experiment.storage.root).named(experiment.name):
+    for path in RunIndex(experiment.storage.root).find(experiment.name):
         with suppress(FedPGPError, yaml.YAMLError):
             store = RunFolder.open(path)
             if store.state in ("interrupted", "stopped", "failed"):

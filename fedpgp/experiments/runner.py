@@ -24,12 +24,10 @@ from fedpgp.core.redaction import redacted
 from fedpgp.core.text import memory_size
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
-from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
-from fedpgp.federation.metrics import summarize
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import RoundRow, summarize
 from fedpgp.federation.server import Server
 from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob

@@ -1,4 +1,4 @@
-"""Local training: stochastic gradient descent on a block of clients as one batch."""
+"""Local training: stochastic gradient descent on a block of clients as one batch, and validation of their updates."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from fedpgp.clip.text_backbone import ClassSet
-from fedpgp.core.errors import ConfigError
-from fedpgp.core.tree import ParamTree, select
+from fedpgp.config import FederationSettings
+from fedpgp.core.errors import ClientError, ConfigError
+from fedpgp.core.tree import ParamTree, choose, select
+from fedpgp.federation.messages import Call
 from fedpgp.methods.base import Batch, Method, Phase
 
-Order = list[np.ndarray]
-"""One client's batches in order, each an array of indices into its own rows."""
-
-RESERVED_PARTS = frozenset({"loss", "train"})
-"""Names that no part of a loss can have: the rows of a run use them for the loss itself."""
+Order = list[np.ndarray]  # one client's batches in order, each an array of indices into its own rows
+RESERVED_PARTS = frozenset({"loss", "train"})  # not for parts of a loss: rows of a run use them for the loss itself
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,27 @@ class Update:
     finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # (K,) as `loss`, of each named part of it
 
+    @classmethod
+    def concatenate(cls, updates: Sequence[Update]) -> Update:
+        """The update of a block that was trained in several chunks of clients."""
+        if len(updates) == 1:
+            return updates[0]
+        return cls(
+            {key: torch.cat([update.params[key] for update in updates]) for key in updates[0].params},
+            torch.cat([update.loss for update in updates]),
+            torch.cat([update.finite for update in updates]),
+            {name: torch.cat([update.parts[name] for update in updates]) for name in updates[0].parts},
+        )
+
+
+@dataclass(frozen=True)
+class ValidatedUpdate:
+    """The clients that take part in the average, and their shared parameters."""
+
+    shared: ParamTree  # (K, ...), clipped with policy `clip`
+    accepted: Tensor  # (K,) bool
+    events: tuple[str | None, ...]  # (K,) what went wrong and what was done; None: nothing
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -47,8 +67,7 @@ class Optimizer:
     lr: float
     momentum: float
     weight_decay: float
-    key_lr: Mapping[str, float] = field(default_factory=dict)
-    """learning rates of single keys"""
+    key_lr: Mapping[str, float] = field(default_factory=dict)  # learning rates of single keys
 
     def within(self, phase: Phase, round: int) -> Optimizer:
         """The settings in a phase of a round (counted from 1): those that the phase sets override these."""
@@ -92,17 +111,14 @@ def local_update(
 
     A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
     does a client whose loss is not finite. No step waits for the device: nothing is read from it, or copied to it.
+    Raises `ConfigError` if the method gives a part of its loss a reserved name.
 
     Args:
         params: stacked parameters (K, ...), the received shared ones included; not changed.
         received: what the server sent, without the client axis.
-        data: the clients' images.
         orders: for each phase of the method, each client's batches.
         optimizer: settings of SGD, which those of a phase override.
         round: counted from 1, for learning rates that decay.
-
-    Raises:
-        ConfigError: the method gives a part of its loss a reserved name.
     """
     device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
@@ -133,18 +149,6 @@ def local_update(
     return Update(params, means.pop("loss"), finite, means)
 
 
-def concatenate(updates: Sequence[Update]) -> Update:
-    """The updates of a block that was trained in several chunks of clients."""
-    if len(updates) == 1:
-        return updates[0]
-    return Update(
-        {key: torch.cat([update.params[key] for update in updates]) for key in updates[0].params},
-        torch.cat([update.loss for update in updates]),
-        torch.cat([update.finite for update in updates]),
-        {name: torch.cat([update.parts[name] for update in updates]) for name in updates[0].parts},
-    )
-
-
 def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float, optimizer: Optimizer) -> None:
     """Take a step of torch.optim.SGD on the rows of active clients, in place."""
     rows = active.view(-1, *[1] * (value.dim() - 1))
@@ -171,12 +175,49 @@ def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:
 
 def _padded(orders: Sequence[Order], starts: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the images of a step (K, B), and which of them are real."""
-    parts = [order[step] + start if step < len(order) else None for order, start in zip(orders, starts, strict=True)]
-    width = max(len(part) for part in parts if part is not None)
-    index = np.zeros((len(parts), width), dtype=np.int64)
-    mask = np.zeros((len(parts), width), dtype=bool)
-    for row, part in enumerate(parts):
-        if part is not None:
-            index[row, : len(part)] = part
-            mask[row, : len(part)] = True
+    none = np.arange(0)
+    parts = [order[step] + start if step < len(order) else none for order, start in zip(orders, starts, strict=True)]
+    counts = np.array([len(part) for part in parts])
+    mask = np.arange(counts.max()) < counts[:, None]
+    index = np.zeros(mask.shape, dtype=np.int64)
+    index[mask] = np.concatenate(parts)
     return index, mask
+
+
+def validate(
+    update: Update, received: ParamTree, federation: FederationSettings, call: Call, stage: str = "local training"
+) -> ValidatedUpdate:
+    """Validate the updates of the clients of a call by `federation.policy`.
+
+    An update is invalid if a loss or a parameter is not finite, or if the change of the `received` parameters is longer
+    than `max_update_norm` (Euclidean norm over all keys together). Policy `fail` raises `ClientError`; `exclude` does
+    not accept the client; `clip` scales a long update to the norm, and excludes one that is not finite.
+    """
+    shared = select(update.params, received)
+    deltas = {key: value - received[key] for key, value in shared.items()}
+    squares = [delta.double().flatten(1).square().sum(1) for delta in deltas.values()]
+    norm = torch.stack(squares).sum(0).sqrt() if squares else torch.zeros_like(update.loss)
+    finite_params = (value.isfinite().flatten(1).all(1) for value in update.params.values())
+    finite = torch.stack([update.finite, *finite_params]).all(0)
+    limit = federation.max_update_norm
+    long = finite & (norm > limit) if limit is not None else torch.zeros_like(finite)
+    reasons: list[str | None] = [None] * len(finite)
+    for index in (~finite).nonzero().flatten().tolist():
+        loss = update.loss[index].item()
+        reasons[index] = "a parameter is not finite" if update.finite[index] else f"loss is {loss}"
+    for index in long.nonzero().flatten().tolist():
+        reasons[index] = f"update norm {norm[index].item():.4g} above max_update_norm {limit:g}"
+    for client, reason in zip(call.clients, reasons, strict=True):
+        if reason and federation.policy == "fail":
+            raise ClientError(stage, call.round, int(client), f"{reason}; lower the learning rate")
+    if federation.policy == "clip" and limit is not None:
+        scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
+        clipped = {
+            key: received[key] + delta * scale.view(-1, *[1] * (delta.dim() - 1)) for key, delta in deltas.items()
+        }
+        shared = choose(long, clipped, shared)
+        long = torch.zeros_like(long)
+    accepted = finite & ~long
+    actions = ["clipped" if in_sum else "excluded" for in_sum in accepted.tolist()]
+    events = (f"{action}: {reason}" if reason else None for action, reason in zip(actions, reasons, strict=True))
+    return ValidatedUpdate(shared, accepted, tuple(events))

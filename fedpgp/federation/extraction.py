@@ -18,8 +18,7 @@ from fedpgp.data.manifest import Manifest, open_reader
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.resources import keep_freed_memory
 
-SAMPLE = 16
-"""Images that are encoded to forecast the total time."""
+SAMPLE = 16  # images that are encoded to forecast the total time
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,7 @@ class ExtractionWorker:
         self._encoder = Encoder(job.visual.to(device), job.image, open_reader(job.data), job.key)
 
     def encode_chunk(self, chunk: Chunk) -> Chunk:
-        """Write the shard of a chunk, and return the chunk.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """Write the shard of a chunk, and return the chunk; raise `DataError` if an image cannot be read."""
         self._encoder.encode_chunk(self._table.take(chunk.rows), chunk.rows, chunk.shard)
         return chunk
 
@@ -60,30 +55,19 @@ class ExtractionWorker:
 class Forecast:
     """Estimated time and space of extracting a cache."""
 
-    path: Path
-    """the cache"""
-    present: int
-    """images that exist already, in the cache or in shards of an interrupted extraction"""
-    images: int
-    """images still to encode"""
-    num_bytes: int
-    """disk space that they need"""
-    seconds_per_image: float
-    """for all views of an image, in one worker"""
-    sample: int
-    """images that were measured"""
+    path: Path  # the cache
+    present: int  # images that exist already, in the cache or in shards of an interrupted extraction
+    images: int  # images still to encode
+    num_bytes: int  # disk space that they need
+    seconds_per_image: float  # for all views of an image, in one worker
+    sample: int  # images that were measured
 
 
 def forecast(job: ExtractionJob, path: Path, rows: Array, backend: Backend) -> Forecast:
     """Measure the extraction of a few missing images: reading, decoding and encoding. Nothing is kept.
 
-    Args:
-        rows: manifest rows that the cache must contain.
-        backend: a worker like those of the extraction.
-
-    Raises:
-        CacheError: the existing cache is damaged or belongs to something else.
-        DataError: an image cannot be read.
+    `rows` are the manifest rows that the cache must contain; `backend` has a worker like those of the extraction.
+    Raises `CacheError` if the existing cache is damaged or another's, `DataError` if an image cannot be read.
     """
     todo = missing(path, job.key, rows)
     remaining = todo.size - done_in_shards(path, job.key, todo)

@@ -1,14 +1,20 @@
 """Messages between the server and the workers: calls, results, and references to feature caches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fedpgp.clip.feature_cache import FeatureKey
 
-Arrays = dict[str, np.ndarray]
-"""A parameter tree in a message."""
+Arrays = dict[str, np.ndarray]  # a parameter tree in a message
+
+
+def to_arrays(tree: Mapping[str, Tensor]) -> Arrays:
+    """A parameter tree as a message; tensors on the CPU are not copied."""
+    return {key: value.detach().cpu().numpy() for key, value in tree.items()}
 
 
 @dataclass(frozen=True)
@@ -20,22 +26,13 @@ class Features:
 
 
 @dataclass(frozen=True)
-class TrainCall:
-    """Train these clients from the shared parameters and their personal ones."""
+class Call:
+    """Train these clients from the shared parameters and their personal ones, or evaluate their models."""
 
     round: int
     clients: np.ndarray  # (K,)
     personal: Arrays  # (K, ...)
-
-
-@dataclass(frozen=True)
-class EvaluateCall:
-    """Evaluate the models of these clients."""
-
-    round: int
-    clients: np.ndarray  # (K,)
-    personal: Arrays  # (K, ...)
-    confusion: bool = False  # whether to count confusion matrices
+    confusion: bool = False  # whether an evaluation counts confusion matrices
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,19 @@
-"""Accuracies from counts: Local, Base, Novel and their harmonic mean, per client and on average."""
+"""The rows of a run, and the accuracies computed from them: Local, Base, Novel and their harmonic mean."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, harmonic_mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpgp.federation.records import RoundRow
+if TYPE_CHECKING:
+    from fedpgp.data.protocol import FederatedData
+    from fedpgp.federation.messages import Counts, TrainResult
 
 METRICS = (
     "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
@@ -17,16 +23,111 @@ METRICS = (
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """Digests that two runs of the same experiment share."""
 
+CLIENT_SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("client", pa.int32()),
+        ("split", pa.string()),  # train | val | test
+        ("metric", pa.string()),  # a name of `METRICS`; in train rows `train` (the loss) or a part of the loss
+        ("domain", pa.string()),  # null: all domains together
+        ("correct", pa.int64()),  # null in train rows
+        ("total", pa.int64()),  # images
+        ("loss", pa.float64()),  # mean over the local steps; null in val and test rows
+        ("event", pa.string()),  # what went wrong in training and what was done; null: nothing
+    ]
+)
+"""One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
+
+CONFUSION_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),  # val | test
+        ("metric", pa.string()),  # a name of `METRICS`
+        ("label", pa.int32()),  # true class: an index into `class_names` of identity.json
+        ("answer", pa.int32()),  # predicted class
+        ("count", pa.int64()),  # how often, over all clients
+    ]
+)
+"""The confusion matrix after the last round, without its zeros."""
+
+PARTITION_SCHEMA = pa.schema(
+    [
+        ("client", pa.string()),
+        ("split", pa.string()),  # train: after shots; val and test: the images of the client's Local
+        ("class", pa.string()),
+        ("domain", pa.string()),
+        ("images", pa.int64()),  # at least 1
+    ]
+)
+"""How many images of each class and domain a client has."""
+
+_Column = np.ndarray | tuple[str | None, ...] | str | int | None
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One committed round."""
+
+    round: int  # 1, 2, ...; 0: an untrained model
+    metrics: Mapping[str, float]
+    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss` and its parts, for example
+    `train/ce`. Absent if not measured"""
+    participants: int  # clients that trained
+    bytes_up: int  # bytes of shared parameters that the participants send
+    bytes_down: int  # bytes of shared parameters sent to the participants
+    seconds: Mapping[str, float] = field(default_factory=dict)  # wall clock, by stage: train, aggregate, evaluate
+    timestamp_ms: int = 0  # of the commit, since 1970; makes a row that is sent to MLflow twice one row
+
+
+def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:
+    """A row per client for the loss, with what went wrong, and one for each named part of the loss."""
+    tables = []
+    for result in results:
+        for name, loss in {"train": result.loss, **result.parts}.items():
+            events = result.events if name == "train" else None
+            columns: dict[str, _Column] = {"total": result.num_examples, "loss": loss, "event": events}
+            tables.append(_table(number, result.clients, "train", name, **columns))
+    return tables
+
+
+def count_tables(number: int, counts: Counts, domains: Sequence[str]) -> list[pa.Table]:
+    """Rows over all domains, then per domain if there are several."""
+    correct, total = counts.correct, counts.total
+    head = (number, counts.clients, counts.split, counts.metric)
+    tables = [_table(*head, correct=correct.sum(1), total=total.sum(1))]
+    if len(domains) > 1:
+        for index, name in enumerate(domains):
+            tables.append(_table(*head, domain=name, correct=correct[:, index], total=total[:, index]))
+    return tables
+
+
+def confusion_table(matrices: Mapping[tuple[str, str], np.ndarray], data: FederatedData) -> pa.Table:
+    """The nonzero entries of matrices (C, C) by split and metric, with global labels, in `CONFUSION_SCHEMA`."""
+    parts = [CONFUSION_SCHEMA.empty_table()]
+    for (split, metric), matrix in sorted(matrices.items()):
+        classes = np.array(data.class_sets[metric if metric in data.class_sets else data.train_set], np.int32)
+        label, answer = matrix.nonzero()
+        heads = (pa.repeat(pa.scalar(head, pa.string()), len(label)) for head in (split, metric))
+        columns = [*heads, classes[label], classes[answer], matrix[label, answer]]
+        parts.append(pa.table(columns, schema=CONFUSION_SCHEMA))
+    return pa.concat_tables(parts)
+
+
+def _table(number: int, clients: np.ndarray, split: str, metric: str, **columns: _Column) -> pa.Table:
+    """Rows of `CLIENT_SCHEMA`: arrays and tuples are columns, everything else is repeated; missing columns are null."""
+    columns |= {"round": number, "client": clients, "split": split, "metric": metric}
+    arrays = []
+    for name, kind in zip(CLIENT_SCHEMA.names, CLIENT_SCHEMA.types, strict=True):
+        column = columns.get(name)
+        repeat = not isinstance(column, np.ndarray | tuple)
+        arrays.append(pa.repeat(pa.scalar(column, kind), len(clients)) if repeat else pa.array(column, kind))
+    return pa.table(arrays, schema=CLIENT_SCHEMA)
+
 
 def round_metrics(clients: pa.Table) -> dict[str, float]:
-    """The metrics of one round, for example `val/local`, `test/hm`, `train/loss`.
+    """The metrics of a round from its rows in `CLIENT_SCHEMA`: `val/local`, `test/hm`, `train/loss`, ...
 
-    Args:
-        clients: the round's rows, in `records.CLIENT_SCHEMA`.
-
-    Returns:
-        Accuracies in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
-        mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
+    Accuracies are in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
+    mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
     """
     by_split: dict[str, dict[str, float]] = {}
     means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
@@ -46,10 +147,8 @@ def _losses(train: pa.Table) -> dict[str, float]:
         return {}
     parts = train.filter((pc.field("metric") != "train") & pc.field("client").isin(whole["client"]))
     means = parts.group_by("metric", use_threads=False).aggregate([("loss", "mean")]).sort_by("metric")
-    names = [f"train/{name}" for name in means["metric"].to_pylist()]
-    return {"train/loss": pc.mean(whole["loss"]).as_py()} | dict(
-        zip(names, means["loss_mean"].to_pylist(), strict=True)
-    )
+    by_part = {f"train/{row['metric']}": row["loss_mean"] for row in means.to_pylist()}
+    return {"train/loss": pc.mean(whole["loss"]).as_py(), **by_part}
 
 
 def per_client_table(clients: pa.Table, round: int) -> pa.Table:
@@ -57,12 +156,12 @@ def per_client_table(clients: pa.Table, round: int) -> pa.Table:
     by_client: dict[tuple[int, str], dict[str, float]] = {}
     for row in _accuracies(clients.filter(pc.field("round") == round)).to_pylist():
         by_client.setdefault((row["client"], row["split"]), {})[row["metric"]] = row["percent"]
-    rows = {key: _with_hm(values) for key, values in sorted(by_client.items())}
-    measured = [name for name in METRICS if any(name in values for values in rows.values())]
+    rows = [
+        {"client": client, "split": split, **_with_hm(values)} for (client, split), values in sorted(by_client.items())
+    ]
+    measured = [name for name in METRICS if any(name in row for row in rows)]
     schema = pa.schema([("client", pa.int32()), ("split", pa.string()), *((name, pa.float64()) for name in measured)])
-    return pa.Table.from_pylist(
-        [{"client": client, "split": split, **row} for (client, split), row in rows.items()], schema
-    )
+    return pa.Table.from_pylist(rows, schema)
 
 
 def selections(rounds: Sequence[RoundRow]) -> dict[str, dict[str, float]]:

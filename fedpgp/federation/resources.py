@@ -1,44 +1,11 @@
-"""Resources of workers: memory that training needs, how workers fit a cluster, and reuse of freed memory."""
-
-from __future__ import annotations
+"""Resources of workers: how they fit a cluster, and reuse of freed memory."""
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-GB = 1024**3
-PROCESS_BYTES = GB // 2
-"""Memory of a process that has loaded torch and Ray and nothing else."""
 EPSILON = 1e-9
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-HEAPS = 2
-"""Heaps for all threads of a process that drives runs; its threads wait for Ray and for files most of the time."""
-
-
-def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:
-    """Count the bytes of the tensors that autograd keeps while `run` computes a loss, each storage once.
-
-    Args:
-        frozen: addresses of storages to leave out, because they exist anyway.
-    """
-    from torch.autograd.graph import saved_tensors_hooks
-
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no address is reused
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
+HEAPS = 2  # for all threads of a process that drives runs, which wait for Ray and for files most of the time
 
 
 def capacity(node: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -1,7 +1,5 @@
 """The server: rounds of client sampling, local training, averaging and evaluation, each a step from state to state."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,12 +11,10 @@ import pyarrow as pa
 
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
-from fedpgp.federation.aggregation import add, average
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, TrainCall, TrainResult
-from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import RoundRow, confusion_table, count_tables, train_tables
-from fedpgp.federation.state import State
+from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
+from fedpgp.federation.metrics import RoundRow, confusion_table, count_tables, round_metrics, train_tables
+from fedpgp.federation.state import State, add, average
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
 
@@ -48,9 +44,9 @@ class RoundResult:
 
     state: State
     row: RoundRow
-    clients: pa.Table  # records.CLIENT_SCHEMA
+    clients: pa.Table  # metrics.CLIENT_SCHEMA
     changed: np.ndarray  # clients whose personal parameters changed
-    confusion: pa.Table | None = None  # records.CONFUSION_SCHEMA, of the last round
+    confusion: pa.Table | None = None  # metrics.CONFUSION_SCHEMA, of the last round
 
 
 class Server:
@@ -81,14 +77,17 @@ class Server:
         if not self.rounds:
             return None
         block = blocks(np.arange(self.job.data.num_clients), self.block_size)[0]
-        calls = [TrainCall(1, block, _rows_of(state.personal, block))]
-        (size,) = self.backend.map("memory", calls, _arrays(state.shared))
+        calls = [Call(1, block, _rows_of(state.personal, block))]
+        (size,) = self.backend.map("memory", calls, to_arrays(state.shared))
         return int(size)
 
     def run(self, state: State) -> Iterator[RoundResult]:
         """Run the rounds after `state`. A method without training has one result, round 0."""
         if not self.rounds and state.round == 0:
-            yield self._evaluated_start(state)
+            seconds: dict[str, float] = {}
+            with _timed(seconds, "evaluate"):
+                counts, confusion = self._evaluate(state, last=True)
+            yield self._result(state, [], counts, confusion, np.arange(0), seconds)
         for _ in range(state.round, self.rounds):
             result = self.step(state)
             yield result
@@ -97,57 +96,53 @@ class Server:
     def step(self, state: State) -> RoundResult:
         """Run one round."""
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.num_clients
-        watch = _Stopwatch()
+        seconds: dict[str, float] = {}
         sampled = sample_clients(self.job.seed, number, clients, federation.participation, federation.everyone_first)
-        with watch.stage("train"):
+        with _timed(seconds, "train"):
             results, total = self._train(state, number, sampled)
-        with watch.stage("aggregate"):
+        with _timed(seconds, "aggregate"):
             state = _aggregate(state, results, total)
         counts = [part for result in results for part in result.before_aggregation]
         last, confusion = number == self.rounds, None
         if number % federation.eval_every == 0 or last:
-            with watch.stage("evaluate"):
+            with _timed(seconds, "evaluate"):
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
-        wire = num_bytes(state.shared) * len(sampled)
-        tables = [*train_tables(number, results), *self._count_tables(number, counts)]
-        return self._result(state, tables, sampled, wire, watch, confusion)
-
-    def _evaluated_start(self, state: State) -> RoundResult:
-        watch = _Stopwatch()
-        with watch.stage("evaluate"):
-            counts, confusion = self._evaluate(state, last=True)
-        return self._result(state, self._count_tables(0, counts), np.arange(0), 0, watch, confusion)
+        return self._result(state, results, counts, confusion, sampled, seconds)
 
     def _result(
         self,
         state: State,
-        tables: list[pa.Table],
-        changed: np.ndarray,
-        wire: int,
-        watch: _Stopwatch,
+        results: Sequence[TrainResult],
+        counts: Sequence[Counts],
         confusion: pa.Table | None,
+        trained: np.ndarray,
+        seconds: dict[str, float],
     ) -> RoundResult:
+        tables = train_tables(state.round, results)
+        for part in counts:
+            tables += count_tables(state.round, part, self.job.data.domains)
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
         clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
+        wire = num_bytes(state.shared) * len(trained)
         row = RoundRow(
             round=state.round,
             metrics=round_metrics(clients),
-            participants=len(changed),
+            participants=len(trained),
             bytes_up=wire,
             bytes_down=wire,
-            seconds=watch.seconds,
+            seconds=seconds,
             timestamp_ms=time.time_ns() // 1_000_000,
         )
-        return RoundResult(state, row, clients, changed, confusion)
+        return RoundResult(state, row, clients, trained, confusion)
 
     def _train(self, state: State, number: int, sampled: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
         """Results of the blocks without their shared sums, and the total of these, added up as they arrive."""
         parts = blocks(sampled, self.block_size)
-        calls = [TrainCall(number, block, _rows_of(state.personal, block)) for block in parts]
+        calls = [Call(number, block, _rows_of(state.personal, block)) for block in parts]
         results: list[TrainResult] = []
         total: ParamTree = {}
-        for result in self.backend.map("train", calls, _arrays(state.shared)):
+        for result in self.backend.map("train", calls, to_arrays(state.shared)):
             add(total, result.shared_sum)
             results.append(replace(result, shared_sum={}))
         return results, total
@@ -158,10 +153,10 @@ class Server:
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         several = state.personal or self.job.federation.finetune_epochs
         parts = blocks(everyone, self.block_size) if several else [everyone]
-        calls = [EvaluateCall(state.round, block, _rows_of(state.personal, block), last) for block in parts]
+        calls = [Call(state.round, block, _rows_of(state.personal, block), last) for block in parts]
         counts: list[Counts] = []
         matrices: dict[tuple[str, str], np.ndarray] = {}
-        for result in self.backend.map("evaluate", calls, _arrays(state.shared)):
+        for result in self.backend.map("evaluate", calls, to_arrays(state.shared)):
             for part in result:
                 if part.confusion is not None:
                     key = (part.split, part.metric)
@@ -169,19 +164,12 @@ class Server:
                 counts.append(replace(part, confusion=None))
         return counts, confusion_table(matrices, self.job.data) if last else None
 
-    def _count_tables(self, number: int, counts: Sequence[Counts]) -> list[pa.Table]:
-        return [table for part in counts for table in count_tables(number, part, self.job.data.domains)]
 
-
-class _Stopwatch:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
 
 
 def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) -> State:
@@ -194,10 +182,6 @@ def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) 
         log.warning("round %d: every client was excluded; the shared parameters are unchanged", state.round + 1)
     shared = average([summed], total, like=state.shared) if total else state.shared
     return State(state.round + 1, shared, state.personal)
-
-
-def _arrays(tree: ParamTree) -> Arrays:
-    return {key: value.numpy() for key, value in tree.items()}
 
 
 def _rows_of(tree: ParamTree, clients: np.ndarray) -> Arrays:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedpgp.clip.feature_cache import FeatureCache
-from fedpgp.clip.text_backbone import ClassSet, FrozenText
+from fedpgp.clip.text_backbone import FrozenText
 from fedpgp.clip.text_tower import tensors_of
 from fedpgp.config import FederationSettings
-from fedpgp.core.errors import ClientError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
-from fedpgp.data.protocol import FederatedData
-from fedpgp.federation.aggregation import weighted_sum
-from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, concatenate, local_update, schedule
-from fedpgp.federation.evaluation import Evaluator
-from fedpgp.federation.messages import Arrays, Counts, EvaluateCall, Features, TrainCall, TrainResult
-from fedpgp.federation.resources import PROCESS_BYTES, kept_for_backward
-from fedpgp.federation.update_validation import UpdateRejected, all_finite, non_finite, validate
-from fedpgp.methods.base import Method
+from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, local_update, schedule, validate
+from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
+from fedpgp.federation.state import weighted_sum
+from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+
+PROCESS_BYTES = 1024**3 // 2  # memory of a process that has loaded torch and Ray and nothing else
+MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
+VALUES_PER_CHUNK = 1 << 24  # most logits or feature values of an evaluation at a time: 64 MB of float32
 
 
 @dataclass(frozen=True)
@@ -52,74 +53,64 @@ class FederationWorker:
         self.job = job
         self.device = device
         self._text = job.text.to(device, job.dtype)
-        self._class_sets: dict[str, ClassSet] = {}
-        self._evaluator = Evaluator(job, self._frozen, device)
+        self._class_sets = {name: self._text.on(classes) for name, classes in job.data.class_sets.items()}
+        self._num_examples = np.array([len(own) for own in job.data.train_rows])
+        self._train_cache = FeatureCache.open(job.train_features.path, job.train_features.key)
+        self._test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
 
-    def train(self, call: TrainCall, shared: Arrays) -> TrainResult:
-        """Train a block locally, and validate and sum its updates.
+    def train(self, call: Call, shared: Arrays) -> TrainResult:
+        """Train a block locally, and validate and sum its updates; raise `ClientError` if `federation.policy` says so.
 
-        Args:
-            shared: parameters that the server sends to all clients; only read.
-
-        Raises:
-            ClientError: an update is invalid, and `federation.policy` is `fail`.
+        Excluded clients keep their personal parameters. `shared`, which the server sends to all clients, is only read.
         """
         federation = self.job.federation
         received, personal = self._tree(shared), self._tree(call.personal)
-        num_examples = self._num_examples(call.clients)
-        update = self._update("batches", call.round, call.clients, received, personal, federation.local_epochs)
-        try:
-            valid = validate(update, received, federation)
-        except UpdateRejected as error:
-            raise self._error("local training", call, error.index, error.reason) from None
+        num_examples = self._num_examples[call.clients]
+        update = self._update(call, received, personal, "batches", federation.local_epochs)
+        valid = validate(update, received, federation, call)
         weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
         return TrainResult(
             clients=call.clients,
-            shared_sum=_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
-            personal=_arrays(choose(valid.accepted, without(update.params, received), personal)),
+            shared_sum=to_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
+            personal=to_arrays(choose(valid.accepted, without(update.params, received), personal)),
             num_examples=num_examples,
             weight=float(weights.sum()),
             loss=update.loss.cpu().numpy(),
-            parts=_arrays(update.parts),
+            parts=to_arrays(update.parts),
             events=valid.events,
             before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
 
-    def _update(
-        self, purpose: str, round: int, clients: np.ndarray, received: ParamTree, personal: ParamTree, epochs: int
-    ) -> Update:
-        """Train these clients in chunks of `chunk_size`, each as one batch."""
+    def _update(self, call: Call, received: ParamTree, personal: ParamTree, purpose: str, epochs: int) -> Update:
+        """Train the clients in chunks of `chunk_size`, each as one batch."""
         federation = self.job.federation
-        size = federation.chunk_size or len(clients)
+        size = federation.chunk_size or len(call.clients)
         phases = range(len(self.job.method.phases))
         parts = []
-        for part in (slice(start, start + size) for start in range(0, len(clients), size)):
-            chunk = clients[part]
+        for part in (slice(start, start + size) for start in range(0, len(call.clients), size)):
+            chunk = call.clients[part]
             parts.append(
                 local_update(
                     self.job.method,
-                    self._frozen(self.job.data.train_set),
+                    self._class_sets[self.job.data.train_set],
                     {**repeated(received, len(chunk)), **{key: value[part] for key, value in personal.items()}},
                     received,
                     self._local_data(chunk),
-                    [self._orders(purpose, phase, round, chunk, epochs) for phase in phases],
+                    [self._orders(purpose, phase, call.round, chunk, epochs) for phase in phases],
                     Optimizer(federation.lr, federation.momentum, federation.weight_decay),
-                    round,
+                    call.round,
                 )
             )
-        return concatenate(parts)
+        return Update.concatenate(parts)
 
-    def memory(self, call: TrainCall, shared: Arrays) -> int:
-        """Bytes that this worker needs to train a block: frozen weights, and a chunk's features and activations.
-
-        Measured on the first step of the first client.
-        """
+    def memory(self, call: Call, shared: Arrays) -> int:
+        """Bytes to train a block: frozen weights, a chunk's features and, measured on one client, its activations."""
         first = call.clients[:1]
         received = self._tree(shared)
         params = {**repeated(received, 1), **{key: value[:1] for key, value in self._tree(call.personal).items()}}
         data = self._local_data(first)
         orders = self._orders("batches", 0, call.round, first, epochs=1)
-        frozen = self._frozen(self.job.data.train_set)
+        frozen = self._class_sets[self.job.data.train_set]
         storages = [tensor.untyped_storage() for tensor in tensors_of((self._text.tower, self._text.visual))]
         weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
 
@@ -133,40 +124,79 @@ class FederationWorker:
         per_client = kept_for_backward(step, set(weights)) + data.features.nbytes
         return PROCESS_BYTES + sum(weights.values()) + chunk * per_client
 
-    def evaluate(self, call: EvaluateCall, shared: Arrays) -> list[Counts]:
+    def evaluate(self, call: Call, shared: Arrays) -> list[Counts]:
         """Count the correct answers of each client's model on every evaluation set that its method supports.
 
         Without personal parameters all clients have one model, which runs once. With `finetune_epochs` each model is
-        first trained for that many epochs on its client's images.
-
-        Raises:
-            ClientError: fine-tuning failed, and `federation.policy` is `fail`.
+        first trained for that many epochs on its client's images; if that fails, the unchanged one is evaluated, or
+        `ClientError` raised if `federation.policy` says so.
         """
-        received, personal = self._tree(shared), self._tree(call.personal)
-        models = len(call.clients) if personal else 1
-        params = {**repeated(received, models), **personal}
-        evaluated = params
-        if self.job.federation.finetune_epochs:
-            evaluated = self._finetuned(call, received, personal)
-        return [
-            *self._evaluator.counts(
-                evaluated, call.clients, self.job.data.evaluation_sets, whole=True, confusion=call.confusion
-            ),
-            *self._evaluator.global_counts(params, call, bool(shared)),
-        ]
-
-    def _finetuned(self, call: EvaluateCall, received: ParamTree, personal: ParamTree) -> ParamTree:
-        """Each client's model after `finetune_epochs`; the unchanged one if that failed and the policy allows it."""
         federation = self.job.federation
-        update = self._update("finetune", call.round, call.clients, received, personal, federation.finetune_epochs)
-        finite = all_finite(update)
-        if federation.policy == "fail" and not bool(finite.all()):
-            index = int((~finite).nonzero()[0])
-            raise self._error("fine-tuning", call, index, non_finite(update, index))
-        return choose(finite, update.params, {**repeated(received, len(call.clients)), **personal})
+        received, personal = self._tree(shared), self._tree(call.personal)
+        params = evaluated = {**repeated(received, len(call.clients) if personal else 1), **personal}
+        if federation.finetune_epochs:
+            update = self._update(call, received, personal, "finetune", federation.finetune_epochs)
+            valid = validate(update, {}, federation, call, "fine-tuning")
+            evaluated = choose(valid.accepted, update.params, {**repeated(received, len(call.clients)), **personal})
+        counts = self._counts(evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion)
+        return counts + (self._global_counts(params, call) if shared else [])
 
-    def _error(self, stage: str, call: TrainCall | EvaluateCall, index: int, reason: str) -> ClientError:
-        return ClientError(stage, call.round, int(call.clients[index]), f"{reason}; lower the learning rate")
+    @torch.no_grad()
+    def _counts(
+        self,
+        params: ParamTree,
+        clients: np.ndarray,
+        evaluation_sets: Sequence[EvaluationSet],
+        whole: bool = True,
+        local: str = "local",
+        confusion: bool = False,
+    ) -> list[Counts]:
+        """Counts on each client's own images, and with `whole` on all images of a set."""
+        data, method, domains = self.job.data, self.job.method, len(self.job.data.domains)
+        classifiers: dict[str, Classifier] = {}
+        counts = []
+        for images in evaluation_sets:
+            if images.class_set != data.train_set and not method.supports_unseen_classes:
+                continue
+            if images.class_set not in classifiers:
+                classifiers[images.class_set] = method.classifier(params, self._class_sets[images.class_set])
+            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
+            num_classes = self._class_sets[images.class_set].num_classes if confusion else None
+            if images.members is not None:
+                members = [images.members[client] for client in clients]
+                counts.append(count(images, local, clients, answers, members, domains, num_classes))
+            if whole:
+                counts.append(count(images, images.metric, clients, answers, None, domains, num_classes))
+        return counts
+
+    def _global_counts(self, params: ParamTree, call: Call) -> list[Counts]:
+        """Counts of the server's model, without personal parameters; the same for all clients.
+
+        Evaluated on a held-out domain, and on all sets with `evaluate_global`. Empty if the shared parameters do not
+        form a model.
+        """
+        everywhere = self.job.federation.evaluate_global
+        evaluation_sets = [images for images in self.job.data.evaluation_sets if images.held_out or everywhere]
+        if not evaluation_sets:
+            return []
+        params = {key: value[:1] for key, value in params.items()}
+        if call.personal:
+            if not isinstance(self.job.method, HasGlobalModel):
+                return []
+            params = self.job.method.global_model(params)
+        counts = self._counts(params, call.clients, evaluation_sets)
+        return [replace(part, metric=f"{part.metric}_global") for part in counts]
+
+    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
+        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
+        num_classes = self._class_sets[images.class_set].num_classes
+        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
+        parts = []
+        for start in range(0, len(images.rows), size):
+            features = torch.from_numpy(self._test_cache.gather(images.rows[start : start + size])).to(self.device)
+            best, answers = classifier(features.unsqueeze(0)).max(-1)
+            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
+        return torch.cat(parts, dim=1).cpu().numpy()
 
     def _before_aggregation(self, params: ParamTree, clients: np.ndarray, accepted: Tensor) -> list[Counts]:
         """Counts of the accepted clients on their own images, before averaging."""
@@ -174,7 +204,7 @@ class FederationWorker:
             return []
         evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
         kept = clients[accepted.cpu().numpy()]
-        return self._evaluator.counts(
+        return self._counts(
             rows(params, accepted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
         )
 
@@ -182,7 +212,7 @@ class FederationWorker:
         job = self.job
         return [
             batches(
-                count=len(job.data.train_rows[client]),
+                count=int(self._num_examples[client]),
                 views=job.train_features.key.views,
                 batch_size=job.federation.batch_size,
                 epochs=job.method.phases[phase].epochs or epochs,
@@ -192,34 +222,88 @@ class FederationWorker:
             for client in clients
         ]
 
-    def _num_examples(self, clients: np.ndarray) -> np.ndarray:
-        return np.array([len(self.job.data.train_rows[client]) for client in clients])
-
     def _local_data(self, clients: np.ndarray) -> LocalData:
         """The clients' images; all views of an image are consecutive."""
         views = self.job.train_features.key.views
         rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
         labels = np.concatenate([self.job.data.train_labels[client] for client in clients])
         features = np.stack([self._train_cache.gather(rows, view) for view in range(views)], axis=1)
-        counts = self._num_examples(clients)
+        counts = self._num_examples[clients]
         return LocalData(
             features=torch.from_numpy(features.reshape(len(rows) * views, *features.shape[2:])).to(self.device),
             labels=torch.from_numpy(np.repeat(labels, views)).to(self.device),
             starts=(np.cumsum(counts) - counts) * views,
         )
 
-    def _frozen(self, class_set: str) -> ClassSet:
-        if class_set not in self._class_sets:
-            self._class_sets[class_set] = self._text.on(self.job.data.class_sets[class_set])
-        return self._class_sets[class_set]
-
-    @cached_property
-    def _train_cache(self) -> FeatureCache:
-        return FeatureCache.open(self.job.train_features.path, self.job.train_features.key)
-
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}
 
 
-def _arrays(tree: Mapping[str, Tensor]) -> Arrays:
-    return {key: value.detach().cpu().numpy() for key, value in tree.items()}
+def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:
+    """Count the bytes of the tensors that autograd keeps while `run` computes a loss, each storage once.
+
+    Storages at the addresses `frozen` are left out, because they exist anyway.
+    """
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def count(
+    images: EvaluationSet,
+    metric: str,
+    clients: np.ndarray,
+    answers: np.ndarray,
+    members: Sequence[np.ndarray] | None,
+    num_domains: int,
+    num_classes: int | None,
+) -> Counts:
+    """Count the correct answers of each client's model, or of the one model of all, as `metric`.
+
+    Args:
+        answers: predicted class of each model for each image (models, n).
+        members: each client's images; None: all of them.
+        num_classes: for the confusion matrix; None: without one.
+    """
+    right = np.broadcast_to(answers == images.labels, (len(clients), len(images.rows)))
+    chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
+    correct = [
+        np.bincount(images.domains[own], weights=row[own], minlength=num_domains)
+        for row, own in zip(right, chosen, strict=True)
+    ]
+    total = [np.bincount(images.domains[own], minlength=num_domains) for own in chosen]
+    confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
+    return Counts(
+        images.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64), confusion
+    )
+
+
+def count_confusion(
+    labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
+) -> np.ndarray | None:
+    """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
+
+    Answers that are not a class are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
+    None for more than `MOST_CLASSES` classes. Arguments as in `count`, labels (n,).
+    """
+    if num_classes > MOST_CLASSES:
+        return None
+    classes = (answers >= 0) & (answers < num_classes)
+    pairs = np.where(classes, labels * num_classes + answers, num_classes**2)
+    if members is None:
+        counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
+    else:
+        rows = np.broadcast_to(pairs, (clients, len(labels)))
+        own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
+        counts = np.bincount(own, minlength=num_classes**2)
+    return counts[: num_classes**2].reshape(num_classes, num_classes).astype(np.int64)

@@ -39,11 +39,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def find(name: str) -> type[Method]:
-    """The class of a method: built in, installed as an entry point, or MODULE:CLASS.
-
-    Raises:
-        ConfigError: unknown method, or a plug-in that cannot be used.
-    """
+    """The class of a method: built in, an entry point, or MODULE:CLASS; raise `ConfigError` if it cannot be used."""
     if name in METHODS:
         return METHODS[name]
     if (found := plugin(name)) is None:
@@ -77,13 +73,9 @@ def available() -> Iterator[tuple[str, str, type[Method] | ConfigError]]:
 
 
 def create(name: str, settings: Mapping[str, Any], code: str | None = None) -> Method:
-    """The method of that name.
+    """The method of that name; raise `ConfigError` if it is unknown, or does not know or cannot use a setting.
 
-    Args:
-        code: digest of the code with which what it is for was trained; other code gives a warning.
-
-    Raises:
-        ConfigError: unknown method, or a setting that it does not know or cannot use.
+    `code` is the digest of the code with which parameters were trained; other code gives a warning.
     """
     kind = find(name)
     try:

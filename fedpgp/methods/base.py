@@ -41,16 +41,11 @@ class Phase:
     """A stretch of local training in which some parameters learn and the others stay fixed."""
 
     keys: frozenset[str]
-    lr: Mapping[str, float] = field(default_factory=dict)
-    """learning rates of single keys; all others use the federation's"""
-    decay: float = 1.0
-    """factor on all learning rates from one round to the next; 1: constant"""
-    epochs: int | None = None
-    """None: the federation's"""
+    lr: Mapping[str, float] = field(default_factory=dict)  # of single keys; all others use the federation's
+    decay: float = 1.0  # factor on all learning rates from one round to the next; 1: constant
+    epochs: int | None = None  # None: the federation's, as for all below
     momentum: float | None = None
-    """None: the federation's"""
     weight_decay: float | None = None
-    """None: the federation's"""
 
 
 class Method(Protocol):
@@ -71,37 +66,29 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings:
         """Frozen settings; the docstring of a field explains it."""
-        ...
 
     @property
     def shared_keys(self) -> frozenset[str]:
         """Parameters that are sent to the server and averaged; all others stay with the client."""
-        ...
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases of local training, in order. Empty: nothing is trained."""
-        ...
 
     @property
     def extra_texts(self) -> tuple[str, ...]:
         """Texts, besides the class names and the template, whose tokens the method needs."""
-        ...
 
     @property
     def supports_unseen_classes(self) -> bool:
         """Whether it can classify classes that it was not trained on."""
-        ...
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Initial parameters of one client (without the client axis), on the CPU, the same for all clients.
 
-        Called before any other work, so it also checks that the settings fit the frozen model.
-
-        Raises:
-            ConfigError: a setting asks for more than the model has, for example a rank above the context's.
+        Called before any other work, so it also checks that the settings fit the frozen model: it raises `ConfigError`
+        if one asks for more than the model has, for example a rank above the context's.
         """
-        ...
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss (K,) and its named parts. `received` is what the server sent this round, without the client axis.
@@ -109,11 +96,9 @@ class Method(Protocol):
         Pure, with one exception: entries of `params` that no phase learns may be updated in place, such as the running
         statistics of batch normalisation. It should not wait for the device (`.item()`, `bool(tensor)`).
         """
-        ...
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """The classifier of each client over the classes of `frozen`."""
-        ...
 
 
 class PromptMethod(ABC):
@@ -139,25 +124,20 @@ class HasGlobalModel(Protocol):
 
     def global_model(self, params: ParamTree) -> ParamTree:
         """`params` with neutral personal parameters: the model that the server could give to a new client."""
-        ...
 
 
 @runtime_checkable
 class LimitsBlocks(Protocol):
     """A method whose parameters are too large to train many clients at once."""
 
-    max_block: ClassVar[int]
-    """most clients of a block; limits `federation.block_size`"""
+    max_block: ClassVar[int]  # most clients of a block; limits `federation.block_size`
 
 
 @runtime_checkable
 class BringsNetwork(Protocol):
     """A method that learns its own network and does not use CLIP."""
 
-    @property
-    def image(self) -> ImageSpec:
-        """The images that the network takes."""
-        ...
+    image: ImageSpec  # the images that the network takes
 
 
 def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:

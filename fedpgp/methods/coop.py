@@ -34,9 +34,7 @@ class ContextSettings(Settings):
     def draw(self, frozen: ClassSet, generator: torch.Generator) -> Tensor:
         """An initial context (L, D).
 
-        Raises:
-            ConfigError: `ctx_init` has no words.
-            DataError: the prompt of a class would be longer than the text tower allows.
+        Raises `ConfigError` if `ctx_init` has no words, `DataError` if a prompt is longer than the text tower allows.
         """
         if self.ctx_init:
             ctx = frozen.word_vectors(readable(self.ctx_init)).cpu().clone()

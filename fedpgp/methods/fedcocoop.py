@@ -13,14 +13,9 @@ from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Classifier, Phase, PromptMethod, draw_linear
 from fedpgp.methods.coop import ContextSettings
 
-REDUCTION = 16
-"""Width of the joint space divided by the width of the meta-net's hidden layer."""
-
-PROMPTS_PER_CHUNK = 1024
-"""Most class prompts whose activations are kept at a time."""
-
-VALUES_OF_CONTEXTS = 1 << 24
-"""Most values of contexts that exist at a time: 64 MB of float32."""
+REDUCTION = 16  # width of the joint space divided by the width of the meta-net's hidden layer
+PROMPTS_PER_CHUNK = 1024  # most class prompts whose activations are kept at a time
+VALUES_OF_CONTEXTS = 1 << 24  # most values of contexts that exist at a time: 64 MB of float32
 
 
 class FedCoCoOpSettings(ContextSettings):

@@ -55,11 +55,7 @@ class FedLoRA(PromptMethod):
         self.phases = (Phase(keys),)
 
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
-        """A from N(0, 0.02), B = 0.
-
-        Raises:
-            ConfigError: the rank exceeds the tower's width.
-        """
+        """A from N(0, 0.02), B = 0; raise `ConfigError` if the rank exceeds the tower's width."""
         layers, width, rank = frozen.layers, frozen.width, self.settings.rank
         if rank > width:
             raise ConfigError(

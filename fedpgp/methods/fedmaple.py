@@ -55,9 +55,8 @@ class FedMaPLe(PromptMethod):
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """Prompts from N(0, 0.02), the first one from words if given, and couplings with torch's default init.
 
-        Raises:
-            ConfigError: `depth` exceeds the layers of a tower, or `n_ctx` the tokens of the words.
-            DataError: a prompt would be longer than the text tower allows.
+        Raises `ConfigError` if `depth` exceeds the layers of a tower or `n_ctx` the tokens of the words; `DataError` if
+        a prompt would be longer than the text tower allows.
         """
         n_ctx, depth = self.settings.n_ctx, self.settings.depth
         layers = min(frozen.layers, len(frozen.visual.blocks))

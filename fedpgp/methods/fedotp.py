@@ -108,10 +108,8 @@ def plan(sim: Tensor, settings: FedOTPSettings, mask: Tensor | None = None) -> T
         u_m = 1 / (M (G v)_m), at most 1 with cot;  v_n = top_percent / (N (G^T u)_n);  T_nm = v_n G_nm u_m,
 
     until v (cot) or u (sinkhorn) changes by less than `thresh` on average. G is divided by its largest entry for each
-    image and class; the scaling whose change is measured absorbs the factor. Images are contiguous in memory.
-
-    Args:
-        mask: real images (K, B); None: all.
+    image and class; the scaling whose change is measured absorbs the factor. Images are contiguous in memory. `mask`
+    (K, B) marks the real ones; None: all.
     """
     together = sim.shape[1] if settings.stop == "batch" else 1  # images that stop together
 

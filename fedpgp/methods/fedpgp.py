@@ -84,8 +84,7 @@ class FedPGP(PromptMethod):
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """p_G and the personal part, all N(0, 0.02), except a context from words and U = 0 with `init: lora`.
 
-        Raises:
-            ConfigError: the rank exceeds that of the context.
+        Raises `ConfigError` if the rank exceeds that of the context.
         """
         rank, sets = self.settings.rank, self.settings.num_prompts
         ctx = torch.stack([self.settings.draw(frozen, generator) for _ in range(sets)])
@@ -109,7 +108,8 @@ class FedPGP(PromptMethod):
             return ce, {"ce": ce}
         z_i, z_g = self._features(torch.cat([p_i, p_g]), frozen).chunk(2)
         ce = cross_entropy(cosine_logits(batch.features, z_i.flatten(1, 2), frozen.logit_scale), batch)
-        con = contrast(z_g, z_i, self._anchor(frozen, n_ctx=p_g.shape[-2]), self.settings.tau, self.settings.contrast)
+        z_c = frozen.template() if self.settings.anchor == "template" else frozen.placeholder(n_ctx=p_g.shape[-2])
+        con = contrast(z_g, z_i, z_c, self.settings.tau, self.settings.contrast)
         return ce + self.settings.mu * con, {"ce": ce, "con": con}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
@@ -125,9 +125,6 @@ class FedPGP(PromptMethod):
         """Text features (P, N, C, E) of prompts (P, N, L, D)."""
         text: Tensor = frozen.encode(prompts.flatten(0, 1), self.settings.position).unflatten(0, prompts.shape[:2])
         return text
-
-    def _anchor(self, frozen: ClassSet, n_ctx: int) -> Tensor:
-        return frozen.template() if self.settings.anchor == "template" else frozen.placeholder(n_ctx)
 
 
 def personal_prompt(params: ParamTree) -> Tensor:

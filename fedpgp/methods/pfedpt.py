@@ -1,9 +1,7 @@
 """pFedPT (Li et al., 2024): a personal frame of learned pixels in front of a network that the server averages."""
 
-from __future__ import annotations
-
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +57,7 @@ class PFedPTSettings(Settings):
         return name
 
     @model_validator(mode="after")
-    def _fits(self) -> PFedPTSettings:
+    def _fits(self) -> Self:
         if self.use_prompt and 2 * self.pad_size > self.image_size:
             raise ValueError(f"pad_size {self.pad_size} is more than half of image_size {self.image_size}")
         size = self.image_size

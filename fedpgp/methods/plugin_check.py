@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, TypeVar, get_args
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedpgp.clip.model import ImageSpec
@@ -18,63 +19,48 @@ from fedpgp.methods.base import Batch, Inputs, Method, Phase, Tower
 CLIENTS, IMAGES, PATCHES = 2, 3, 4
 T = TypeVar("T")
 
+OF_CLASS: dict[str, tuple[Any, str]] = {
+    "name": (str, "a string"),
+    "paper": (str, "a string"),
+    "settings_type": (type[Settings], "a subclass of fedpgp.config.Settings"),
+    "image_inputs": (Inputs, f"one of {', '.join(get_args(Inputs))}"),
+    "required_towers": (frozenset[Tower] | set[Tower], "a frozenset of text, image"),
+}
+OF_INSTANCE: dict[str, tuple[Any, str]] = {
+    "settings": (Settings, "an instance of settings_type"),
+    "shared_keys": (frozenset[str] | set[str], "a frozenset of strings"),
+    "phases": (tuple[Phase, ...], "a tuple of fedpgp.methods.base.Phase"),
+    "extra_texts": (tuple[str, ...], "a tuple of strings"),
+    "supports_unseen_classes": (bool, "true or false"),
+}
+"""The type of each member, and how a message describes it."""
+
 
 def check_class(plugin: Plugin) -> None:
-    """Refuse a class that is no method.
-
-    Raises:
-        ConfigError: what is missing or of another type, all at once.
-    """
+    """Refuse a class that is no method: `ConfigError` with all that is missing or of another type."""
     kind = plugin.kind
     needed = ["init", "loss", "classifier"]
     if kind.__init__ is object.__init__:  # otherwise it may set these, see `build`
-        needed += ["__init__", "settings", "shared_keys", "phases", "extra_texts", "supports_unseen_classes"]
+        needed += ["__init__", *OF_INSTANCE]
     lacking = [name for name in needed if getattr(kind, name, None) in (None, object.__init__)]
-    wrong = []
-    for name, fits, form in (
-        ("name", lambda value: isinstance(value, str), "a string"),
-        ("paper", lambda value: isinstance(value, str), "a string"),
-        ("settings_type", _is_settings, "a subclass of fedpgp.config.Settings"),
-        ("image_inputs", lambda value: value in get_args(Inputs), f"one of {', '.join(get_args(Inputs))}"),
-        ("required_towers", lambda value: _is_set(value) and value <= {*get_args(Tower)}, "a frozenset of text, image"),
-    ):
-        if hasattr(kind, name):
-            wrong += _member(kind, name, fits, form)
-        else:
-            lacking.append(name)
-    if lacking:
-        wrong.insert(0, f"missing {', '.join(lacking)}")
+    lacking += [name for name in OF_CLASS if not hasattr(kind, name)]
+    wrong = [f"missing {', '.join(lacking)}"] if lacking else []
+    wrong += _wrong(kind, {name: member for name, member in OF_CLASS.items() if hasattr(kind, name)})
     if wrong:
         raise ConfigError(f"method.name: {plugin.target} is not a method: {'; '.join(wrong)}")
 
 
 def build(target: str, kind: type[Method], settings: Settings) -> Method:
-    """The method with these settings.
-
-    Raises:
-        ConfigError: it cannot be built, or members are missing or of another type.
-    """
+    """The method with these settings; raise `ConfigError` if it cannot be built, or if a member is missing or wrong."""
     method = _attempt(target, "__init__", lambda: kind(settings))
-    wrong = []
-    for name, fits, form in (
-        ("settings", lambda value: isinstance(value, Settings), "an instance of settings_type"),
-        ("shared_keys", _is_set, "a frozenset of strings"),
-        ("phases", lambda value: isinstance(value, tuple) and all(isinstance(one, Phase) for one in value),
-         "a tuple of fedpgp.methods.base.Phase"),
-        ("extra_texts", lambda value: isinstance(value, tuple) and all(isinstance(one, str) for one in value),
-         "a tuple of strings"),
-        ("supports_unseen_classes", lambda value: isinstance(value, bool), "true or false"),
-    ):  # fmt: skip
-        wrong += _member(method, name, fits, form)
-    _refuse(target, wrong)
+    _refuse(target, _wrong(method, OF_INSTANCE))
     return method
 
 
 def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> None:
     """Call everything once on two clients with three random images each, one of them padding.
 
-    Raises:
-        ConfigError: something raises, is not finite, has another shape, or names parameters that do not exist.
+    Raises `ConfigError` if something raises, is not finite, has another shape, or names parameters that do not exist.
     """
     with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
@@ -104,12 +90,10 @@ def _train(
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         _refuse(target, [f"loss returns {_form(result)}, not a tensor (K,) and a dict of its parts"])
     loss, parts = result
+    named = {"loss": loss, **{f"part {key!r} of the loss": value for key, value in parts.items()}}
     wrong = [
         f"{name} has {_form(value)}, not (K,) = ({CLIENTS},)"
-        for name, value in {
-            "loss": loss,
-            **{f"part {key!r} of the loss": value for key, value in parts.items()},
-        }.items()
+        for name, value in named.items()
         if not isinstance(value, Tensor) or value.shape != (CLIENTS,)
     ]
     _refuse(target, wrong or ([] if loss.isfinite().all() else [f"loss is not finite: {loss.tolist()}"]))
@@ -148,19 +132,18 @@ def _attempt(target: str, what: str, function: Callable[[], T]) -> T:
         raise ConfigError(f"method {target}: {what} raised {reason(error)}") from error
 
 
-def _member(owner: Any, name: str, fits: Callable[[Any], bool], form: str) -> list[str]:
-    if not hasattr(owner, name):
-        return [f"{name} is missing"]
-    value = getattr(owner, name)
-    return [] if fits(value) else [f"{name} is {value!r}, not {form}"]
-
-
-def _is_settings(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Settings)
-
-
-def _is_set(value: Any) -> bool:
-    return isinstance(value, frozenset | set) and all(isinstance(one, str) for one in value)
+def _wrong(owner: Any, members: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """What is missing or of another type."""
+    wrong = []
+    for name, (kind, form) in members.items():
+        if not hasattr(owner, name):
+            wrong.append(f"{name} is missing")
+            continue
+        try:
+            TypeAdapter(kind).validate_python(getattr(owner, name), strict=True)
+        except ValidationError:
+            wrong.append(f"{name} is {getattr(owner, name)!r}, not {form}")
+    return wrong
 
 
 def _form(value: Any) -> str:

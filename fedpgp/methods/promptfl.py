@@ -41,13 +41,10 @@ class PromptProx(PromptFL):
     name: ClassVar[str] = "prompt_prox"
     paper: ClassVar[str] = "Guo et al., IEEE TMC 2023; Li et al., MLSys 2020"
     settings_type: ClassVar[type[Settings]] = PromptProxSettings
-
-    def __init__(self, settings: PromptProxSettings) -> None:
-        super().__init__(settings)
-        self.prox = settings.prox
+    settings: PromptProxSettings
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """L_ce + prox / 2 ||ctx - ctx_received||^2 (K,), and both terms."""
         ce, _ = super().loss(params, received, frozen, batch)
-        proximal = self.prox / 2 * (params["ctx"] - received["ctx"]).square().flatten(1).sum(1)
+        proximal = self.settings.prox / 2 * (params["ctx"] - received["ctx"]).square().flatten(1).sum(1)
         return ce + proximal, {"ce": ce, "prox": proximal}

@@ -14,10 +14,8 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.tree import rows
 from fedpgp.federation.state import State
 
-LONGEST_CHAIN = 20
-"""Most files that a state is read from; then a new base is written."""
-DELTA_SHARE = 1 / 3
-"""Largest share of clients in a delta; a larger delta would cost as much as a base."""
+LONGEST_CHAIN = 20  # most files that a state is read from; then a new base is written
+DELTA_SHARE = 1 / 3  # largest share of clients in a delta; a larger delta would cost as much as a base
 ROWS = "rows"
 
 
@@ -30,13 +28,12 @@ def save(
 ) -> dict[str, Any]:
     """Write a state durably, as a base or as a delta to `previous`.
 
+    Returns the reference for `load`, as plain JSON: round, config_digest, keys in order, and the files from the base on
+    with lengths and checksums.
+
     Args:
         changed: clients whose personal parameters differ from those of `previous`; None: all.
         previous: reference of the previous round; None: write a base.
-
-    Returns:
-        The reference for `load`, as plain JSON: round, config_digest, keys in order, and the files from the base on
-        with lengths and checksums.
     """
     clients = len(next(iter(state.personal.values()), ()))
     files: list[dict[str, Any]] = list(previous["files"]) if previous else []
@@ -61,11 +58,7 @@ def save(
 
 
 def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> State:
-    """Load the state of a reference, on the CPU.
-
-    Raises:
-        RunError: the checkpoint belongs to another configuration, or a file is missing, truncated or damaged.
-    """
+    """Load the state of a reference, on the CPU; raise `RunError` if it is another configuration's or damaged."""
     if reference["config_digest"] != config_digest:
         newest = folder / reference["files"][-1]["file"]
         raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not {config_digest}")

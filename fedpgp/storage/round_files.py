@@ -10,18 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from fedpgp.core.errors import RunError
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 
 log = logging.getLogger(__name__)
 
 
 def encode(row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> bytes:
-    """Encode a round.
-
-    Args:
-        clients: rows of the round, in `records.CLIENT_SCHEMA`.
-        reference: returned by `checkpoint.save`.
-    """
+    """Encode a round: its row, the client rows in `metrics.CLIENT_SCHEMA`, and the reference from `checkpoint.save`."""
     metadata = {"round": json.dumps(dataclasses.asdict(row)), "checkpoint": json.dumps(dict(reference))}
     return arrow_bytes(clients.cast(CLIENT_SCHEMA).replace_schema_metadata(metadata))
 
@@ -40,7 +35,7 @@ def reference(path: Path) -> dict[str, Any]:
 
 
 def table(path: Path) -> pa.Table:
-    """Read the table: client rows in `records.CLIENT_SCHEMA`, or the content of another Arrow file."""
+    """Read the table: client rows in `metrics.CLIENT_SCHEMA`, or the content of another Arrow file."""
     return _read(path).read_all().replace_schema_metadata()
 
 

@@ -1,7 +1,5 @@
 """The folder of one run. No other module knows its layout."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -9,8 +7,10 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,13 +18,11 @@ import pyarrow.csv
 
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY, sync_folder
-from fedpgp.federation.metrics import selection_score
-from fedpgp.federation.records import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
-from fedpgp.storage.object_store import ObjectStore
-from fedpgp.storage.run_index import RunIndex
-from fedpgp.storage.status_folder import IDENTITY, StatusFolder, now_ms
+from fedpgp.storage.run_index import ObjectStore, RunIndex, number_of
+from fedpgp.storage.status_folder import IDENTITY, StatusFolder, new_draft, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -54,27 +52,18 @@ class RunFolder(StatusFolder):
         self._remote = remote
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
-        self._references: dict[int, tuple[float | None, dict[str, Any]]] | None = None
 
     @classmethod
     def create(
-        cls,
-        root: Path,
-        name: str,
-        digest: str,
-        config_yaml: str,
-        identity: Mapping[str, Any],
-        uri: str | None = None,
-    ) -> RunFolder:
+        cls, root: Path, name: str, digest: str, config_yaml: str, identity: Mapping[str, Any], uri: str | None = None
+    ) -> Self:
         """Create a run under `root` in one atomic step, beside earlier runs of the same digest.
 
-        Args:
-            digest: of the configuration, see `config.digest`.
-            identity: further keys of `Identity`; other JSON values are allowed.
-            uri: object store for a second copy, see `config.StorageSettings`.
+        `digest` is that of the configuration (`config.digest`), `identity` has further keys of `Identity` or other JSON
+        values, and `uri` is an object store for a second copy (`config.StorageSettings`).
         """
         runs = RunIndex(root, uri)
-        draft = cls(runs.draft())
+        draft = cls(new_draft(runs.path))
         draft.checkpoints.mkdir()
         draft._rounds.mkdir()
         draft._put("config.yaml", config_yaml.encode())
@@ -82,19 +71,20 @@ class RunFolder(StatusFolder):
             "identity.json",
             {"id": uuid.uuid4().hex, "name": name, "config_digest": digest, "created_ms": now_ms(), **identity},
         )
-        draft._set_status("running")
+        draft.set_status("running")
         path = runs.place(draft.path, name, digest)
         store = cls(path, runs.remote(path))
-        store._publish("config.yaml", "status.json", "identity.json")
+        try:
+            for file in ("config.yaml", "status.json", "identity.json") if store._remote else ():
+                store._put(file, (path / file).read_bytes())
+        except FedPGPError:
+            shutil.rmtree(path)
+            raise
         return store
 
     @classmethod
-    def find(cls, path: Path) -> list[RunFolder]:
-        """List the run in this folder, or all runs below this storage root or its `runs`, by name.
-
-        Raises:
-            RunError: no run found.
-        """
+    def find(cls, path: Path) -> list[Self]:
+        """List the run in this folder, or all below this storage root or its `runs`, by name; `RunError` if none."""
         folders = [path] if (path / cls.marker).is_file() else []
         folders += [found.parent for pattern in ("*", "runs/*") for found in path.glob(f"{pattern}/identity.json")]
         if not folders:
@@ -102,21 +92,21 @@ class RunFolder(StatusFolder):
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> RunFolder | None:
+    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> Self | None:
         """Return the newest run of this name and digest, or None; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        path = runs.newest(name, digest)
+        path = max(runs.find(name, digest), key=number_of, default=None)
         return None if path is None else cls._fetched(runs, path)
 
     @classmethod
-    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[RunFolder]:
+    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[Self]:
         """List all runs of a digest under any name, newest first; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        found = [store for path in runs.with_digest(digest) if (store := cls._fetched(runs, path)) is not None]
+        found = [store for path in runs.find(digest=digest) if (store := cls._fetched(runs, path)) is not None]
         return sorted(found, key=lambda store: int(store.identity["created_ms"]), reverse=True)
 
     @classmethod
-    def _fetched(cls, runs: RunIndex, path: Path) -> RunFolder | None:
+    def _fetched(cls, runs: RunIndex, path: Path) -> Self | None:
         """Open a run of `runs` after fetching it, unless the local copy has finished."""
         if not path.exists() or cls(path).status["state"] != "finished":
             runs.fetch(path)
@@ -166,11 +156,7 @@ class RunFolder(StatusFolder):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Become the only writer, clean up after a killed one, and set the status to `running`.
-
-        Raises:
-            RunError: another process is the writer.
-        """
+        """Become the only writer, clean up after a killed one, and set `running`; raise `RunError` if it is in use."""
 
         def refuse(pid: str) -> None:
             raise RunError(f"{self.path}: in use by pid {pid}; wait for it or stop it")
@@ -183,18 +169,16 @@ class RunFolder(StatusFolder):
     def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
         """Commit a round durably, then delete all checkpoints but those of the last two rounds and the best one.
 
-        Args:
-            clients: the round's rows, in `records.CLIENT_SCHEMA`.
-            reference: returned by `checkpoint.save` for `self.checkpoints`.
+        The clients' rows are in `metrics.CLIENT_SCHEMA`; the reference is that of `checkpoint.save`.
         """
-        path = self._round_path(row.round)
+        path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
             raise FedPGPError(f"{path}: round {row.round} is already committed")
         if self._remote and reference["files"]:
             newest = self.checkpoints / reference["files"][-1]["file"]
             self._remote.put(self._name(newest), newest.read_bytes())
         self._put(self._name(path), round_files.encode(row, clients, reference))
-        self._known()[row.round] = (selection_score(row.metrics), dict(reference))
+        self._known[row.round] = (selection_score(row.metrics), dict(reference))
         self._prune()
 
     def rounds(self, after: int = -1) -> list[RoundRow]:
@@ -202,7 +186,7 @@ class RunFolder(StatusFolder):
         return [round_files.row(path) for path in self._round_paths() if int(path.stem) > after]
 
     def clients(self) -> pa.Table:
-        """Read the client rows of all rounds, in order, in `records.CLIENT_SCHEMA`."""
+        """Read the client rows of all rounds, in order, in `metrics.CLIENT_SCHEMA`."""
         tables = [round_files.table(path) for path in self._round_paths()]
         found = pa.concat_tables(tables) if tables else CLIENT_SCHEMA.empty_table()
         named = self.identity.get("client_names")
@@ -213,18 +197,12 @@ class RunFolder(StatusFolder):
     def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
         """Return the newest readable state with its reference; None: start from the beginning.
 
-        Later rounds are removed with a warning and will be run again. Requires `lock`.
-
-        Raises:
-            RunError: the run belongs to another configuration.
+        Later rounds are removed with a warning and will be run again. Requires `lock`. Raises `RunError` if the run
+        belongs to another configuration.
         """
         if config_digest != (own := self.identity["config_digest"]):
             raise RunError(f"{self.path}: belongs to configuration {own}, not {config_digest}; start a new run")
-        good: list[Path] = []
-        for path in self._round_paths():  # a round counts only if all earlier ones are intact
-            if not round_files.is_intact(path):
-                break
-            good.append(path)
+        good = list(takewhile(round_files.is_intact, self._round_paths()))  # those after a damaged one do not count
         found = None
         while good and found is None:
             try:
@@ -236,7 +214,7 @@ class RunFolder(StatusFolder):
         for path in self._round_paths()[len(good) :]:
             log.warning("round %d is dropped and will be run again", int(path.stem))
             self._remove(path)
-        self._references = None
+        vars(self).pop("_known", None)  # read again
         sync_folder(self._rounds)
         self._prune()
         return found
@@ -244,21 +222,17 @@ class RunFolder(StatusFolder):
     @property
     def best(self) -> int | None:
         """The first round with the best `metrics.selection_score`; None: no score."""
-        scores = {number: score for number, (score, _) in self._known().items() if score is not None}
+        scores = {number: score for number, (score, _) in self._known.items() if score is not None}
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 
     def state_at(self, number: int) -> State:
-        """Load the state after one of the last two rounds or the best one; other checkpoints are deleted.
-
-        Raises:
-            RunError: the round or its checkpoint is missing, or cannot be read.
-        """
-        if number not in self._known():
+        """Load the state after one of the last two rounds or the best one; raise `RunError` if it cannot be read."""
+        if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
-        return checkpoint.load(self.checkpoints, self._known()[number][1], self.identity["config_digest"])
+        return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"])
 
     def save_confusion(self, table: pa.Table) -> None:
-        """Write the confusion matrix after the last round, in `records.CONFUSION_SCHEMA`."""
+        """Write the confusion matrix after the last round, in `metrics.CONFUSION_SCHEMA`."""
         self._put("confusion.arrow", round_files.arrow_bytes(table.cast(CONFUSION_SCHEMA)))
 
     @property
@@ -273,49 +247,36 @@ class RunFolder(StatusFolder):
         self._put("rounds.jsonl", "".join(lines).encode())
         self._put("clients.arrow", round_files.arrow_bytes(self.clients().combine_chunks()))
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
-        self._set_status("finished")
+        self.set_status("finished")
 
     def fail(self, reason: str, traceback: str | None = None) -> None:
         """Set the status to `failed`, and write `traceback.txt`."""
         if traceback is not None:
             self._put("traceback.txt", traceback.encode())
-        self._set_status("failed", reason)
+        self.set_status("failed", reason)
 
     def stop(self, reason: str) -> None:
         """Set the status to `stopped`: ended by a signal, or early by a scheduler."""
-        self._set_status("stopped", reason)
+        self.set_status("stopped", reason)
 
     def _prune(self) -> None:
         """Delete all checkpoints but those of the last rounds and of the best one."""
-        references = self._known()
+        references = self._known
         newest = sorted(references)[-KEPT_CHECKPOINTS:]
         kept = [references[number][1] for number in {*newest, *([self.best] if self.best else [])}]
         for path in checkpoint.superfluous(self.checkpoints, set().union(*map(checkpoint.files_of, kept))):
             self._remove(path)
 
+    @cached_property
     def _known(self) -> dict[int, tuple[float | None, dict[str, Any]]]:
         """Validation score and checkpoint reference of every round; read once, then updated by `commit`."""
-        if self._references is None:
-            self._references = {
-                int(path.stem): (selection_score(round_files.row(path).metrics), round_files.reference(path))
-                for path in self._round_paths()
-            }
-        return self._references
-
-    def _round_path(self, number: int) -> Path:
-        return self._rounds / f"{number:06d}.arrow"
+        return {
+            int(path.stem): (selection_score(round_files.row(path).metrics), round_files.reference(path))
+            for path in self._round_paths()
+        }
 
     def _round_paths(self) -> list[Path]:
         return sorted(self._rounds.glob("[0-9]*.arrow"))
-
-    def _publish(self, *names: str) -> None:
-        """Upload these files of a new run, in this order; if that fails, remove the run."""
-        try:
-            for name in names if self._remote else ():
-                self._put(name, (self.path / name).read_bytes())
-        except FedPGPError:
-            shutil.rmtree(self.path)
-            raise
 
     def _put(self, name: str, content: bytes) -> None:
         """Write a file of the run, first to the object store, so that this folder is never ahead of it."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,26 +31,21 @@ class Identity(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
-    id: str
-    """unique"""
+    id: str  # unique
     name: str
     config_digest: str
-    created_ms: int
-    """since 1970"""
+    created_ms: int  # since 1970
     method: str
     data: str
-    backbone: str | None
-    """None: the method brings its own network"""
+    backbone: str | None  # None: the method brings its own network
     seed: int
     client_names: list[str]
     class_names: list[str]
-    num_examples: list[int]
-    """training images of each client"""
+    num_examples: list[int]  # training images of each client
     manifest_digest: str
     partition_digest: str
     weights_fingerprint: str
-    plugins: dict[str, dict[str, str]]
-    """by section (`method`, `data`) where its class is from outside the package: `name`, and `digest` of its code"""
+    plugins: dict[str, dict[str, str]]  # by section (`method`, `data`): `name` of its plug-in, and `digest` of the code
     versions: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str
@@ -61,7 +57,7 @@ class JsonObject(dict[str, Any]):
     path: Path
 
     def __missing__(self, key: str) -> Any:
-        raise RunError(_damaged(self.path, f"missing key {key!r}"))
+        raise _damaged(self.path, f"missing key {key!r}")
 
 
 ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity), TypeAdapter(Status)
@@ -70,21 +66,15 @@ ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity),
 class StatusFolder:
     """A run or a sweep on disk, in `ROOT/runs` or `ROOT/sweeps`. Its writer holds `.lock`."""
 
-    kind: ClassVar[str]
-    """run | sweep"""
-    marker: ClassVar[str]
-    """the file that identifies a folder of this kind"""
+    kind: ClassVar[str]  # run | sweep
+    marker: ClassVar[str]  # the file that identifies a folder of this kind
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing folder.
-
-        Raises:
-            RunError: `path` is not a folder of this kind.
-        """
+        """Open an existing folder; raise `RunError` if `path` is not a folder of this kind."""
         if not (path / cls.marker).is_file():
             where = f"ROOT/{cls.kind}s/NAME-DIGEST"
             raise RunError(f"{path}: not a {cls.kind} folder (no {cls.marker}); give a folder {where}")
@@ -118,8 +108,7 @@ class StatusFolder:
     def _exclusive(self, on_busy: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock, remove the temporary files of a killed writer, and set the status to `running`.
 
-        Args:
-            on_busy: called with the pid of another process that holds the lock, before waiting for it.
+        `on_busy` is called with the pid of another process that holds the lock, before waiting for it.
         """
         path = self.path / ".lock"
         with ExitStack() as stack:
@@ -130,10 +119,11 @@ class StatusFolder:
                 stack.enter_context(locked(path))
             for leftover in list(self.path.rglob(f"{TEMPORARY}*")):
                 self._remove(leftover)
-            self._set_status("running")
+            self.set_status("running")
             yield
 
-    def _set_status(self, state: str, reason: str | None = None) -> None:
+    def set_status(self, state: str, reason: str | None = None) -> None:
+        """Set `running`, or how it ended."""
         self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": now_ms()})
 
     def _put(self, name: str, content: bytes) -> None:
@@ -160,9 +150,17 @@ class StatusFolder:
         except ValidationError as error:
             (first, *_) = error.errors()
             where = "".join(f"{part}: " for part in first["loc"])
-            raise RunError(_damaged(path, f"{where}{first['msg']}")) from None
+            raise _damaged(path, f"{where}{first['msg']}") from None
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def new_draft(parent: Path) -> Path:
+    """Create a folder beside the others to write into before it has a name."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+    folder.chmod(0o755)
+    return folder
 
 
 def now_ms() -> int:
@@ -170,5 +168,5 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _damaged(path: Path, problem: str) -> str:
-    return f"{path}: damaged or not written by fedpgp: {problem}; restore the folder or move it away"
+def _damaged(path: Path, problem: str) -> RunError:
+    return RunError(f"{path}: damaged or not written by fedpgp: {problem}; restore the folder or move it away")

@@ -1,21 +1,18 @@
 """The folder of one sweep. No other module knows its layout."""
 
-from __future__ import annotations
-
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, Self
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from fedpgp.core.files import TEMPORARY, sync_folder, write_durably
+from fedpgp.core.files import TEMPORARY, sync_folder
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.status_folder import StatusFolder, now_ms
+from fedpgp.storage.status_folder import StatusFolder, new_draft, now_ms
 
 State = Literal["finished", "failed", "stopped"]
 
@@ -45,10 +42,8 @@ class TrialSpec:
 class TrialRef:
     """Identifies a trial of a sweep on disk."""
 
-    sweep: Path
-    """folder of the sweep"""
-    trial: str
-    """its id"""
+    sweep: Path  # folder of the sweep
+    trial: str  # its id
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,7 @@ class FoldRun:
 
     seed: int
     held_out: str | None
-    run: str
-    """name of its folder under `runs`"""
+    run: str  # name of its folder under `runs`
 
     @property
     def fold(self) -> Fold:
@@ -72,12 +66,10 @@ class Result:
 
     id: str
     state: State
-    value: float | None
-    """mean over folds of the sweep's metric after the last round; None: not measured"""
+    value: float | None  # mean over folds of the sweep's metric after the last round; None: not measured
     folds: tuple[FoldRun, ...]
     reason: str | None = None
-    disk_full: bool = False
-    """whether it failed because a file could not be written for lack of disk space"""
+    disk_full: bool = False  # whether it failed because a file could not be written for lack of disk space
 
 
 class _TrialsFile(TypedDict):
@@ -106,10 +98,6 @@ class SweepFolder(StatusFolder):
 
     kind, marker = "sweep", "trials.json"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._results = path / "trials"
-
     @classmethod
     def exists(cls, root: Path, name: str, digest: str) -> bool:
         """Whether `create` would open an existing sweep."""
@@ -118,16 +106,14 @@ class SweepFolder(StatusFolder):
     @classmethod
     def create(
         cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[TrialSpec]
-    ) -> SweepFolder:
+    ) -> Self:
         """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest."""
         sweeps = root.absolute() / "sweeps"
         path = sweeps / f"{name}-{digest}"
-        sweeps.mkdir(parents=True, exist_ok=True)
         if path.exists():
             return cls.open(path)
-        draft = cls(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=sweeps)))
-        draft.path.chmod(0o755)
-        draft._results.mkdir()
+        draft = cls(new_draft(sweeps))
+        (draft.path / "trials").mkdir()
         draft._put("sweep.yaml", spec_yaml.encode())
         head = {"id": digest, "name": name, "created_ms": now_ms(), "metric": metric, "mode": mode}
         draft._write_json("trials.json", {**head, "trials": [asdict(trial) for trial in trials]})
@@ -142,18 +128,16 @@ class SweepFolder(StatusFolder):
         return cls.open(path)
 
     @classmethod
-    def find(cls, path: Path) -> list[SweepFolder]:
+    def find(cls, path: Path) -> list[Self]:
         """List the sweep in this folder, or all sweeps of this storage root, by name; may be empty."""
         if (path / "trials.json").is_file():
             return [cls(path.absolute())]
         found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
         return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
 
-    @contextmanager
-    def lock(self, on_message: Callable[[str], None]) -> Iterator[None]:
+    def lock(self, on_message: Callable[[str], None]) -> AbstractContextManager[None]:
         """Become the only process that runs this sweep; waits for another, and cleans up after a killed one."""
-        with self._exclusive(lambda pid: on_message(f"this sweep is being run by pid {pid}: waiting for it")):
-            yield
+        return self._exclusive(lambda pid: on_message(f"this sweep is being run by pid {pid}: waiting for it"))
 
     @property
     def spec_yaml(self) -> str:
@@ -177,22 +161,22 @@ class SweepFolder(StatusFolder):
 
     def result(self, trial: str) -> Result | None:
         """Result of a trial; None: it has not ended."""
-        if not (self._results / f"{trial}.json").exists():
+        if not (self.path / f"trials/{trial}.json").exists():
             return None
         return Result(trial, **self._parse(f"trials/{trial}.json", RESULT))
 
     def traceback(self, trial: str) -> str | None:
         """Traceback of a failed trial; None: it did not fail."""
-        path = self._results / f"{trial}.txt"
+        path = self.path / f"trials/{trial}.txt"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     def record(self, result: Result, traceback: str | None = None) -> None:
         """Write the result of a trial, durably."""
-        trace = self._results / f"{result.id}.txt"
+        trace = f"trials/{result.id}.txt"
         if traceback is None:
-            trace.unlink(missing_ok=True)
+            (self.path / trace).unlink(missing_ok=True)
         else:
-            write_durably(trace, traceback.encode())
+            self._put(trace, traceback.encode())
         content = {key: value for key, value in asdict(result).items() if key != "id"}
         if not result.disk_full:
             del content["disk_full"]
@@ -200,7 +184,7 @@ class SweepFolder(StatusFolder):
 
     def forget(self, trial: str) -> None:
         """Remove the result of a trial, so that it runs again."""
-        (self._results / f"{trial}.json").unlink(missing_ok=True)
+        (self.path / f"trials/{trial}.json").unlink(missing_ok=True)
 
     def runs(self, result: Result) -> list[RunFolder]:
         """The runs of a trial, by fold."""
@@ -211,7 +195,3 @@ class SweepFolder(StatusFolder):
         results = self.results()
         finished = [trial for trial in self.trials if trial.id in results and results[trial.id].state == "finished"]
         return [(trial.label, store.path) for trial in finished for store in self.runs(results[trial.id])]
-
-    def set_status(self, state: str, reason: str | None = None) -> None:
-        """Set `running`, or how the sweep ended."""
-        self._set_status(state, reason)

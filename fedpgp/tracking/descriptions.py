@@ -8,8 +8,7 @@ import yaml
 
 from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.core.redaction import redacted
-from fedpgp.federation.metrics import METRICS, selections
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import METRICS, RoundRow, selections
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking.trial_summary import Outcome, best_of, ranking
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpgp.core.files import locked
 from fedpgp.core.redaction import redacted
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import RoundRow
 from fedpgp.tracking import connection
 
 if TYPE_CHECKING:

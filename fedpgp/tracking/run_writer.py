@@ -9,7 +9,7 @@ import yaml
 
 from fedpgp.core.files import locked
 from fedpgp.core.redaction import redacted
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import RoundRow
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold
 from fedpgp.tracking import artifacts, connection, descriptions, mlflow_runs, provenance_tags

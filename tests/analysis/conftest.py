@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from fedpgp.federation.records import CLIENT_SCHEMA
+from fedpgp.federation.metrics import CLIENT_SCHEMA
 
 
 @pytest.fixture

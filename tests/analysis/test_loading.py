@@ -12,7 +12,7 @@ from fedpgp.analysis import loading
 from fedpgp.analysis.loading import Entry, compare, find, pair, read
 from fedpgp.analysis.report import figures
 from fedpgp.core.errors import RunError, UserError
-from fedpgp.federation.records import CLIENT_SCHEMA
+from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 

@@ -6,7 +6,7 @@ import json
 
 from fedpgp.bench import round as bench
 from fedpgp.bench.workload import job
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.server import Server
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedpgp.core.errors import ConfigError
-from fedpgp.federation.client import LocalData, Optimizer, batches, concatenate, local_update
+from fedpgp.federation.client import LocalData, Optimizer, Update, batches, local_update
 from fedpgp.methods.base import Phase
 
 
@@ -75,7 +75,7 @@ def test_parts_of_the_loss_are_means_over_the_clients_own_steps():
     parts = {name: value.tolist() for name, value in update.parts.items()}
     assert parts == {"ce": [(2 + 0.78125) / 2, 2.0], "con": [(0.5 + 0.875) / 2, 0.5]}
     assert update.loss.tolist() == [(2.5 + 1.65625) / 2, 2.5]
-    both = concatenate([update, update])
+    both = Update.concatenate([update, update])
     assert both.parts["con"].tolist() == [0.6875, 0.5] * 2
 
 

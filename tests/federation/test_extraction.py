@@ -14,7 +14,7 @@ from fedpgp.clip.model import load
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.core.errors import Interrupted
 from fedpgp.data import manifest
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import SAMPLE, ExtractionJob, forecast
 
 ROWS = np.arange(20, 50)

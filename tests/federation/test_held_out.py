@@ -10,7 +10,7 @@ from test_server import NoText, Sum
 from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.data.protocol import EvaluationSet, FederatedData
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.server import Server

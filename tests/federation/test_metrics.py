@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.federation import metrics
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 
 
 def rows(*counts, round=1):

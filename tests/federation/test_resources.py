@@ -1,4 +1,4 @@
-"""Memory of a step counted by hand, requests that fit a cluster or not, and reuse of freed memory."""
+"""Requests that fit a cluster or not, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from fedpgp.federation.resources import capacity, kept_for_backward, shortfall
-
-
-def test_each_storage_counts_once_and_frozen_ones_do_not():
-    """x * x keeps x (400 bytes) once; exp keeps its result (400); the product with frozen w keeps only w."""
-    x, w = torch.ones(100, requires_grad=True), torch.ones(100)
-    frozen = {w.untyped_storage().data_ptr()}
-    assert kept_for_backward(lambda: (x * x).sum(), frozen) == 400
-    assert kept_for_backward(lambda: (x * x).exp().sum(), frozen) == 800
-    assert kept_for_backward(lambda: (x * w).sum(), frozen) == 0
-    assert kept_for_backward(lambda: (x * w).sum(), set()) == 400
+from fedpgp.federation.resources import capacity, shortfall
 
 
 def test_a_fraction_is_on_one_device():

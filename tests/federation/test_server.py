@@ -11,12 +11,10 @@ from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.data.protocol import EvaluationSet, FederatedData
-from fedpgp.federation.backends.serial import SerialBackend
-from fedpgp.federation.client import Update
-from fedpgp.federation.evaluation import MOST_CLASSES, count_confusion
-from fedpgp.federation.messages import Features
+from fedpgp.federation.backends.base import SerialBackend
+from fedpgp.federation.client import Update, validate
+from fedpgp.federation.messages import Call, Features
 from fedpgp.federation.server import Server, blocks, sample_clients
-from fedpgp.federation.update_validation import validate
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
@@ -159,21 +157,6 @@ def test_confusion_is_counted_after_the_last_round(server, block_size):
     }  # fmt: skip
 
 
-def test_one_model_counts_for_every_client_and_too_many_classes_are_not_counted():
-    labels, answers = np.array([0, 1, 1]), np.array([[0, 1, 0]])
-    assert count_confusion(labels, answers, 3, None, 2).tolist() == [[3, 0], [3, 3]]
-    members = [np.array([0]), np.array([2]), np.array([1, 2])]
-    assert count_confusion(labels, answers, 3, members, 2).tolist() == [[1, 0], [2, 1]]
-    assert count_confusion(labels, answers, 3, None, MOST_CLASSES + 1) is None
-
-
-def test_answers_that_are_not_a_class_are_not_counted():
-    """No answer (-1), and columns 2 and 3 of a second set, which must not be counted in another row."""
-    labels, answers = np.array([0, 0, 1, 1]), np.array([[0, 2, 3, 1], [-1, 1, -1, 0]])
-    assert count_confusion(labels, answers, 2, None, 2).tolist() == [[1, 1], [1, 1]]
-    assert count_confusion(labels, answers, 2, [np.array([1, 2]), np.array([0, 3])], 2).tolist() == [[0, 0], [1, 0]]
-
-
 def test_a_model_without_finite_logits_has_no_right_answer(server):
     """A sum that is infinite or undefined: not one image of class 0, though argmax would say so."""
     federation = server("", rounds=1)
@@ -283,7 +266,7 @@ def test_a_limit_above_all_updates_changes_no_bit():
     values = torch.tensor([[0.1], [0.3], [1e-8]])
     update = Update({"a": values}, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     settings = FederationSettings(policy="clip", max_update_norm=1e9)
-    valid = validate(update, {"a": torch.tensor([1e3 / 3])}, settings)
+    valid = validate(update, {"a": torch.tensor([1e3 / 3])}, settings, Call(1, np.arange(3), {}))
     assert torch.equal(valid.shared["a"], values)
     assert valid.events == (None, None, None)
 

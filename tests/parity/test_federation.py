@@ -9,8 +9,8 @@ from agreement import same_logits, same_params
 
 from fedpgp import methods
 from fedpgp.core.tree import stack
-from fedpgp.federation.aggregation import average, weighted_sum
 from fedpgp.federation.client import LocalData, Optimizer, local_update
+from fedpgp.federation.state import average, weighted_sum
 
 FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}
 PROMPTFL = {"ctx": ("ctx", ...)}

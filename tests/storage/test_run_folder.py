@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder

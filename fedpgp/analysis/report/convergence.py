@@ -12,8 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fedpgp.analysis.loading import Curve
 from fedpgp.analysis.report.labels import METRIC_TITLES
 from fedpgp.analysis.report.style import COLORS, DASHES, HATCHES, blank, item_style, styled, wrapped
-from fedpgp.federation.metrics import METRICS
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import METRICS, RoundRow
 
 MAX_POINTS = 2000
 """Figures with more clients show boxes without points."""

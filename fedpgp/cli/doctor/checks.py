@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from fedpgp.cli.doctor import installation
 from fedpgp.cli.doctor.findings import Finding, State, problem
 from fedpgp.core.errors import ConfigError
-from fedpgp.federation.backends.authentication import use_token
+from fedpgp.federation.backends import use_token
 
 
 def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:

@@ -19,7 +19,7 @@ from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend, Common, Job
-from fedpgp.federation.records import RoundRow
+from fedpgp.federation.metrics import RoundRow
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialRef
 

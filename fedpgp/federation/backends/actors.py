@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 4
-"""Attempts per block, and failed starts of actors in a row, before the run fails."""
-INLINE_BYTES = 100 * 1024
-"""Ray puts larger arguments into the object store, one copy per call."""
-POLL_SECONDS = 0.5
-"""Interval at which requests to stop and late blocks are noticed."""
+ATTEMPTS = 4  # per block, and failed starts of actors in a row, before the run fails
+INLINE_BYTES = 100 * 1024  # Ray puts larger arguments into the object store, one copy per call
+POLL_SECONDS = 0.5  # interval at which requests to stop and late blocks are noticed
 
 
 class _Client:
@@ -46,16 +43,12 @@ class _Client:
             torch.cuda.set_per_process_memory_fraction(gpus)
         self._worker: Any = None
 
-    def ready(self) -> dict[str, Any]:
-        """The node and the device of this actor."""
-        node = ray.get_runtime_context().get_node_id()
-        where = {"node": node, "address": ray.util.get_node_ip_address()}
-        return {**where, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
-
-    def load(self, job: Job) -> dict[str, Any]:
-        """Replace the job."""
-        self._worker = job.build(self._device)
-        return self.ready()
+    def load(self, job: Job | None) -> dict[str, Any]:
+        """Replace the job, if there is one yet; return the node and the device of this actor."""
+        if job is not None:
+            self._worker = job.build(self._device)
+        node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
+        return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""
@@ -68,10 +61,6 @@ class _Actor:
 
     handle: ActorHandle
     location: dict[str, Any]
-
-    @property
-    def node(self) -> str:
-        return f"node {self.location['node'][:8]} at {self.location['address']}"
 
 
 @dataclass(frozen=True)
@@ -86,12 +75,8 @@ class _Running:
 class ActorPool:
     """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
-    Args:
-        resources: number of actors, and what each reserves.
-        stop: set from outside to interrupt the pool.
-
-    Raises:
-        ResourceError: the actors do not fit the cluster, or are not ready in time.
+    `stop` is set from outside to interrupt the pool. Raises `ResourceError` if the actors do not fit the cluster or are
+    not ready in time.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -120,17 +105,15 @@ class ActorPool:
         """Yield the results of the calls in order, each as soon as it and all before it are complete.
 
         `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
-        small that Ray sends it with each call.
-
-        Raises:
-            FedPGPError: a call raised it, or its actors died or were late `ATTEMPTS` times.
-            Interrupted: `stop` was set.
+        small that Ray sends it with each call. Raises `FedPGPError` if a call raised it, or if its actors died or were
+        late `ATTEMPTS` times; `Interrupted` if `stop` was set.
         """
         waiting, attempts = deque(range(len(calls))), [0] * len(calls)
         running: dict[Any, _Running] = {}
         results: dict[int, Any] = {}
         next_index = 0
-        shared = ray.put(common) if _num_bytes(common) > INLINE_BYTES else common
+        large = common is not None and sum(value.nbytes for value in common.values()) > INLINE_BYTES
+        shared = ray.put(common) if large else common
         try:
             while next_index < len(calls):
                 while waiting and self._idle:
@@ -143,7 +126,7 @@ class ActorPool:
                     try:
                         results[work.index] = self._result(reference, work.actor, lost)
                     except _Lost as error:
-                        what = f"{method} {_block(work.index, calls)} on {work.actor.node}: {error}"
+                        what = f"{method} {_block(work.index, calls)} on {work.actor.location['node']}: {error}"
                         if attempts[work.index] == ATTEMPTS:
                             raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
                         log.warning("%s; repeating it on another actor", what)
@@ -202,8 +185,7 @@ class ActorPool:
             .options(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0)
             .remote(plugins.to_send(), resources.threads, resources.gpus_per_actor)
         )
-        reference = handle.ready.remote() if self._job is None else handle.load.remote(self._job)
-        self._starting[reference] = handle
+        self._starting[handle.load.remote(self._job)] = handle
 
     def _await_all(self) -> None:
         """Wait until every starting actor is ready."""
@@ -251,10 +233,6 @@ def stored_bytes() -> float:
     """Bytes of objects in the shared memory of all nodes."""
     kind = "object_store_memory"
     return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
-
-
-def _num_bytes(common: Common | None) -> int:
-    return sum(value.nbytes for value in common.values()) if common else 0
 
 
 def _block(index: int, calls: Sequence[Any]) -> str:

@@ -1,13 +1,15 @@
-"""The interface of a backend: loads a job once, then maps calls over workers. Results are equal for all backends."""
+"""The interface of a backend, and the serial one, the reference of the others: results are equal for all."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-Common = Mapping[str, np.ndarray]
-"""Arrays that all calls of a map share."""
+from fedpgp.core.errors import Interrupted
+
+Common = Mapping[str, np.ndarray]  # arrays that all calls of a map share
 
 
 class Job(Protocol):
@@ -15,30 +17,54 @@ class Job(Protocol):
 
     def build(self, device: torch.device) -> Any:
         """Create the worker: an object whose methods take one call each."""
-        ...
 
 
 class Backend(Protocol):
-    """A set of workers."""
+    """A set of workers: loads a job once, then maps calls over them."""
 
     def load(self, job: Job) -> None:
         """Replace the job of every worker."""
-        ...
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """The results of `worker.method(call)`, or `worker.method(call, common)`, in the order of the calls.
 
-        Args:
-            common: argument of all calls, sent once; workers must not write to it.
+        `common` is sent once for all calls; workers must not write to it.
         """
-        ...
 
     def close(self) -> None:
         """End the workers."""
-        ...
 
 
 def invoke(worker: Any, method: str, call: Any, common: Common | None) -> Any:
     """Run one call of a map on a worker."""
     function = getattr(worker, method)
     return function(call) if common is None else function(call, common)
+
+
+class SerialBackend:
+    """Runs every call in this process, on the CPU or, with `gpu`, on the first GPU if there is one.
+
+    While it is open, torch has `threads` threads; equal numbers give equal bits. `stop` is set from outside.
+    """
+
+    def __init__(self, threads: int, gpu: bool = False, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        self._worker: Any = None
+
+    def load(self, job: Job) -> None:
+        """Create the worker."""
+        self._worker = job.build(self._device)
+
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+        """Run the calls one after another, lazily; raise `Interrupted` if `stop` was set."""
+        for call in calls:
+            if self._stop.is_set():
+                raise Interrupted("asked to stop")
+            yield invoke(self._worker, method, call, common)
+
+    def close(self) -> None:
+        """Restore the number of torch threads."""
+        torch.set_num_threads(self._threads_before)

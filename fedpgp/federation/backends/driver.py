@@ -38,10 +38,8 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
     """Connect to Ray: an open connection, the cluster at `resources.address` or RAY_ADDRESS, or else a new local one.
 
     Clusters require their token; a local one creates its own and requires it on every interface. The process gets few
-    malloc heaps, because it will have many threads.
-
-    Raises:
-        ResourceError: no cluster at the address, or it requires a token.
+    malloc heaps, because it will have many threads. Raises `ResourceError` if there is no cluster at the address, or if
+    it requires a token.
     """
     if ray.is_initialized():
         yield
@@ -96,11 +94,7 @@ def cluster_address(resources: ResourceSettings) -> str | None:
 
 
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
-    """The resources of each node of the cluster; None: a local cluster would be started.
-
-    Raises:
-        ResourceError: no cluster at the address.
-    """
+    """The resources of each node of the cluster; None: a local one would be started. Raises as `connected` does."""
     if not ray.is_initialized() and cluster_address(resources) is None:
         return None
     with connected(resources):
@@ -153,8 +147,7 @@ class _Driver:
     def events_since(self, cursor: tuple[str, int], timeout: float) -> tuple[tuple[str, int], list[Event], bool]:
         """Wait up to `timeout` seconds for events after `cursor`, a process and the number of its events read so far.
 
-        Returns:
-            The next cursor, the events, and whether the function has ended.
+        Returns the next cursor, the events, and whether the function has ended.
         """
         read = cursor[1] if cursor[0] == self._process else 0
         with self._changed:
@@ -200,11 +193,7 @@ def start(function: Callable[..., Any], *args: Any, name: str, detached: bool = 
 
 
 def find(name: str) -> ActorHandle:
-    """Find a driver by name.
-
-    Raises:
-        ResourceError: no such driver on this cluster.
-    """
+    """Find a driver by name; raise `ResourceError` if it is not on this cluster."""
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
@@ -225,20 +214,12 @@ def last_events() -> dict[str, Event | None]:
 
 
 def stop(name: str) -> None:
-    """Ask the driver of that name to stop.
-
-    Raises:
-        ResourceError: no such driver on this cluster.
-    """
+    """Ask the driver of that name to stop; raise `ResourceError` if it is not on this cluster."""
     ray.get(find(name).stop.remote())
 
 
 def follow(driver: ActorHandle, callback: RunCallback) -> Any:
-    """Pass a driver's events to a callback until it ends, and return its result.
-
-    Raises:
-        FedPGPError: the function raised it, or the driver's process died and was not restarted.
-    """
+    """Pass a driver's events to a callback until it ends; return its result, or raise its error or that it died."""
     cursor, ended = ("", 0), False
     try:
         while not ended:
@@ -258,11 +239,7 @@ def follow(driver: ActorHandle, callback: RunCallback) -> Any:
 
 
 def drive(function: Callable[..., Any], *args: Any, name: str, callback: RunCallback) -> Any:
-    """Run a function in a driver. Ctrl-C asks it to stop and waits; a second Ctrl-C returns at once.
-
-    Raises:
-        Interrupted: it has stopped, or Ctrl-C was pressed twice.
-    """
+    """Run a function in a driver. Ctrl-C asks it to stop and waits; a second Ctrl-C raises `Interrupted` at once."""
     driver = start(function, *args, name=name)
     try:
         try:

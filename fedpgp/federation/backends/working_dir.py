@@ -4,11 +4,9 @@ Ray leaves out what `.gitignore` and `.rayignore` name, in any folder, and a few
 these rules as an API, so they are implemented here; a test compares the result with a package that Ray makes.
 """
 
-from __future__ import annotations
-
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -17,19 +15,16 @@ from pathlib import Path
 from fedpgp.core.errors import UserError
 from fedpgp.core.text import MIB
 
-LIMIT = 90 * MIB
-"""Bytes. The head of a cluster rejects 100 MiB without naming a file."""
+LIMIT = 90 * MIB  # the head of a cluster rejects 100 MiB without naming a file
 LARGEST_SHOWN = 8
-DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
-"""What Ray excludes unless `RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES` is set."""
+DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"  # unless `RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES` is set
 
 
 @dataclass(frozen=True)
 class Upload:
     """The files that are sent. Ray packs them without compression."""
 
-    files: tuple[tuple[Path, int], ...]
-    """paths relative to the folder, with their sizes in bytes; largest first"""
+    files: tuple[tuple[Path, int], ...]  # paths relative to the folder, with their sizes in bytes; largest first
 
     @property
     def size(self) -> int:
@@ -42,45 +37,12 @@ class Upload:
         return "\n".join(f"{size / MIB:8.1f} MiB  {path}" for path, size in self.files[:LARGEST_SHOWN])
 
     def check(self) -> None:
-        """Check the size against the limit.
-
-        Raises:
-            UserError: it is over the limit; the message lists the largest files.
-        """
+        """Raise `UserError`, which lists the largest files, if the size is over the limit."""
         if self.size > LIMIT:
             raise UserError(
                 f"{self.size / MIB:.1f} MiB in {len(self.files)} files; a cluster accepts {LIMIT // MIB} MiB. "
                 f"Exclude what it does not need in .rayignore. The largest:\n{self.largest}"
             )
-
-
-def scan(folder: Path) -> Upload:
-    """List the files of a working directory that Ray would upload.
-
-    Raises:
-        UserError: `folder` is not a folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder")
-    folder = folder.absolute()
-    excludes = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", DEFAULT_EXCLUDES)
-    use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
-    ignore_files = (".gitignore", ".rayignore") if use_gitignore else (".rayignore",)
-    files = _walk(folder, (_Rules.parse(folder, excludes.split(",")),), ignore_files)
-    sizes = [(path.relative_to(folder), path.stat().st_size) for path in files]
-    return Upload(tuple(sorted(sizes, key=lambda item: (-item[1], item[0]))))
-
-
-def _walk(path: Path, rules: tuple[_Rules, ...], ignore_files: Sequence[str]) -> Iterator[Path]:
-    found = [file for name in ignore_files if (file := path / name).is_file()]
-    rules += tuple(_Rules.parse(path, file.read_text(encoding="utf-8").splitlines()) for file in found)
-    if any(rule.exclude(path) for rule in rules):
-        return
-    if path.is_dir():
-        for child in path.iterdir():
-            yield from _walk(child, rules, ignore_files)
-    elif path.is_file():
-        yield path
 
 
 @dataclass(frozen=True)
@@ -100,21 +62,39 @@ class _Pattern:
         return bool(names) and fnmatchcase(names[0], rest[0]) and self.matches(names[1:], start + 1)
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """The patterns of one ignore file, in gitignore syntax. The last one that matches a path decides."""
+def scan(folder: Path) -> Upload:
+    """List the files of a working directory that Ray would upload; raise `UserError` if it is not a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder")
+    folder = folder.absolute()
+    excludes = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", DEFAULT_EXCLUDES)
+    use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    ignore_files = (".gitignore", ".rayignore") if use_gitignore else (".rayignore",)
+    files = _walk(folder, ((folder, _patterns(excludes.split(","))),), ignore_files)
+    sizes = [(path.relative_to(folder), path.stat().st_size) for path in files]
+    return Upload(tuple(sorted(sizes, key=lambda item: (-item[1], item[0]))))
 
-    folder: Path
-    patterns: tuple[_Pattern, ...]
 
-    @classmethod
-    def parse(cls, folder: Path, lines: Sequence[str]) -> _Rules:
-        stripped = [line.strip() for line in lines]
-        return cls(folder, tuple(_pattern(line) for line in stripped if line.strip("/") and line[0] != "#"))
+def _walk(path: Path, rules: tuple[tuple[Path, list[_Pattern]], ...], ignore_files: Sequence[str]) -> Iterator[Path]:
+    """The files in `path` that are sent; the patterns of a rule apply to all below its folder."""
+    for file in (path / name for name in ignore_files):
+        if file.is_file():
+            rules += ((path, _patterns(file.read_text(encoding="utf-8").splitlines())),)
+    for folder, patterns in rules:
+        names = path.relative_to(folder).as_posix().split("/")
+        if next((one.excludes for one in reversed(patterns) if one.matches(names)), False):  # the last match decides
+            return
+    if path.is_dir():
+        for child in path.iterdir():
+            yield from _walk(child, rules, ignore_files)
+    elif path.is_file():
+        yield path
 
-    def exclude(self, path: Path) -> bool:
-        names = path.relative_to(self.folder).as_posix().split("/")
-        return next((one.excludes for one in reversed(self.patterns) if one.matches(names)), False)
+
+def _patterns(lines: Iterable[str]) -> list[_Pattern]:
+    """The patterns of an ignore file, in gitignore syntax."""
+    stripped = [line.strip() for line in lines]
+    return [_pattern(line) for line in stripped if line.strip("/") and line[0] != "#"]
 
 
 def _pattern(line: str) -> _Pattern:

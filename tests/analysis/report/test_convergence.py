@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedpgp.analysis.report import confusion, convergence
-from fedpgp.federation.records import CONFUSION_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CONFUSION_SCHEMA, RoundRow
 
 NAMES = ["cat", "dog", "owl", "a name that is much too long for the axis"]
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from fedpgp.analysis.loading import Entry, compare
 from fedpgp.analysis.report import comparison_tables, terminal
 from fedpgp.core.errors import RunError
-from fedpgp.federation.metrics import round_metrics
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow, round_metrics
 from fedpgp.storage.run_folder import RunFolder
 
 COUNTS = {"local": 80, "base": 40, "novel": 20}  # of 100, HM 34.29

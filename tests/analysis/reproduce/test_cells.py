@@ -13,7 +13,7 @@ from fedpgp.analysis.reproduce import cells, planning
 from fedpgp.analysis.reproduce.paper import Key
 from fedpgp.analysis.reproduce.tables import TABLES
 from fedpgp.experiments.sweeps import sampling
-from fedpgp.federation.records import CLIENT_SCHEMA
+from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 

@@ -17,7 +17,7 @@ from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import NoTracking
-from fedpgp.federation.backends.serial import SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fedpgp.federation.backends import authentication
+from fedpgp.federation.backends import use_token
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def home(tmp_path, monkeypatch):
 
 
 def test_without_a_token_the_mode_is_not_set(home):
-    authentication.use_token()
+    use_token()
     assert "RAY_AUTH_MODE" not in os.environ
 
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
 def test_a_token_in_the_environment_is_used(home, monkeypatch, name):
     monkeypatch.setenv(name, "secret")
-    authentication.use_token()
+    use_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
@@ -34,8 +34,8 @@ def test_a_token_in_the_home_folder_is_used_unless_the_environment_disables_it(h
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("secret")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    authentication.use_token()
+    use_token()
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
     monkeypatch.delenv("RAY_AUTH_MODE")
-    authentication.use_token()
+    use_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -10,11 +10,11 @@ import torch
 from pyarrow import fs
 
 from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.federation.records import CLIENT_SCHEMA, RoundRow
+from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.state import State
-from fedpgp.storage import checkpoint, run_index
-from fedpgp.storage.object_store import ObjectStore
+from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.run_index import ObjectStore
 
 DIGEST = "0123456789ab"
 
@@ -68,7 +68,7 @@ def bucket(tmp_path, monkeypatch):
     """The bucket that the URI `s3://bucket` stands for."""
     (tmp_path / "bucket").mkdir()
     handler = Bucket(tmp_path / "bucket")
-    monkeypatch.setattr(run_index.ObjectStore, "at", lambda uri: ObjectStore(fs.PyFileSystem(handler), "kept"))
+    monkeypatch.setattr(ObjectStore, "at", lambda uri: ObjectStore(fs.PyFileSystem(handler), "kept"))
     return handler
 
 
