@@ -8,7 +8,7 @@ import yaml
 
 from fedpgp.config.settings import BackboneSettings, DataSettings
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 
 log = logging.getLogger(__name__)
 

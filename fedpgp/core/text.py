@@ -1,9 +1,12 @@
-"""Text for messages: the nearest known name, the start of a long list, errors in one line, and sizes in bytes."""
+"""Text for messages: the nearest known name, the start of a long list, sizes in bytes; removes credentials."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 MIB, GIB = 2**20, 2**30
+HIDDEN = "***"
+"""Stands for the user and the password of a URI."""
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count: int = 1, cutoff: float = 0.6) -> str:
@@ -25,6 +28,16 @@ def first_of(names: Sequence[object], count: int = 10) -> str:
 def one_line(error: Exception) -> str:
     """The message of an error in one line, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def redacted(text: str) -> str:
+    """Replace the user and password of every URI in `text`, before it is stored or shown."""
+    return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", text)
+
+
+def without_user(uri: str) -> str:
+    """Remove the placeholder from a redacted URI, for use with credentials from the environment."""
+    return uri.replace(f"://{HIDDEN}@", "://")
 
 
 def disk_size(num_bytes: float) -> str:

@@ -20,8 +20,7 @@ from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
-from fedpgp.core.redaction import redacted
-from fedpgp.core.text import memory_size
+from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation.backends.base import Backend

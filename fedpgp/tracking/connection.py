@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.files import locked
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -1,20 +1,26 @@
-"""Update the mirror: once, on request, or from a thread while a run or sweep is going on."""
+"""Mirror runs and sweeps to MLflow: once, on request, or from a thread while they are going on."""
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
+from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError
-from fedpgp.core.redaction import redacted
-from fedpgp.storage.run_folder import RunFolder
+from fedpgp.core.text import redacted
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
+from fedpgp.tracking.connection import default_uri
 from fedpgp.tracking.mlflow_runs import Writer
-from fedpgp.tracking.run_writer import RUN_TAG, RunWriter
-from fedpgp.tracking.sweep_writer import SWEEP_TAG, SweepWriter
+from fedpgp.tracking.writers import RUN_TAG, SWEEP_TAG, SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
+
+PENDING = 2
+"""Mirrors of finished runs that may still be sending while the next run is under way."""
 
 
 def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
@@ -30,28 +36,7 @@ def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
         RunError: `run_dir` is not the folder of a run.
         FedPGPError: MLflow cannot be reached or returns an error.
     """
-    writer = _run_writer(run_dir, uri, parent)
-    writer.push()
-    return writer.run_id
-
-
-def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] | None = None) -> str:
-    """Update the MLflow runs of a sweep, its trials and their folds.
-
-    Args:
-        started: for each trial that has not ended, the folders of its runs.
-
-    Returns:
-        The id of the sweep's MLflow run.
-
-    Raises:
-        RunError: `sweep_dir` is not the folder of a sweep.
-        FedPGPError: MLflow cannot be reached or returns an error.
-    """
-    for trial, runs in (started or {}).items():
-        for run_dir in runs:
-            sync_run(run_dir, uri, TrialRef(sweep_dir, trial))
-    writer = SweepWriter(SweepFolder.open(sweep_dir), uri)
+    writer = run_writer(run_dir, uri, parent)
     writer.push()
     return writer.run_id
 
@@ -126,7 +111,7 @@ class Mirror:
     def _open(self) -> Writer:
         if (self._folder / "trials.json").is_file():
             return SweepWriter(SweepFolder.open(self._folder), self._uri)
-        return _run_writer(self._folder, self._uri, self._parent)
+        return run_writer(self._folder, self._uri, self._parent)
 
     def _warn(self, what: str) -> None:
         if not self._warned:
@@ -134,9 +119,69 @@ class Mirror:
         self._warned = True
 
 
-def _run_writer(run_dir: Path, uri: str, parent: TrialRef | None) -> RunWriter:
-    store = RunFolder.open(run_dir)
-    if parent is None:
-        return RunWriter(store, uri)
-    sweep = SweepWriter(SweepFolder.open(parent.sweep), uri)
-    return RunWriter(store, uri, sweep.begin(parent.trial, store.identity["created_ms"]))
+class MLflowTracker(Tracker):
+    """Mirrors run and sweep folders to MLflow, unless `tracking.mlflow` is false."""
+
+    def __init__(self) -> None:
+        self._ending: deque[Mirror] = deque()
+
+    def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
+        """Mirror the run from the moment its folder exists."""
+        return _Following(_uri(experiment), trial, self._end) if experiment.tracking.mlflow else RunCallback()
+
+    def sweep(self, folder: Path, experiment: Experiment) -> RunCallback:
+        """Mirror the sweep and its trials; their folds are mirrored where they run."""
+        if not experiment.tracking.mlflow:
+            return RunCallback()
+        following = _Following(_uri(experiment), None, self._end)
+        following.on_begin(str(folder), 0, 0)
+        return following
+
+    def close(self) -> None:
+        """Wait until all mirrors have sent what is left; at most a minute each."""
+        while self._ending:
+            self._ending.popleft().close()
+
+    def _end(self, mirror: Mirror) -> None:
+        mirror.finish()
+        self._ending.append(mirror)
+        if len(self._ending) > PENDING:
+            self._ending.popleft().close()
+
+
+class _Following(RunCallback):
+    """Mirrors the run or sweep that begins, and notifies the mirror of new rows and results."""
+
+    def __init__(self, uri: str, parent: TrialRef | None, end: Callable[[Mirror], None]) -> None:
+        self._uri, self._parent, self._end = uri, parent, end
+        self._mirror: Mirror | None = None
+        self._ended_trials = -1
+
+    def on_begin(self, folder: str, done: int, total: int) -> None:
+        """Start mirroring."""
+        self._mirror = self._mirror or Mirror(Path(folder), self._uri, self._parent)
+        self._notify()
+
+    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """There is a new row."""
+        self._notify()
+
+    def on_trials(self, ended: int, total: int, summary: str) -> None:
+        """A trial may have ended."""
+        if ended != self._ended_trials:
+            self._ended_trials = ended
+            self._notify()
+
+    def on_end(self, folder: str, state: str) -> None:
+        """Send what is left, without waiting for it."""
+        if self._mirror is not None:
+            self._end(self._mirror)
+            self._mirror = None
+
+    def _notify(self) -> None:
+        if self._mirror is not None:
+            self._mirror.notify()
+
+
+def _uri(experiment: Experiment) -> str:
+    return experiment.tracking.uri or default_uri(experiment.storage.root)

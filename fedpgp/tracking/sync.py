@@ -7,13 +7,16 @@ from typing import Any
 
 import yaml
 
-from fedpgp import config, tracking
+from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError, RunError
-from fedpgp.core.redaction import without_user
+from fedpgp.core.text import without_user
 from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
+from fedpgp.tracking.connection import default_uri
+from fedpgp.tracking.mirror import sync_run
+from fedpgp.tracking.writers import SweepWriter
 
 
 def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
@@ -29,7 +32,10 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
     sweeps = SweepFolder.find(path)
     for sweep in sweeps:
         named = (yaml.safe_load(sweep.spec_yaml)["base"].get("tracking") or {}).get("uri")
-        tracking.sync_sweep(sweep.path, _uri(uri, named, sweep.root), _begun(sweep))
+        target = _uri(uri, named, sweep.root)
+        for trial, run_dir in _begun(sweep):
+            sync_run(run_dir, target, TrialRef(sweep.path, trial))
+        SweepWriter(sweep, target).push()
         yield sweep.path
     if [sweep.path for sweep in sweeps] == [path.absolute()]:
         return
@@ -41,34 +47,29 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
         return  # the sweeps were stopped before their first run
     for store in stores:
         named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
-        tracking.sync_run(store.path, _uri(uri, named, store.root))
+        sync_run(store.path, _uri(uri, named, store.root))
         yield store.path
 
 
 def _uri(given: str | None, named: str | None, root: Path) -> str:
-    return given or (named and without_user(named)) or tracking.default_uri(root)
+    return given or (named and without_user(named)) or default_uri(root)
 
 
-def _begun(sweep: SweepFolder) -> dict[str, list[Path]]:
-    """The runs of trials that have not ended. The sweep does not record them, so they are found by their settings."""
+def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
+    """Ids of trials that have not ended, with the newest run of each fold, which is found by its settings."""
     open_trials = {trial.id: trial.folds for trial in sweep.trials if sweep.result(trial.id) is None}
-    runs = sweep.root / "runs"
-    if not open_trials or not runs.is_dir():
-        return {}
+    if not open_trials:
+        return
     try:
-        drawn = {
-            trial.id: trial for trial in sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
-        }
+        drawn = sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
     except ConfigError:  # written by a version with other settings
-        return {}
-    known: dict[str, list[Path]] = {}
-    for path in sorted(runs.glob("[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime):
-        known.setdefault(_settings_of(path), []).append(path.parent)
-    return {
-        trial: [known[key][-1] for fold in folds if (key := _key(drawn[trial].fold(fold))) in known]
-        for trial, folds in open_trials.items()
-        if trial in drawn
-    }
+        return
+    paths = sorted(sweep.root.glob("runs/[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    newest = {_settings_of(path): path.parent for path in paths}
+    for trial in drawn:
+        for fold in open_trials.get(trial.id, ()):
+            if (run_dir := newest.get(_key(trial.fold(fold)))) is not None:
+                yield trial.id, run_dir
 
 
 def _settings_of(path: Path) -> str:

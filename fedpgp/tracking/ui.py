@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
-from fedpgp.tracking.sweep_writer import SPACE, SWEEP_TAG
+from fedpgp.tracking.writers import SPACE, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

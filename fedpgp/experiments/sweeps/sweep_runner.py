@@ -11,7 +11,7 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.plugins import to_send
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling, sweep_settings, trial_runner, tune_runner

@@ -14,7 +14,7 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.files import is_full, locked
 from fedpgp.core.plugins import Code
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.tracker import Tracker
