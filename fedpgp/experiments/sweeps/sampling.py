@@ -17,7 +17,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
-from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings, leaves
+from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
 MEASURED = {
@@ -73,7 +73,7 @@ def draw(sweep: Sweep) -> SampledTrials:
         count += 1
         label = _label(sweep, variant, point)
         try:
-            trial = _trial(sweep, label, variant, leaves({**sweep.variants.get(variant, {}), **point}))
+            trial = _trial(sweep, label, variant, config.leaves({**sweep.variants.get(variant, {}), **point}))
         except ConfigError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)

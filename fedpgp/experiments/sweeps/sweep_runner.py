@@ -14,7 +14,7 @@ from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
-from fedpgp.experiments.sweeps import sampling, sweep_settings, trial_runner, tune_runner
+from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
@@ -48,7 +48,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(map(_fold, plans[one.id]))) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
     exists = SweepFolder.exists(root, sweep.name, digest)
-    content = redacted(sweep_settings.dump(sweep))
+    content = redacted(config.dump(sweep))
     folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
     work = [
         TrialWork(

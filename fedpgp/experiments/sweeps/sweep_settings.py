@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from fedpgp import config, methods
-from fedpgp.config import Settings
+from fedpgp.config import Settings, leaves
+from fedpgp.config.reading import read_override, warn_dropped
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.federation.metrics import METRICS
@@ -167,19 +167,6 @@ def leave_one_domain_out(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"base": base, "folds": sweep.folds.model_copy(update={"held_out": held_out})})
 
 
-def dump(sweep: Sweep) -> str:
-    """Write the sweep as YAML that `load` reads."""
-    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten `{"data": {"name": "dtd"}}` to `{"data.name": "dtd"}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _is_term(value: Any) -> bool:
     """Whether a value looks like a term: a mapping with one key that is the name of a term, or similar to one."""
     return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
@@ -226,7 +213,7 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
 def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> list[str]:
     """Apply overrides to the sweep's mapping; return a message for each replaced entry."""
     own, base = {}, {}
-    for key, value in map(config.read_override, overrides):
+    for key, value in map(read_override, overrides):
         first = key.split(".")[0]
         if first in ("folds", "tune") or key == "name":
             own[key] = value
@@ -247,7 +234,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> li
     if terms:
         tree["space"] = space | terms
     fixed = {key: value for key, value in base.items() if key not in terms}
-    config.warn_dropped(tree["base"], fixed, source, methods.defaults)
+    warn_dropped(tree["base"], fixed, source, methods.defaults)
     tree["base"] = config.assign(tree["base"], fixed)
     config.assign(tree, own)
     return messages
