@@ -101,7 +101,7 @@ def run(
                     yield Report(0, None, "waiting for another sweep that runs it")
                     time.sleep(WAIT_SECONDS)
             shared = SharedWorkers(workers)
-            folds = [_FoldRunner(one, work, shared.lease(), library, callback, tracker) for one in work.folds]
+            folds = [_FoldRunner(one, work, Lease(shared), library, callback, tracker) for one in work.folds]
             for fold in folds:
                 stack.callback(fold.close)
             yield from _rounds(work, folds)
@@ -128,40 +128,32 @@ def begun(work: TrialWork) -> tuple[FoldRun, ...]:
     return tuple(FoldRun(fold.seed, fold.held_out, stores[0].path.name) for fold, stores in found if stores)
 
 
+@dataclass
 class SharedWorkers:
-    """Workers that several folds use in turn; the job of a fold is loaded when the fold needs it."""
+    """Workers that several folds use in turn."""
 
-    def __init__(self, workers: Callable[[], Backend]) -> None:
-        self._workers = workers
-        self._loaded: Job | None = None
-
-    def lease(self) -> Backend:
-        """Return a backend for one fold."""
-        return Lease(self)
-
-    def with_job(self, job: Job) -> Backend:
-        """Return the workers with this job loaded."""
-        workers = self._workers()
-        if self._loaded is not job:
-            workers.load(job)
-            self._loaded = job
-        return workers
+    open: Callable[[], Backend]
+    loaded: Job | None = None
 
 
+@dataclass
 class Lease:
-    """The share of one fold in shared workers."""
+    """The backend of one fold: shared workers, into which its job is loaded whenever they hold another one."""
 
-    def __init__(self, shared: SharedWorkers) -> None:
-        self._shared = shared
-        self._job: Any = None
+    shared: SharedWorkers
+    job: Any = None
 
     def load(self, job: Job) -> None:
-        """Keep the job; `map` loads it if the workers hold another one."""
-        self._job = job
+        """Keep the job for `map`."""
+        self.job = job
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """See `Backend.map`."""
-        return self._shared.with_job(self._job).map(method, calls, common)
+        workers = self.shared.open()
+        if self.shared.loaded is not self.job:
+            workers.load(self.job)
+            self.shared.loaded = self.job
+        return workers.map(method, calls, common)
 
     def close(self) -> None:
         """Do nothing: the workers are shared."""
