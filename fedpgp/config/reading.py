@@ -26,13 +26,9 @@ TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
 
 
 def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults = lambda name: {}) -> Experiment:
-    """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
+    """Read an experiment from a YAML file, or a shipped one by its name, and apply `a.b=value` overrides.
 
-    Args:
-        method_defaults: of a method by its name, for the warning about settings that a new name drops.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or settings are invalid (reports all of them).
+    Raises `ConfigError` if the file is missing or not YAML, or settings are invalid (reports all of them).
     """
     return parse(override(read_yaml(config), overrides, config, method_defaults), source=config)
 
@@ -63,11 +59,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
 
 
 def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
-    """Read the mapping in a YAML file, or in the shipped file of that name.
-
-    Args:
-        kinds: folders of `tune_configs` to search for a name, in this order; "" is for sweeps.
-    """
+    """Read a YAML file, or the first shipped one of that name in the folders `kinds` of `tune_configs` ("": sweeps)."""
     path = Path(config).expanduser()
     shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
     found = next((file for file in (path, *shipped) if file.is_file()), None)
@@ -143,11 +135,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, method_defaults: Defaults) -> None:
-    """Log a warning for each new name, with the settings that `assign` will drop and that are not defaults.
-
-    Args:
-        source: where the settings come from, for the message.
-    """
+    """Log a warning for each new name, with those settings of `source` that `assign` will drop, except defaults."""
     for section, tied in TIED_TO_NAME.items():
         given, name = tree.get(section), values.get(f"{section}.name")
         if name is None or not isinstance(given, Mapping) or given.get("name", name) == name:

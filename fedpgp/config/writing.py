@@ -21,11 +21,7 @@ def dump(settings: Settings) -> str:
 
 
 def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
-    """Write the experiment as YAML with a comment for every key, like the shipped examples.
-
-    Args:
-        method: the settings class of its method, for the comments of its keys.
-    """
+    """Write the experiment as YAML with a comment for every key; `method` is the settings class of its method."""
     lines: list[str] = []
     for name, field in Experiment.model_fields.items():
         value = getattr(experiment, name)

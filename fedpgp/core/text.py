@@ -10,11 +10,7 @@ HIDDEN = "***"
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count: int = 1, cutoff: float = 0.6) -> str:
-    """`did you mean A or B?` with up to `count` similar known names; `otherwise` if there are none.
-
-    Args:
-        cutoff: least similarity, 0 to 1.
-    """
+    """`did you mean A or B?` with up to `count` known names that are similar (`cutoff` to 1), else `otherwise`."""
     near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 

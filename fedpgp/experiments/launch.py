@@ -64,11 +64,7 @@ def run_tracked(
     stop: threading.Event,
     backend: Backend | None = None,
 ) -> Path:
-    """Call `runner.run` with a tracker, and forward warnings of the package to the callback.
-
-    Args:
-        restarted: true if Ray restarts a driver whose process died; it continues from the last checkpoint.
-    """
+    """Call `runner.run` with a tracker, and forward warnings of the package to the callback."""
     with forward_warnings(callback):
         try:
             both = broadcast(callback, tracker.run(experiment))

@@ -58,10 +58,9 @@ def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -
 
 
 def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write the artifacts of a sweep.
+    """Write `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures.
 
-    `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures: curves of the trials, Local against Novel, and a grid
-    of two settings.
+    Those are: curves of the trials, Local against Novel, and a grid of two settings.
     """
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import comparison_tables, convergence, grids, style, tables, tradeoff

@@ -24,13 +24,10 @@ PENDING = 2
 
 
 def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
-    """Update the MLflow runs of a run; what has been sent is not sent again.
+    """Send what is new of a run to MLflow; return the id of its MLflow run, which is created if it is missing.
 
     Args:
         parent: the trial that the run is a fold of; None: a new MLflow run is created at the top level.
-
-    Returns:
-        The id of the MLflow run, created if it is missing.
 
     Raises:
         RunError: `run_dir` is not the folder of a run.
@@ -46,9 +43,6 @@ def stale_runs(uri: str, ended: Set[str]) -> list[str]:
 
     Args:
         ended: values of `RUN_TAG` and `SWEEP_TAG` of the runs and sweeps that have ended.
-
-    Raises:
-        FedPGPError: the store cannot be read.
     """
     with connection.mlflow_errors(uri):
         client = connection.connect(uri)
@@ -64,12 +58,8 @@ def stale_runs(uri: str, ended: Set[str]) -> list[str]:
 class Mirror:
     """Mirrors a run or sweep from a background thread while it is going on.
 
-    If MLflow fails, it logs one warning and tries again at every later `notify`. For a fold it logs nothing: the mirror
-    of its sweep does, and updates the fold when its trial ends.
-
-    Args:
-        folder: of a run or of a sweep.
-        parent: the trial that a run is a fold of.
+    If MLflow fails, it logs one warning and tries again at every later `notify`. For a fold, a run with a `parent`, it
+    logs nothing: the mirror of its sweep does, and updates the fold when its trial ends.
     """
 
     def __init__(self, folder: Path, uri: str, parent: TrialRef | None = None) -> None:

@@ -43,13 +43,7 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "inte
 
 
 class Writer(ABC):
-    """Base class of the writers of runs and sweeps.
-
-    Args:
-        folder: the run or sweep on disk.
-        uri: of the MLflow store.
-        experiment: id of the MLflow experiment.
-    """
+    """Base class of the writers of runs and sweeps; `experiment` is the id of the MLflow experiment to write to."""
 
     run_id: str
     """id of the MLflow run of the folder"""
@@ -68,28 +62,17 @@ class Writer(ABC):
     def _push(self) -> None: ...
 
     def _find_or_create(
-        self,
-        tag: str,
-        value: str,
-        parent: str | None,
-        *,
-        name: str,
-        created_ms: int,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
+        self, key: str, tags: Mapping[str, str], name: str, created_ms: int, params: Mapping[str, Any]
     ) -> Run:
-        """The MLflow run that this tag identifies below its parent, with its parameters (nested or flat).
+        """The MLflow run with the same tag `key` and parent as in `tags`, with its parameters (nested or flat).
 
         Several processes may call this at once.
-
-        Args:
-            parent: id of the parent run; None: there is no parent.
         """
         with locked(self._lock):
-            known = find(self._client, self._experiment, tag, value)
-            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == parent), None)
+            known = find(self._client, self._experiment, key, tags[key])
+            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == tags.get(PARENT_TAG)), None)
             if found is None:
-                every = {**SOURCE, **tags, tag: value, **({PARENT_TAG: parent} if parent else {})}
+                every = {**SOURCE, **tags}
                 found = self._client.create_run(self._experiment, start_time=created_ms, tags=every, run_name=name)
             add_params(self._client, found, params)
         return found
@@ -178,11 +161,7 @@ def tags_of(identity: Mapping[str, Any]) -> dict[str, str]:
 
 
 def share(client: MlflowClient, run_id: str, identities: Sequence[Mapping[str, Any]]) -> None:
-    """Set on a parent the tags that all its folds have in common, and all their data sets.
-
-    Args:
-        identities: of the folds. A tag on which they no longer agree is deleted.
-    """
+    """Set on a parent the tags and data sets of its folds: all data sets, but only tags on which the folds agree."""
     from mlflow.entities import RunTag
 
     if not identities:

@@ -27,7 +27,6 @@ def everything(path: Path, uri: str | None = None) -> Iterator[Path]:
 
     Raises:
         RunError: there is no run and no sweep.
-        FedPGPError: MLflow cannot be reached or returns an error.
     """
     sweeps = SweepFolder.find(path)
     for sweep in sweeps:

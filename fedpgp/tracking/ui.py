@@ -44,11 +44,7 @@ class PortError(UserError):
 
 
 def store_of(root: Path) -> str:
-    """The URI of a storage root's MLflow store.
-
-    Raises:
-        RunError: it has none.
-    """
+    """The URI of a storage root's MLflow store; raise `RunError` if it has none."""
     if not (root / "mlflow.db").is_file():
         raise RunError(
             f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs. `fedpgp track sync "
@@ -58,27 +54,21 @@ def store_of(root: Path) -> str:
 
 
 def page_of(uri: str) -> str:
-    """The path of the page that lists the runs. MLflow's start page shows language models instead.
-
-    Raises:
-        FedPGPError: the store cannot be read, or rejects the view.
-    """
+    """The path of the page that lists the runs. MLflow's start page shows language models instead."""
     with mlflow_errors(uri):
         client = connect(uri)
         experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
         if len(experiments) != 1:
             return "/#/experiments?workflowType=machine_learning"
-        experiment = experiments[0].experiment_id
-        share = f"&viewStateShareKey={VIEW}" if update_view(client, experiment) else ""
+        experiment, share = experiments[0].experiment_id, ""
+        if columns := _columns(client, experiment):  # without sweeps, MLflow's default columns stay
+            client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps({"selectedColumns": columns}))
+            share = f"&viewStateShareKey={VIEW}"
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning{share}"
 
 
-def update_view(client: MlflowClient, experiment: str) -> bool:
-    """Choose the columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps.
-
-    Returns:
-        Whether there are sweeps. Without any, MLflow's default columns stay.
-    """
+def _columns(client: MlflowClient, experiment: str) -> list[str]:
+    """The columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps."""
     sweeps = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` LIKE '%'", max_results=MAX_SWEEPS)
     params = [
         name.removeprefix(SPACE).rpartition(".")[0]  # `method.rank` of `space.method.rank.grid_search`
@@ -90,11 +80,7 @@ def update_view(client: MlflowClient, experiment: str) -> bool:
     for sweep in sweeps:
         metrics += [sweep.data.params["tune.metric"]]
         metrics += [name for name in accuracies(sweep.data.metrics) if name.startswith("test/")]
-    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
-    if sweeps:
-        view = {"selectedColumns": list(dict.fromkeys(columns))}
-        client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps(view))
-    return bool(sweeps)
+    return list(dict.fromkeys([f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]))
 
 
 @contextmanager
@@ -102,11 +88,7 @@ def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[
     """Run the server until the context ends; yields its address, once it answers, and its process.
 
     Args:
-        port: None: 5000, or a free one if that is taken.
-
-    Raises:
-        PortError: the port is taken.
-        FedPGPError: the server did not start.
+        port: None: 5000, or a free one if that is taken. Another port that is taken raises `PortError`.
     """
     chosen = _port(port)
     address = f"http://{HOST}:{chosen}"

@@ -65,15 +65,10 @@ class RunWriter(Writer):
     def _own(self, trial: str | None) -> Run:
         """Find or create the MLflow run below that of a trial, or at the top level."""
         identity, settings = self._store.identity, self._settings
-        found = self._find_or_create(
-            RUN_TAG,
-            identity["id"],
-            trial,
-            name=str(Fold(settings["seed"], settings["protocol"]["held_out"])) if trial else self._store.path.name,
-            created_ms=identity["created_ms"],
-            tags={**mlflow_runs.tags_of(identity), NOTE_TAG: descriptions.of_run(self._store, settings)},
-            params=settings,
-        )
+        tags = {**mlflow_runs.tags_of(identity), NOTE_TAG: descriptions.of_run(self._store, settings)}
+        tags |= {RUN_TAG: identity["id"], **({PARENT_TAG: trial} if trial else {})}
+        name = str(Fold(settings["seed"], settings["protocol"]["held_out"])) if trial else self._store.path.name
+        found = self._find_or_create(RUN_TAG, tags, name, identity["created_ms"], settings)
         mlflow_runs.add_data(self._client, found, [identity])
         return found
 
@@ -120,25 +115,15 @@ class SweepWriter(Writer):
             tracking = self._settings["base"].get("tracking") or {}
             experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
             super().__init__(folder.path, uri, experiment)
-            run = self._find_or_create(
-                SWEEP_TAG,
-                sweep_tag(self._head),
-                None,
-                name=folder.path.name,
-                created_ms=self._head["created_ms"],
-                tags={DIGEST_TAG: self._head["id"]},
-                params=_params(self._settings, self._head),
-            )
+            tags = {SWEEP_TAG: sweep_tag(self._head), DIGEST_TAG: self._head["id"]}
+            params = _params(self._settings, self._head)
+            run = self._find_or_create(SWEEP_TAG, tags, folder.path.name, self._head["created_ms"], params)
             if folder.state == "running":
                 mlflow_runs.reopen(self._client, run)
             self.run_id = str(run.info.run_id)
 
     def begin(self, trial: str, created_ms: int) -> tuple[str, str]:
-        """Find or create the MLflow run of a trial, one of whose folds has started; returns its id and experiment.
-
-        Raises:
-            RunError: the sweep has no such trial.
-        """
+        """Find or create the MLflow run of a trial, one of whose folds has started; returns its id and experiment."""
         if trial not in self._planned:
             raise RunError(f"{self._folder.path}: has no trial {trial}")
         with connection.mlflow_errors(self._uri):
@@ -160,10 +145,9 @@ class SweepWriter(Writer):
             self._end(state, outcomes)
 
     def _trial(self, trial: str, created_ms: int) -> Run:
-        planned, tags = self._planned[trial], {DIGEST_TAG: trial}
-        return self._find_or_create(
-            TRIAL_TAG, trial, self.run_id, name=planned.label, created_ms=created_ms, tags=tags, params=planned.settings
-        )
+        planned = self._planned[trial]
+        tags = {TRIAL_TAG: trial, PARENT_TAG: self.run_id, DIGEST_TAG: trial}
+        return self._find_or_create(TRIAL_TAG, tags, planned.label, created_ms, planned.settings)
 
     def _end_trial(self, result: Result) -> Outcome:
         """Send a trial with its folds, unless they have been sent."""

@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Literal
 
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
@@ -72,7 +73,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         todo = _select(folder, work, rerun, callback)
         try:
             if todo:
-                with driver.connected(max((one.resources for one in todo), key=_cpus)):
+                with driver.connected(max((one.resources for one in todo), key=driver.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
                     _extract([plan for one in todo for plan in plans[one.id]], concurrent, callback)
                     plans.clear()
@@ -99,11 +100,7 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
 
 
 def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
-    """Plan every fold of every trial.
-
-    Raises:
-        ConfigError: some trials cannot be run; names all of them.
-    """
+    """Plan every fold of every trial; a `ConfigError` names all trials that cannot be run."""
     library = Library()
     plans: dict[str, list[Plan]] = {}
     wrong: dict[str, list[str]] = {}
@@ -120,12 +117,8 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
 
 
 def _check_shared_settings(trials: Sequence[Trial]) -> None:
-    shared: dict[str, set[Any]] = {
-        "storage.root": {trial.experiment.storage.root for trial in trials},
-        "resources.address": {trial.experiment.resources.address for trial in trials},
-    }
-    for key, values in shared.items():
-        if len(values) > 1:
+    for key in ("storage.root", "resources.address"):
+        if len({attrgetter(key)(trial.experiment) for trial in trials}) > 1:
             raise ConfigError(f"{key}: must be the same for all trials; remove it from the search space")
 
 
@@ -174,16 +167,8 @@ def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
     return None if known is None or known.state == "finished" or known.disk_full else known
 
 
-def _cpus(resources: ResourceSettings) -> float:
-    return resources.actors * resources.cpus_per_actor
-
-
 def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:
-    """Return how many trials the cluster can run at a time.
-
-    Raises:
-        ResourceError: a trial does not fit the cluster.
-    """
+    """How many trials the cluster can run at a time; raise `ResourceError` if one does not fit."""
     available = nodes()
     least = max_concurrent
     for resources in dict.fromkeys(wanted):
@@ -201,8 +186,6 @@ def _extract(plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> N
     if runner.all_extracted(plans):
         return
     each = plans[0].experiment.resources
-    backend = runner.make_backend(each.model_copy(update={"actors": concurrent * each.actors}), threading.Event())
-    try:
+    resources = each.model_copy(update={"actors": concurrent * each.actors})
+    with closing(runner.make_backend(resources, threading.Event())) as backend:
         runner.extract_all(plans, backend, callback)
-    finally:
-        backend.close()

@@ -69,11 +69,6 @@ class Term:
     kind: str
     values: tuple[Any, ...]
 
-    @property
-    def is_grid(self) -> bool:
-        """Whether every value is tried."""
-        return self.kind == GRID
-
     def draw(self, generator: np.random.Generator) -> Any:
         """Draw a value of a term other than `grid_search`."""
         if self.kind == "choice":
@@ -86,11 +81,7 @@ class Term:
         return math.exp(generator.uniform(math.log(low), math.log(high)))
 
 
-SECTIONS = frozenset(
-    key
-    for key, field in config.Experiment.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-)
+SECTIONS = frozenset(key for key, value in config.Experiment() if isinstance(value, Settings))
 """Keys of an experiment that are sections."""
 
 
@@ -126,13 +117,8 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name, or from a mapping.
 
     Overrides `a.b=v` or `base.a.b=v` change the base and replace that key in the space and the variants;
-    `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep.
-
-    Returns:
-        The sweep, and a message for each replaced entry.
-
-    Raises:
-        ConfigError: missing file or invalid settings; reports as many problems as possible.
+    `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep. Returns the
+    sweep and a message for each replaced entry, or raises `ConfigError` with as many problems as possible.
     """
     if isinstance(source, Mapping):
         name, tree = "sweep", copy.deepcopy(dict(source))
@@ -173,11 +159,7 @@ def _is_term(value: Any) -> bool:
 
 
 def parse_term(key: str, value: Any) -> Term:
-    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`.
-
-    Raises:
-        ConfigError: invalid term.
-    """
+    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`, or raise `ConfigError`."""
     shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
     if not isinstance(value, Mapping) or len(value) != 1:
         raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
@@ -265,11 +247,7 @@ def _sets(entry: str, term: Any, key: str) -> bool:
 
 
 def _check(sweep: Sweep, source: str) -> None:
-    """Check settings against each other.
-
-    Raises:
-        ConfigError: one line for each problem.
-    """
+    """Check settings against each other; raise `ConfigError` with a line for each problem."""
     try:
         terms = sweep.terms
     except ConfigError as error:
