@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,12 @@ def advance(
         callback.on_begin(str(earlier.path), rounds, rounds)
         callback.on_end(str(earlier.path), "finished")
         return earlier.path
-    workers = backend or make_backend(plan.experiment.resources, stop)
-    try:
+    with nullcontext(backend) if backend else closing(make_backend(plan.experiment.resources, stop)) as workers:
         job = make_job(plan, *extract(plan, workers, callback))
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
             yield from _rounds(plan, Server(job, workers), store, callback)
-    finally:
-        if backend is None:
-            workers.close()
     return store.path
 
 

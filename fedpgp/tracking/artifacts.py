@@ -12,7 +12,6 @@ from fedpgp.core.errors import RunError
 from fedpgp.core.text import redacted
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation.metrics import last_evaluated, per_client_table
-from fedpgp.federation.state import State
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking.descriptions import Outcome, ranking
@@ -20,7 +19,7 @@ from fedpgp.tracking.descriptions import Outcome, ranking
 MOST_COMPARED = 12
 """Largest number of trials in a figure that shows each separately."""
 SMALL = 16 * 2**20
-"""Bytes up to which all parameters are attached; above it, only the shared ones. The run's folder has all."""
+"""Bytes up to which parameters are attached: all, or else only the shared ones. The run's folder has all."""
 
 
 def of_run(store: RunFolder, config_yaml: str, folder: Path) -> None:
@@ -107,26 +106,18 @@ def _figures(store: RunFolder, folder: Path) -> None:
 
 
 def _learned(store: RunFolder, folder: Path) -> None:
-    """Write the parameters of the best and of the last round, with those of all clients stacked."""
+    """Write the parameters of the best and the last round: `shared/KEY`, and `personal/KEY` with clients in front."""
     rounds = [row.round for row in store.rounds()]
-    if not rounds:
-        return
-    for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])):
+    for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])) if rounds else ():
         try:
             state = store.state_at(number)
         except RunError:  # the last checkpoint of a killed run may be truncated
             continue
-        if content := _as_file(state):
-            (folder / f"{file}.safetensors").write_bytes(content)
-
-
-def _as_file(state: State) -> bytes | None:
-    """`shared/KEY` and `personal/KEY` (clients in front) as safetensors; None: the shared part alone is too large."""
-    tensors = {f"shared/{key}": value for key, value in state.shared.items()}
-    size, whole = num_bytes(state.shared), num_bytes(state.shared) + num_bytes(state.personal)
-    if whole <= SMALL:
-        tensors |= {f"personal/{key}": value for key, value in state.personal.items()}
-    elif size > SMALL:
-        return None
-    metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole <= SMALL else "left out"}
-    return bytes(safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata))
+        if num_bytes(state.shared) > SMALL:
+            continue
+        tensors = {f"shared/{key}": value.contiguous() for key, value in state.shared.items()}
+        whole = num_bytes(state.shared) + num_bytes(state.personal) <= SMALL
+        if whole:
+            tensors |= {f"personal/{key}": value.contiguous() for key, value in state.personal.items()}
+        metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole else "left out"}
+        safetensors.torch.save_file(tensors, folder / f"{file}.safetensors", metadata)

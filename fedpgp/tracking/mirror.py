@@ -1,16 +1,23 @@
 """Mirror runs and sweeps to MLflow: once, on request, or from a thread while they are going on."""
 
+import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from fedpgp import config
 from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import FedPGPError
-from fedpgp.core.text import redacted
+from fedpgp.core.errors import ConfigError, FedPGPError, RunError
+from fedpgp.core.text import redacted, without_user
+from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.experiments.tracker import Tracker
+from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
 from fedpgp.tracking.connection import default_uri
@@ -26,16 +33,39 @@ PENDING = 2
 def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
     """Send what is new of a run to MLflow; return the id of its MLflow run, which is created if it is missing.
 
-    Args:
-        parent: the trial that the run is a fold of; None: a new MLflow run is created at the top level.
-
-    Raises:
-        RunError: `run_dir` is not the folder of a run.
-        FedPGPError: MLflow cannot be reached or returns an error.
+    `parent` is the trial that the run is a fold of; without one, a new MLflow run is created at the top level. Raises
+    `RunError` if `run_dir` is not a run folder, and `FedPGPError` if MLflow cannot be reached or returns an error.
     """
     writer = run_writer(run_dir, uri, parent)
     writer.push()
     return writer.run_id
+
+
+def sync_all(path: Path, uri: str | None = None) -> Iterator[Path]:
+    """Mirror a storage root, its `runs`, one run, or one sweep to `uri`, by default to the `tracking.uri` of each run.
+
+    Yields each folder when it is done; raises `RunError` if there is no run and no sweep.
+    """
+    sweeps = SweepFolder.find(path)
+    for sweep in sweeps:
+        named = (yaml.safe_load(sweep.spec_yaml)["base"].get("tracking") or {}).get("uri")
+        target = uri or without_user(named or default_uri(sweep.root))
+        for trial, run_dir in _begun(sweep):
+            sync_run(run_dir, target, TrialRef(sweep.path, trial))
+        SweepWriter(sweep, target).push()
+        yield sweep.path
+    if [sweep.path for sweep in sweeps] == [path.absolute()]:
+        return
+    try:
+        stores = RunFolder.find(path)
+    except RunError:
+        if not sweeps:
+            raise
+        return  # the sweeps were stopped before their first run
+    for store in stores:
+        named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
+        sync_run(store.path, uri or without_user(named or default_uri(store.root)))
+        yield store.path
 
 
 def stale_runs(uri: str, ended: Set[str]) -> list[str]:
@@ -117,13 +147,13 @@ class MLflowTracker(Tracker):
 
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """Mirror the run from the moment its folder exists."""
-        return _Following(_uri(experiment), trial, self._end) if experiment.tracking.mlflow else RunCallback()
+        return _Following(experiment, trial, self._end) if experiment.tracking.mlflow else RunCallback()
 
     def sweep(self, folder: Path, experiment: Experiment) -> RunCallback:
         """Mirror the sweep and its trials; their folds are mirrored where they run."""
         if not experiment.tracking.mlflow:
             return RunCallback()
-        following = _Following(_uri(experiment), None, self._end)
+        following = _Following(experiment, None, self._end)
         following.on_begin(str(folder), 0, 0)
         return following
 
@@ -142,8 +172,9 @@ class MLflowTracker(Tracker):
 class _Following(RunCallback):
     """Mirrors the run or sweep that begins, and notifies the mirror of new rows and results."""
 
-    def __init__(self, uri: str, parent: TrialRef | None, end: Callable[[Mirror], None]) -> None:
-        self._uri, self._parent, self._end = uri, parent, end
+    def __init__(self, experiment: Experiment, parent: TrialRef | None, end: Callable[[Mirror], None]) -> None:
+        self._uri = experiment.tracking.uri or default_uri(experiment.storage.root)
+        self._parent, self._end = parent, end
         self._mirror: Mirror | None = None
         self._ended_trials = -1
 
@@ -173,5 +204,32 @@ class _Following(RunCallback):
             self._mirror.notify()
 
 
-def _uri(experiment: Experiment) -> str:
-    return experiment.tracking.uri or default_uri(experiment.storage.root)
+def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
+    """Ids of trials that have not ended, with the newest run of each fold, which is found by its settings."""
+    open_trials = {trial.id: trial.folds for trial in sweep.trials if sweep.result(trial.id) is None}
+    if not open_trials:
+        return
+    try:
+        drawn = sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
+    except ConfigError:  # written by a version with other settings
+        return
+    paths = sorted(sweep.root.glob("runs/[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    newest = {_settings_of(path): path.parent for path in paths}
+    for trial in drawn:
+        for fold in open_trials.get(trial.id, ()):
+            if (run_dir := newest.get(_key(trial.fold(fold)))) is not None:
+                yield trial.id, run_dir
+
+
+def _settings_of(path: Path) -> str:
+    try:
+        return _key(config.parse(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (ConfigError, yaml.YAMLError, OSError):
+        return ""
+
+
+def _key(experiment: Experiment) -> str:
+    """The settings that determine the results of a run."""
+    tree: dict[str, Any] = experiment.model_dump(mode="json", exclude={"name", "resources", "tracking", "storage"})
+    del tree["data"]["root"], tree["backbone"]["weights"]
+    return json.dumps(tree, sort_keys=True)

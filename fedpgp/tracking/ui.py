@@ -39,10 +39,6 @@ MAX_SWEEPS = 20
 """The number of sweeps, newest first, whose columns are shown."""
 
 
-class PortError(UserError):
-    """The port is taken."""
-
-
 def store_of(root: Path) -> str:
     """The URI of a storage root's MLflow store; raise `RunError` if it has none."""
     if not (root / "mlflow.db").is_file():
@@ -88,7 +84,7 @@ def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[
     """Run the server until the context ends; yields its address, once it answers, and its process.
 
     Args:
-        port: None: 5000, or a free one if that is taken. Another port that is taken raises `PortError`.
+        port: None: 5000, or a free one if that is taken. Another port that is taken raises `UserError`.
     """
     chosen = _port(port)
     address = f"http://{HOST}:{chosen}"
@@ -117,7 +113,7 @@ def _port(wanted: int | None) -> int:
             except OSError:
                 continue
             return int(free.getsockname()[1])
-    raise PortError(f"port {wanted} is taken; give another one with --port")
+    raise UserError(f"port {wanted} is taken; give another one with --port")
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, output: IO[bytes]) -> None:

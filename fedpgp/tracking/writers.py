@@ -76,16 +76,14 @@ class RunWriter(Writer):
         """Send new rounds and, once the run has ended, its artifacts and status."""
         state = self._store.state  # read first, so that an ended run is sent with all its rows
         rows = self._store.rounds(after=min(self._sent.values()))
-        for run_id in self._sent:
-            self._send(run_id, [row for row in rows if row.round > self._sent[run_id]])
+        for run_id, last in self._sent.items():
+            new = [row for row in rows if row.round > last]
+            for start in range(0, len(new), ROUNDS_PER_BATCH):
+                batch = new[start : start + ROUNDS_PER_BATCH]
+                self._client.log_batch(run_id, metrics=[metric for row in batch for metric in _metrics(row)])
+                self._sent[run_id] = batch[-1].round
             if state != "running":
                 self._end(run_id, state)
-
-    def _send(self, run_id: str, rows: Sequence[RoundRow]) -> None:
-        for start in range(0, len(rows), ROUNDS_PER_BATCH):
-            batch = rows[start : start + ROUNDS_PER_BATCH]
-            self._client.log_batch(run_id, metrics=[metric for row in batch for metric in _metrics(row)])
-            self._sent[run_id] = batch[-1].round
 
     def _end(self, run_id: str, state: str) -> None:
         """Send status and artifacts, unless they have been sent."""

@@ -46,7 +46,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
-    specs = [TrialSpec(one.id, one.label, one.settings, tuple(map(_fold, plans[one.id]))) for one in trials]
+    specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
     exists = SweepFolder.exists(root, sweep.name, digest)
     content = redacted(config.dump(sweep))
@@ -56,7 +56,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             sweep=folder.path,
             id=trial.id,
             label=trial.label,
-            folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
+            folds=tuple(FoldWork(fold, plan.experiment, plan.digest) for fold, plan in plans[trial.id].items()),
             metric=drawn.metric,
             report_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
             force=rerun == "all",
@@ -75,7 +75,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             if todo:
                 with driver.connected(max((one.resources for one in todo), key=driver.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for one in todo for plan in plans[one.id]], concurrent, callback)
+                    _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
                     plans.clear()
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
@@ -99,15 +99,15 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
         tracker.close()
 
 
-def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
+def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]:
     """Plan every fold of every trial; a `ConfigError` names all trials that cannot be run."""
     library = Library()
-    plans: dict[str, list[Plan]] = {}
+    plans: dict[str, dict[Fold, Plan]] = {}
     wrong: dict[str, list[str]] = {}
     for trial in trials:
         try:
             own = sampling.folds(sweep, trial, library.manifest(trial.experiment.data).domains)
-            plans[trial.id] = [planning.plan(trial.fold(fold), library).without_text() for fold in own]
+            plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)
@@ -120,10 +120,6 @@ def _check_shared_settings(trials: Sequence[Trial]) -> None:
     for key in ("storage.root", "resources.address"):
         if len({attrgetter(key)(trial.experiment) for trial in trials}) > 1:
             raise ConfigError(f"{key}: must be the same for all trials; remove it from the search space")
-
-
-def _fold(plan: Plan) -> Fold:
-    return Fold(plan.experiment.seed, plan.experiment.protocol.held_out)
 
 
 def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:

@@ -81,10 +81,6 @@ class Term:
         return math.exp(generator.uniform(math.log(low), math.log(high)))
 
 
-SECTIONS = frozenset(key for key, value in config.Experiment() if isinstance(value, Settings))
-"""Keys of an experiment that are sections."""
-
-
 class Sweep(Settings):
     """A complete sweep."""
 
@@ -102,8 +98,9 @@ class Sweep(Settings):
     @field_validator("base")
     @classmethod
     def _sections_are_mappings(cls, base: dict[str, Any]) -> dict[str, Any]:
+        sections = {key for key, value in config.Experiment() if isinstance(value, Settings)}
         for key, value in base.items():
-            if key in SECTIONS and not isinstance(value, Mapping):
+            if key in sections and not isinstance(value, Mapping):
                 raise ValueError(f"{key}: must be a mapping of settings (given: {value!r})")
         return base
 

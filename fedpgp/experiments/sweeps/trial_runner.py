@@ -240,11 +240,10 @@ def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
     """Lock a fold of this storage root until the stack closes; return whether it was free."""
     locks = root / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    try:
+    with suppress(BlockingIOError):
         stack.enter_context(locked(locks / digest, wait=False))
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

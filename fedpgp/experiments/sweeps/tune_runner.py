@@ -193,7 +193,9 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         self._running.pop(work.id, None)
         result = self._folder.result(work.id)
         if result is None:
-            text = _error_text(trial)
+            text = ""
+            with suppress(OSError, TypeError):  # Tune recorded no file
+                text = Path(trial.error_file).read_text(encoding="utf-8")
             last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no error message")
             result = Result(work.id, "failed", None, trial_runner.begun(work), f"its process ended: {last}")
             try:
@@ -243,14 +245,6 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         return self.disk_full
-
-
-def _error_text(trial: Any) -> str:
-    """The error text of a trial, as Tune recorded it."""
-    try:
-        return Path(trial.error_file).read_text(encoding="utf-8")
-    except (OSError, TypeError):
-        return ""
 
 
 def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
