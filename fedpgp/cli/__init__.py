@@ -140,11 +140,11 @@ sweep.register(app)
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C detaches; the run continues."""
     from fedpgp.analysis.report.terminal import show
-    from fedpgp.experiments import launch
+    from fedpgp.federation.backends import driver as drivers
 
     try:
-        with _display() as display:
-            folder = launch.attach(driver, _cluster(address), display)
+        with _display() as display, drivers.connected(_cluster(address)):
+            folder = drivers.follow(drivers.find(driver), display)
     except KeyboardInterrupt:
         raise Interrupted(f"detached; the run continues; stop it with: fedpgp stop {driver}") from None
     out.print(show(folder))
@@ -154,9 +154,10 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
 @app.command()
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     """Stop a detached run: its current round is discarded, those before are kept; `--resume` continues."""
-    from fedpgp.experiments import launch
+    from fedpgp.federation.backends import driver as drivers
 
-    launch.stop(driver, _cluster(address))
+    with drivers.connected(_cluster(address)):
+        drivers.stop(driver)
     typer.echo(f"stopping: {driver}")
 
 
@@ -169,11 +170,13 @@ def runs(
 ) -> None:
     """List the runs of a storage root with their states, and the drivers on a cluster."""
     from fedpgp.analysis.report.terminal import drivers, overview
-    from fedpgp.experiments import launch
 
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
     if cluster:
-        out.print(drivers(launch.drivers(_cluster(address))))
+        from fedpgp.federation.backends import driver
+
+        with driver.connected(_cluster(address)):
+            out.print(drivers(driver.last_events()))
     try:
         out.print(overview(root))
     except RunError:

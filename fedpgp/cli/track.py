@@ -45,9 +45,9 @@ def sync(
 
     Runs that were killed are closed as KILLED, unless they are running again.
     """
-    from fedpgp.tracking import sync
+    from fedpgp.tracking import sync_all
 
-    for folder in sync.everything(runs, uri):
+    for folder in sync_all(runs, uri):
         typer.echo(f"synced: {folder}")
 
 

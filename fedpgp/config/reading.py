@@ -1,26 +1,34 @@
-"""Reads experiments from YAML, and reports all errors at once, with the nearest known keys."""
+"""Reads experiments from YAML and `a.b=value` overrides. Reports all errors at once, with the nearest known keys."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedpgp.config.overrides import Defaults, override
 from fedpgp.config.settings import Experiment
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.text import did_you_mean, one_line
+from fedpgp.core.text import did_you_mean, one_line, redacted
+
+log = logging.getLogger(__name__)
+
+Defaults = Callable[[str], Mapping[str, Any]]
+"""The default settings of a method by its name; empty if it is unknown."""
+
+TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
+    "method": None,
+    "data": ("root", "class_names", "template"),
+    "backbone": ("weights", "activation"),
+}
+"""Settings of a section that belong to its `name`: an override of the name drops them. None: all."""
 
 
 def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults = lambda name: {}) -> Experiment:
-    """Read an experiment from a YAML file, or from a shipped one by its name, and apply `a.b=value` overrides.
+    """Read an experiment from a YAML file, or a shipped one by its name, and apply `a.b=value` overrides.
 
-    Args:
-        method_defaults: of a method by its name, for the warning about settings that a new name drops.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or settings are invalid (reports all of them).
+    Raises `ConfigError` if the file is missing or not YAML, or settings are invalid (reports all of them).
     """
     return parse(override(read_yaml(config), overrides, config, method_defaults), source=config)
 
@@ -51,11 +59,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
 
 
 def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
-    """Read the mapping in a YAML file, or in the shipped file of that name.
-
-    Args:
-        kinds: folders of `tune_configs` to search for a name, in this order; "" is for sweeps.
-    """
+    """Read a YAML file, or the first shipped one of that name in the folders `kinds` of `tune_configs` ("": sweeps)."""
     path = Path(config).expanduser()
     shipped = [shipped_configs() / kind / f"{config}.yaml" for kind in kinds]
     found = next((file for file in (path, *shipped) if file.is_file()), None)
@@ -80,6 +84,74 @@ def shipped_configs() -> Path:
     package = Path(__file__).parents[1]
     inside = package / "tune_configs"
     return inside if inside.is_dir() else package.parent / "tune_configs"
+
+
+def override(
+    tree: dict[str, Any],
+    overrides: Sequence[str],
+    source: str = "settings",
+    method_defaults: Defaults = lambda name: {},
+) -> dict[str, Any]:
+    """Apply `a.b=value` overrides, see `assign` and `warn_dropped`; raise `ConfigError` if one cannot be read."""
+    values = dict(read_override(item) for item in overrides)
+    warn_dropped(tree, values, source, method_defaults)
+    return assign(tree, values)
+
+
+def read_override(item: str) -> tuple[str, Any]:
+    """Split `a.b=value` into key and value; raise `ConfigError` if it does not have this form."""
+    path, separator, text = item.partition("=")
+    if not separator or not all(path.split(".")):
+        raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
+    try:
+        return path, yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
+
+
+def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set values by their dotted keys, names first: a new name drops the settings in `TIED_TO_NAME`."""
+    for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
+        keys = path.split(".")
+        node = tree
+        for key in keys[:-1]:
+            child = node.get(key)
+            node[key] = dict(child) if isinstance(child, dict) else {}
+            node = node[key]
+        if path.endswith(".name") and node.get("name", value) != value:
+            tied = TIED_TO_NAME.get(path.removesuffix(".name"), ())
+            for key in tied if tied is not None else tuple(node):
+                node.pop(key, None)
+        node[keys[-1]] = value
+    return tree
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten `{"data": {"name": "dtd"}}` to `{"data.name": "dtd"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, method_defaults: Defaults) -> None:
+    """Log a warning for each new name, with those settings of `source` that `assign` will drop, except defaults."""
+    for section, tied in TIED_TO_NAME.items():
+        given, name = tree.get(section), values.get(f"{section}.name")
+        if name is None or not isinstance(given, Mapping) or given.get("name", name) == name:
+            continue
+        if section == "method":
+            defaults = method_defaults(str(given["name"]))
+        else:
+            defaults = getattr(Experiment(), section).model_dump()
+        dropped = [
+            f"{section}.{key}={given[key]}"
+            for key in (given if tied is None else tied)
+            if key in given and key != "name" and f"{section}.{key}" not in values
+            if key not in defaults or given[key] != defaults[key]
+        ]
+        if dropped:
+            log.warning("%s", redacted(f"{section}.name={name}: dropped {', '.join(dropped)} of {source!r}"))
 
 
 class _Loader(yaml.SafeLoader):

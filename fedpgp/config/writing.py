@@ -1,4 +1,4 @@
-"""Writes experiments as YAML, computes their digest, and makes their paths absolute."""
+"""Writes experiments as YAML and their settings as JSON Schema, and computes their digest."""
 
 import hashlib
 import json
@@ -9,21 +9,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from fedpgp.config.settings import Experiment
+from fedpgp.config.settings import Experiment, MethodSettings, Settings
 from fedpgp.core.plugins import code_keys
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-def dump(experiment: Experiment) -> str:
-    """Write the experiment as YAML from which `load` reads the same experiment."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+def dump(settings: Settings) -> str:
+    """Write an experiment or a sweep as YAML from which `load` reads the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
-    """Write the experiment as YAML with a comment for every key, like the shipped examples.
-
-    Args:
-        method: the settings class of its method, for the comments of its keys.
-    """
+    """Write the experiment as YAML with a comment for every key; `method` is the settings class of its method."""
     lines: list[str] = []
     for name, field in Experiment.model_fields.items():
         value = getattr(experiment, name)
@@ -35,6 +33,29 @@ def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
         tree = value.model_dump(mode="json")
         lines += [_commented(key, tree[key], fields[key].description, indent=2) for key in fields if key in tree]
     return "\n".join(lines) + "\n"
+
+
+def schema(methods: Mapping[str, type[BaseModel]], sources: Sequence[str]) -> dict[str, Any]:
+    """Describe every key of an experiment as JSON Schema, for an editor: type, bounds, default and comment.
+
+    Args:
+        methods: the settings class of each method by its name, which defines the keys allowed under `method`. A method
+            MODULE:CLASS may have any keys.
+        sources: the values of `data.name` besides MODULE:CLASS.
+    """
+    field = MethodSettings.model_fields["name"]
+    variants: list[dict[str, Any]] = []
+    for name, settings in methods.items():
+        keys = settings.model_json_schema()
+        named = {"const": name, "description": field.description}
+        required = {} if name == field.default else {"required": ["name"]}
+        variants.append({**keys, "title": name, "properties": {"name": named, **keys["properties"]}, **required})
+    plugin = {"type": "string", "pattern": ":", "description": field.description}
+    variants.append({"title": "MODULE:CLASS", "properties": {"name": plugin}, "required": ["name"]})
+    tree = Experiment.model_json_schema()
+    tree["$defs"][MethodSettings.__name__] = {"title": MethodSettings.__name__, "type": "object", "anyOf": variants}
+    tree["$defs"]["DataSettings"]["properties"]["name"]["anyOf"] = [{"enum": [*sources]}, {"pattern": ":"}]
+    return {"$schema": DIALECT, **tree}
 
 
 def digest(experiment: Experiment, **identities: str) -> str:

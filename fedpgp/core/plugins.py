@@ -86,10 +86,8 @@ _announced: set[tuple[str, str]] = set()
 def find(setting: str, group: str, name: str) -> Plugin | None:
     """The plug-in of that name, imported afresh if its files have changed; None: neither MODULE:CLASS nor installed.
 
-    A module in the working folder is preferred to one of the environment; `sys.path` stays as it is.
-
-    Raises:
-        ConfigError: the module cannot be found or imported, or it has no such class.
+    A module in the working folder is preferred to one of the environment; `sys.path` stays as it is. Raises
+    `ConfigError` if the module cannot be found or imported, or has no such class.
     """
     installed = _installed(group).get(name)
     if installed is None and ":" not in name:
@@ -236,15 +234,11 @@ class _Finder(MetaPathFinder):
         if code is None:
             return None
         base = fullname.replace(".", "/")
-        for file, package in ((f"{base}/__init__.py", True), (f"{base}.py", False)):
+        for file in (f"{base}/__init__.py", f"{base}.py"):
             if file in code.files:
-                location = Path(code.folder, file)
-                return importlib.util.spec_from_file_location(
-                    fullname,
-                    location,
-                    loader=_Loader(str(location), code.files[file]),
-                    submodule_search_locations=[str(location.parent)] if package else None,
-                )
+                location = str(Path(code.folder, file))
+                loader = _Loader(location, code.files[file])
+                return importlib.util.spec_from_file_location(fullname, location, loader=loader)
         return None
 
 

@@ -1,17 +1,16 @@
-"""Text for messages: the nearest known name, the start of a long list, errors in one line, and sizes in bytes."""
+"""Text for messages: the nearest known name, the start of a long list, sizes in bytes; removes credentials."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 MIB, GIB = 2**20, 2**30
+HIDDEN = "***"
+"""Stands for the user and the password of a URI."""
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count: int = 1, cutoff: float = 0.6) -> str:
-    """`did you mean A or B?` with up to `count` similar known names; `otherwise` if there are none.
-
-    Args:
-        cutoff: least similarity, 0 to 1.
-    """
+    """`did you mean A or B?` with up to `count` known names that are similar (`cutoff` to 1), else `otherwise`."""
     near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
@@ -25,6 +24,16 @@ def first_of(names: Sequence[object], count: int = 10) -> str:
 def one_line(error: Exception) -> str:
     """The message of an error in one line, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def redacted(text: str) -> str:
+    """Replace the user and password of every URI in `text`, before it is stored or shown."""
+    return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", text)
+
+
+def without_user(uri: str) -> str:
+    """Remove the placeholder from a redacted URI, for use with credentials from the environment."""
+    return uri.replace(f"://{HIDDEN}@", "://")
 
 
 def disk_size(num_bytes: float) -> str:

@@ -2,8 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -45,7 +45,7 @@ KEPT_CHECKPOINTS = 3
 
 def of_extraction(plan: Plan) -> list[Forecast]:
     """Estimate the extraction of each feature cache of a plan, by encoding a few images in this process."""
-    with _backend(plan) as backend:
+    with closing(_backend(plan)) as backend:
         return [
             extraction.forecast(extraction_job(plan, cache), cache.path, rows, backend)
             for cache, (_, rows) in required_features([plan]).items()
@@ -60,7 +60,7 @@ def of_memory(plan: Plan) -> int | None:
     if not plan.method.phases:
         return None
     train, rows = next(iter(required_features([plan]))), plan.data.train_rows[0]
-    with tempfile.TemporaryDirectory() as folder, _backend(plan) as backend:
+    with tempfile.TemporaryDirectory() as folder, closing(_backend(plan)) as backend:
         backend.load(extraction_job(plan, train))
         (chunk,) = backend.map("encode_chunk", [Chunk(rows[:1], Path(folder) / "one.arrow")])
         one = FeatureCache.open(chunk.shard, train.key).gather(rows[:1])
@@ -72,14 +72,9 @@ def of_memory(plan: Plan) -> int | None:
         return server.memory(server.initial_state())
 
 
-@contextmanager
-def _backend(plan: Plan) -> Iterator[SerialBackend]:
+def _backend(plan: Plan) -> SerialBackend:
     resources = plan.experiment.resources
-    backend = SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
-    try:
-        yield backend
-    finally:
-        backend.close()
+    return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
 
 
 @dataclass(frozen=True)
@@ -103,25 +98,21 @@ class Estimate:
 
 
 def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
-    """Estimate a sweep from its settings, without weights, and without data that are missing.
-
-    Raises:
-        UserError: existing data do not fit a trial.
-    """
+    """Estimate a sweep without weights and missing data; raise `UserError` if existing data do not fit a trial."""
     manifests, skipped = _manifests(drawn.trials)
     measured = _measured(drawn.trials)
     folds, seconds, disk, wire, computed = [], 0.0, 0, 0, 0
     for trial in drawn.trials:
-        found = manifests[trial.experiment.data]
+        experiment, found = trial.experiment, manifests[trial.experiment.data]
+        known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
         own = sampling.folds(sweep, trial, None if found is None else found.domains)
         folds.append(own)
         for fold in own:
-            size = _size(trial.fold(fold), found)
-            known = measured.get(_kind(trial.experiment))
+            rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
             computed += known is None
-            seconds += size.rounds * (size.seconds_per_round if known is None else known)
-            disk += size.disk_bytes
-            wire += size.wire_bytes
+            seconds += rounds * (seconds_per_round if known is None else known)
+            disk += disk_bytes
+            wire += wire_bytes
     of_runs = f"computed, not measured, for {computed} of {sum(map(len, folds))} runs"
     skipped += [
         f"backbone {name} is not loaded: whether its weights exist, and whether each method fits its text tower"
@@ -138,14 +129,6 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     )
 
 
-@dataclass(frozen=True)
-class _Size:
-    rounds: int
-    seconds_per_round: float
-    disk_bytes: int
-    wire_bytes: int
-
-
 def _manifests(trials: Sequence[Trial]) -> tuple[dict[DataSettings, Manifest | None], list[str]]:
     """The data that exist, and the checks that missing data prevent."""
     found: dict[DataSettings, Manifest | None] = {}
@@ -159,8 +142,8 @@ def _manifests(trials: Sequence[Trial]) -> tuple[dict[DataSettings, Manifest | N
     return found, skipped
 
 
-def _size(experiment: Experiment, found: Manifest | None) -> _Size:
-    """Estimate one run."""
+def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, int, int]:
+    """Rounds, seconds per round, bytes on disk and bytes on the wire of one run."""
     method = methods.create(experiment.method.name, experiment.method.settings)
     federation, resources = experiment.federation, experiment.resources
     clients, classes, images, domains = _shape(experiment, found)
@@ -176,12 +159,8 @@ def _size(experiment: Experiment, found: Manifest | None) -> _Size:
     workers = min(resources.workers, -(-participants // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
     rows = 2 * (rounds / federation.eval_every + 1) * clients * len(METRICS) / 3 * (1 + domains * (domains > 1))
-    return _Size(
-        rounds=max(1, rounds),
-        seconds_per_round=steps * flops / rate,
-        disk_bytes=int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal)),
-        wire_bytes=2 * 4 * shared * participants * rounds,
-    )
+    disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal))
+    return max(1, rounds), steps * flops / rate, disk_bytes, 2 * 4 * shared * participants * rounds
 
 
 def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int]:
@@ -206,10 +185,6 @@ def _text_tower(backbone: BackboneSettings) -> tuple[int, int]:
     else:
         text = {"layers": 12, "width": 768 if "-L" in backbone.name else 512}
     return int(text["layers"]), int(text["width"])
-
-
-def _kind(experiment: Experiment) -> tuple[str, str, str]:
-    return experiment.method.name, experiment.data.name, experiment.backbone.name
 
 
 def _measured(trials: Sequence[Trial]) -> dict[tuple[str, str, str], float]:

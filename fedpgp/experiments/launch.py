@@ -1,16 +1,16 @@
-"""Start, follow and stop runs, in this process or in a driver actor on Ray."""
+"""Start runs, in this process or in a driver actor on Ray."""
 
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedpgp import config
-from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.core.callbacks import Event, RunCallback, broadcast
+from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
 from fedpgp.experiments import estimation, runner
 from fedpgp.experiments.planning import plan, settle
@@ -39,11 +39,7 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
 
 
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
-    """Start an experiment on a cluster that outlives this command; return the name of its driver.
-
-    Raises:
-        ResourceError: the cluster would end with this command.
-    """
+    """Start an experiment and return its driver's name; raise `ResourceError` if Ray would end with this command."""
     from fedpgp.federation.backends import driver
 
     if experiment.resources.backend == "serial" or driver.cluster_address(experiment.resources) is None:
@@ -58,31 +54,6 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
         return name
 
 
-def attach(name: str, resources: ResourceSettings, callback: RunCallback) -> Path:
-    """Follow a driver until its run ends, and return the run folder. Ctrl-C leaves the run alone."""
-    from fedpgp.federation.backends import driver
-
-    with driver.connected(resources):
-        result: Path = driver.follow(driver.find(name), callback)
-        return result
-
-
-def stop(name: str, resources: ResourceSettings) -> None:
-    """Ask a driver to abandon its current round and end; `--resume` continues after the committed rounds."""
-    from fedpgp.federation.backends import driver
-
-    with driver.connected(resources):
-        driver.stop(name)
-
-
-def drivers(resources: ResourceSettings) -> dict[str, Event | None]:
-    """Map the drivers on a cluster to their last events."""
-    from fedpgp.federation.backends import driver
-
-    with driver.connected(resources):
-        return driver.last_events()
-
-
 def run_tracked(
     experiment: Experiment,
     resume: bool,
@@ -93,11 +64,7 @@ def run_tracked(
     stop: threading.Event,
     backend: Backend | None = None,
 ) -> Path:
-    """Call `runner.run` with a tracker, and forward warnings of the package to the callback.
-
-    Args:
-        restarted: true if Ray restarts a driver whose process died; it continues from the last checkpoint.
-    """
+    """Call `runner.run` with a tracker, and forward warnings of the package to the callback."""
     with forward_warnings(callback):
         try:
             both = broadcast(callback, tracker.run(experiment))
@@ -109,12 +76,11 @@ def run_tracked(
 def _extract(
     experiment: Experiment, *, restarted: bool = False, callback: RunCallback, stop: threading.Event
 ) -> list[Path]:
-    with forward_warnings(callback), ExitStack() as stack:
+    with forward_warnings(callback):
         callback.on_prepare()
         ready = plan(experiment)
-        backend = runner.make_backend(experiment.resources, stop)
-        stack.callback(backend.close)
-        return runner.extract_all([ready], backend, callback)
+        with closing(runner.make_backend(experiment.resources, stop)) as backend:
+            return runner.extract_all([ready], backend, callback)
 
 
 def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:
@@ -133,11 +99,7 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callba
 
 
 def placed(experiment: Experiment) -> Experiment:
-    """Make the paths of an experiment absolute.
-
-    Raises:
-        ResourceError: storage.root is relative, but the processes do not share a working directory.
-    """
+    """Make all paths absolute; raise `ResourceError` if storage.root is relative and no working folder is shared."""
     from fedpgp.federation.backends import driver
 
     root = experiment.storage.root

@@ -15,7 +15,7 @@ from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
-from fedpgp.config import BackboneSettings, DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
+from fedpgp.config import DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
 from fedpgp.core.errors import BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
@@ -31,10 +31,6 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import ObjectStore, RunIndex
 
 log = logging.getLogger(__name__)
-
-NO_WEIGHTS = "none"
-"""Stands for the fingerprint of a method without frozen weights."""
-
 
 DRY_CLASSES = 3
 """Classes with which a method from outside the package is called once before any work."""
@@ -52,14 +48,11 @@ class Plan:
     """None: the method brings its own network"""
     image: ImageSpec
     text: FrozenText
+    weights: str
+    """fingerprint of the frozen weights, or `none`"""
     digest: str
     plugins: Mapping[str, Mapping[str, str]]
     """name and digest of the code of the method and the data, where they are from outside the package"""
-
-    @property
-    def weights(self) -> str:
-        """Fingerprint of the frozen weights."""
-        return self.backbone.fingerprint if self.backbone else NO_WEIGHTS
 
     def without_text(self) -> Plan:
         """Drop the text side, which takes memory and is not needed to extract features."""
@@ -67,11 +60,7 @@ class Plan:
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
-    """Fill in every setting of the experiment's method; return the experiment and the method.
-
-    Raises:
-        ConfigError: unknown method or data, or invalid settings.
-    """
+    """Fill in every setting of the method; raise `ConfigError` for unknown methods or data and invalid settings."""
     method = methods.create(experiment.method.name, experiment.method.settings)
     complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
     sources.check(experiment.data)
@@ -93,47 +82,29 @@ class Library:
             self._manifests[settings] = built
         return self._manifests[settings]
 
-    def backbone(self, settings: BackboneSettings) -> Backbone:
-        """Load the model once for consecutive plans that use it."""
-        backbone: Backbone = self._once("backbone", settings, lambda: model.load(settings))
-        return backbone
-
-    def text(self, key: Any, make: Callable[[], FrozenText]) -> FrozenText:
-        """Freeze the text once for consecutive plans with the same key."""
-        text: FrozenText = self._once("text", key, make)
-        return text
-
-    def _once(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for consecutive plans with the same key; one of each kind is in memory."""
         if kind not in self._last or self._last[kind][0] != key:
-            self._last.pop(kind, None)  # at most one in memory
+            self._last.pop(kind, None)
             self._last[kind] = (key, make())
         return self._last[kind][1]
 
 
 def plan(experiment: Experiment, library: Library | None = None) -> Plan:
-    """Plan an experiment, and check all that can be checked without reading images.
-
-    Raises:
-        UserError: invalid settings, data or backbone.
-    """
+    """Plan an experiment; raise `UserError` if what can be checked without reading images is invalid."""
     library = library or Library()
     experiment, method = settle(sources.complete(experiment))
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     if isinstance(method, BringsNetwork):
-        backbone, image, text = None, method.image, names_only(data.class_names, experiment.data.prompt)
+        backbone, image, weights = None, method.image, "none"
+        text = names_only(data.class_names, experiment.data.prompt)
     else:
-        backbone = library.backbone(experiment.backbone)
-        image = backbone.image
-        key = (
-            experiment.backbone,
-            experiment.data.prompt,
-            data.class_names,
-            method.extra_texts,
-            method.required_towers,
-            method.image_inputs,
-        )
-        text = library.text(key, lambda: _frozen(experiment, method, backbone, data))
+        loaded: Backbone = library.once("backbone", experiment.backbone, lambda: model.load(experiment.backbone))
+        backbone, image, weights = loaded, loaded.image, loaded.fingerprint
+        used = method.extra_texts, method.required_towers, method.image_inputs
+        key = (experiment.backbone, experiment.data.prompt, data.class_names, used)
+        text = library.once("text", key, lambda: _frozen(experiment, method, loaded, data))
     if methods.plugin(experiment.method.name):
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
         plugin_check.dry_run(experiment.method.name, method, few, image)
@@ -141,10 +112,9 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         if name == data.train_set or method.supports_unseen_classes:
             method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
     _check_storage(experiment.storage)
-    weights = backbone.fingerprint if backbone else NO_WEIGHTS
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
-    return Plan(experiment, method, manifest, data, backbone, image, text, digest, found)
+    return Plan(experiment, method, manifest, data, backbone, image, text, weights, digest, found)
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
@@ -190,10 +160,9 @@ def _check_storage(storage: StorageSettings) -> None:
 
 
 def refuse_edited(plan: Plan) -> None:
-    """Check for unfinished runs with other settings. Call it if no run has exactly the settings of the plan.
+    """Raise `ConfigError` if an unfinished run here has the plan's name, seed and held-out domain, but other settings.
 
-    Raises:
-        ConfigError: an unfinished run on this machine has the same name, seed and held-out domain, but other settings.
+    Call it if no run has exactly the settings of the plan.
     """
     experiment = plan.experiment
     now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)

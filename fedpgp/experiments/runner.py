@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
-from fedpgp.core.redaction import redacted
-from fedpgp.core.text import memory_size
+from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation.backends.base import Backend, SerialBackend
@@ -29,7 +28,6 @@ from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import RoundRow, summarize
 from fedpgp.federation.server import Server
-from fedpgp.federation.state import State
 from fedpgp.federation.worker import FederationJob
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
@@ -89,10 +87,7 @@ def run(
             unfinished run of this name has other settings.
         stop: set it to abandon the current round; earlier rounds are kept.
         backend: workers to use; None: new ones, according to the settings.
-        restarted: this process replaces one that died, and continues the run of that one.
-
-    Returns:
-        The folder of the finished run.
+        restarted: Ray replaced a driver process that died by this one, which continues its run.
 
     Raises:
         UserError: invalid input; nothing was started.
@@ -124,29 +119,21 @@ def run_to_end(rounds: Generator[RoundRow, None, Path]) -> Path:
 def advance(
     plan: Plan, earlier: RunFolder | None, callback: RunCallback, stop: threading.Event, backend: Backend | None = None
 ) -> Generator[RoundRow, None, Path]:
-    """Run a plan, and yield each round once it is committed. If closed early, the run is `stopped`.
+    """Run a plan, or continue `earlier`; yield each round once it is committed, and return the folder of the run.
 
-    Args:
-        earlier: the run to continue; None: start a new one.
-
-    Returns:
-        The folder of the finished run.
+    If closed early, the run is `stopped`.
     """
     rounds = plan.experiment.federation.rounds
     if earlier is not None and earlier.status["state"] == "finished":
         callback.on_begin(str(earlier.path), rounds, rounds)
         callback.on_end(str(earlier.path), "finished")
         return earlier.path
-    workers = backend or make_backend(plan.experiment.resources, stop)
-    try:
+    with nullcontext(backend) if backend else closing(make_backend(plan.experiment.resources, stop)) as workers:
         job = make_job(plan, *extract(plan, workers, callback))
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
             yield from _rounds(plan, Server(job, workers), store, callback)
-    finally:
-        if backend is None:
-            workers.close()
     return store.path
 
 
@@ -200,7 +187,11 @@ def reason(error: BaseException) -> str:
 def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback) -> Iterator[RoundRow]:
     """Run and commit the remaining rounds."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
-    callback.on_plan(_described(plan, server, state))
+    size = server.memory(state)
+    memory = "" if size is None else f", about {memory_size(size)} of memory each"
+    blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
+    where = describe_resources(plan.experiment.resources)
+    callback.on_plan(f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}")
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
@@ -210,15 +201,6 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback)
         callback.on_round(str(store.path), result.row.round, server.rounds, result.row.metrics)
         yield result.row
     store.finish(summarize(store.identity, store.rounds()))
-
-
-def _described(plan: Plan, server: Server, state: State) -> str:
-    """Summarize the plan in one line: method, clients, workers, and memory of a worker."""
-    size = server.memory(state)
-    memory = "" if size is None else f", about {memory_size(size)} of memory each"
-    blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
-    where = describe_resources(plan.experiment.resources)
-    return f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"
 
 
 def _cache(plan: Plan, views: int) -> Features:

@@ -1,9 +1,7 @@
 """Write the artifacts of runs, trials and sweeps: tables, figures, settings, and learned parameters."""
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,80 +9,62 @@ import pyarrow.csv
 import safetensors.torch
 
 from fedpgp.core.errors import RunError
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation.metrics import last_evaluated, per_client_table
-from fedpgp.federation.state import State
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking.trial_summary import Outcome, ranking
+from fedpgp.tracking.descriptions import Outcome, ranking
 
 MOST_COMPARED = 12
 """Largest number of trials in a figure that shows each separately."""
 SMALL = 16 * 2**20
-"""Bytes up to which all parameters are attached; above it, only the shared ones. The run's folder has all."""
+"""Bytes up to which parameters are attached: all, or else only the shared ones. The run's folder has all."""
 
 
-@contextmanager
-def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
-    """Yield a temporary folder with the artifacts of a run:
+def of_run(store: RunFolder, config_yaml: str, folder: Path) -> None:
+    """Write the artifacts of a run.
 
     * `config.yaml`, `summary.json`, `partition.csv`, `clients.csv` (accuracies per client in the last round)
     * `figures/curves.png`, `figures/confusion.png`
     * `prompt.safetensors` (parameters of the best round by validation), `checkpoint.safetensors` (of the last round)
     * `traceback.txt` if the run failed
     """
-    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
-        folder = Path(name)
-        (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        if (summary := store.summary) is not None:
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-        _tables(store, folder)
-        _figures(store, folder / "figures")
-        _learned(store, folder)
-        if (traceback := store.path / "traceback.txt").exists():
-            (folder / traceback.name).write_text(redacted(traceback.read_text(encoding="utf-8")), encoding="utf-8")
-        yield folder
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    if (summary := store.summary) is not None:
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    _tables(store, folder)
+    _figures(store, folder / "figures")
+    _learned(store, folder)
+    if (traceback := store.path / "traceback.txt").exists():
+        (folder / traceback.name).write_text(redacted(traceback.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-@contextmanager
-def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
-    """Yield a temporary folder with `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
+def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -> None:
+    """Write `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
     from fedpgp.analysis.report.convergence import curves_of_several
 
-    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
-        folder = Path(name)
-        rows = [
-            {"fold": fold, "run": run.path.name, "state": run.state, **_last(run)} for fold, run in trial.runs.items()
-        ]
-        if rows:
-            pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "folds.csv")
-        curves_of_several(
-            {fold: run.rounds() for fold, run in trial.runs.items()}, metric, folder / "figures/curves.png"
-        )
-        if traceback is not None:
-            (folder / "traceback.txt").write_text(redacted(traceback), encoding="utf-8")
-        yield folder
+    rounds = {fold: run.rounds() for fold, run in trial.runs.items()}
+    rows = [
+        {"fold": fold, "run": run.path.name, "state": run.state, **(rounds[fold][-1].metrics if rounds[fold] else {})}
+        for fold, run in trial.runs.items()
+    ]
+    if rows:
+        pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "folds.csv")
+    curves_of_several(rounds, metric, folder / "figures/curves.png")
+    if traceback is not None:
+        (folder / "traceback.txt").write_text(redacted(traceback), encoding="utf-8")
 
 
-@contextmanager
-def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
-    """Yield a temporary folder with the artifacts of a sweep.
+def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures.
 
-    `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures: curves of the trials, Local against Novel, and a grid
-    of two settings.
+    Those are: curves of the trials, Local against Novel, and a grid of two settings.
     """
-    with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
-        folder = Path(name)
-        (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
-        _comparison(sweep, outcomes, folder)
-        yield folder
-
-
-def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import comparison_tables, convergence, grids, style, tables, tradeoff
 
+    (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
     convergence.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
     try:
@@ -103,11 +83,6 @@ def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -
         figures["grid"] = grids.settings_heat_map(compared.groups, numbers[0], numbers[1], compared.main)
     for stem, figure in figures.items():
         (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
-
-
-def _last(run: RunFolder) -> dict[str, float]:
-    rounds = run.rounds()
-    return dict(rounds[-1].metrics) if rounds else {}
 
 
 def _tables(store: RunFolder, folder: Path) -> None:
@@ -131,26 +106,18 @@ def _figures(store: RunFolder, folder: Path) -> None:
 
 
 def _learned(store: RunFolder, folder: Path) -> None:
-    """Write the parameters of the best and of the last round, with those of all clients stacked."""
+    """Write the parameters of the best and the last round: `shared/KEY`, and `personal/KEY` with clients in front."""
     rounds = [row.round for row in store.rounds()]
-    if not rounds:
-        return
-    for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])):
+    for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])) if rounds else ():
         try:
             state = store.state_at(number)
         except RunError:  # the last checkpoint of a killed run may be truncated
             continue
-        if content := _as_file(state):
-            (folder / f"{file}.safetensors").write_bytes(content)
-
-
-def _as_file(state: State) -> bytes | None:
-    """`shared/KEY` and `personal/KEY` (clients in front) as safetensors; None: the shared part alone is too large."""
-    tensors = {f"shared/{key}": value for key, value in state.shared.items()}
-    size, whole = num_bytes(state.shared), num_bytes(state.shared) + num_bytes(state.personal)
-    if whole <= SMALL:
-        tensors |= {f"personal/{key}": value for key, value in state.personal.items()}
-    elif size > SMALL:
-        return None
-    metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole <= SMALL else "left out"}
-    return bytes(safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata))
+        if num_bytes(state.shared) > SMALL:
+            continue
+        tensors = {f"shared/{key}": value.contiguous() for key, value in state.shared.items()}
+        whole = num_bytes(state.shared) + num_bytes(state.personal) <= SMALL
+        if whole:
+            tensors |= {f"personal/{key}": value.contiguous() for key, value in state.personal.items()}
+        metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole else "left out"}
+        safetensors.torch.save_file(tensors, folder / f"{file}.safetensors", metadata)

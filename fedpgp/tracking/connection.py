@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.files import locked
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,16 +40,9 @@ def default_uri(root: Path) -> str:
 
 
 def prepare(root: Path, uri: str, experiment: str) -> str:
-    """Create the MLflow store and the experiment if they are missing. Safe to call from several processes.
+    """Create the MLflow store and the experiment if they are missing, and return the experiment's id.
 
-    Args:
-        root: the storage root; artifacts go to `root/mlartifacts`, unless `uri` is a server, which decides.
-
-    Returns:
-        The experiment's id.
-
-    Raises:
-        FedPGPError: the store cannot be reached.
+    Several processes may call this at once. Artifacts go to `root/mlartifacts`, unless `uri` is that of a server.
     """
     root.mkdir(parents=True, exist_ok=True)
     remote = uri.startswith(("http:", "https:", "databricks"))

@@ -1,26 +1,99 @@
-"""Write the descriptions that MLflow shows for runs, trials and sweeps, in Markdown."""
+"""Summarize trials, and describe runs, trials and sweeps in Markdown, as MLflow shows them."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import yaml
 
 from fedpgp.analysis.report.tables import Table, mean_std
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import METRICS, RoundRow, selections
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.tracking.trial_summary import Outcome, best_of, ranking
+from fedpgp.storage.sweep_folder import Result, SweepFolder, TrialSpec
 
 MOST_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that has ended."""
+
+    planned: TrialSpec
+    result: Result
+    runs: Mapping[str, RunFolder]
+    """by fold, `seed 1, held out clipart`; without those whose folder is gone"""
+    rounds: tuple[RoundRow, ...]
+    """the rounds that all folds have; metrics are means over the folds"""
+    spread: Mapping[str, float]
+    """standard deviation over the folds (ddof 1) in the last of these; empty for one fold"""
+    best: RoundRow | None
+    """mean over the folds of each one's best round by validation"""
+    created_ms: int
+    ended_ms: int
+
+    @classmethod
+    def read(cls, folder: SweepFolder, planned: TrialSpec, result: Result) -> Outcome:
+        """Read the folds of a trial."""
+        paths = {str(fold.fold): folder.root / "runs" / fold.run for fold in result.folds}
+        runs = {label: RunFolder.open(path) for label, path in paths.items() if path.is_dir()}
+        series = [{row.round: row for row in run.rounds()} for run in runs.values()]
+        common = sorted(set.intersection(*map(set, series))) if series else []
+        rounds = tuple(_mean([rows[number] for rows in series]) for number in common)
+        spread = {}
+        if common and len(series) > 1:
+            spread = {name: stdev(rows[common[-1]].metrics[name] for rows in series) for name in rounds[-1].metrics}
+        best = [rows[run.best] for run, rows in zip(runs.values(), series, strict=True) if run.best is not None]
+        return cls(
+            planned=planned,
+            result=result,
+            runs=runs,
+            rounds=rounds,
+            spread=spread,
+            best=_mean(best) if best and len(best) == len(runs) else None,
+            created_ms=min((run.identity["created_ms"] for run in runs.values()), default=folder.head["created_ms"]),
+            ended_ms=max((run.status["timestamp_ms"] for run in runs.values()), default=folder.status["timestamp_ms"]),
+        )
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """Metrics of the last round."""
+        return self.rounds[-1].metrics if self.rounds else {}
+
+    @property
+    def value(self) -> float | None:
+        """The value by which a finished trial is ranked."""
+        return self.result.value if self.result.state == "finished" else None
+
+
+def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:
+    """The finished trial with the best value, if any."""
+    return next((one for one in ranking(outcomes, mode) if one.value is not None), None)
+
+
+def ranking(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
+    """Finished trials, best first, then those that were stopped or failed."""
+    sign = -1 if mode == "max" else 1
+    return sorted(outcomes, key=lambda one: (one.value is None, sign * (one.value or 0.0)))
+
+
+def _mean(rows: Sequence[RoundRow]) -> RoundRow:
+    """Mean of the metrics that all rows have, with the time of the latest row."""
+    names = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
+    latest = max(rows, key=lambda row: row.timestamp_ms)
+    return replace(latest, metrics={name: fmean(row.metrics[name] for row in rows) for name in names})
 
 
 def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
     """Describe a run: method, data, clients, and its accuracies, if it has any."""
     rounds, best = store.rounds(), store.best
-    lines = [f"{what(settings)}, seed {settings['seed']}.", ""]
-    if settings["protocol"]["held_out"]:
-        lines[:1] = [f"{what(settings)}, seed {settings['seed']}, domain {settings['protocol']['held_out']} held out."]
+    held_out = settings["protocol"]["held_out"]
+    domain = f", domain {held_out} held out" if held_out else ""
+    lines = [f"{what(settings)}, seed {settings['seed']}{domain}.", ""]
     if store.status["reason"]:
         lines += [f"**{store.status['state']}**: {redacted(store.status['reason'])}", ""]
     lines += _accuracies(rounds, next((row for row in rounds if row.round == best), None))
@@ -77,7 +150,7 @@ def of_sweep(
     return "\n".join([*lines, f"Folder: `{path}`"])
 
 
-def accuracies(metrics: Mapping[str, float]) -> list[str]:
+def accuracies(metrics: Collection[str]) -> list[str]:
     """Names of accuracy metrics, in the order of the tables."""
     return [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in metrics]
 
@@ -102,7 +175,7 @@ def what(settings: Mapping[str, Any]) -> str:
 def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:
     """By metric: the last round and the mean of the last five, and the best round by validation."""
     found = selections(rounds)
-    names = [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in found]
+    names = accuracies(found)
     if not names:
         return []
     chosen = dict(best.metrics) if best else {}

@@ -1,59 +1,71 @@
-"""Update the mirror: once, on request, or from a thread while a run or sweep is going on."""
+"""Mirror runs and sweeps to MLflow: once, on request, or from a thread while they are going on."""
 
+import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
+from typing import Any
 
-from fedpgp.core.errors import FedPGPError
-from fedpgp.core.redaction import redacted
+import yaml
+
+from fedpgp import config
+from fedpgp.config import Experiment
+from fedpgp.core.callbacks import RunCallback
+from fedpgp.core.errors import ConfigError, FedPGPError, RunError
+from fedpgp.core.text import redacted, without_user
+from fedpgp.experiments.sweeps import sampling, sweep_settings
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
+from fedpgp.tracking.connection import default_uri
 from fedpgp.tracking.mlflow_runs import Writer
-from fedpgp.tracking.run_writer import RUN_TAG, RunWriter
-from fedpgp.tracking.sweep_writer import SWEEP_TAG, SweepWriter
+from fedpgp.tracking.writers import RUN_TAG, SWEEP_TAG, SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
 
+PENDING = 2
+"""Mirrors of finished runs that may still be sending while the next run is under way."""
+
 
 def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
-    """Update the MLflow runs of a run; what has been sent is not sent again.
+    """Send what is new of a run to MLflow; return the id of its MLflow run, which is created if it is missing.
 
-    Args:
-        parent: the trial that the run is a fold of; None: a new MLflow run is created at the top level.
-
-    Returns:
-        The id of the MLflow run, created if it is missing.
-
-    Raises:
-        RunError: `run_dir` is not the folder of a run.
-        FedPGPError: MLflow cannot be reached or returns an error.
+    `parent` is the trial that the run is a fold of; without one, a new MLflow run is created at the top level. Raises
+    `RunError` if `run_dir` is not a run folder, and `FedPGPError` if MLflow cannot be reached or returns an error.
     """
-    writer = _run_writer(run_dir, uri, parent)
+    writer = run_writer(run_dir, uri, parent)
     writer.push()
     return writer.run_id
 
 
-def sync_sweep(sweep_dir: Path, uri: str, started: Mapping[str, Sequence[Path]] | None = None) -> str:
-    """Update the MLflow runs of a sweep, its trials and their folds.
+def sync_all(path: Path, uri: str | None = None) -> Iterator[Path]:
+    """Mirror a storage root, its `runs`, one run, or one sweep to `uri`, by default to the `tracking.uri` of each run.
 
-    Args:
-        started: for each trial that has not ended, the folders of its runs.
-
-    Returns:
-        The id of the sweep's MLflow run.
-
-    Raises:
-        RunError: `sweep_dir` is not the folder of a sweep.
-        FedPGPError: MLflow cannot be reached or returns an error.
+    Yields each folder when it is done; raises `RunError` if there is no run and no sweep.
     """
-    for trial, runs in (started or {}).items():
-        for run_dir in runs:
-            sync_run(run_dir, uri, TrialRef(sweep_dir, trial))
-    writer = SweepWriter(SweepFolder.open(sweep_dir), uri)
-    writer.push()
-    return writer.run_id
+    sweeps = SweepFolder.find(path)
+    for sweep in sweeps:
+        named = (yaml.safe_load(sweep.spec_yaml)["base"].get("tracking") or {}).get("uri")
+        target = uri or without_user(named or default_uri(sweep.root))
+        for trial, run_dir in _begun(sweep):
+            sync_run(run_dir, target, TrialRef(sweep.path, trial))
+        SweepWriter(sweep, target).push()
+        yield sweep.path
+    if [sweep.path for sweep in sweeps] == [path.absolute()]:
+        return
+    try:
+        stores = RunFolder.find(path)
+    except RunError:
+        if not sweeps:
+            raise
+        return  # the sweeps were stopped before their first run
+    for store in stores:
+        named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
+        sync_run(store.path, uri or without_user(named or default_uri(store.root)))
+        yield store.path
 
 
 def stale_runs(uri: str, ended: Set[str]) -> list[str]:
@@ -61,9 +73,6 @@ def stale_runs(uri: str, ended: Set[str]) -> list[str]:
 
     Args:
         ended: values of `RUN_TAG` and `SWEEP_TAG` of the runs and sweeps that have ended.
-
-    Raises:
-        FedPGPError: the store cannot be read.
     """
     with connection.mlflow_errors(uri):
         client = connection.connect(uri)
@@ -79,12 +88,8 @@ def stale_runs(uri: str, ended: Set[str]) -> list[str]:
 class Mirror:
     """Mirrors a run or sweep from a background thread while it is going on.
 
-    If MLflow fails, it logs one warning and tries again at every later `notify`. For a fold it logs nothing: the mirror
-    of its sweep does, and updates the fold when its trial ends.
-
-    Args:
-        folder: of a run or of a sweep.
-        parent: the trial that a run is a fold of.
+    If MLflow fails, it logs one warning and tries again at every later `notify`. For a fold, a run with a `parent`, it
+    logs nothing: the mirror of its sweep does, and updates the fold when its trial ends.
     """
 
     def __init__(self, folder: Path, uri: str, parent: TrialRef | None = None) -> None:
@@ -126,7 +131,7 @@ class Mirror:
     def _open(self) -> Writer:
         if (self._folder / "trials.json").is_file():
             return SweepWriter(SweepFolder.open(self._folder), self._uri)
-        return _run_writer(self._folder, self._uri, self._parent)
+        return run_writer(self._folder, self._uri, self._parent)
 
     def _warn(self, what: str) -> None:
         if not self._warned:
@@ -134,9 +139,97 @@ class Mirror:
         self._warned = True
 
 
-def _run_writer(run_dir: Path, uri: str, parent: TrialRef | None) -> RunWriter:
-    store = RunFolder.open(run_dir)
-    if parent is None:
-        return RunWriter(store, uri)
-    sweep = SweepWriter(SweepFolder.open(parent.sweep), uri)
-    return RunWriter(store, uri, sweep.begin(parent.trial, store.identity["created_ms"]))
+class MLflowTracker(Tracker):
+    """Mirrors run and sweep folders to MLflow, unless `tracking.mlflow` is false."""
+
+    def __init__(self) -> None:
+        self._ending: deque[Mirror] = deque()
+
+    def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
+        """Mirror the run from the moment its folder exists."""
+        return _Following(experiment, trial, self._end) if experiment.tracking.mlflow else RunCallback()
+
+    def sweep(self, folder: Path, experiment: Experiment) -> RunCallback:
+        """Mirror the sweep and its trials; their folds are mirrored where they run."""
+        if not experiment.tracking.mlflow:
+            return RunCallback()
+        following = _Following(experiment, None, self._end)
+        following.on_begin(str(folder), 0, 0)
+        return following
+
+    def close(self) -> None:
+        """Wait until all mirrors have sent what is left; at most a minute each."""
+        while self._ending:
+            self._ending.popleft().close()
+
+    def _end(self, mirror: Mirror) -> None:
+        mirror.finish()
+        self._ending.append(mirror)
+        if len(self._ending) > PENDING:
+            self._ending.popleft().close()
+
+
+class _Following(RunCallback):
+    """Mirrors the run or sweep that begins, and notifies the mirror of new rows and results."""
+
+    def __init__(self, experiment: Experiment, parent: TrialRef | None, end: Callable[[Mirror], None]) -> None:
+        self._uri = experiment.tracking.uri or default_uri(experiment.storage.root)
+        self._parent, self._end = parent, end
+        self._mirror: Mirror | None = None
+        self._ended_trials = -1
+
+    def on_begin(self, folder: str, done: int, total: int) -> None:
+        """Start mirroring."""
+        self._mirror = self._mirror or Mirror(Path(folder), self._uri, self._parent)
+        self._notify()
+
+    def on_round(self, folder: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """There is a new row."""
+        self._notify()
+
+    def on_trials(self, ended: int, total: int, summary: str) -> None:
+        """A trial may have ended."""
+        if ended != self._ended_trials:
+            self._ended_trials = ended
+            self._notify()
+
+    def on_end(self, folder: str, state: str) -> None:
+        """Send what is left, without waiting for it."""
+        if self._mirror is not None:
+            self._end(self._mirror)
+            self._mirror = None
+
+    def _notify(self) -> None:
+        if self._mirror is not None:
+            self._mirror.notify()
+
+
+def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
+    """Ids of trials that have not ended, with the newest run of each fold, which is found by its settings."""
+    open_trials = {trial.id: trial.folds for trial in sweep.trials if sweep.result(trial.id) is None}
+    if not open_trials:
+        return
+    try:
+        drawn = sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
+    except ConfigError:  # written by a version with other settings
+        return
+    paths = sorted(sweep.root.glob("runs/[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    newest = {_settings_of(path): path.parent for path in paths}
+    for trial in drawn:
+        for fold in open_trials.get(trial.id, ()):
+            if (run_dir := newest.get(_key(trial.fold(fold)))) is not None:
+                yield trial.id, run_dir
+
+
+def _settings_of(path: Path) -> str:
+    try:
+        return _key(config.parse(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (ConfigError, yaml.YAMLError, OSError):
+        return ""
+
+
+def _key(experiment: Experiment) -> str:
+    """The settings that determine the results of a run."""
+    tree: dict[str, Any] = experiment.model_dump(mode="json", exclude={"name", "resources", "tracking", "storage"})
+    del tree["data"]["root"], tree["backbone"]["weights"]
+    return json.dumps(tree, sort_keys=True)

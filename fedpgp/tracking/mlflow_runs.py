@@ -1,17 +1,17 @@
-"""Find, create, fill and end the MLflow runs of the mirror."""
+"""Find, create, fill and end the MLflow runs of the mirror. Parents have the tags that their folds have in common."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpgp import config
 from fedpgp.core.files import locked
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import RoundRow
 from fedpgp.tracking import connection
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as the description, in Markdown."""
+COMMIT_TAG = "mlflow.source.git.commit"
 SOURCE = {"mlflow.source.name": "fedpgp", "mlflow.source.type": "LOCAL"}
 DIGEST_TAG = "fedpgp.config_digest"
 REASON_TAG = "fedpgp.reason"
@@ -29,6 +30,10 @@ MIRRORED_TAG = "fedpgp.mirrored"
 """Set last, when everything including artifacts is mirrored. If it is missing, something may be."""
 BEST = "best/"
 """Prefix of the metrics of the best round by validation, which may differ from the last values."""
+UNTAGGED = ("client_names", "class_names", "num_examples")
+"""Parts of the identity that are long lists; the artifacts contain them."""
+OWN = ("id", "name", "created_ms", "config_digest")
+"""Parts of the identity that belong to a single run, not to its trial."""
 MAX_LENGTH = 500
 """Longest value of a parameter or tag."""
 METRICS_PER_BATCH = 1000
@@ -37,24 +42,8 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "inte
 """MLflow's status by the state on disk. `interrupted`: the status on disk is running, but the process is gone."""
 
 
-@dataclass(frozen=True)
-class Key:
-    """A tag that identifies an MLflow run below its parent."""
-
-    tag: str
-    value: str
-    parent: str | None = None
-    """id of the parent run; None: there is no parent"""
-
-
 class Writer(ABC):
-    """Base class of the writers of runs and sweeps.
-
-    Args:
-        folder: the run or sweep on disk.
-        uri: of the MLflow store.
-        experiment: id of the MLflow experiment.
-    """
+    """Base class of the writers of runs and sweeps; `experiment` is the id of the MLflow experiment to write to."""
 
     run_id: str
     """id of the MLflow run of the folder"""
@@ -73,14 +62,17 @@ class Writer(ABC):
     def _push(self) -> None: ...
 
     def _find_or_create(
-        self, key: Key, name: str, created_ms: int, tags: Mapping[str, str], params: Mapping[str, Any]
+        self, key: str, tags: Mapping[str, str], name: str, created_ms: int, params: Mapping[str, Any]
     ) -> Run:
-        """The MLflow run of that key, with its parameters (nested or flat). Several processes may call this at once."""
+        """The MLflow run with the same tag `key` and parent as in `tags`, with its parameters (nested or flat).
+
+        Several processes may call this at once.
+        """
         with locked(self._lock):
-            known = find(self._client, self._experiment, key.tag, key.value)
-            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == key.parent), None)
+            known = find(self._client, self._experiment, key, tags[key])
+            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == tags.get(PARENT_TAG)), None)
             if found is None:
-                every = {**SOURCE, **tags, key.tag: key.value, **({PARENT_TAG: key.parent} if key.parent else {})}
+                every = {**SOURCE, **tags}
                 found = self._client.create_run(self._experiment, start_time=created_ms, tags=every, run_name=name)
             add_params(self._client, found, params)
         return found
@@ -92,14 +84,15 @@ class Writer(ABC):
         state: str,
         status: Mapping[str, Any],
         note: str | None,
-        folder: AbstractContextManager[Path],
+        write_artifacts: Callable[[Path], None],
     ) -> None:
-        """Set status, reason and description, upload the artifacts in `folder`, and mark the MLflow run as complete."""
+        """Set status, reason and description, upload the artifacts, and mark the MLflow run as complete."""
         end(self._client, run_id, state, status)
         if note is not None:
             self._client.set_tag(run_id, NOTE_TAG, note)
-        with folder as path:
-            self._client.log_artifacts(run_id, str(path))
+        with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as folder:
+            write_artifacts(Path(folder))
+            self._client.log_artifacts(run_id, folder)
         self._client.set_tag(run_id, MIRRORED_TAG, mark)
 
 
@@ -112,7 +105,7 @@ def add_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> Non
     """Add missing parameters; existing ones can never change."""
     from mlflow.entities import Param
 
-    missing = [Param(name, value) for name, value in flat(params) if name not in run.data.params]
+    missing = [Param(name, value) for name, value in flat(params).items() if name not in run.data.params]
     for start in range(0, len(missing), PARAMS_PER_BATCH):
         client.log_batch(run.info.run_id, params=missing[start : start + PARAMS_PER_BATCH])
 
@@ -134,19 +127,16 @@ def end(client: MlflowClient, run_id: str, state: str, status: Mapping[str, Any]
         client.set_tag(run_id, REASON_TAG, redacted(reason)[:MAX_LENGTH])
 
 
-def metrics(values: Mapping[str, float], step: int, timestamp_ms: int) -> list[Metric]:
+def metrics(values: Mapping[str, float], step: int, timestamp_ms: int, prefix: str = "") -> list[Metric]:
     """Metrics of one step."""
     from mlflow.entities import Metric
 
-    return [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
+    return [Metric(f"{prefix}{name}", float(value), timestamp_ms, step) for name, value in values.items()]
 
 
-def of_row(row: RoundRow | None, prefix: str = "", more: Mapping[str, float] | None = None) -> list[Metric]:
-    """The metrics of a round, and `more`. Their time is that of the row, so sending them again adds nothing."""
-    if row is None:
-        return []
-    named = {f"{prefix}{name}": value for name, value in row.metrics.items()}
-    return metrics({**named, **(more or {})}, row.round, row.timestamp_ms)
+def of_row(row: RoundRow | None, prefix: str = "") -> list[Metric]:
+    """The metrics of a round. Their time is that of the row, so sending them again adds nothing."""
+    return metrics(row.metrics, row.round, row.timestamp_ms, prefix) if row else []
 
 
 def log_metrics(client: MlflowClient, run_id: str, values: Sequence[Metric]) -> None:
@@ -155,10 +145,57 @@ def log_metrics(client: MlflowClient, run_id: str, values: Sequence[Metric]) -> 
         client.log_batch(run_id, metrics=values[start : start + METRICS_PER_BATCH])
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten `{"a": {"b": 1}}` to `("a.b", "1")`; lists and null become JSON."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", (value if isinstance(value, str) else json.dumps(value))[:MAX_LENGTH]
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten `{"a": {"b": 1}}` to `{"a.b": "1"}`; lists and null become JSON."""
+    return {
+        key: (value if isinstance(value, str) else json.dumps(value))[:MAX_LENGTH]
+        for key, value in config.leaves(tree, prefix).items()
+    }
+
+
+def tags_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The identity of a run as tags `fedpgp.method` and so on, and the commit in the tag that MLflow shows."""
+    shown = {key: value for key, value in identity.items() if key not in UNTAGGED and value is not None}
+    commit = {COMMIT_TAG: identity["git_commit"]} if "git_commit" in shown else {}
+    return {**flat(shown, "fedpgp."), **commit}
+
+
+def share(client: MlflowClient, run_id: str, identities: Sequence[Mapping[str, Any]]) -> None:
+    """Set on a parent the tags and data sets of its folds: all data sets, but only tags on which the folds agree."""
+    from mlflow.entities import RunTag
+
+    if not identities:
+        return
+    folds = [
+        tags_of({key: value for key, value in identity.items() if key not in OWN}).items() for identity in identities
+    ]
+    agreed = dict(set(folds[0]).intersection(*folds[1:]))
+    run = client.get_run(run_id)
+    names = {name for fold in folds for name, _ in fold}
+    for name in sorted((names - agreed.keys()) & run.data.tags.keys()):
+        client.delete_tag(run_id, name)
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in sorted(agreed.items())])
+    add_data(client, run, identities)
+
+
+def add_data(client: MlflowClient, run: Run, identities: Sequence[Mapping[str, Any]]) -> None:
+    """Add the data sets, identified by name and digest, that are not yet inputs of an MLflow run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    used = {(one["data"], one["manifest_digest"]) for one in identities if "manifest_digest" in one}
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    known = {(one.dataset.name, one.dataset.digest) for one in inputs}
+    missing = [
+        DatasetInput(
+            Dataset(name, digest, source_type="code", source=json.dumps({"tags": SOURCE})),
+            [InputTag("mlflow.data.context", "training")],
+        )
+        for name, digest in sorted(used - known)
+    ]
+    if not missing:
+        return
+    try:
+        client.log_inputs(run.info.run_id, datasets=missing)
+    except MlflowException:  # another process has just stored the same data set; the second attempt finds it
+        client.log_inputs(run.info.run_id, datasets=missing)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
-from fedpgp.tracking.sweep_writer import SPACE, SWEEP_TAG
+from fedpgp.tracking.writers import SPACE, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -39,16 +39,8 @@ MAX_SWEEPS = 20
 """The number of sweeps, newest first, whose columns are shown."""
 
 
-class PortError(UserError):
-    """The port is taken."""
-
-
 def store_of(root: Path) -> str:
-    """The URI of a storage root's MLflow store.
-
-    Raises:
-        RunError: it has none.
-    """
+    """The URI of a storage root's MLflow store; raise `RunError` if it has none."""
     if not (root / "mlflow.db").is_file():
         raise RunError(
             f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs. `fedpgp track sync "
@@ -58,27 +50,21 @@ def store_of(root: Path) -> str:
 
 
 def page_of(uri: str) -> str:
-    """The path of the page that lists the runs. MLflow's start page shows language models instead.
-
-    Raises:
-        FedPGPError: the store cannot be read, or rejects the view.
-    """
+    """The path of the page that lists the runs. MLflow's start page shows language models instead."""
     with mlflow_errors(uri):
         client = connect(uri)
         experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
         if len(experiments) != 1:
             return "/#/experiments?workflowType=machine_learning"
-        experiment = experiments[0].experiment_id
-        share = f"&viewStateShareKey={VIEW}" if update_view(client, experiment) else ""
+        experiment, share = experiments[0].experiment_id, ""
+        if columns := _columns(client, experiment):  # without sweeps, MLflow's default columns stay
+            client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps({"selectedColumns": columns}))
+            share = f"&viewStateShareKey={VIEW}"
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning{share}"
 
 
-def update_view(client: MlflowClient, experiment: str) -> bool:
-    """Choose the columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps.
-
-    Returns:
-        Whether there are sweeps. Without any, MLflow's default columns stay.
-    """
+def _columns(client: MlflowClient, experiment: str) -> list[str]:
+    """The columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps."""
     sweeps = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` LIKE '%'", max_results=MAX_SWEEPS)
     params = [
         name.removeprefix(SPACE).rpartition(".")[0]  # `method.rank` of `space.method.rank.grid_search`
@@ -90,11 +76,7 @@ def update_view(client: MlflowClient, experiment: str) -> bool:
     for sweep in sweeps:
         metrics += [sweep.data.params["tune.metric"]]
         metrics += [name for name in accuracies(sweep.data.metrics) if name.startswith("test/")]
-    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
-    if sweeps:
-        view = {"selectedColumns": list(dict.fromkeys(columns))}
-        client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps(view))
-    return bool(sweeps)
+    return list(dict.fromkeys([f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]))
 
 
 @contextmanager
@@ -102,11 +84,7 @@ def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[
     """Run the server until the context ends; yields its address, once it answers, and its process.
 
     Args:
-        port: None: 5000, or a free one if that is taken.
-
-    Raises:
-        PortError: the port is taken.
-        FedPGPError: the server did not start.
+        port: None: 5000, or a free one if that is taken. Another port that is taken raises `UserError`.
     """
     chosen = _port(port)
     address = f"http://{HOST}:{chosen}"
@@ -135,7 +113,7 @@ def _port(wanted: int | None) -> int:
             except OSError:
                 continue
             return int(free.getsockname()[1])
-    raise PortError(f"port {wanted} is taken; give another one with --port")
+    raise UserError(f"port {wanted} is taken; give another one with --port")
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, output: IO[bytes]) -> None:

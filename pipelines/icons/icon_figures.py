@@ -23,7 +23,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 
 BEGIN, END = "<!-- figures: written by pipelines/icons/icon_figures.py -->", "<!-- end of figures -->"
 
@@ -37,7 +37,7 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
         f"storage.root={store}",
     ]
     sweep, _ = sweep_settings.load("demo", overrides)
-    folder = sweep_runner.run(sweep, "failed", RunCallback(), NoTracking())
+    folder = sweep_runner.run(sweep, "failed", RunCallback(), Tracker())
     found = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
     tables = {}
     for split in ("test", "val"):

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fedpgp import config
 from fedpgp.bench.processes import descendants
 from fedpgp.experiments.sweeps import sweep_settings
 from fedpgp.storage.run_folder import RunFolder
@@ -85,7 +86,7 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
     (mirrored,) = MlflowClient(f"sqlite:///{root}/mlflow.db").search_runs(["1"])
     assert mirrored.info.run_name == Path(out.rsplit("run: ", 1)[1].strip()).name
     planned = TrialSpec("abc", "it", {}, (Fold(1),))
-    given = sweep_settings.dump(sweep_settings.load("shapes")[0])
+    given = config.dump(sweep_settings.load("shapes")[0])
     begun = SweepFolder.create(tmp_path / "begun", "new", "0" * 12, given, "val/hm", "max", [planned])
     begun.set_status("stopped", "before its first run")
     code, said, err = fedpgp("track", "sync", tmp_path / "begun")
@@ -348,6 +349,4 @@ def test_a_failure_of_ours_is_exit_code_1(fedpgp, store):
 def test_yaml_and_python_agree_on_a_small_experiment(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text(yaml.safe_dump({"name": "my", "federation": {"rounds": 2}}))
-    from fedpgp import config
-
     assert config.load(str(file)) == config.parse({"name": "my", "federation": {"rounds": 2}})

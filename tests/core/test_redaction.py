@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpgp.core.redaction import redacted, without_user
+from fedpgp.core.text import redacted, without_user
 
 SECRET = "planted-S3CRET"
 SMALL = [

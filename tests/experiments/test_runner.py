@@ -23,7 +23,7 @@ from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted
 from fedpgp.experiments import launch, planning, runner
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.storage.run_folder import RunFolder
 
 BASE = {
@@ -135,7 +135,7 @@ def test_counts_equal_an_independent_count(root, reference):
 )
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
-    assert numbers(launch.run(wanted, False, RunCallback(), NoTracking())) == numbers(reference)
+    assert numbers(launch.run(wanted, False, RunCallback(), Tracker())) == numbers(reference)
 
 
 def test_a_second_run_opens_the_cache(root, reference, monkeypatch):

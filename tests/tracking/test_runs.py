@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from fedpgp import config, tracking
 from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import connection
-from fedpgp.tracking.run_writer import RunWriter
+from fedpgp.tracking.writers import RunWriter
 
 DIGEST = "0123456789ab"
 

@@ -17,7 +17,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.core.errors import RunError
+from fedpgp.core.errors import RunError, UserError
 from fedpgp.tracking import ui
 
 
@@ -44,7 +44,7 @@ def test_a_taken_port_is_rejected_and_the_default_falls_back_to_a_free_one(monke
         taken.bind((ui.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ui.PortError, match=f"port {port} is taken"):
+        with pytest.raises(UserError, match=f"port {port} is taken"):
             ui._port(port)
         monkeypatch.setattr(ui, "PORT", port)
         assert ui._port(None) not in (0, port)

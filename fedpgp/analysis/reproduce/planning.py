@@ -9,7 +9,7 @@ from fedpgp.analysis.reproduce import tables
 from fedpgp.analysis.reproduce.tables import Table
 from fedpgp.clip.model import CHECKPOINT_SUFFIXES
 from fedpgp.clip.weights import is_archive
-from fedpgp.config import Experiment
+from fedpgp.config import Experiment, leaves
 from fedpgp.core.errors import ConfigError
 from fedpgp.data import sources
 from fedpgp.experiments.sweeps import sampling, sweep_settings
@@ -185,4 +185,4 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     weights = Path(experiment.backbone.weights or "")
     if weights.is_file() and is_archive(weights):  # which is refused unless OpenAI published it
         tree["backbone"] |= {"weights": "openai", "activation": None}
-    return {key: value for key, value in sweep_settings.leaves(tree).items() if key not in NO_NUMBER}
+    return {key: value for key, value in leaves(tree).items() if key not in NO_NUMBER}

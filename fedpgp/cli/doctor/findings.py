@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 
 
 class State(IntEnum):

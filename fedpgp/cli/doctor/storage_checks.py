@@ -17,7 +17,7 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking.mirror import stale_runs
-from fedpgp.tracking.sweep_writer import tag_of
+from fedpgp.tracking.writers import sweep_tag
 
 FILE = "sqlite:///"
 """Scheme of an MLflow store in a file. Opening a missing one would create it."""
@@ -99,7 +99,7 @@ def _run(path: Path) -> tuple[StatusFolder, str]:
 def _sweep(path: Path) -> tuple[StatusFolder, str]:
     folder = SweepFolder.open(path)
     folder.results()
-    return folder, tag_of(folder.head)
+    return folder, sweep_tag(folder.head)
 
 
 def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:

@@ -7,8 +7,7 @@ from pyarrow import fs
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.redaction import redacted
-from fedpgp.core.text import one_line
+from fedpgp.core.text import one_line, redacted
 from fedpgp.data.sources.base import existing_root, inside
 from fedpgp.data.sources.files import size_and_time
 

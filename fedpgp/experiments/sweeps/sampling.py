@@ -17,7 +17,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
-from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings, leaves
+from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
 MEASURED = {
@@ -61,10 +61,9 @@ class SampledTrials:
 
 
 def draw(sweep: Sweep) -> SampledTrials:
-    """Draw and validate all trials. A value depends only on the seed, its key, the sample and the point of the grid.
+    """Draw and validate all trials; a `ConfigError` names all invalid ones.
 
-    Raises:
-        ConfigError: invalid trials; names all of them.
+    A value depends only on the seed, its key, the sample and the point of the grid.
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
@@ -73,7 +72,7 @@ def draw(sweep: Sweep) -> SampledTrials:
         count += 1
         label = _label(sweep, variant, point)
         try:
-            trial = _trial(sweep, label, variant, leaves({**sweep.variants.get(variant, {}), **point}))
+            trial = _trial(sweep, label, variant, config.leaves({**sweep.variants.get(variant, {}), **point}))
         except ConfigError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
@@ -86,13 +85,10 @@ def draw(sweep: Sweep) -> SampledTrials:
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
-    """List the folds of a trial: every seed with every held-out domain.
+    """List the folds of a trial: every seed with every held-out domain; raise `ConfigError` if the data lack one.
 
     Args:
         domains: of its data; None: unknown, so that `all` becomes one fold of that name.
-
-    Raises:
-        ConfigError: the data lack a held-out domain.
     """
     seeds = sweep.folds.seeds or (trial.experiment.seed,)
     wanted = sweep.folds.held_out or trial.experiment.protocol.held_out
@@ -110,13 +106,13 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
 def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield variant and values by key: the whole grid for each sample, with random values drawn at every point."""
     terms = sweep.terms
-    grid = {key: term.values for key, term in terms.items() if term.is_grid}
+    grid = {key: term.values for key, term in terms.items() if term.kind == GRID}
     for sample in range(sweep.tune.num_samples):
         for variant, *values in itertools.product(sweep.variants or ("",), *grid.values()):
             point = dict(zip(grid, values, strict=True))
             where = json.dumps([variant, point], sort_keys=True)
             for key, term in terms.items():
-                if not term.is_grid:
+                if term.kind != GRID:
                     point[key] = term.draw(numpy_generator(sweep.tune.seed, "sweep", key, sample, where))
             yield variant, {key: point[key] for key in terms}
 

@@ -2,19 +2,20 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Literal
 
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.plugins import to_send
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
-from fedpgp.experiments.sweeps import sampling, sweep_settings, trial_runner, tune_runner
+from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
@@ -45,17 +46,17 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
-    specs = [TrialSpec(one.id, one.label, one.settings, tuple(map(_fold, plans[one.id]))) for one in trials]
+    specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
     exists = SweepFolder.exists(root, sweep.name, digest)
-    content = redacted(sweep_settings.dump(sweep))
+    content = redacted(config.dump(sweep))
     folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
     work = [
         TrialWork(
             sweep=folder.path,
             id=trial.id,
             label=trial.label,
-            folds=tuple(FoldWork(_fold(plan), plan.experiment, plan.digest) for plan in plans[trial.id]),
+            folds=tuple(FoldWork(fold, plan.experiment, plan.digest) for fold, plan in plans[trial.id].items()),
             metric=drawn.metric,
             report_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
             force=rerun == "all",
@@ -72,9 +73,9 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         todo = _select(folder, work, rerun, callback)
         try:
             if todo:
-                with driver.connected(max((one.resources for one in todo), key=_cpus)):
+                with driver.connected(max((one.resources for one in todo), key=driver.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for one in todo for plan in plans[one.id]], concurrent, callback)
+                    _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
                     plans.clear()
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
@@ -98,19 +99,15 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
         tracker.close()
 
 
-def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
-    """Plan every fold of every trial.
-
-    Raises:
-        ConfigError: some trials cannot be run; names all of them.
-    """
+def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]:
+    """Plan every fold of every trial; a `ConfigError` names all trials that cannot be run."""
     library = Library()
-    plans: dict[str, list[Plan]] = {}
+    plans: dict[str, dict[Fold, Plan]] = {}
     wrong: dict[str, list[str]] = {}
     for trial in trials:
         try:
             own = sampling.folds(sweep, trial, library.manifest(trial.experiment.data).domains)
-            plans[trial.id] = [planning.plan(trial.fold(fold), library).without_text() for fold in own]
+            plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)
@@ -120,17 +117,9 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, list[Plan]]:
 
 
 def _check_shared_settings(trials: Sequence[Trial]) -> None:
-    shared: dict[str, set[Any]] = {
-        "storage.root": {trial.experiment.storage.root for trial in trials},
-        "resources.address": {trial.experiment.resources.address for trial in trials},
-    }
-    for key, values in shared.items():
-        if len(values) > 1:
+    for key in ("storage.root", "resources.address"):
+        if len({attrgetter(key)(trial.experiment) for trial in trials}) > 1:
             raise ConfigError(f"{key}: must be the same for all trials; remove it from the search space")
-
-
-def _fold(plan: Plan) -> Fold:
-    return Fold(plan.experiment.seed, plan.experiment.protocol.held_out)
 
 
 def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:
@@ -174,16 +163,8 @@ def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
     return None if known is None or known.state == "finished" or known.disk_full else known
 
 
-def _cpus(resources: ResourceSettings) -> float:
-    return resources.actors * resources.cpus_per_actor
-
-
 def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:
-    """Return how many trials the cluster can run at a time.
-
-    Raises:
-        ResourceError: a trial does not fit the cluster.
-    """
+    """How many trials the cluster can run at a time; raise `ResourceError` if one does not fit."""
     available = nodes()
     least = max_concurrent
     for resources in dict.fromkeys(wanted):
@@ -201,8 +182,6 @@ def _extract(plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> N
     if runner.all_extracted(plans):
         return
     each = plans[0].experiment.resources
-    backend = runner.make_backend(each.model_copy(update={"actors": concurrent * each.actors}), threading.Event())
-    try:
+    resources = each.model_copy(update={"actors": concurrent * each.actors})
+    with closing(runner.make_backend(resources, threading.Event())) as backend:
         runner.extract_all(plans, backend, callback)
-    finally:
-        backend.close()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from fedpgp import config, methods
-from fedpgp.config import Settings
+from fedpgp.config import Settings, leaves
+from fedpgp.config.reading import read_override, warn_dropped
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.federation.metrics import METRICS
@@ -69,11 +69,6 @@ class Term:
     kind: str
     values: tuple[Any, ...]
 
-    @property
-    def is_grid(self) -> bool:
-        """Whether every value is tried."""
-        return self.kind == GRID
-
     def draw(self, generator: np.random.Generator) -> Any:
         """Draw a value of a term other than `grid_search`."""
         if self.kind == "choice":
@@ -84,14 +79,6 @@ class Term:
         if self.kind == "uniform":
             return float(generator.uniform(low, high))
         return math.exp(generator.uniform(math.log(low), math.log(high)))
-
-
-SECTIONS = frozenset(
-    key
-    for key, field in config.Experiment.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-)
-"""Keys of an experiment that are sections."""
 
 
 class Sweep(Settings):
@@ -111,8 +98,9 @@ class Sweep(Settings):
     @field_validator("base")
     @classmethod
     def _sections_are_mappings(cls, base: dict[str, Any]) -> dict[str, Any]:
+        sections = {key for key, value in config.Experiment() if isinstance(value, Settings)}
         for key, value in base.items():
-            if key in SECTIONS and not isinstance(value, Mapping):
+            if key in sections and not isinstance(value, Mapping):
                 raise ValueError(f"{key}: must be a mapping of settings (given: {value!r})")
         return base
 
@@ -126,13 +114,8 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name, or from a mapping.
 
     Overrides `a.b=v` or `base.a.b=v` change the base and replace that key in the space and the variants;
-    `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep.
-
-    Returns:
-        The sweep, and a message for each replaced entry.
-
-    Raises:
-        ConfigError: missing file or invalid settings; reports as many problems as possible.
+    `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep. Returns the
+    sweep and a message for each replaced entry, or raises `ConfigError` with as many problems as possible.
     """
     if isinstance(source, Mapping):
         name, tree = "sweep", copy.deepcopy(dict(source))
@@ -167,30 +150,13 @@ def leave_one_domain_out(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"base": base, "folds": sweep.folds.model_copy(update={"held_out": held_out})})
 
 
-def dump(sweep: Sweep) -> str:
-    """Write the sweep as YAML that `load` reads."""
-    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten `{"data": {"name": "dtd"}}` to `{"data.name": "dtd"}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _is_term(value: Any) -> bool:
     """Whether a value looks like a term: a mapping with one key that is the name of a term, or similar to one."""
     return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
 
 
 def parse_term(key: str, value: Any) -> Term:
-    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`.
-
-    Raises:
-        ConfigError: invalid term.
-    """
+    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`, or raise `ConfigError`."""
     shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
     if not isinstance(value, Mapping) or len(value) != 1:
         raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
@@ -226,7 +192,7 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
 def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> list[str]:
     """Apply overrides to the sweep's mapping; return a message for each replaced entry."""
     own, base = {}, {}
-    for key, value in map(config.read_override, overrides):
+    for key, value in map(read_override, overrides):
         first = key.split(".")[0]
         if first in ("folds", "tune") or key == "name":
             own[key] = value
@@ -247,7 +213,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> li
     if terms:
         tree["space"] = space | terms
     fixed = {key: value for key, value in base.items() if key not in terms}
-    config.warn_dropped(tree["base"], fixed, source, methods.defaults)
+    warn_dropped(tree["base"], fixed, source, methods.defaults)
     tree["base"] = config.assign(tree["base"], fixed)
     config.assign(tree, own)
     return messages
@@ -278,11 +244,7 @@ def _sets(entry: str, term: Any, key: str) -> bool:
 
 
 def _check(sweep: Sweep, source: str) -> None:
-    """Check settings against each other.
-
-    Raises:
-        ConfigError: one line for each problem.
-    """
+    """Check settings against each other; raise `ConfigError` with a line for each problem."""
     try:
         terms = sweep.terms
     except ConfigError as error:

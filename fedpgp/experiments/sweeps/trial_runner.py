@@ -14,7 +14,7 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.files import is_full, locked
 from fedpgp.core.plugins import Code
-from fedpgp.core.redaction import redacted
+from fedpgp.core.text import redacted
 from fedpgp.experiments import planning, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.tracker import Tracker
@@ -88,10 +88,7 @@ def run(
 
     Folds run one after another. With `report_every` they take turns of so many rounds, and each report is the mean over
     all folds at the same round. If the generator is closed early, its runs are `stopped` and no result is recorded.
-
-    Args:
-        workers: called once there is something to run; the workers stay open.
-        tracker: follows every fold that runs.
+    `workers` is called once there is something to run, and the workers stay open.
     """
     sweep = SweepFolder.open(work.sweep)
     try:
@@ -101,9 +98,12 @@ def run(
                     yield Report(0, None, "waiting for another sweep that runs it")
                     time.sleep(WAIT_SECONDS)
             shared = SharedWorkers(workers)
-            folds = [_FoldRunner(one, work, shared.lease(), library, callback, tracker) for one in work.folds]
+            folds = [
+                _FoldRunner(one, _fold_rounds(one, work, Lease(shared), library, callback, tracker))
+                for one in work.folds
+            ]
             for fold in folds:
-                stack.callback(fold.close)
+                stack.callback(fold.rounds.close)
             yield from _rounds(work, folds)
             runs = tuple(FoldRun(f.work.fold.seed, f.work.fold.held_out, f.path.name) for f in folds if f.path)
         result = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)
@@ -128,40 +128,32 @@ def begun(work: TrialWork) -> tuple[FoldRun, ...]:
     return tuple(FoldRun(fold.seed, fold.held_out, stores[0].path.name) for fold, stores in found if stores)
 
 
+@dataclass
 class SharedWorkers:
-    """Workers that several folds use in turn; the job of a fold is loaded when the fold needs it."""
+    """Workers that several folds use in turn."""
 
-    def __init__(self, workers: Callable[[], Backend]) -> None:
-        self._workers = workers
-        self._loaded: Job | None = None
-
-    def lease(self) -> Backend:
-        """Return a backend for one fold."""
-        return Lease(self)
-
-    def with_job(self, job: Job) -> Backend:
-        """Return the workers with this job loaded."""
-        workers = self._workers()
-        if self._loaded is not job:
-            workers.load(job)
-            self._loaded = job
-        return workers
+    open: Callable[[], Backend]
+    loaded: Job | None = None
 
 
+@dataclass
 class Lease:
-    """The share of one fold in shared workers."""
+    """The backend of one fold: shared workers, into which its job is loaded whenever they hold another one."""
 
-    def __init__(self, shared: SharedWorkers) -> None:
-        self._shared = shared
-        self._job: Any = None
+    shared: SharedWorkers
+    job: Any = None
 
     def load(self, job: Job) -> None:
-        """Keep the job; `map` loads it if the workers hold another one."""
-        self._job = job
+        """Keep the job for `map`."""
+        self.job = job
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """See `Backend.map`."""
-        return self._shared.with_job(self._job).map(method, calls, common)
+        workers = self.shared.open()
+        if self.shared.loaded is not self.job:
+            workers.load(self.job)
+            self.shared.loaded = self.job
+        return workers.map(method, calls, common)
 
     def close(self) -> None:
         """Do nothing: the workers are shared."""
@@ -172,47 +164,38 @@ class _FoldRunner:
     """Runs one fold, a round at a time."""
 
     work: FoldWork
-    trial: TrialWork
-    workers: Backend
-    library: Library
-    callback: RunCallback
-    tracker: Tracker
-    round: int = 0
+    rounds: Generator[RoundRow, None, Path]
+    rows: list[RoundRow] = field(default_factory=list)
     path: Path | None = None
     """once it has finished"""
-    rows: list[RoundRow] = field(default_factory=list)
-    _rounds: Generator[RoundRow, None, Path] | None = None
+
+    @property
+    def round(self) -> int:
+        """The last round."""
+        return self.rows[-1].round if self.rows else 0
 
     def advance(self) -> bool:
         """Run one round; return whether one was left."""
-        if self.path is not None:
-            return False
-        if self._rounds is None:
-            self._rounds = self._start()
-        try:
-            row = next(self._rounds)
-        except StopIteration as end:
-            self.path = end.value
-            return False
-        self.rows.append(row)
-        self.round = row.round
-        return True
+        if self.path is None:
+            try:
+                self.rows.append(next(self.rounds))
+            except StopIteration as end:
+                self.path = end.value
+        return self.path is None
 
-    def close(self) -> None:
-        """Stop early."""
-        if self._rounds is not None:
-            self._rounds.close()
 
-    def _start(self) -> Generator[RoundRow, None, Path]:
-        if not self.trial.force and (store := self.work.newest("finished")) is not None:
-            yield from store.rounds()
-            return store.path
-        plan = planning.plan(self.work.experiment, self.library)
-        earlier = None if self.trial.force else self.work.newest("interrupted", "failed", "stopped")
-        tracked = self.tracker.run(self.work.experiment, TrialRef(self.trial.sweep, self.trial.id))
-        self.rows.extend(earlier.rounds() if earlier else ())
-        both = broadcast(self.callback, tracked)
-        return (yield from runner.advance(plan, earlier, both, threading.Event(), self.workers))
+def _fold_rounds(
+    fold: FoldWork, trial: TrialWork, workers: Backend, library: Library, callback: RunCallback, tracker: Tracker
+) -> Generator[RoundRow, None, Path]:
+    """Yield the rounds of a fold, first those that an earlier run has; return the folder of the finished run."""
+    if not trial.force and (store := fold.newest("finished")) is not None:
+        yield from store.rounds()
+        return store.path
+    plan = planning.plan(fold.experiment, library)
+    earlier = None if trial.force else fold.newest("interrupted", "failed", "stopped")
+    both = broadcast(callback, tracker.run(fold.experiment, TrialRef(trial.sweep, trial.id)))
+    yield from earlier.rounds() if earlier else ()
+    return (yield from runner.advance(plan, earlier, both, threading.Event(), workers))
 
 
 def _rounds(work: TrialWork, folds: Sequence[_FoldRunner]) -> Iterator[Report]:
@@ -257,11 +240,10 @@ def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
     """Lock a fold of this storage root until the stack closes; return whether it was free."""
     locks = root / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    try:
+    with suppress(BlockingIOError):
         stack.enter_context(locked(locks / digest, wait=False))
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

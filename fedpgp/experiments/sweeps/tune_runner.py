@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -47,16 +46,13 @@ FORWARDED = ("on_message", "on_extract")
 def run(
     settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, callback: RunCallback
 ) -> None:
-    """Run trials until each has a result.
-
-    Raises:
-        Interrupted: a signal stopped the sweep.
-        FedPGPError: the disk is full.
-    """
+    """Run trials until each has a result; raise `Interrupted` after a signal, `FedPGPError` if the disk is full."""
     work = {one.id: one for one in todo}
     rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
     progress = ProgressCallback(folder, work, settings.scheduler, total, callback)
-    with _quiet(), _scratch(folder) as scratch:
+    # Tune writes into a temporary folder that every node can see.
+    scratch = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.path, ignore_cleanup_errors=True)
+    with _quiet(), scratch:
         tune.Tuner(
             # Work is sent in each trial's config: objects passed by `with_parameters` are never freed.
             tune.with_resources(SweepTrial, lambda config: _bundles(config["trial"])),
@@ -66,7 +62,7 @@ def run(
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(scratch),
+                storage_path=scratch.name,
                 verbose=0,
                 callbacks=[progress],
                 stop=progress.stopper,
@@ -150,12 +146,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
 
 
 class ProgressCallback(tune.Callback):  # type: ignore[misc]
-    """Follows the trials of a sweep.
-
-    Args:
-        work: the trials that run now, by id.
-        total: number of all trials of the sweep.
-    """
+    """Follows the trials of a sweep: those in `work`, by id, run now; `total` is the number of all."""
 
     def __init__(
         self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, total: int, callback: RunCallback
@@ -202,7 +193,9 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         self._running.pop(work.id, None)
         result = self._folder.result(work.id)
         if result is None:
-            text = _error_text(trial)
+            text = ""
+            with suppress(OSError, TypeError):  # Tune recorded no file
+                text = Path(trial.error_file).read_text(encoding="utf-8")
             last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no error message")
             result = Result(work.id, "failed", None, trial_runner.begun(work), f"its process ended: {last}")
             try:
@@ -254,14 +247,6 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         return self.disk_full
 
 
-def _error_text(trial: Any) -> str:
-    """The error text of a trial, as Tune recorded it."""
-    try:
-        return Path(trial.error_file).read_text(encoding="utf-8")
-    except (OSError, TypeError):
-        return ""
-
-
 def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
     """One bundle for each client actor; an empty one for the trial itself, unless it computes because it is serial."""
     resources = work.resources
@@ -307,13 +292,3 @@ def _quiet() -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-
-
-@contextmanager
-def _scratch(folder: SweepFolder) -> Iterator[Path]:
-    """A temporary folder for Tune that every node can see."""
-    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.path))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

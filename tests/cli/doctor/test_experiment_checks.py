@@ -12,7 +12,7 @@ from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.text import memory_size
 from fedpgp.experiments import estimation, launch
 from fedpgp.experiments.planning import Library, plan
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 
 
 def of(experiment, *nodes):
@@ -39,7 +39,7 @@ def test_an_experiment_that_fits(tmp_path):
 def test_the_memory_forecast_equals_what_the_run_reports(tmp_path):
     experiment, said = small(tmp_path), []
     told = estimation.of_memory(plan(experiment))
-    launch.run(experiment, False, EventStream(said.append), NoTracking())
+    launch.run(experiment, False, EventStream(said.append), Tracker())
     assert any(f"about {memory_size(told)} of memory each" in str(event.arguments) for event in said)
 
 

@@ -8,7 +8,7 @@ from fedpgp.config import DataSettings, shipped_configs
 from fedpgp.core.callbacks import EventStream
 from fedpgp.data import manifest
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +34,7 @@ def test_it_runs(name, root, ray_cluster):
         first = manifest.build(DataSettings(name="icons")).domains[:1]
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
     events = []
-    folder = sweep_runner.run(
-        settings.model_copy(update={"space": space}), None, EventStream(events.append), NoTracking()
-    )
+    folder = sweep_runner.run(settings.model_copy(update={"space": space}), None, EventStream(events.append), Tracker())
     results = folder.results().values()
     assert len(results) == max(1, len(settings.variants))
     assert {result.state for result in results} == {"finished"}, events

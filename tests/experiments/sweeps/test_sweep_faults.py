@@ -19,7 +19,6 @@ from fedpgp import tracking
 from fedpgp.bench.processes import descendants
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking import sync
 
 pytestmark = pytest.mark.slow
 
@@ -212,5 +211,5 @@ def test_without_its_tracking_server_a_sweep_finishes_and_is_synced_later(tmp_pa
     assert numbers(root) == undisturbed
     uri = tracking.default_uri(root)
     for _ in range(2):
-        list(sync.everything(root, uri))
+        list(tracking.sync_all(root, uri))
         assert Counter(entry.info.status for entry in entries(root)[1]) == {"FINISHED": 1 + 3 + 6}

@@ -23,7 +23,7 @@ def test_a_sweep_is_loaded_and_dumped_without_changes(tmp_path):
     assert (sweep.name, sweep.folds.seeds, sweep.tune.scheduler, notes) == ("mine", (1, 2), "asha", [])
     assert sweep.terms["method.rank"].values == (1, 2)
     assert sweep.base["data"]["name"] == "shapes"
-    (tmp_path / "again.yaml").write_text(sweep_settings.dump(sweep))
+    (tmp_path / "again.yaml").write_text(config.dump(sweep))
     assert sweep_settings.load(str(tmp_path / "again.yaml")) == (sweep, [])
 
 

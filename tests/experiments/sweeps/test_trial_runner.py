@@ -16,7 +16,7 @@ from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import trial_runner
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
@@ -55,7 +55,7 @@ def work(root, library, seeds=(1, 2), sweep="first", report_every=None, force=Fa
         own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
     planned = TrialSpec("abc", "it", {}, tuple(one.fold for one in own))
     folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
-    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", report_every, force, NoTracking())
+    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", report_every, force, Tracker())
 
 
 def finished_at(root, seed, rounds):
@@ -70,7 +70,7 @@ def finished_at(root, seed, rounds):
 
 def test_folds_run_in_order_and_the_result_is_their_mean(root, library, backend):
     todo = work(root, library)
-    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
+    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))
     assert [report.round for report in reports] == [1, 2, 3, 1, 2, 3, 3]
     assert reports[3].note.startswith("fold 2/2 round 1/3, val/hm ")
     result = reports[-1].result
@@ -86,19 +86,19 @@ def test_folds_finished_in_another_sweep_are_not_repeated(root, library, monkeyp
     first = SweepFolder.open(root / "sweeps" / ("first-" + "0" * 12)).result("abc")
     monkeypatch.setattr(experiments, "advance", None)
     todo = work(root, library, sweep="second")
-    result = list(trial_runner.run(todo, None, library, RunCallback(), NoTracking()))[-1].result
+    result = list(trial_runner.run(todo, None, library, RunCallback(), Tracker()))[-1].result
     assert (result.value, result.folds) == (first.value, first.folds)
 
 
 def test_force_repeats_finished_folds(root, library, backend):
     todo = work(root, library, seeds=(2,), sweep="third", force=True)
-    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))[-1].result
+    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))[-1].result
     assert finished_at(root, 2, 3) == [finished_at(root, 2, 3)[0], result.folds[0].run]
 
 
 def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, library, backend):
     todo = work(root, library, sweep="turns", report_every=2, rounds=5)
-    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))
+    reports = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))
     assert [report.round for report in reports] == [2, 4, 5]
     rows = [RunFolder.open(root / "runs" / fold.run).rounds() for fold in reports[-1].result.folds]
     for report in reports:
@@ -109,13 +109,13 @@ def test_for_a_scheduler_folds_take_turns_and_each_report_is_their_mean(root, li
 
 def test_runs_of_a_trial_closed_early_are_stopped_and_resume(root, library, backend):
     todo = work(root, library, sweep="early", report_every=1, rounds=4)
-    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker())
     next(going)
     going.close()
     begun = [RunFolder.open(root / "runs" / fold.run) for fold in trial_runner.begun(todo)]
     assert [(store.state, len(store.rounds())) for store in begun] == [("stopped", 1), ("stopped", 1)]
     assert SweepFolder.open(todo.sweep).result("abc") is None
-    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()))[-1].result
+    result = list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))[-1].result
     assert [fold.run for fold in result.folds] == [store.path.name for store in begun]
     assert [len(store.rounds()) for store in begun] == [4, 4]
 
@@ -123,7 +123,7 @@ def test_runs_of_a_trial_closed_early_are_stopped_and_resume(root, library, back
 def test_a_trial_that_raises_fails_with_a_traceback(root, library, backend):
     todo = work(root, library, sweep="wrong", lr=1e30)
     (report,) = [
-        one for one in trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking()) if one.result
+        one for one in trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()) if one.result
     ]
     folder = SweepFolder.open(todo.sweep)
     assert report.result.state == "failed"
@@ -139,7 +139,7 @@ def test_a_fold_that_another_sweep_runs_is_waited_for(root, library, backend, mo
     monkeypatch.setattr(trial_runner, "WAIT_SECONDS", 0.01)
     todo = work(root, library, seeds=(3,), sweep="both")
     (root / "locks").mkdir(exist_ok=True)
-    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), NoTracking())
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker())
     with ExitStack() as other:
         other.enter_context(locked(root / "locks" / todo.folds[0].digest))
         assert next(going).note == next(going).note == "waiting for another sweep that runs it"

@@ -14,7 +14,7 @@ from fedpgp import config
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ResourceError
 from fedpgp.experiments import launch, runner
-from fedpgp.experiments.tracker import NoTracking
+from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import driver
 from fedpgp.storage.run_folder import RunFolder
 
@@ -44,7 +44,7 @@ def test_the_driver_is_where_it_was_started_and_a_relative_root_is_rejected(node
         assert driver.drive(where, name=f"where {number}", callback=RunCallback()) == here
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResourceError, match=r"storage\.root: store is relative"):
-        launch.run(settings("store", "ray"), False, RunCallback(), NoTracking())
+        launch.run(settings("store", "ray"), False, RunCallback(), Tracker())
     assert list(tmp_path.iterdir()) == []
 
 

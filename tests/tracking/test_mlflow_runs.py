@@ -4,7 +4,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.tracking import provenance_tags
+from fedpgp.tracking import mlflow_runs
 
 ONE = {
     "id": "a", "name": "x", "created_ms": 1, "config_digest": "c1", "method": "fedpgp", "data": "icons", "seed": 1,
@@ -32,7 +32,7 @@ def inputs(client, run_id):
 
 
 def test_a_run_has_its_identity_and_its_commit_where_mlflow_shows_it():
-    assert provenance_tags.tags_of(ONE) == {
+    assert mlflow_runs.tags_of(ONE) == {
         "fedpgp.id": "a", "fedpgp.name": "x", "fedpgp.created_ms": "1", "fedpgp.config_digest": "c1",
         "fedpgp.method": "fedpgp", "fedpgp.data": "icons", "fedpgp.seed": "1", "fedpgp.manifest_digest": "m1",
         "fedpgp.partition_digest": "p1", "fedpgp.git_commit": "abc", "mlflow.source.git.commit": "abc",
@@ -43,7 +43,7 @@ def test_a_run_has_its_identity_and_its_commit_where_mlflow_shows_it():
 def test_a_parent_has_what_its_folds_agree_on(entry):
     client, new = entry
     run_id = new()
-    provenance_tags.share(client, run_id, [ONE, OTHER])
+    mlflow_runs.share(client, run_id, [ONE, OTHER])
     assert told(client, run_id) == {
         "fedpgp.config_digest": "own", "fedpgp.method": "fedpgp", "fedpgp.data": "icons",
         "fedpgp.manifest_digest": "m1", "fedpgp.git_commit": "abc", "mlflow.source.git.commit": "abc",
@@ -54,10 +54,10 @@ def test_a_parent_has_what_its_folds_agree_on(entry):
 def test_what_they_no_longer_agree_on_goes(entry):
     client, new = entry
     run_id = new()
-    provenance_tags.share(client, run_id, [ONE])
+    mlflow_runs.share(client, run_id, [ONE])
     assert told(client, run_id)["mlflow.source.git.commit"] == "abc"
     without = {key: value for key, value in OTHER.items() if key != "git_commit"}
-    provenance_tags.share(client, run_id, [ONE, {**without, "method": "promptfl"}])
+    mlflow_runs.share(client, run_id, [ONE, {**without, "method": "promptfl"}])
     assert told(client, run_id) == {
         "fedpgp.config_digest": "own", "fedpgp.data": "icons", "fedpgp.manifest_digest": "m1",
         "fedpgp.versions.torch": "2.0",
@@ -68,7 +68,7 @@ def test_every_data_set_is_an_input_once(entry):
     client, new = entry
     run_id = new()
     for identities in ([ONE], [ONE, OTHER], [ONE, {**OTHER, "data": "shapes", "manifest_digest": "m2"}], []):
-        provenance_tags.share(client, run_id, identities)
+        mlflow_runs.share(client, run_id, identities)
     assert sorted(inputs(client, run_id)) == [("icons", "m1"), ("shapes", "m2")]
     (context,) = {tag.value for one in client.get_run(run_id).inputs.dataset_inputs for tag in one.tags}
     assert context == "training"
