@@ -11,7 +11,7 @@ from fedpgp import config
 from fedpgp.analysis.spectra import Spectrum, spectrum
 from fedpgp.clip import model
 from fedpgp.clip.icon_clip import ReducedTokenizer
-from fedpgp.clip.text_tower import TextTower
+from fedpgp.clip.towers import TextTower
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.federation.state import State

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedpgp.clip.adapters import Adapters
-from fedpgp.clip.image_tower import VisualTower
-from fedpgp.clip.prompt_encoder import PromptEncoder
-from fedpgp.clip.prompt_tree import Position, Slot, arrange, check_lengths, prompt_slots
-from fedpgp.clip.text_tower import TextTower
+from fedpgp.clip.prompt_encoder import Adapters, Position, PromptEncoder, Slot, arrange, check_lengths, prompt_slots
+from fedpgp.clip.towers import TextTower, VisualTower
 from fedpgp.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,28 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """The token ids of all texts of an experiment, so that actors need no tokenizer."""
-
-    texts: Mapping[str, tuple[int, ...]]
-    """ids of a text without start and end"""
-    bounds: tuple[int, int]
-    """ids of start-of-text and end-of-text"""
-
-    def __getitem__(self, text: str) -> tuple[int, ...]:
-        return self.texts[text]
-
-
-@dataclass(frozen=True)
 class FrozenText:
     """The frozen text tower of an experiment, small enough to send to every actor.
 
-    The tower keeps only the embeddings of tokens in `vocabulary`. The image tower is included for methods that run it.
+    The tower keeps only the embeddings of tokens in `token_ids`. The image tower is included for methods that run it.
     """
 
     tower: TextTower | None
     """None: the method has its own network"""
-    vocabulary: Vocabulary
+    token_ids: Mapping[str, tuple[int, ...]]
+    """of all texts of the experiment, without start and end, so that actors need no tokenizer"""
+    bounds: tuple[int, int]
+    """ids of start-of-text and end-of-text"""
     class_names: tuple[str, ...]
     template: str
     logit_scale: float
@@ -58,8 +45,8 @@ class FrozenText:
 
     def duplicate_names(self) -> list[str]:
         """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""
-        counts = Counter(self.vocabulary[name] for name in self.class_names)
-        return [name for name in self.class_names if counts[self.vocabulary[name]] > 1]
+        counts = Counter(self.token_ids[name] for name in self.class_names)
+        return [name for name in self.class_names if counts[self.token_ids[name]] > 1]
 
     def on(self, classes: Sequence[int]) -> ClassSet:
         """Bind the towers to the classes with these labels, in this order."""
@@ -87,17 +74,21 @@ def freeze(
         BackboneError: the image tower cannot be prompted.
     """
     names = [readable(name) for name in class_names]
-    texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(filled(template, name) for name in names)])
-    texts |= dict.fromkeys(extra_texts)
-    vocabulary = _tokenize(backbone, list(texts))
-    ids = sorted({*vocabulary.bounds, *(token for tokens in vocabulary.texts.values() for token in tokens)})
-    dense = {token: index for index, token in enumerate(ids)}
+    prompts = [filled(template, name) for name in names]
+    texts = list(dict.fromkeys([*names, *(f"{name}." for name in names), *prompts, *extra_texts]))
+    rows = backbone.tokenize(texts)
+    limit = rows.shape[1]
+    ends = rows.argmax(dim=1).tolist()  # end-of-text has the highest id
+    long = [text for text, end in zip(texts, ends, strict=True) if end == limit - 1]
+    if long:
+        raise DataError(f"text {long[0]!r}: longer than the {limit} tokens of the text tower; shorten the name")
+    unpadded = [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+    kept, dense = torch.cat(unpadded).unique(return_inverse=True)
+    renumbered = [row.tolist() for row in dense.split([len(row) for row in unpadded])]
     return FrozenText(
-        tower=TextTower.from_open_clip(backbone.model).pruned(ids),
-        vocabulary=Vocabulary(
-            texts={text: tuple(dense[t] for t in tokens) for text, tokens in vocabulary.texts.items()},
-            bounds=(dense[vocabulary.bounds[0]], dense[vocabulary.bounds[1]]),
-        ),
+        tower=TextTower.from_open_clip(backbone.model).pruned(kept),
+        token_ids={text: tuple(row[1:-1]) for text, row in zip(texts, renumbered, strict=True)},
+        bounds=(renumbered[0][0], renumbered[0][-1]),
         class_names=tuple(names),
         template=template,
         logit_scale=backbone.logit_scale,
@@ -109,7 +100,7 @@ def freeze(
 def names_only(class_names: Sequence[str], template: str) -> FrozenText:
     """Create the frozen part for a method with its own network: only the classes."""
     names = tuple(readable(name) for name in class_names)
-    return FrozenText(None, Vocabulary({}, (0, 0)), names, template, logit_scale=1.0)
+    return FrozenText(None, {}, (0, 0), names, template, logit_scale=1.0)
 
 
 def readable(name: str) -> str:
@@ -120,20 +111,6 @@ def readable(name: str) -> str:
 def filled(template: str, name: str) -> str:
     """Insert a class name into the hand-written prompt. Other braces are text, not format fields."""
     return template.replace("{}", name)
-
-
-def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
-    rows = backbone.tokenize(texts)
-    limit = rows.shape[1]
-    ends = rows.argmax(dim=1).tolist()  # end-of-text has the highest id
-    long = [text for text, end in zip(texts, ends, strict=True) if end == limit - 1]
-    if long:
-        raise DataError(f"text {long[0]!r}: longer than the {limit} tokens of the text tower; shorten the name")
-    lists = rows.tolist()
-    return Vocabulary(
-        texts={text: tuple(row[1:end]) for text, row, end in zip(texts, lists, ends, strict=True)},
-        bounds=(lists[0][0], lists[0][ends[0]]),
-    )
 
 
 class ClassSet:
@@ -197,11 +174,11 @@ class ClassSet:
         n_ctx, specific = ctx.shape[-2], ctx.dim() == 4
         key = (n_ctx, position, specific, before_name)
         if key not in self._encoders:
-            vocabulary = self._frozen.vocabulary
+            token_ids = self._frozen.token_ids
             prompts = prompt_slots(
-                names=[(*before_name, *vocabulary[name]) for name in self.names],
-                bodies=[(*before_name, *vocabulary[f"{name}."]) for name in self.names],
-                bounds=vocabulary.bounds,
+                names=[(*before_name, *token_ids[name]) for name in self.names],
+                bodies=[(*before_name, *token_ids[f"{name}."]) for name in self.names],
+                bounds=self._frozen.bounds,
                 n_ctx=n_ctx,
                 position=position,
                 class_specific=specific,
@@ -211,29 +188,29 @@ class ClassSet:
 
     def check_room(self, tokens: int) -> None:
         """Raise `DataError` if a prompt of `tokens` context tokens and a class name does not fit the tower."""
-        bodies = (self._frozen.vocabulary[f"{name}."] for name in self.names)
-        lengths = [len(self._frozen.vocabulary.bounds) + tokens + len(body) for body in bodies]
+        bodies = (self.token_ids(f"{name}.") for name in self.names)
+        lengths = [len(self._frozen.bounds) + tokens + len(body) for body in bodies]
         check_lengths(lengths, self.names, limit=len(self._tower.positions))
 
     def template(self) -> Tensor:
         """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
         template = self._frozen.template
-        return self._constant(template, lambda name: self._frozen.vocabulary[filled(template, name)])
+        return self._constant(template, lambda name: self.token_ids(filled(template, name)))
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
-        template, vocabulary = self._frozen.template, self._frozen.vocabulary
-        encoder = self._fixed(template, lambda name: vocabulary[filled(template, name)])
+        template = self._frozen.template
+        encoder = self._fixed(template, lambda name: self.token_ids(filled(template, name)))
         return encoder.encode(self._nothing(), adapters=adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:
         """Return constant text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the extra text "X"."""
-        vocabulary = self._frozen.vocabulary
-        return self._constant(f"X{n_ctx}", lambda name: (*vocabulary["X"] * n_ctx, *vocabulary[f"{name}."]))
+        tokens = self.token_ids("X") * n_ctx
+        return self._constant(f"X{n_ctx}", lambda name: (*tokens, *self.token_ids(f"{name}.")))
 
     def token_ids(self, phrase: str) -> tuple[int, ...]:
         """Return the tokens of an extra text of the method."""
-        return self._frozen.vocabulary[phrase]
+        return self._frozen.token_ids[phrase]
 
     def word_vectors(self, phrase: str) -> Tensor:
         """Return the token embeddings (L, D) of an extra text of the method."""
@@ -248,7 +225,7 @@ class ClassSet:
     def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> PromptEncoder:
         """Create or get the encoder of prompts without a context."""
         if key not in self._fixed_encoders:
-            start, end = self._frozen.vocabulary.bounds
+            start, end = self._frozen.bounds
             self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
         return self._fixed_encoders[key]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet, FrozenText
-from fedpgp.clip.text_tower import tensors_of
+from fedpgp.clip.towers import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.core.seeding import numpy_generator

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.prompt_tree import Position
+from fedpgp.clip.prompt_encoder import Position
 from fedpgp.clip.text_backbone import ClassSet, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
