@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import prod
@@ -108,25 +108,15 @@ class Chunk:
     shard: Path
 
 
-@dataclass(frozen=True)
-class CacheInfo:
-    """A complete cache, stored under its own name."""
-
-    path: Path
-    key: FeatureKey
-    images: int
-    num_bytes: int
-
-
-def scan(folder: Path) -> tuple[list[CacheInfo], list[CacheError]]:
-    """Open every cache of a folder: the complete ones, and the errors of the others. A missing folder has none."""
+def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError]]:
+    """Open every cache of a folder: images and bytes of the complete ones, and the errors of the others."""
     complete, errors = [], []
     for path in sorted(folder.glob("[!.]*.arrow")):
         try:
             key = _stored_key(path)
             if path.stem != key.digest:
                 raise CacheError(f"{path}: contains the features of {key.digest}, not of its name; delete it")
-            complete.append(CacheInfo(path, key, len(FeatureCache.open(path, key).rows), path.stat().st_size))
+            complete.append((len(FeatureCache.open(path, key).rows), path.stat().st_size))
         except CacheError as error:
             errors.append(error)
     return complete, errors
@@ -145,11 +135,11 @@ def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
 
 def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
     """Count the `rows` in the shards of an interrupted extraction, which the next one will reuse."""
-    held = [np.empty(0, np.int64)]
+    held = []
     for shard in path.with_suffix(SHARDS).glob("[!.]*.arrow"):
         with suppress(CacheError):  # damaged: will be extracted again
-            held.append(FeatureCache.open(shard, key).rows)
-    return int(np.isin(rows, np.concatenate(held)).sum())
+            held.append(_read(shard, key))
+    return int(np.isin(rows, _rows(held)).sum())
 
 
 def extract(
@@ -208,20 +198,12 @@ def write_shard(path: Path, key: FeatureKey, rows: Array, features: Array) -> No
 
 
 def _write(path: Path, tables: Sequence[pa.Table]) -> None:
-    with durable_file(path) as file, pa.ipc.new_file(file, tables[0].schema) as writer:
-        for table in _merged(tables):
-            writer.write_table(table)
-
-
-def _merged(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """Merge the rows into few record batches, so that a cache of many shards opens as fast as one."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in (batch for table in tables for batch in table.to_batches()):
-        if waiting and sum(other.nbytes for other in waiting) + batch.nbytes > BATCH_BYTES:
-            yield pa.Table.from_batches(waiting).combine_chunks()
-            waiting = []
-        waiting.append(batch)
-    yield pa.Table.from_batches(waiting).combine_chunks()
+    """Write the rows in few record batches, so that a cache of many shards opens as fast as one."""
+    table = pa.concat_tables(tables)
+    size = max(CHUNK_ROWS, BATCH_BYTES * len(table) // table.nbytes)
+    with durable_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        for start in range(0, len(table), size):
+            writer.write_table(table.slice(start, size).combine_chunks())
 
 
 def _stored_key(path: Path) -> FeatureKey:
@@ -273,15 +255,11 @@ def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list
     """Read the shards of interrupted extractions; delete damaged ones and those that were merged already."""
     held, tables = _rows(cached), []
     for path in sorted(shards.iterdir()):
-        if path.name.startswith(TEMPORARY):
-            path.unlink()
-            continue
-        try:
-            table = _read(path, key)
-        except CacheError:
-            path.unlink()
-            continue
-        if np.isin(_rows([table]), held).any():
+        table = None
+        if not path.name.startswith(TEMPORARY):
+            with suppress(CacheError):
+                table = _read(path, key)
+        if table is None or np.isin(_rows([table]), held).any():
             path.unlink()
         else:
             tables.append(table)

@@ -143,7 +143,7 @@ class _Source:
     """The weights and the activation of a model."""
 
     activation: Activation
-    weights: checkpoints.Weights | None = None
+    weights: Mapping[str, Tensor] | None = None
     """None: random ones"""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     """open_clip's preprocessing options for the weights"""
@@ -158,7 +158,7 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
         path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name)
-        return _Source(activation, checkpoints.read(path))
+        return _Source(activation, checkpoints.read(path)[0])
     if weights == "random":
         return _Source(activation)
     if weights is not None and (Path(weights).is_file() or weights.endswith(CHECKPOINT_SUFFIXES)):
@@ -167,8 +167,8 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
 
 
 def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
-    weights = checkpoints.read(path)
-    if weights.openai and activation == "gelu":
+    weights, openai = checkpoints.read(path)
+    if openai and activation == "gelu":
         raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
     if activation is None and not checkpoints.is_archive(path):
         raise BackboneError(
@@ -189,7 +189,7 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)
     path = _fetch(f"{name} {tag}", lambda: pretrained.download_pretrained(published))
-    return _Source(activation, checkpoints.read(path), published)
+    return _Source(activation, checkpoints.read(path)[0], published)
 
 
 def _from_hub(name: str, file: str | None = None) -> Path:
