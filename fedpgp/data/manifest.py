@@ -21,9 +21,7 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
 from fedpgp.core.text import first_of
 from fedpgp.data import sources
-from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
-
-__all__ = ["ImageReader", "Manifest", "build", "open_reader"]
+from fedpgp.data.sources.base import ROW_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,10 @@ def build(settings: DataSettings) -> Manifest:
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
-    _check_images(rows, class_names, str(settings.root))
+    counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
+    empty = [class_names[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(f"{settings.root}: no image of {first_of(empty, 20)}; add images, or leave the class out")
     named = set(rows["split"].unique().to_pylist()) - {None}
     if len(named) < 2:
         rows = rows.set_column(4, "split", _cut(rows, settings))
@@ -141,11 +142,6 @@ def build(settings: DataSettings) -> Manifest:
             "rename a split, or put all images into one to have it cut by data.train_fraction"
         )
     return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA))
-
-
-def open_reader(settings: DataSettings) -> ImageReader:
-    """Open a reader of the manifest's images, in any process."""
-    return sources.open_source(settings)
 
 
 def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -173,13 +169,6 @@ def _check_unique(names: Sequence[str]) -> None:
     double = [name for name, count in counts.items() if count > 1]
     if double:
         raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
-
-
-def _check_images(rows: pa.Table, class_names: Sequence[str], where: str) -> None:
-    counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if empty:
-        raise DataError(f"{where}: no image of {first_of(empty, 20)}; add images, or leave the class out")
 
 
 def _words(name: str) -> str:

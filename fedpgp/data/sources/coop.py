@@ -91,14 +91,6 @@ class OxfordPets(CoOpSource):
     )
     torchvision = "OxfordIIITPet"
 
-    @classmethod
-    def download(cls, root: Path) -> None:
-        """Fetch both splits with torchvision."""
-        from torchvision.datasets import OxfordIIITPet
-
-        for split in ("trainval", "test"):
-            OxfordIIITPet(root, split=split, download=True)
-
     def make_split(self, generator: random.Random) -> Split:
         """Breeds are the file names without their number, in lower case."""
         train, val = hold_back(self._annotated("trainval.txt"), generator)
