@@ -1,5 +1,9 @@
-"""Divides images among clients: pure functions from labels and domains to one index array per client."""
+"""Divides images among clients: pure functions from labels and domains to one index array per client.
 
+The partitions of the FedPGP and FedOTP authors are reproduced exactly, for comparison with their numbers.
+"""
+
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,10 +13,10 @@ import numpy as np
 from fedpgp.config import PartitionSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator, shuffled_order
-from fedpgp.data import published_partitions
 
 NOBODY = -1
 ATTEMPTS = 100
+AUTHORS_CLASS_SEED = 2023
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +79,16 @@ def _pathological(
 
 
 def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
-    blocks = published_partitions.class_blocks(_num_classes(splits), num_clients)
+    """Assign the authors' blocks of round(C / K) classes, after a shuffle with a fixed seed; the last is the rest."""
+    classes = list(range(_num_classes(splits)))
+    random.Random(AUTHORS_CLASS_SEED).shuffle(classes)
+    width = round(len(classes) / num_clients)  # Python's rounding, to the even number
+    starts = [client * width for client in range(num_clients)]
+    blocks = [classes[start:end] for start, end in zip(starts, [*starts[1:], len(classes)], strict=True)]
     idle = [str(client) for client, own in enumerate(blocks) if not own]
     if idle:
         raise DataError(
-            f"partition: the authors' assignment of {_num_classes(splits)} classes leaves client {', '.join(idle)} "
+            f"partition: the authors' assignment of {len(classes)} classes leaves client {', '.join(idle)} "
             "without any; give a smaller partition.clients, or partition.scheme=pathological"
         )
     return _by_class(splits, blocks)
@@ -144,7 +153,7 @@ def _authors_dirichlet(
     """Draw train and test like the authors, who have no validation images; these follow the training shares."""
     names = ["train", "test"]
     labels = [splits[name].labels for name in names]
-    parts = published_partitions.dirichlet(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
+    parts = authors_labeldir(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
     if parts is None:
         raise _too_little(settings.beta, num_clients, settings.min_per_client, len(labels[0]))
     owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
@@ -154,6 +163,54 @@ def _authors_dirichlet(
     for name in splits.keys() - names:
         owners[name] = _like(owners["train"], splits["train"].labels, splits[name].labels, num_clients, seed)
     return owners
+
+
+def authors_labeldir(
+    splits: Sequence[np.ndarray], num_clients: int, beta: float, least: int, attempts: int, seed: int
+) -> list[list[np.ndarray]] | None:
+    """Draw the authors' `noniid-labeldir` with numpy's legacy generator.
+
+    Class by class, the images of every split are shuffled and cut by the same shares ~ Dirichlet(beta), rounded down.
+    A client that has an equal part of the training images already gets none of the class.
+
+    Args:
+        splits: labels of train and test, [n] each.
+        least: minimum number of images per client and split.
+
+    Returns:
+        Per split and client, positions in the authors' order; None if all `attempts` draws gave too few.
+    """
+    generator = np.random.RandomState(seed)
+    equal_part = len(splits[0]) / num_clients
+    for _ in range(attempts):
+        parts = _draw(splits, num_clients, beta, equal_part, generator)
+        if parts is not None and min(len(own) for split in parts for own in split) >= least:
+            for client in range(num_clients):
+                for split in parts:
+                    generator.shuffle(split[client])
+            return parts
+    return None
+
+
+def _draw(
+    splits: Sequence[np.ndarray], num_clients: int, beta: float, equal_part: float, generator: np.random.RandomState
+) -> list[list[np.ndarray]] | None:
+    """Make one attempt; None if no client may take another class."""
+    pieces: list[list[list[np.ndarray]]] = [[[] for _ in range(num_clients)] for _ in splits]
+    held = np.zeros(num_clients)
+    for label in range(1 + max(int(labels.max(initial=-1)) for labels in splits)):
+        images = [np.flatnonzero(labels == label) for labels in splits]
+        for own in images:
+            generator.shuffle(own)
+        shares = generator.dirichlet(np.full(num_clients, beta)) * (held < equal_part)
+        if not shares.sum() > 0:
+            return None
+        ends = np.cumsum(shares / shares.sum())
+        for part, own in zip(pieces, images, strict=True):
+            for client, piece in enumerate(np.split(own, (ends * len(own)).astype(int)[:-1])):
+                part[client].append(piece)
+        held += [len(client[-1]) for client in pieces[0]]
+    return [[np.concatenate(client) for client in part] for part in pieces]
 
 
 def _like(owner: np.ndarray, labels: np.ndarray, others: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
