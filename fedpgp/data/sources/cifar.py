@@ -16,8 +16,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.files import size_and_time
-from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.folder import FolderSource, size_and_time
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32

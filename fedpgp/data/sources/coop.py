@@ -13,8 +13,7 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
-from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines
-from fedpgp.data.sources.folder import SUFFIXES
+from fedpgp.data.sources.folder import SUFFIXES, ImageFiles, listed, names_in, read_lines
 from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
 _OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"

@@ -13,8 +13,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
-from fedpgp.data.sources.files import listed, read_lines
-from fedpgp.data.sources.folder import FolderSource, Group
+from fedpgp.data.sources.folder import FolderSource, Group, listed, read_lines
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 OFFICE_CLASSES = (

@@ -1,20 +1,37 @@
-"""Image folders: class/image, split/class/image and domain/class/image."""
+"""Image files: folders class/image, split/class/image and domain/class/image, and lists of names."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
 
+from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, image_rows, inside
-from fedpgp.data.sources.files import ImageFiles, size_and_time
+from fedpgp.core.text import first_of
+from fedpgp.data.sources import decoding
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows, inside
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
 
-@dataclass(frozen=True)
-class Group:
+class ImageFiles(Source):
+    """Base of sources whose images are files under `root`."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.root = existing_root(settings)
+
+    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
+        """Decode the files of `rows`, in order."""
+        for file in rows["file"].to_pylist():
+            yield decoding.read(inside(self.root, file), str(self.root / file))
+
+
+class Group(NamedTuple):
     """A folder of class folders, relative to the root."""
 
     folder: str
@@ -95,3 +112,100 @@ class DomainFolderSource(FolderSource):
         domains = self._folders("")
         self._refuse("no domain folder", [] if domains else [""])
         return [Group(domain, domain, None) for domain in domains]
+
+
+def listed(
+    root: Path,
+    files: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    domains: Sequence[int] | np.ndarray,
+    splits: Sequence[str | None],
+    source: str,
+) -> pa.Table:
+    """Build the rows of listed files, which are relative to `root` and must exist.
+
+    Args:
+        source: name of the list, for messages.
+
+    Raises:
+        DataError: names outside the root, duplicate names, or missing files.
+    """
+    escaping = [file for file in files if _escapes(file)]
+    _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
+    twice = [file for file, count in Counter(files).items() if count > 1] if len(set(files)) < len(files) else []
+    _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
+    found = _found(root, files)
+    missing = [file for file, stat in zip(files, found, strict=True) if stat is None]
+    _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
+    sizes, times = zip(*filter(None, found), strict=True) if files else ((), ())
+    return image_rows(len(files), file=files, label=labels, domain=domains, split=splits, size=sizes, modified=times)
+
+
+def names_in(folder: Path, what: str) -> list[str]:
+    """List the sorted, unhidden names in a folder; raise `DataError` if it is unreadable or a name is not UTF-8."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: {what} cannot be listed ({error.strerror})") from error
+    wrong = [name for name in names if name != name.encode(errors="replace").decode()]
+    if wrong:
+        raise DataError(f"{folder}: a file name is not UTF-8 ({wrong[0]!r}); rename it")
+    return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a list without empty ones and # comments; raise `DataError` if it is missing or not UTF-8."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; save it as UTF-8") from None
+    stripped = (line.strip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+def _refuse(source: str, what: str, files: Sequence[str], advice: str) -> None:
+    if files:
+        raise DataError(f"{source}: {len(files)} images {what}: {first_of(files)}; {advice}")
+
+
+def _escapes(file: str) -> bool:
+    path = PurePosixPath(file)
+    return path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file
+
+
+def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Return the bytes of a file and its modification time in ns."""
+    stat = entry.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _found(root: Path, files: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Look up size and time of each file, None if it is missing; each folder is listed once."""
+    folders: dict[str, dict[str, tuple[int, int]]] = {}
+    found = []
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _found_in(root, folder)
+        found.append(folders[folder].get(name))
+    return found
+
+
+def _found_in(root: Path, folder: str) -> dict[str, tuple[int, int]]:
+    found = {}
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    inside(root, os.path.join(folder, entry.name))
+                if entry.is_file():
+                    found[entry.name] = size_and_time(entry)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
+    if folder:
+        inside(root, folder)
+    return found

@@ -15,7 +15,7 @@ from fedpgp.core.plugins import Plugin, reason
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, inside
-from fedpgp.data.sources.files import listed
+from fedpgp.data.sources.folder import listed
 
 
 class Row(NamedTuple):
