@@ -146,13 +146,12 @@ def build(settings: DataSettings) -> Manifest:
 
 def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names in label order, and the new label of each label found; `given` reorders or renames them."""
-    _check_unique(found)
+    old = _labels(found)
     if given is None:
         return found, np.arange(len(found))
-    _check_unique(given)
+    new = _labels(given)
     if len(given) != len(found):
         raise DataError(f"data.class_names: {len(given)} names for {len(found)} classes ({', '.join(found)})")
-    old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, given))
     if old.keys() == new.keys():
         return given, np.array([new[name] for name in old])
     moved = [name for name, label in new.items() if old.get(name, label) != label]
@@ -164,15 +163,13 @@ def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple
     return given, np.arange(len(found))
 
 
-def _check_unique(names: Sequence[str]) -> None:
-    counts = Counter(_words(name) for name in names)
-    double = [name for name, count in counts.items() if count > 1]
+def _labels(names: Sequence[str]) -> dict[str, int]:
+    """Map each name, with underscores read as spaces, to its label; raise `DataError` if two are the same then."""
+    words = [name.replace("_", " ") for name in names]
+    double = [name for name, count in Counter(words).items() if count > 1]
     if double:
         raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return {name: label for label, name in enumerate(words)}
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:

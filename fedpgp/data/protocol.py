@@ -134,7 +134,12 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     local = assign(partition, divided_by, len(client_names), seed)
     train = evaluation_sets["train", train_set]
     chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
-    _check_not_idle(client_names, chosen, train)
+    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
+    if idle:
+        raise DataError(
+            f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
+            f"{train_set} classes); give a smaller partition.clients or another partition.scheme"
+        )
     tested = [
         replace(pool, members=local[split]) if name == train_set else pool
         for (split, name), pool in evaluation_sets.items()
@@ -163,15 +168,6 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
     if protocol.held_out != EVERY_DOMAIN:
         return (protocol,)
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
-
-
-def _check_not_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
-    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
-    if idle:
-        raise DataError(
-            f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
-            f"{train.class_set} classes); give a smaller partition.clients or another partition.scheme"
-        )
 
 
 def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:

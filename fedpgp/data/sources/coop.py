@@ -52,17 +52,9 @@ class CoOpSource(ImageFiles):
         else:
             split = self.make_split(random.Random(self.seed))
             splits.save(path, split)
-        items = [item for name in SPLITS for item in split[name]]
-        names = splits.class_names(items, str(path))
-        table = listed(
-            self.root,
-            [f"{self.images}/{item.image}" for item in items],
-            [item.label for item in items],
-            [0] * len(items),
-            [name for name in SPLITS for _ in split[name]],
-            path.name,
-        )
-        return Scan(names, (SINGLE_DOMAIN,), table)
+        names = splits.class_names(split, str(path))
+        images = [(f"{self.images}/{item.image}", item.label, 0, name) for name in SPLITS for item in split[name]]
+        return Scan(names, (SINGLE_DOMAIN,), listed(self.root, images, path.name))
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""

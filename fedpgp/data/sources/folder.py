@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -27,8 +26,7 @@ class ImageFiles(Source):
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the files of `rows`, in order."""
-        for file in rows["file"].to_pylist():
-            yield decoding.read(inside(self.root, file), str(self.root / file))
+        return read_files(self.root, rows)
 
 
 class Group(NamedTuple):
@@ -48,7 +46,7 @@ class FolderSource(ImageFiles):
     def scan(self) -> Scan:
         """List the images; class names are the sorted folder names."""
         try:
-            groups = {group: self._class_folders(group.folder) for group in self._groups()}
+            groups = {group: self._folders(group.folder) for group in self._groups()}
             self._refuse("no class folder", [group.folder for group, found in groups.items() if not found])
             class_names = tuple(sorted({name for found in groups.values() for name in found}))
             domains = tuple(dict.fromkeys(group.domain for group in groups))
@@ -58,10 +56,10 @@ class FolderSource(ImageFiles):
                 for name in found:
                     folder = os.path.join(group.folder, name)
                     images = self._images(folder)
-                    if not len(images["file"]):
+                    count, domain = len(images["file"]), domains.index(group.domain)
+                    if not count:
                         empty.append(folder)
-                    about = {"label": labels[name], "domain": domains.index(group.domain), "split": group.split}
-                    tables.append(image_rows(len(images["file"]), **images, **about))
+                    tables.append(image_rows(count, **images, label=labels[name], domain=domain, split=group.split))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
         except UnicodeEncodeError as error:
@@ -74,9 +72,6 @@ class FolderSource(ImageFiles):
         if tops and all(top in SPLIT_NAMES for top in tops):
             return [Group(top, SINGLE_DOMAIN, SPLIT_NAMES[top]) for top in tops]
         return [Group("", SINGLE_DOMAIN, None)]
-
-    def _class_folders(self, folder: str) -> list[str]:
-        return self._folders(folder)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """List `folder`, sorted, without hidden entries; links must stay inside the root."""
@@ -114,22 +109,19 @@ class DomainFolderSource(FolderSource):
         return [Group(domain, domain, None) for domain in domains]
 
 
-def listed(
-    root: Path,
-    files: Sequence[str],
-    labels: Sequence[int] | np.ndarray,
-    domains: Sequence[int] | np.ndarray,
-    splits: Sequence[str | None],
-    source: str,
-) -> pa.Table:
-    """Build the rows of listed files, which are relative to `root` and must exist.
+def read_files(root: Path, rows: pa.Table) -> Iterator[Image.Image]:
+    """Decode the files of `rows`, which are relative to `root`, in order."""
+    for file in rows["file"].to_pylist():
+        yield decoding.read(inside(root, file), str(root / file))
 
-    Args:
-        source: name of the list, for messages.
+
+def listed(root: Path, images: Sequence[tuple[str, int, int, str | None]], source: str) -> pa.Table:
+    """Build the rows of listed images: file, label, domain and split. Files are relative to `root` and must exist.
 
     Raises:
-        DataError: names outside the root, duplicate names, or missing files.
+        DataError: names outside the root, duplicate names, or missing files; starts with `source`.
     """
+    files, labels, domains, splits = zip(*images, strict=True) if images else ((), (), (), ())
     escaping = [file for file in files if _escapes(file)]
     _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
     twice = [file for file, count in Counter(files).items() if count > 1] if len(set(files)) < len(files) else []

@@ -79,10 +79,10 @@ def read_split(path: Path) -> Split:
         ) from None
 
 
-def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
+def class_names(split: Split, source: str) -> tuple[str, ...]:
     """Return the names in label order; raise `DataError` if labels are not 0, 1, 2, ... with one name each."""
     names: dict[int, str] = {}
-    for item in items:
+    for item in (item for name in SPLITS for item in split[name]):
         if names.setdefault(item.label, item.class_name) != item.class_name:
             raise DataError(f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; fix it")
     gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
