@@ -18,10 +18,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fedpgp.clip.towers import Affine, Block, TextTower, merge_heads, split_heads
-from fedpgp.core.errors import DataError
-from fedpgp.core.text import first_of
-
-Position = Literal["end", "middle", "front"]
 
 Slot = int
 """One position of a prompt: a token id (>= 0), or learned context token j as `-1 - j`."""
@@ -199,43 +195,6 @@ def _lay_out(prompts: Sequence[Sequence[Slot]]) -> Layout:
         sees=sees[order][:, order],
         ends=place[torch.tensor(ends)],
     )
-
-
-def prompt_slots(
-    names: Sequence[Sequence[int]],
-    bodies: Sequence[Sequence[int]],
-    bounds: tuple[int, int],
-    n_ctx: int,
-    position: Position,
-    class_specific: bool,
-) -> list[list[Slot]]:
-    """Build the slots of "[SOS] context NAME . [EOS]" for every class, as in CoOp.
-
-    Args:
-        names: token ids of each name; only their number is used (for `middle` and `front`).
-        bodies: token ids of "NAME." for each class.
-        bounds: ids of start-of-text and end-of-text.
-        n_ctx: number of context tokens L.
-        position: position of the name: after, in the middle of (after L // 2 tokens), or before the context.
-        class_specific: context token l of class c is slot c * L + l instead of l.
-    """
-    prompts = []
-    for index, (name, body) in enumerate(zip(names, bodies, strict=True)):
-        first = index * n_ctx if class_specific else 0
-        ctx = [-1 - slot for slot in range(first, first + n_ctx)]
-        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-        head, tail = list(body[: len(name)]), list(body[len(name) :])
-        prompts.append([bounds[0], *ctx[:before], *head, *ctx[before:], *tail, bounds[1]])
-    return prompts
-
-
-def check_lengths(lengths: Sequence[int], names: Sequence[str], limit: int) -> None:
-    """Raise `DataError` with the classes whose prompts are longer than `limit` tokens."""
-    long = [f"{name!r} ({size} tokens)" for name, size in zip(names, lengths, strict=True) if size > limit]
-    if long:
-        raise DataError(
-            f"class {first_of(long, 5)}: longer than the {limit} tokens of the tower; shorten name or n_ctx"
-        )
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from fedpgp.clip.prompt_encoder import Adapters, Position, PromptEncoder, Slot, arrange, check_lengths, prompt_slots
+from fedpgp.clip.prompt_encoder import Adapters, PromptEncoder, Slot, arrange
 from fedpgp.clip.towers import TextTower, VisualTower
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import first_of
 
 if TYPE_CHECKING:
     from fedpgp.clip.model import Backbone
+
+Position = Literal["end", "middle", "front"]
+"""Position of the class name: after, in the middle of (after L // 2 tokens), or before the context."""
 
 
 @dataclass(frozen=True)
@@ -164,33 +168,20 @@ class ClassSet:
     def encode(
         self, ctx: Tensor, position: Position = "end", deep: Tensor | None = None, before_name: tuple[int, ...] = ()
     ) -> Tensor:
-        """Compute text features (P, C, E), not normalized, of contexts (P, L, D) or (P, C, L, D).
+        """Compute text features (P, C, E), not normalized, of contexts (P, L, D) or, class-specific, (P, C, L, D).
 
         Args:
-            position: position of the class name.
             deep: contexts of the layers after the first (P, J - 1, ..., L, D), see `PromptEncoder.encode`.
             before_name: fixed tokens in front of each name.
         """
-        n_ctx, specific = ctx.shape[-2], ctx.dim() == 4
-        key = (n_ctx, position, specific, before_name)
+        key = (ctx.shape[-2], position, ctx.dim() == 4, before_name)
         if key not in self._encoders:
-            token_ids = self._frozen.token_ids
-            prompts = prompt_slots(
-                names=[(*before_name, *token_ids[name]) for name in self.names],
-                bodies=[(*before_name, *token_ids[f"{name}."]) for name in self.names],
-                bounds=self._frozen.bounds,
-                n_ctx=n_ctx,
-                position=position,
-                class_specific=specific,
-            )
-            self._encoders[key] = self._encoder(prompts)
+            self._encoders[key] = self._encoder(self._prompts(*key))
         return self._encoders[key].encode(ctx, deep)
 
     def check_room(self, tokens: int) -> None:
         """Raise `DataError` if a prompt of `tokens` context tokens and a class name does not fit the tower."""
-        bodies = (self.token_ids(f"{name}.") for name in self.names)
-        lengths = [len(self._frozen.bounds) + tokens + len(body) for body in bodies]
-        check_lengths(lengths, self.names, limit=len(self._tower.positions))
+        self._check_lengths([2 + tokens + len(self.token_ids(f"{name}.")) for name in self.names])
 
     def template(self) -> Tensor:
         """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
@@ -209,7 +200,7 @@ class ClassSet:
         return self._constant(f"X{n_ctx}", lambda name: (*tokens, *self.token_ids(f"{name}.")))
 
     def token_ids(self, phrase: str) -> tuple[int, ...]:
-        """Return the tokens of an extra text of the method."""
+        """Return the tokens of a text of the experiment."""
         return self._frozen.token_ids[phrase]
 
     def word_vectors(self, phrase: str) -> Tensor:
@@ -233,8 +224,32 @@ class ClassSet:
         """Create a context (1, 0, D) without tokens."""
         return self._tower.tokens.new_empty(1, 0, self.width)
 
+    def _prompts(
+        self, n_ctx: int, position: Position, class_specific: bool, before_name: tuple[int, ...]
+    ) -> list[list[Slot]]:
+        """Build the slots of "[SOS] context NAME . [EOS]" for every class, as in CoOp.
+
+        Context token l of class c is slot c * L + l if it is class-specific, and l otherwise.
+        """
+        start, end = self._frozen.bounds
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        prompts = []
+        for index, name in enumerate(self.names):
+            first = index * n_ctx if class_specific else 0
+            ctx = [-1 - slot for slot in range(first, first + n_ctx)]
+            body, length = self.token_ids(f"{name}."), len(self.token_ids(name))
+            prompts.append([start, *ctx[:before], *before_name, *body[:length], *ctx[before:], *body[length:], end])
+        return prompts
+
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
-        tower = self._tower
-        check_lengths([len(prompt) for prompt in prompts], self.names, limit=len(tower.positions))
+        self._check_lengths([len(prompt) for prompt in prompts])
         chunk = self._frozen.class_chunk
-        return PromptEncoder(tower, arrange(prompts, chunk), bounded=chunk is not None)
+        return PromptEncoder(self._tower, arrange(prompts, chunk), bounded=chunk is not None)
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        limit, named = len(self._tower.positions), zip(self.names, lengths, strict=True)
+        long = [f"{name!r} ({length} tokens)" for name, length in named if length > limit]
+        if long:
+            raise DataError(
+                f"class {first_of(long, 5)}: longer than the {limit} tokens of the tower; shorten name or n_ctx"
+            )

@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -170,9 +170,7 @@ class DescribableTextures(CoOpSource):
         """Classes are the folders, sorted."""
         if not (self.root / "labels").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
-        files = {name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS}
-        labels = _labels_of_folders(file for split in files.values() for file in split)
-        return {name: [_item(file, labels) for file in split] for name, split in files.items()}
+        return _labelled({name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS})
 
 
 class Food101(CoOpSource):
@@ -191,15 +189,14 @@ class Food101(CoOpSource):
         """Classes are the folders, sorted."""
         if not (self.root / "meta").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
-        train, test = self._meta("train"), self._meta("test")
-        labels = _labels_of_folders([*train, *test])
-        kept, val = hold_back([_item(file, labels) for file in train], generator)
-        return {"train": kept, "val": val, "test": [_item(file, labels) for file in test]}
+        official = _labelled({name: self._meta(name) for name in ("train", "test")})
+        train, val = hold_back(official["train"], generator)
+        return {"train": train, "val": val, "test": official["test"]}
 
     def _meta(self, name: str) -> list[str]:
         path = self.root / "meta" / f"{name}.txt"
         if path.exists():
-            lines: list[str] = read_lines(path)
+            lines = read_lines(path)
         else:
             lines = [str(line) for files in read_json(path.with_suffix(".json")).values() for line in files]
         return [f"{line}.jpg" for line in lines]
@@ -237,10 +234,9 @@ def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, 
     return found
 
 
-def _labels_of_folders(files: Iterable[str]) -> dict[str, int]:
-    return {name: label for label, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
-
-
-def _item(file: str, labels: Mapping[str, int]) -> Item:
-    name = file.partition("/")[0]
-    return Item(file, labels[name], name)
+def _labelled(split: Mapping[str, Sequence[str]]) -> Split:
+    """Turn lists of CLASS/IMAGE into items; labels follow the sorted class names of all lists."""
+    pairs = {name: [(file, file.partition("/")[0]) for file in files] for name, files in split.items()}
+    class_names = sorted({class_name for own in pairs.values() for _, class_name in own})
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    return {name: [Item(file, labels[own], own) for file, own in files] for name, files in pairs.items()}
