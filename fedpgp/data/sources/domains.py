@@ -7,7 +7,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
@@ -182,9 +181,8 @@ class DomainNet10(DomainsSource):
 
 
 def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:
-    pairs = pa.table({"label": [line.label for line in lines], "name": [line.class_name for line in lines]})
-    pairs = pairs.group_by(["label", "name"]).aggregate([]).sort_by([("label", "ascending")])
-    labels, names = pairs["label"].to_pylist(), pairs["name"].to_pylist()
-    if labels != list(range(len(labels))) or pc.count_distinct(pairs["name"]).as_py() != len(names):
+    pairs = sorted({(line.label, line.class_name) for line in lines})
+    names = tuple(name for _, name in pairs)
+    if [label for label, _ in pairs] != list(range(len(pairs))) or len(set(names)) < len(names):
         raise DataError(f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again")
-    return tuple(names)
+    return names

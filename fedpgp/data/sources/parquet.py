@@ -22,7 +22,8 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.redaction import redacted
 from fedpgp.core.text import one_line
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, inside
+from fedpgp.data.sources import base
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
 from fedpgp.data.sources.folder import size_and_time
 
@@ -39,7 +40,7 @@ class Place:
 
     def __init__(self, settings: DataSettings) -> None:
         root = settings.root
-        self._local = None if isinstance(root, str) else existing_root(settings)
+        self._local = None if isinstance(root, str) else base.existing_root(settings)
         self._shown = redacted(str(self._local or root))
         if self._local:
             self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
@@ -63,26 +64,23 @@ class Place:
 
     def files(self, suffix: str) -> dict[str, tuple[int, int | None]]:
         """List unhidden files: relative name -> bytes, modification time in ns; raise `DataError` on failure."""
+        found: dict[str, tuple[int, int | None]] = {}
         try:
-            found = self._found_here(self._local, suffix) if self._local else self._found_there(suffix)
+            if self._local:
+                for path in self._local.rglob(f"*{suffix}"):
+                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
+            else:
+                for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
+                    if info.type == fs.FileType.File and info.path.endswith(suffix):
+                        found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
         except OSError as error:
             raise DataError(f"{self}: cannot be listed ({one_line(error)})") from None
         return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
 
     def open(self, file: str) -> pa.NativeFile:
         """Open a file; raise `OSError` if it is unreadable, or `DataError` if it is a link out of the root."""
-        path = f"{self._path}/{file}" if self._local is None else str(inside(self._local, file))
+        path = f"{self._path}/{file}" if self._local is None else str(base.inside(self._local, file))
         return self._fs.open_input_file(path)
-
-    def _found_here(self, root: Path, suffix: str) -> dict[str, tuple[int, int | None]]:
-        return {path.relative_to(root).as_posix(): size_and_time(path) for path in root.rglob(f"*{suffix}")}
-
-    def _found_there(self, suffix: str) -> dict[str, tuple[int, int | None]]:
-        return {
-            str(PurePosixPath(info.path).relative_to(self._path)): (info.size, info.mtime_ns)
-            for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True))
-            if info.type == fs.FileType.File and info.path.endswith(suffix)
-        }
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,8 @@ class ParquetSource(Source):
     def _columns(self, file: str, schema: pa.Schema) -> Columns:
         features = _features(schema)
         image = self._choose(file, "image", features, "Image", [f.name for f in schema if _holds_images(f.type)])
-        plain = [field.name for field in schema if _holds_labels(field.type) and field.name != DOMAIN]
-        label = self._choose(file, "label", features, "ClassLabel", plain)
+        plain = [f.name for f in schema if pa.types.is_integer(f.type) or _holds_text(f.type)]
+        label = self._choose(file, "label", features, "ClassLabel", [name for name in plain if name != DOMAIN])
         domain = DOMAIN if DOMAIN in schema.names else None
         return Columns(image, label, domain, _names(features, label), _names(features, DOMAIN))
 
@@ -191,18 +189,10 @@ class ParquetSource(Source):
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
+        rows = image_rows(count, file=file, row=np.arange(count), split=split, size=size, modified=modified)
         domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
-        return pa.table(
-            {
-                "file": pa.repeat(file, count),
-                "row": np.arange(count),
-                "label": _plain(table[columns.label]),
-                DOMAIN: domain if columns.domain_names else domain.cast(pa.string()),
-                "split": pa.repeat(pa.scalar(split, pa.string()), count),
-                "size": pa.repeat(size, count),
-                "modified": pa.repeat(pa.scalar(modified, pa.int64()), count),
-            }
-        )
+        domain = domain if columns.domain_names else domain.cast(pa.string())
+        return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)
 
     def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
         """Return the ordered names of a column and, per row, the index of its name."""
@@ -267,10 +257,6 @@ def _holds_images(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_images(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _holds_labels(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or _holds_text(kind))
 
 
 def _holds_text(kind: pa.DataType) -> bool:
