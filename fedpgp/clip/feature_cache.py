@@ -155,7 +155,6 @@ def extract(
     each other.
 
     Args:
-        folder: folder of all caches
         run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`) in any process, then yields the chunk
         progress: called with the numbers of finished and of all images
 

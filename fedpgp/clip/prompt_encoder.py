@@ -44,7 +44,6 @@ class PromptEncoder:
     """Encodes stacks of contexts for one layout of class names. Equal contexts give equal features.
 
     Args:
-        tower: the frozen text tower.
         layouts: the classes, in order, in one or more trees.
         bounded: keep the activations of one tree at a time (recomputed in the backward pass), to limit memory.
     """
@@ -153,12 +152,7 @@ class Layout:
 
 
 def arrange(prompts: Sequence[Sequence[Slot]], class_chunk: int | None = None) -> tuple[Layout, ...]:
-    """Lay out prompts, each from start-of-text to end-of-text, as one or more trees.
-
-    Args:
-        prompts: the slots of each class, in order.
-        class_chunk: maximum number of classes per tree; None: trees of about `TREE_NODES` nodes.
-    """
+    """Lay out prompts as trees of at most `class_chunk` classes or, without it, of about `TREE_NODES` nodes."""
     trees = ceil(len(_grow(prompts)[0]) / TREE_NODES)
     size = class_chunk or ceil(len(prompts) / trees)
     return tuple(_lay_out(prompts[start : start + size]) for start in range(0, len(prompts), size))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from fedpgp.clip.prompt_encoder import Adapters, PromptEncoder, Slot, arrange
-from fedpgp.clip.towers import TextTower, VisualTower
+from fedpgp.clip.towers import TextTower, VisualTower, map_tensors
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 
@@ -43,9 +43,8 @@ class FrozenText:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FrozenText:
         """Move the towers to another device or precision."""
-        visual = None if self.visual is None else self.visual.to(device, dtype)
-        tower = None if self.tower is None else self.tower.to(device, dtype)
-        return replace(self, tower=tower, visual=visual)
+        moved: FrozenText = map_tensors(self, lambda tensor: tensor.to(device, dtype))
+        return moved
 
     def duplicate_names(self) -> list[str]:
         """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""

@@ -173,11 +173,7 @@ class VisualTower(Tower):
 
     @classmethod
     def from_open_clip(cls, visual: nn.Module, image: ImageSpec) -> VisualTower:
-        """Read the image tower of an open_clip model.
-
-        Raises:
-            BackboneError: it is not a plain vision transformer, pooled at its class token.
-        """
+        """Read the tower of open_clip; raise `BackboneError` if it is not a plain ViT, pooled at its class token."""
         from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
         plain = (
@@ -222,10 +218,8 @@ def merge_heads(x: Tensor) -> Tensor:
 def in_chunks(function: Callable[..., Tensor], size: int, *stacks: Tensor) -> Tensor:
     """Compute `function(*stacks)` on at most `size` rows of the stacks (P, ...) at a time, to bound memory.
 
-    With several chunks the activations are recomputed in the backward pass.
-
-    Args:
-        function: computes each row from that row of the stacks alone.
+    `function` computes each row from that row of the stacks alone. With several chunks the activations are recomputed
+    in the backward pass.
     """
     if len(stacks[0]) <= size:
         return function(*stacks)

@@ -78,22 +78,20 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
         tensors.pop(name, None)  # a constant, such as the causal mask, which a scripted model saves too
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:  # () and (1,) are both in use
         tensors["logit_scale"] = tensors["logit_scale"].reshape(expected["logit_scale"].shape)
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
     misfits = {
         "missing": [name for name in expected if name not in tensors],
         "unknown": [name for name in tensors if name not in expected],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
     }
-    not_finite = [
-        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
     if any(misfits.values()):
         difference = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
         raise BackboneError(f"{what}: the checkpoint belongs to another model: {difference}; check backbone.name")
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    not_finite = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
     if not_finite:
         raise BackboneError(f"{what}: not finite: {first_of(not_finite, 3)}; the file is damaged, fetch it again")
     model.load_state_dict(tensors)

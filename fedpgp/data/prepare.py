@@ -1,8 +1,7 @@
 """Downloads a data set if torchvision supports it, and checks it; else prints the manual steps."""
 
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,9 +44,11 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
 
 def _download(source: type[Source], root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    extraction_filter = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # reject members outside the target folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as fresh, _contained():
+        with TemporaryDirectory(prefix=".download-", dir=root) as fresh:
             source.download(Path(fresh))
             for entry in sorted(Path(fresh).iterdir()):
                 entry.replace(root / entry.name)
@@ -56,17 +57,8 @@ def _download(source: type[Source], root: Path) -> None:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise DataError(_by_hand(source, root, f"could not be downloaded ({one_line(error)})")) from error
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Reject members of tar archives outside the target folder, which torchvision does not do."""
-    before = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    try:
-        yield
     finally:
-        tarfile.TarFile.extraction_filter = before
+        tarfile.TarFile.extraction_filter = extraction_filter
 
 
 def _by_hand(source: type[Source], root: Path, what: str) -> str:

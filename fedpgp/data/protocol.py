@@ -133,7 +133,11 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     divided_by = {split: Labelled(labels=pool.labels, domains=slots[pool.domains]) for split, pool in divided.items()}
     local = assign(partition, divided_by, len(client_names), seed)
     train = evaluation_sets["train", train_set]
-    chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
+    chosen = list(local["train"])
+    if protocol.shots is not None:  # the first of each class, in a random order of the client's images
+        for client, own in enumerate(chosen):
+            ranks = shuffled_ranks(train.labels[own], numpy_generator(seed, "shots", client))
+            chosen[client] = own[ranks < protocol.shots]
     idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
     if idle:
         raise DataError(
@@ -235,10 +239,3 @@ def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes
     rows = np.flatnonzero(chosen & (number[manifest.labels] >= 0))
     labels = number[manifest.labels[rows]]
     return EvaluationSet(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
-
-
-def _shots(labels: np.ndarray, own: np.ndarray, shots: int | None, seed: int, client: int) -> np.ndarray:
-    """Take the first `shots` of each class in a random order of the client's positions."""
-    if shots is None:
-        return own
-    return own[shuffled_ranks(labels[own], numpy_generator(seed, "shots", client)) < shots]

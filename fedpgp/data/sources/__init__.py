@@ -24,11 +24,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def find(name: str) -> type[Source]:
-    """The class of a source: built in, installed as an entry point, or MODULE:CLASS.
-
-    Raises:
-        ConfigError: unknown source, or a plug-in that cannot be used.
-    """
+    """The class of a source: built in, an entry point, or MODULE:CLASS; raise `ConfigError` if it cannot be used."""
     if name in SOURCES:
         return SOURCES[name]
     if (found := plugin(name)) is None:

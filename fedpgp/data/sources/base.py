@@ -71,11 +71,7 @@ class Source(ABC):
 
     @abstractmethod
     def scan(self) -> Scan:
-        """List all images without opening them.
-
-        Raises:
-            DataError: the files do not have the layout of this format.
-        """
+        """List all images without opening them; raise `DataError` if the files do not have this format's layout."""
 
     @abstractmethod
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:

@@ -13,7 +13,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
-from fedpgp.data.sources.folder import FolderSource, Group, listed, read_lines
+from fedpgp.data.sources.folder import FolderSource, listed, read_lines
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 OFFICE_CLASSES = (
@@ -130,8 +130,8 @@ class DomainsSource(FolderSource):
         labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
         return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))
 
-    def _groups(self) -> list[Group]:
-        return [Group(domain, domain, None) for domain in self.domains]
+    def _groups(self) -> list[tuple[str, str, str | None]]:
+        return [(domain, domain, None) for domain in self.domains]
 
     def _folders(self, folder: str) -> list[str]:
         folders = super()._folders(folder)

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -29,14 +29,6 @@ class ImageFiles(Source):
         return read_files(self.root, rows)
 
 
-class Group(NamedTuple):
-    """A folder of class folders, relative to the root."""
-
-    folder: str
-    domain: str
-    split: str | None
-
-
 class FolderSource(ImageFiles):
     """root/class/image, or root/split/class/image if all folders of the root have names of splits."""
 
@@ -46,20 +38,21 @@ class FolderSource(ImageFiles):
     def scan(self) -> Scan:
         """List the images; class names are the sorted folder names."""
         try:
-            groups = {group: self._folders(group.folder) for group in self._groups()}
-            self._refuse("no class folder", [group.folder for group, found in groups.items() if not found])
-            class_names = tuple(sorted({name for found in groups.values() for name in found}))
-            domains = tuple(dict.fromkeys(group.domain for group in groups))
+            groups = self._groups()
+            classes = {folder: self._folders(folder) for folder, _, _ in groups}
+            self._refuse("no class folder", [folder for folder, found in classes.items() if not found])
+            class_names = tuple(sorted({name for found in classes.values() for name in found}))
+            domains = tuple(dict.fromkeys(domain for _, domain, _ in groups))
             labels = {name: label for label, name in enumerate(class_names)}
             tables, empty = [], []
-            for group, found in groups.items():
-                for name in found:
-                    folder = os.path.join(group.folder, name)
+            for group, domain, split in groups:
+                for name in classes[group]:
+                    folder = os.path.join(group, name)
                     images = self._images(folder)
-                    count, domain = len(images["file"]), domains.index(group.domain)
-                    if not count:
+                    if not images["file"]:
                         empty.append(folder)
-                    tables.append(image_rows(count, **images, label=labels[name], domain=domain, split=group.split))
+                    about = {"label": labels[name], "domain": domains.index(domain), "split": split}
+                    tables.append(image_rows(len(images["file"]), **images, **about))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
         except UnicodeEncodeError as error:
@@ -67,11 +60,12 @@ class FolderSource(ImageFiles):
         self._refuse("no image in the class folder", empty)
         return Scan(class_names, domains, pa.concat_tables(tables))
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[tuple[str, str, str | None]]:
+        """List the folders of class folders, relative to the root, each with its domain and split."""
         tops = self._folders("")
         if tops and all(top in SPLIT_NAMES for top in tops):
-            return [Group(top, SINGLE_DOMAIN, SPLIT_NAMES[top]) for top in tops]
-        return [Group("", SINGLE_DOMAIN, None)]
+            return [(top, SINGLE_DOMAIN, SPLIT_NAMES[top]) for top in tops]
+        return [("", SINGLE_DOMAIN, None)]
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """List `folder`, sorted, without hidden entries; links must stay inside the root."""
@@ -103,10 +97,10 @@ class DomainFolderSource(FolderSource):
     name = "domain_folder"
     layout = "domain/class/image (for class/image give data.name=folder)"
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[tuple[str, str, str | None]]:
         domains = self._folders("")
         self._refuse("no domain folder", [] if domains else [""])
-        return [Group(domain, domain, None) for domain in domains]
+        return [(domain, domain, None) for domain in domains]
 
 
 def read_files(root: Path, rows: pa.Table) -> Iterator[Image.Image]:

@@ -31,12 +31,7 @@ class Row(NamedTuple):
 
 
 def scan(target: str, source: type[Source], settings: DataSettings) -> Scan:
-    """What a source from outside the package holds, checked.
-
-    Raises:
-        DataError: no rows, or a label without a name.
-        ConfigError: it raised an error.
-    """
+    """Scan a source from outside the package; raise `DataError` for wrong rows, `ConfigError` if it raised an error."""
     try:
         found = source(settings).scan()
     except UserError:
@@ -54,11 +49,7 @@ def scan(target: str, source: type[Source], settings: DataSettings) -> Scan:
 
 
 def adapted(plugin: Plugin) -> type[Source]:
-    """The source that a class from outside the package is: a `Source`, or one made of its `class_names` and `rows`.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """The source that a plug-in is: a `Source`, or one made of its `class_names` and `rows`, else a `ConfigError`."""
     kind, wrong = plugin.kind, []
     template = getattr(kind, "template", Source.template)
     if not isinstance(template, str) or template.count("{}") != 1:
