@@ -64,15 +64,15 @@ class Encoder:
                 yield waiting.popleft().result()
 
     def _pixels(self, table: pa.Table, rows: Array) -> Tensor:
-        images = self._source.read(table)
-        return torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
-
-    def _views(self, image: Image, row: int) -> Tensor:
-        """Compute uint8 (views, 3, H, W), which depend on the seed, the row and the number of the view only."""
-        if self._key.views == 1:
-            return self._crop(image)[None]
-        seeds = [derive_seed(self._key.seed, "view", row, view) for view in range(self._key.views)]
-        return torch.stack([_random_view(image, self._spec.size, seed) for seed in seeds])
+        """Compute uint8 (n, views, 3, H, W). A random view depends on the seed, the row and its number only."""
+        key, pixels = self._key, []
+        for image, row in zip(self._source.read(table), rows, strict=True):
+            if key.views == 1:
+                pixels.append(self._crop(image)[None])
+            else:
+                seeds = [derive_seed(key.seed, "view", int(row), view) for view in range(key.views)]
+                pixels.append(torch.stack([_random_view(image, self._spec.size, seed) for seed in seeds]))
+        return torch.stack(pixels)
 
 
 def cropped(images: Iterable[Image], spec: ImageSpec) -> Tensor:

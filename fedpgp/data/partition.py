@@ -57,7 +57,12 @@ def assign(
             owners = _authors_dirichlet(settings, splits, num_clients, seed)
         case "dirichlet":
             owners = _dirichlet(splits, num_clients, settings.beta, settings.min_per_client, generator)
-    return {split: _positions(owner, num_clients) for split, owner in owners.items()}
+    positions = {}
+    for split, owner in owners.items():
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(num_clients + 1))
+        positions[split] = tuple(order[start:end] for start, end in pairwise(bounds))
+    return positions
 
 
 def _pathological(
@@ -160,8 +165,11 @@ def _authors_dirichlet(
     for name, clients in zip(names, parts, strict=True):
         for client, own in enumerate(clients):
             owners[name][own] = client
+    cells = _num_classes(splits) * num_clients
+    held_CK = np.bincount(labels[0] * num_clients + owners["train"], minlength=cells).reshape(-1, num_clients)
+    shares_CK = held_CK / np.maximum(held_CK.sum(axis=1, keepdims=True), 1)
     for name in splits.keys() - names:
-        owners[name] = _like(owners["train"], splits["train"].labels, splits[name].labels, num_clients, seed)
+        owners[name] = _cut(shares_CK, splits[name].labels, numpy_generator(seed, "partition", "validation"))
     return owners
 
 
@@ -211,14 +219,6 @@ def _draw(
                 part[client].append(piece)
         held += [len(client[-1]) for client in pieces[0]]
     return [[np.concatenate(client) for client in part] for part in pieces]
-
-
-def _like(owner: np.ndarray, labels: np.ndarray, others: np.ndarray, num_clients: int, seed: int) -> np.ndarray:
-    """Divide other images so that the shares of every class are those in `owner`."""
-    num_classes = 1 + max(labels.max(initial=-1), others.max(initial=-1))
-    held_CK = np.bincount(labels * num_clients + owner, minlength=num_classes * num_clients).reshape(-1, num_clients)
-    shares_CK = held_CK / np.maximum(held_CK.sum(axis=1, keepdims=True), 1)
-    return _cut(shares_CK, others, numpy_generator(seed, "partition", "validation"))
 
 
 def _iid(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.Generator) -> Owners:
@@ -276,9 +276,3 @@ def _counts(shares_CK: np.ndarray, totals_C: np.ndarray) -> np.ndarray:
 
 def _num_classes(splits: Mapping[str, Labelled]) -> int:
     return 1 + max((int(images.labels.max()) for images in splits.values() if len(images.labels)), default=-1)
-
-
-def _positions(owner: np.ndarray, num_clients: int) -> tuple[np.ndarray, ...]:
-    order = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[order], np.arange(num_clients + 1))
-    return tuple(order[start:end] for start, end in pairwise(bounds))

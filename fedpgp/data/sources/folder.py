@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,10 +49,11 @@ class FolderSource(ImageFiles):
                 for name in classes[group]:
                     folder = os.path.join(group, name)
                     images = self._images(folder)
-                    if not images["file"]:
+                    count = len(images["file"])
+                    if not count:
                         empty.append(folder)
                     about = {"label": labels[name], "domain": domains.index(domain), "split": split}
-                    tables.append(image_rows(len(images["file"]), **images, **about))
+                    tables.append(image_rows(count, **images, **about))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
         except UnicodeEncodeError as error:
@@ -118,12 +119,12 @@ def listed(root: Path, images: Sequence[tuple[str, int, int, str | None]], sourc
     files, labels, domains, splits = zip(*images, strict=True) if images else ((), (), (), ())
     escaping = [file for file in files if _escapes(file)]
     _refuse(source, "lead out of data.root", escaping, "use a list whose names are relative to the images")
-    twice = [file for file, count in Counter(files).items() if count > 1] if len(set(files)) < len(files) else []
+    twice = [file for file, count in Counter(files).items() if count > 1]
     _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
     found = _found(root, files)
-    missing = [file for file, stat in zip(files, found, strict=True) if stat is None]
+    missing = [file for file in files if file not in found]
     _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
-    sizes, times = zip(*filter(None, found), strict=True) if files else ((), ())
+    sizes, times = zip(*(found[file] for file in files), strict=True) if files else ((), ())
     return image_rows(len(files), file=files, label=labels, domain=domains, split=splits, size=sizes, modified=times)
 
 
@@ -167,31 +168,22 @@ def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _found(root: Path, files: Sequence[str]) -> list[tuple[int, int] | None]:
-    """Look up size and time of each file, None if it is missing; each folder is listed once."""
-    folders: dict[str, dict[str, tuple[int, int]]] = {}
-    found = []
-    for file in files:
-        folder, _, name = file.rpartition("/")
-        if folder not in folders:
-            folders[folder] = _found_in(root, folder)
-        found.append(folders[folder].get(name))
-    return found
-
-
-def _found_in(root: Path, folder: str) -> dict[str, tuple[int, int]]:
+def _found(root: Path, files: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Look up size and time of all files in the folders of `files`, each of which is listed once."""
     found = {}
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    inside(root, os.path.join(folder, entry.name))
-                if entry.is_file():
-                    found[entry.name] = size_and_time(entry)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
-    if folder:
-        inside(root, folder)
+    for folder in dict.fromkeys(file.rpartition("/")[0] for file in files):
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    file = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_symlink():
+                        inside(root, file)
+                    if entry.is_file():
+                        found[file] = size_and_time(entry)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
+        if folder:
+            inside(root, folder)
     return found
