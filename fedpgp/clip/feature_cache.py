@@ -35,20 +35,13 @@ SHARDS = ".shards"
 class FeatureKey:
     """Everything that features depend on: caches with equal keys hold equal features."""
 
-    manifest: str
-    """`Manifest.files_digest`, which identifies the images behind the row numbers"""
-    weights: str
-    """fingerprint of the backbone"""
-    transform: str
-    """digest of its `ImageSpec`"""
-    views: int = 1
-    """1: the evaluation transform; K > 1: K random-crop-and-flip views"""
-    seed: int = 0
-    """seed of the views; 0 with one view, which is not random"""
-    dtype: str = "float32"
-    """precision of the image tower; features are stored as float32 (pixels as uint8)"""
-    variant: Variant = "pooled"
-    """pooled (E,) | patches (1 + M, E), class token first | pixels (3, H, W), before normalisation"""
+    manifest: str  # `Manifest.files_digest`, which identifies the images behind the row numbers
+    weights: str  # fingerprint of the backbone
+    transform: str  # digest of its `ImageSpec`
+    views: int = 1  # 1: the evaluation transform; K > 1: K random-crop-and-flip views
+    seed: int = 0  # seed of the views; 0 with one view, which is not random
+    dtype: str = "float32"  # precision of the image tower; features are stored as float32 (pixels as uint8)
+    variant: Variant = "pooled"  # (E,) | patches (1 + M, E), class token first | pixels (3, H, W), not normalized
 
     @property
     def digest(self) -> str:

@@ -49,8 +49,7 @@ TEXT_TOWER: dict[str, Any] = {
 class ImageSpec:
     """The evaluation transform of a model."""
 
-    size: int
-    """height and width in pixels"""
+    size: int  # height and width in pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -67,16 +66,12 @@ class Backbone:
     """A frozen CLIP model in evaluation mode, without gradients, in float32."""
 
     name: str
-    model: nn.Module
-    """open_clip's `CLIP` or `CustomTextCLIP`"""
+    model: nn.Module  # open_clip's `CLIP` or `CustomTextCLIP`
     image: ImageSpec
-    tokenize: Callable[[Sequence[str]], Tensor]
-    """texts to int64 (n, context length), zero-padded; longer texts are cut"""
-    logit_scale: float
-    """factor of the cosine similarities (exponential already applied)"""
+    tokenize: Callable[[Sequence[str]], Tensor]  # texts to int64 (n, context length), zero-padded; longer texts are cut
+    logit_scale: float  # factor of the cosine similarities (exponential already applied)
     activation: Activation
-    fingerprint: str
-    """16 hex digits over names, shapes and values of the weights, and the activation"""
+    fingerprint: str  # 16 hex digits over names, shapes and values of the weights, and the activation
 
 
 def load(settings: BackboneSettings) -> Backbone:
@@ -143,10 +138,8 @@ class _Source:
     """The weights and the activation of a model."""
 
     activation: Activation
-    weights: Mapping[str, Tensor] | None = None
-    """None: random ones"""
-    preprocess: Mapping[str, Any] = field(default_factory=dict)
-    """open_clip's preprocessing options for the weights"""
+    weights: Mapping[str, Tensor] | None = None  # None: random ones
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  # open_clip's preprocessing options for the weights
 
 
 def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:

@@ -29,12 +29,9 @@ class FrozenText:
     The tower keeps only the embeddings of tokens in `token_ids`. The image tower is included for methods that run it.
     """
 
-    tower: TextTower | None
-    """None: the method has its own network"""
-    token_ids: Mapping[str, tuple[int, ...]]
-    """of all texts of the experiment, without start and end, so that actors need no tokenizer"""
-    bounds: tuple[int, int]
-    """ids of start-of-text and end-of-text"""
+    tower: TextTower | None  # None: the method has its own network
+    token_ids: Mapping[str, tuple[int, ...]]  # of all texts, without start and end: actors need no tokenizer
+    bounds: tuple[int, int]  # ids of start-of-text and end-of-text
     class_names: tuple[str, ...]
     template: str
     logit_scale: float

@@ -28,16 +28,11 @@ EVERY_DOMAIN = "all"
 class EvaluationSet(Labelled):
     """Images of one split and one class set; `labels` are numbered within the class set."""
 
-    split: str
-    """val | test"""
-    class_set: str
-    """a key of `FederatedData.class_sets`"""
-    rows: np.ndarray
-    """manifest rows, ascending. int64 [n]"""
-    members: tuple[np.ndarray, ...] | None = None
-    """per client, the positions of its Local images in this set; None: novel classes, held-out domain"""
-    held_out: bool = False
-    """whether these are the images of the held-out domain"""
+    split: str  # val | test
+    class_set: str  # a key of `FederatedData.class_sets`
+    rows: np.ndarray  # manifest rows, ascending. int64 [n]
+    members: tuple[np.ndarray, ...] | None = None  # per client, positions of its Local images; None: novel or held out
+    held_out: bool = False  # whether these are the images of the held-out domain
 
     @property
     def metric(self) -> str:
@@ -52,16 +47,11 @@ class FederatedData:
     client_names: tuple[str, ...]
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
-    class_sets: Mapping[str, tuple[int, ...]]
-    """ordered global labels of `base` and `novel`, or of `all`"""
-    train_set: str
-    """class set for training: `base` or `all`"""
-    train_rows: tuple[np.ndarray, ...]
-    """per client, its training images. int64 [n_k]"""
-    train_labels: tuple[np.ndarray, ...]
-    """per client, their labels within `train_set`. int64 [n_k]"""
-    evaluation_sets: tuple[EvaluationSet, ...]
-    """non-empty sets for validation and testing"""
+    class_sets: Mapping[str, tuple[int, ...]]  # ordered global labels of `base` and `novel`, or of `all`
+    train_set: str  # class set for training: `base` or `all`
+    train_rows: tuple[np.ndarray, ...]  # per client, its training images. int64 [n_k]
+    train_labels: tuple[np.ndarray, ...]  # per client, their labels within `train_set`. int64 [n_k]
+    evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
     manifest_digest: str
 
     @property

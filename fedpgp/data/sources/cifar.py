@@ -26,13 +26,10 @@ class CifarSource(Source):
     """CIFAR as batches, Parquet or image folders, whichever the root contains."""
 
     classes: ClassVar[int]
-    batches: ClassVar[Mapping[str, str]]
-    """file -> split"""
-    names_at: ClassVar[tuple[str, str]]
-    """file of the class names, and their key in it"""
+    batches: ClassVar[Mapping[str, str]]  # file -> split
+    names_at: ClassVar[tuple[str, str]]  # file of the class names, and their key in it
     labels_key: ClassVar[str]
-    archive: ClassVar[tuple[str, str]]
-    """file of the download, and its MD5 digest"""
+    archive: ClassVar[tuple[str, str]]  # file of the download, and its MD5 digest
 
     @classmethod
     def download(cls, root: Path) -> None:

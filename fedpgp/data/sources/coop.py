@@ -27,10 +27,8 @@ class CoOpSource(ImageFiles):
     """
 
     title: ClassVar[str]
-    images: ClassVar[str]
-    """folder of the images"""
-    torchvision: ClassVar[str]
-    """the class of `torchvision.datasets` that downloads it"""
+    images: ClassVar[str]  # folder of the images
+    torchvision: ClassVar[str]  # the class of `torchvision.datasets` that downloads it
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)

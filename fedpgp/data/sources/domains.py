@@ -40,12 +40,9 @@ class DomainsSource(FolderSource):
     """root/DOMAIN/CLASS/image for known domains, split by the lists beside the domains if there are any."""
 
     domains: ClassVar[tuple[str, ...]]
-    class_names: ClassVar[tuple[str, ...] | None] = None
-    """in label order; None: all found"""
-    also_called: ClassVar[Mapping[str, str]] = {}
-    """folder -> class"""
-    only_these: ClassVar[bool] = False
-    """ignore the folders of other classes"""
+    class_names: ClassVar[tuple[str, ...] | None] = None  # in label order; None: all found
+    also_called: ClassVar[Mapping[str, str]] = {}  # folder -> class
+    only_these: ClassVar[bool] = False  # ignore the folders of other classes
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
