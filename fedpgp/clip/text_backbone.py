@@ -187,8 +187,7 @@ class ClassSet:
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
         template = self._frozen.template
-        encoder = self._fixed(template, lambda name: self.token_ids(filled(template, name)))
-        return encoder.encode(self._nothing(), adapters=adapters)
+        return self._fixed(template, lambda name: self.token_ids(filled(template, name)), adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:
         """Return constant text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the extra text "X"."""
@@ -206,19 +205,15 @@ class ClassSet:
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
             with torch.no_grad():
-                self._constants[key] = self._fixed(key, tokens_of).encode(self._nothing())[0]
+                self._constants[key] = self._fixed(key, tokens_of)[0]
         return self._constants[key]
 
-    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> PromptEncoder:
-        """Create or get the encoder of prompts without a context."""
+    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]], adapters: Adapters | None = None) -> Tensor:
+        """Compute text features (P, C, E) of prompts without a context; their encoder is cached."""
         if key not in self._fixed_encoders:
             start, end = self._frozen.bounds
             self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
-        return self._fixed_encoders[key]
-
-    def _nothing(self) -> Tensor:
-        """Create a context (1, 0, D) without tokens."""
-        return self._tower.tokens.new_empty(1, 0, self.width)
+        return self._fixed_encoders[key].encode(self._tower.tokens.new_empty(1, 0, self.width), adapters=adapters)
 
     def _prompts(
         self, n_ctx: int, position: Position, class_specific: bool, before_name: tuple[int, ...]
