@@ -27,8 +27,8 @@ class Labelled:
     domains: np.ndarray
 
 
-Owners = Mapping[str, np.ndarray]
-"""Per split, the client of each image. [n]"""
+BySplit = Mapping[str, np.ndarray]
+"""Per split, the label or the client (its owner) of each image. [n]"""
 
 
 def assign(
@@ -44,19 +44,20 @@ def assign(
         DataError: the scheme leaves clients without training images.
     """
     generator = numpy_generator(seed, "partition", settings.scheme)
+    labels = {split: images.labels for split, images in splits.items()}
     match settings.scheme:
         case "pathological":
-            owners = _pathological(splits, num_clients, settings.classes_per_client, generator)
+            owners = _pathological(labels, num_clients, settings.classes_per_client, generator)
         case "authors_2023":
-            owners = _authors_2023(splits, num_clients)
+            owners = _authors_2023(labels, num_clients)
         case "iid":
-            owners = _iid(splits, num_clients, generator)
+            owners = _iid(labels, num_clients, generator)
         case "domain":
             owners = _domain(settings, splits, generator)
         case "dirichlet" if settings.authors:
-            owners = _authors_dirichlet(settings, splits, num_clients, seed)
+            owners = _authors_dirichlet(settings, labels, num_clients, seed)
         case "dirichlet":
-            owners = _dirichlet(splits, num_clients, settings.beta, settings.min_per_client, generator)
+            owners = _dirichlet(settings, labels, num_clients, generator)
     positions = {}
     for split, owner in owners.items():
         order = np.argsort(owner, kind="stable")
@@ -65,27 +66,25 @@ def assign(
     return positions
 
 
-def _pathological(
-    splits: Mapping[str, Labelled], num_clients: int, per_client: int | None, generator: np.random.Generator
-) -> Owners:
+def _pathological(labels: BySplit, num_clients: int, per_client: int | None, generator: np.random.Generator) -> BySplit:
     """Assign disjoint classes, whose numbers differ by at most one; or `per_client` classes each, shared evenly.
 
     Classes without training images are not assigned.
     """
-    classes = generator.permutation(np.unique(splits["train"].labels))
+    classes = generator.permutation(np.unique(labels["train"]))
     if per_client is not None:
-        return _share(splits, _deal(classes, num_clients, per_client, generator), generator)
+        return _share(labels, _deal(classes, num_clients, per_client, generator), generator)
     if len(classes) < num_clients:
         raise DataError(
             f"partition: {num_clients} clients with disjoint classes, but only {len(classes)} classes to train on; "
             f"give partition.clients={len(classes)} or fewer, partition.classes_per_client, or another partition.scheme"
         )
-    return _by_class(splits, np.array_split(classes, num_clients))
+    return _by_class(labels, np.array_split(classes, num_clients))
 
 
-def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
+def _authors_2023(labels: BySplit, num_clients: int) -> BySplit:
     """Assign the authors' blocks of round(C / K) classes, after a shuffle with a fixed seed; the last is the rest."""
-    classes = list(range(_num_classes(splits)))
+    classes = list(range(_num_classes(labels)))
     random.Random(AUTHORS_CLASS_SEED).shuffle(classes)
     width = round(len(classes) / num_clients)  # Python's rounding, to the even number
     starts = [client * width for client in range(num_clients)]
@@ -96,15 +95,15 @@ def _authors_2023(splits: Mapping[str, Labelled], num_clients: int) -> Owners:
             f"partition: the authors' assignment of {len(classes)} classes leaves client {', '.join(idle)} "
             "without any; give a smaller partition.clients, or partition.scheme=pathological"
         )
-    return _by_class(splits, blocks)
+    return _by_class(labels, blocks)
 
 
-def _by_class(splits: Mapping[str, Labelled], classes: Sequence[Sequence[int] | np.ndarray]) -> Owners:
+def _by_class(labels: BySplit, classes: Sequence[Sequence[int] | np.ndarray]) -> BySplit:
     """Give each client all images of its classes."""
-    owner_of_class = np.full(_num_classes(splits), NOBODY)
+    owner_of_class = np.full(_num_classes(labels), NOBODY)
     for client, own in enumerate(classes):
         owner_of_class[own] = client
-    return {split: owner_of_class[images.labels] for split, images in splits.items()}
+    return {split: owner_of_class[own] for split, own in labels.items()}
 
 
 def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.random.Generator) -> np.ndarray:
@@ -120,18 +119,18 @@ def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.
     return dealt[: num_clients * per_client].reshape(num_clients, per_client)
 
 
-def _share(splits: Mapping[str, Labelled], classes_Kk: np.ndarray, generator: np.random.Generator) -> Owners:
+def _share(labels: BySplit, classes_Kk: np.ndarray, generator: np.random.Generator) -> BySplit:
     """Divide the images of each class evenly among its clients; a class without clients is not assigned."""
-    owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
+    owners = {split: np.full(len(own), NOBODY) for split, own in labels.items()}
     for label in np.unique(classes_Kk):
         clients = np.flatnonzero((classes_Kk == label).any(axis=1))
-        for split, images in splits.items():
-            own = generator.permutation(np.flatnonzero(images.labels == label))
-            owners[split][own] = clients[np.arange(len(own)) % len(clients)]
+        for split, own in labels.items():
+            images = generator.permutation(np.flatnonzero(own == label))
+            owners[split][images] = clients[np.arange(len(images)) % len(clients)]
     return owners
 
 
-def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generator: np.random.Generator) -> Owners:
+def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generator: np.random.Generator) -> BySplit:
     """Divide each domain d among the clients d k, d k + 1, ..., d k + k - 1, where k = `clients_per_domain`."""
     each = settings.clients_per_domain
     owners = {split: images.domains.astype(np.int64) * each for split, images in splits.items()}
@@ -139,37 +138,29 @@ def _domain(settings: PartitionSettings, splits: Mapping[str, Labelled], generat
         return owners
     for domain in np.unique(splits["train"].domains):
         inside = {split: np.flatnonzero(images.domains == domain) for split, images in splits.items()}
-        part = {
-            split: Labelled(labels=splits[split].labels[rows], domains=splits[split].domains[rows])
-            for split, rows in inside.items()
-        }
-        if settings.label_skew:
-            within = _dirichlet(part, each, settings.beta, settings.min_per_client, generator)
-        else:
-            within = _iid(part, each, generator)
+        labels = {split: splits[split].labels[rows] for split, rows in inside.items()}
+        within = _dirichlet(settings, labels, each, generator) if settings.label_skew else _iid(labels, each, generator)
         for split, rows in inside.items():
             owners[split][rows] += within[split]
     return owners
 
 
-def _authors_dirichlet(
-    settings: PartitionSettings, splits: Mapping[str, Labelled], num_clients: int, seed: int
-) -> Owners:
+def _authors_dirichlet(settings: PartitionSettings, labels: BySplit, num_clients: int, seed: int) -> BySplit:
     """Draw train and test like the authors, who have no validation images; these follow the training shares."""
-    names = ["train", "test"]
-    labels = [splits[name].labels for name in names]
-    parts = authors_labeldir(labels, num_clients, settings.beta, settings.min_per_client, ATTEMPTS, seed)
+    names, train = ["train", "test"], labels["train"]
+    least, drawn = settings.min_per_client, [labels[name] for name in names]
+    parts = authors_labeldir(drawn, num_clients, settings.beta, least, ATTEMPTS, seed)
     if parts is None:
-        raise _too_little(settings.beta, num_clients, settings.min_per_client, len(labels[0]))
-    owners = {split: np.full(len(images.labels), NOBODY) for split, images in splits.items()}
+        raise _too_little(settings, num_clients, len(train))
+    owners = {split: np.full(len(own), NOBODY) for split, own in labels.items()}
     for name, clients in zip(names, parts, strict=True):
         for client, own in enumerate(clients):
             owners[name][own] = client
-    cells = _num_classes(splits) * num_clients
-    held_CK = np.bincount(labels[0] * num_clients + owners["train"], minlength=cells).reshape(-1, num_clients)
+    cells = _num_classes(labels) * num_clients
+    held_CK = np.bincount(train * num_clients + owners["train"], minlength=cells).reshape(-1, num_clients)
     shares_CK = held_CK / np.maximum(held_CK.sum(axis=1, keepdims=True), 1)
-    for name in splits.keys() - names:
-        owners[name] = _cut(shares_CK, splits[name].labels, numpy_generator(seed, "partition", "validation"))
+    for name in labels.keys() - names:
+        owners[name] = _cut(shares_CK, labels[name], numpy_generator(seed, "partition", "validation"))
     return owners
 
 
@@ -221,38 +212,35 @@ def _draw(
     return [[np.concatenate(client) for client in part] for part in pieces]
 
 
-def _iid(splits: Mapping[str, Labelled], num_clients: int, generator: np.random.Generator) -> Owners:
+def _iid(labels: BySplit, num_clients: int, generator: np.random.Generator) -> BySplit:
     """Deal out images class by class: class counts and sizes of any two clients differ by at most one."""
     owners = {}
-    for split, images in splits.items():
-        owner = np.empty(len(images.labels), np.int64)
-        owner[shuffled_order(images.labels, generator)] = np.arange(len(owner)) % num_clients
-        owners[split] = owner
+    for split, own in labels.items():
+        owners[split] = np.empty(len(own), np.int64)
+        owners[split][shuffled_order(own, generator)] = np.arange(len(own)) % num_clients
     return owners
 
 
 def _dirichlet(
-    splits: Mapping[str, Labelled], num_clients: int, beta: float, least: int, generator: np.random.Generator
-) -> Owners:
+    settings: PartitionSettings, labels: BySplit, num_clients: int, generator: np.random.Generator
+) -> BySplit:
     """Divide each class by shares from Dirichlet(beta), the same in all splits (Hsu et al., 2019).
 
-    Draws are repeated until every client has `least` training images.
+    Draws are repeated until every client has `min_per_client` training images.
     """
-    num_classes = _num_classes(splits)
-    totals = {split: np.bincount(images.labels, minlength=num_classes) for split, images in splits.items()}
+    num_classes = _num_classes(labels)
+    totals_C = np.bincount(labels["train"], minlength=num_classes)
     for _ in range(ATTEMPTS):
-        shares_CK = generator.dirichlet(np.full(num_clients, beta), num_classes)
-        if _counts(shares_CK, totals["train"]).sum(axis=0).min() >= least:
-            break
-    else:
-        raise _too_little(beta, num_clients, least, totals["train"].sum())
-    return {split: _cut(shares_CK, images.labels, generator) for split, images in splits.items()}
+        shares_CK = generator.dirichlet(np.full(num_clients, settings.beta), num_classes)
+        if _counts(shares_CK, totals_C).sum(axis=0).min() >= settings.min_per_client:
+            return {split: _cut(shares_CK, own, generator) for split, own in labels.items()}
+    raise _too_little(settings, num_clients, len(labels["train"]))
 
 
-def _too_little(beta: float, num_clients: int, least: int, total: int) -> DataError:
+def _too_little(settings: PartitionSettings, num_clients: int, total: int) -> DataError:
     return DataError(
-        f"partition: in {ATTEMPTS} draws of Dirichlet({beta}), one of the {num_clients} clients always had fewer "
-        f"than {least} of the {total} training images; give a larger partition.beta, "
+        f"partition: in {ATTEMPTS} draws of Dirichlet({settings.beta}), one of the {num_clients} clients always had "
+        f"fewer than {settings.min_per_client} of the {total} training images; give a larger partition.beta, "
         "a smaller partition.clients or a smaller partition.min_per_client"
     )
 
@@ -274,5 +262,5 @@ def _counts(shares_CK: np.ndarray, totals_C: np.ndarray) -> np.ndarray:
     return np.diff(ends_CK, axis=1, prepend=0)
 
 
-def _num_classes(splits: Mapping[str, Labelled]) -> int:
-    return 1 + max((int(images.labels.max()) for images in splits.values() if len(images.labels)), default=-1)
+def _num_classes(labels: BySplit) -> int:
+    return 1 + max(int(own.max(initial=-1)) for own in labels.values())
