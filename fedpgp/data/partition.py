@@ -180,9 +180,8 @@ def authors_labeldir(
         Per split and client, positions in the authors' order; None if all `attempts` draws gave too few.
     """
     generator = np.random.RandomState(seed)
-    equal_part = len(splits[0]) / num_clients
     for _ in range(attempts):
-        parts = _draw(splits, num_clients, beta, equal_part, generator)
+        parts = _draw(splits, num_clients, beta, generator)
         if parts is not None and min(len(own) for split in parts for own in split) >= least:
             for client in range(num_clients):
                 for split in parts:
@@ -192,7 +191,7 @@ def authors_labeldir(
 
 
 def _draw(
-    splits: Sequence[np.ndarray], num_clients: int, beta: float, equal_part: float, generator: np.random.RandomState
+    splits: Sequence[np.ndarray], num_clients: int, beta: float, generator: np.random.RandomState
 ) -> list[list[np.ndarray]] | None:
     """Make one attempt; None if no client may take another class."""
     pieces: list[list[list[np.ndarray]]] = [[[] for _ in range(num_clients)] for _ in splits]
@@ -201,7 +200,7 @@ def _draw(
         images = [np.flatnonzero(labels == label) for labels in splits]
         for own in images:
             generator.shuffle(own)
-        shares = generator.dirichlet(np.full(num_clients, beta)) * (held < equal_part)
+        shares = generator.dirichlet(np.full(num_clients, beta)) * (held < len(splits[0]) / num_clients)
         if not shares.sum() > 0:
             return None
         ends = np.cumsum(shares / shares.sum())

@@ -35,54 +35,6 @@ ICONS = Path(__file__).parents[2] / "assets" / "icons"
 _SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
 
 
-class Place:
-    """The folder `data.root`. Local files are memory-mapped, and links must stay inside the folder."""
-
-    def __init__(self, settings: DataSettings) -> None:
-        root = settings.root
-        self._local = None if isinstance(root, str) else base.existing_root(settings)
-        self._shown = redacted(str(self._local or root))
-        if self._local:
-            self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
-            self._path = str(self._local)
-            return
-        try:
-            self._fs, self._path = fs.FileSystem.from_uri(root)
-            kind = self._fs.get_file_info(self._path).type
-        except (ValueError, OSError, ImportError) as error:
-            what = " ".join(str(error).replace(str(root), self._shown).split())
-            raise DataError(f"data.root: {self._shown}: {what}; give a folder, or a URI for pyarrow.fs") from None
-        if kind != fs.FileType.Directory:
-            raise DataError(f"data.root: {self._shown}: no such folder; give data.root=FOLDER or a URI of one")
-
-    def __str__(self) -> str:
-        return self._shown
-
-    def __truediv__(self, file: str) -> str:
-        """Return the name of a file for messages."""
-        return f"{self._shown.rstrip('/')}/{file}"
-
-    def files(self, suffix: str) -> dict[str, tuple[int, int | None]]:
-        """List unhidden files: relative name -> bytes, modification time in ns; raise `DataError` on failure."""
-        found: dict[str, tuple[int, int | None]] = {}
-        try:
-            if self._local:
-                for path in self._local.rglob(f"*{suffix}"):
-                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
-            else:
-                for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
-                    if info.type == fs.FileType.File and info.path.endswith(suffix):
-                        found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
-        except OSError as error:
-            raise DataError(f"{self}: cannot be listed ({one_line(error)})") from None
-        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
-
-    def open(self, file: str) -> pa.NativeFile:
-        """Open a file; raise `OSError` if it is unreadable, or `DataError` if it is a link out of the root."""
-        path = f"{self._path}/{file}" if self._local is None else str(base.inside(self._local, file))
-        return self._fs.open_input_file(path)
-
-
 @dataclass(frozen=True)
 class Columns:
     """The columns of a file by their meaning; `names` and `domain_names` belong to integer columns (ClassLabel)."""
@@ -95,17 +47,33 @@ class Columns:
 
 
 class ParquetSource(Source):
-    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split."""
+    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split.
+
+    The root is a local folder, whose files are memory-mapped and must be inside it, or a `pyarrow.fs` URI.
+    """
 
     name = "parquet"
 
     def __init__(self, settings: DataSettings) -> None:
-        self.root = Place(settings)
+        root = settings.root
         self.class_names = settings.class_names
+        self._local = None if isinstance(root, str) else base.existing_root(settings)
+        self.root = redacted(str(self._local or root))  # for messages
+        if self._local:
+            self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
+            return
+        try:
+            self._fs, self._path = fs.FileSystem.from_uri(root)
+            kind = self._fs.get_file_info(self._path).type
+        except (ValueError, OSError, ImportError) as error:
+            what = " ".join(str(error).replace(str(root), self.root).split())
+            raise DataError(f"data.root: {self.root}: {what}; give a folder, or a URI for pyarrow.fs") from None
+        if kind != fs.FileType.Directory:
+            raise DataError(f"data.root: {self.root}: no such folder; give data.root=FOLDER or a URI of one")
 
     def scan(self) -> Scan:
         """List the images; class names come from the metadata, from a string column, or from `data.class_names`."""
-        found = self.root.files(".parquet")
+        found = self._found()
         files = list(found)
         if not files:
             raise DataError(f"{self.root}: no *.parquet file; give data.root=FOLDER or another data.name")
@@ -129,16 +97,36 @@ class ParquetSource(Source):
         for file, run in groupby(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True), itemgetter(0)):
             numbers = [row for _, row in run]
             for row, data in zip(numbers, self._values(file, numbers), strict=True):
-                yield decode(data or b"", f"{self.root / file}, row {row}")
+                yield decode(data or b"", f"{self._where(file)}, row {row}")
+
+    def _found(self) -> dict[str, tuple[int, int | None]]:
+        """List the unhidden *.parquet: name below the root -> bytes, modification time in ns."""
+        found: dict[str, tuple[int, int | None]] = {}
+        try:
+            if self._local:
+                for path in self._local.rglob("*.parquet"):
+                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
+            else:
+                for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
+                    if info.type == fs.FileType.File and info.path.endswith(".parquet"):
+                        found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
+        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
+
+    def _where(self, file: str) -> str:
+        """Return the name of a file for messages."""
+        return f"{self.root.rstrip('/')}/{file}"
 
     @contextmanager
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
         """Open a file for a `with` block, in which Arrow's errors become a `DataError`."""
         try:
-            with self.root.open(file) as opened, pq.ParquetFile(opened) as parquet:
+            path = str(base.inside(self._local, file)) if self._local else f"{self._path}/{file}"
+            with self._fs.open_input_file(path) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
-            what = f"{self.root / file}: not a complete Parquet file ({one_line(error)})"
+            what = f"{self._where(file)}: not a complete Parquet file ({one_line(error)})"
             raise DataError(f"{what}; fetch it again") from error
 
     def _values(self, file: str, rows: list[int]) -> Iterator[bytes | None]:
@@ -146,7 +134,7 @@ class ParquetSource(Source):
             column = self._columns(file, parquet.schema_arrow).image
             metadata = parquet.metadata
             if max(rows) >= metadata.num_rows:
-                raise DataError(f"{self.root / file}: row {max(rows)} is missing; build the manifest again")
+                raise DataError(f"{self._where(file)}: row {max(rows)} is missing; build the manifest again")
             sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             starts = list(accumulate(sizes, initial=0))
             groups = [bisect_right(starts, row) - 1 for row in rows]
@@ -181,7 +169,7 @@ class ParquetSource(Source):
         preferred = [name for name in PREFERRED if name in candidates]
         if len(candidates) != 1 and not preferred:
             found = f"several could be it: {', '.join(candidates)}" if candidates else "none has a fitting type"
-            raise DataError(f"{self.root / file}: no {kind} column ({found}); call it {kind!r}")
+            raise DataError(f"{self._where(file)}: no {kind} column ({found}); call it {kind!r}")
         return preferred[0] if preferred else candidates[0]
 
     def _rows(self, file: str, split: str | None, columns: Columns, size: int, modified: int | None) -> pa.Table:
@@ -212,7 +200,7 @@ class ParquetSource(Source):
         if pc.any(bad).as_py():
             row = table.slice(pc.index(bad, True).as_py(), 1).to_pylist()[0]
             raise DataError(
-                f"{self.root / row['file']}, row {row['row']}: {column} {row[column]} is out of range of the "
+                f"{self._where(row['file'])}, row {row['row']}: {column} {row[column]} is out of range of the "
                 f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
