@@ -106,10 +106,11 @@ def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError]]:
     complete, errors = [], []
     for path in sorted(folder.glob("[!.]*.arrow")):
         try:
-            key = _stored_key(path)
-            if path.stem != key.digest:
-                raise CacheError(f"{path}: contains the features of {key.digest}, not of its name; delete it")
-            complete.append((len(FeatureCache.open(path, key).rows), path.stat().st_size))
+            table = _read(path)
+            digest = FeatureKey(**json.loads(table.schema.metadata[b"key"])).digest
+            if path.stem != digest:
+                raise CacheError(f"{path}: contains the features of {digest}, not of its name; delete it")
+            complete.append((len(table), path.stat().st_size))
         except CacheError as error:
             errors.append(error)
     return complete, errors
@@ -198,28 +199,14 @@ def _write(path: Path, tables: Sequence[pa.Table]) -> None:
             writer.write_table(table.slice(start, size).combine_chunks())
 
 
-def _stored_key(path: Path) -> FeatureKey:
-    try:
-        return FeatureKey(**json.loads(_map(path).schema.metadata[b"key"]))
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _map(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _damaged(path: Path) -> CacheError:
-    return CacheError(f"{path}: damaged or incomplete feature cache; delete it and run `fedpgp features CONFIG` again")
-
-
-def _read(path: Path, key: FeatureKey) -> pa.Table:
-    """Map a cache or shard, which must be complete and belong to `key`."""
+def _read(path: Path, key: FeatureKey | None = None) -> pa.Table:
+    """Map a cache or shard, which must be complete and belong to `key` or, without one, to the key stored in it."""
     if not path.is_file():
         raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
     try:
-        table = _map(path)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         found = json.loads(table.schema.metadata[b"key"])
+        key = key or FeatureKey(**found)
         table.validate()
         if (
             table.column_names != ["row", "feature"]
@@ -229,7 +216,8 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
         ):
             raise ValueError("columns")
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise _damaged(path) from error
+        what = "damaged or incomplete feature cache; delete it and run `fedpgp features CONFIG` again"
+        raise CacheError(f"{path}: {what}") from error
     requested = asdict(key)
     if found != requested:
         differing = sorted(name for name in found | requested if found.get(name) != requested.get(name))
