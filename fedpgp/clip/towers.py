@@ -121,7 +121,7 @@ class TextTower(Tower):
             affine = _affine(projection)
         else:
             affine = Affine(projection.detach().t().contiguous(), None)
-        tower = cls(
+        return cls(
             tokens=text.token_embedding.weight.detach(),
             positions=text.positional_embedding.detach(),
             blocks=_blocks(text.transformer),
@@ -130,8 +130,7 @@ class TextTower(Tower):
             heads=text.transformer.resblocks[0].attn.num_heads,
             eps=text.ln_final.eps,
             activation=_activation(text.transformer),
-        )
-        return tower.to("cpu", torch.float32)
+        ).to("cpu", torch.float32)
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class VisualTower(Tower):
                 f"not an image tower of type {type(visual).__name__}"
             )
         tower: Any = visual
-        read = cls(
+        return cls(
             patch=tower.conv1.weight.detach(),
             class_token=tower.class_embedding.detach(),
             positions=tower.positional_embedding.detach(),
@@ -200,8 +199,7 @@ class VisualTower(Tower):
             eps=tower.ln_post.eps,
             activation=_activation(tower.transformer),
             image=image,
-        )
-        return read.to("cpu", torch.float32)
+        ).to("cpu", torch.float32)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -18,10 +18,9 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
+    """Read the tensors of a checkpoint, and whether it has OpenAI's format and was thus trained with QuickGELU.
 
-    Returns:
-        The tensors by name, and whether the file has OpenAI's format, thus was trained with QuickGELU.
+    It is a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
 
     Raises:
         BackboneError: the file is missing or damaged, contains anything but tensors, or is a TorchScript archive

@@ -44,7 +44,13 @@ class CoOpSource(ImageFiles):
 
     def scan(self) -> Scan:
         """List the images of the split, all of which must exist."""
-        path = self._split_file()
+        expected = f"split_zhou_{self.title}.json"
+        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != expected]
+        if others:
+            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
+        path = self.root / expected
+        if not path.exists():
+            path = self.root / f"split_seed{self.seed}_{self.title}.json"
         if path.exists():
             split = splits.read_split(path)
         else:
@@ -57,14 +63,6 @@ class CoOpSource(ImageFiles):
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""
         raise NotImplementedError
-
-    def _split_file(self) -> Path:
-        expected = f"split_zhou_{self.title}.json"
-        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != expected]
-        if others:
-            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
-        path = self.root / expected
-        return path if path.exists() else self.root / f"split_seed{self.seed}_{self.title}.json"
 
 
 class OxfordPets(CoOpSource):

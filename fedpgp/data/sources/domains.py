@@ -39,6 +39,7 @@ class Listed(NamedTuple):
 class DomainsSource(FolderSource):
     """root/DOMAIN/CLASS/image for known domains, split by the lists beside the domains if there are any."""
 
+    layout = "DOMAIN/CLASS/image"
     domains: ClassVar[tuple[str, ...]]
     class_names: ClassVar[tuple[str, ...] | None] = None  # in label order; None: all found
     also_called: ClassVar[Mapping[str, str]] = {}  # folder -> class
@@ -47,7 +48,6 @@ class DomainsSource(FolderSource):
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
         self.root = own_folder(self.root, type(self), *self.domains)
-        self.layout = "DOMAIN/CLASS/image"
 
     def scan(self) -> Scan:
         """List the images of the lists or, without lists, of all class folders (without a split)."""
@@ -90,17 +90,17 @@ class DomainsSource(FolderSource):
             raise DataError(f"{path}: not a pair of paths and class names; fetch it again") from None
         if len(files) != len(names):
             raise DataError(f"{path}: {len(files)} paths but {len(names)} class names; fetch it again")
-        return [self._listed(path, file, name, domain, split) for file, name in zip(files, names, strict=True)]
-
-    def _listed(self, path: Path, file: str, name: str, domain: str, split: str) -> Listed:
-        parts, known = file.replace("\\", "/").split("/")[-3:], self._class(name)
-        if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != known:
-            raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
-        if known not in (self.class_names or ()):
-            raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
-        folders = [parts[1], *(alias for alias in self.also_called if self._class(alias) == known)]
-        folder = next((folder for folder in folders if (self.root / domain / folder).is_dir()), parts[1])
-        return Listed(f"{domain}/{folder}/{parts[2]}", known, self.domains.index(domain), split)
+        lines = []
+        for file, name in zip(files, names, strict=True):
+            parts, known = file.replace("\\", "/").split("/")[-3:], self._class(name)
+            if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != known:
+                raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
+            if known not in (self.class_names or ()):
+                raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
+            folders = [parts[1], *(alias for alias in self.also_called if self._class(alias) == known)]
+            folder = next((folder for folder in folders if (self.root / domain / folder).is_dir()), parts[1])
+            lines.append(Listed(f"{domain}/{folder}/{parts[2]}", known, self.domains.index(domain), split))
+        return lines
 
     def _from_lists(self, lines: list[Listed], source: str) -> Scan:
         names = self.class_names or _names_by_label(lines, source)

@@ -29,8 +29,7 @@ class Refused(ValueError):
 def read(path: Path) -> Any:
     """Read a pickle file of any protocol, Python 2 strings as latin-1; raise `DataError` if it is not plain data."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise DataError(f"{path}: {size} bytes, more than {MAX_BYTES}; not a list or a batch of images")
         return loads(path.read_bytes())
     except OSError as error:

@@ -67,8 +67,7 @@ class ShapesSource(Source):
             version, style, name = file.split("/")
             if version != VERSION:
                 raise DataError(f"{file}: not a drawing of this version; build the manifest again")
-            color, shape = name.split(" ")
-            yield draw(color, shape, style, row)
+            yield draw(*name.split(" "), style, row)
 
 
 def draw(color: str, shape: str, style: str, number: int) -> Image.Image:
