@@ -67,7 +67,6 @@ def freeze(
         class_names: in label order; underscores become spaces, as in CoOp.
         template: hand-written prompt with one {} for the name.
         extra_texts: further texts of the method, for example the words of an initial context.
-        visual: include the image tower.
 
     Raises:
         DataError: a text does not fit the tower's context.
@@ -99,8 +98,7 @@ def freeze(
 
 def names_only(class_names: Sequence[str], template: str) -> FrozenText:
     """Create the frozen part for a method with its own network: only the classes."""
-    names = tuple(readable(name) for name in class_names)
-    return FrozenText(None, {}, (0, 0), names, template, logit_scale=1.0)
+    return FrozenText(None, {}, (0, 0), tuple(readable(name) for name in class_names), template, logit_scale=1.0)
 
 
 def readable(name: str) -> str:

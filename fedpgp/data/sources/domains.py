@@ -103,7 +103,14 @@ class DomainsSource(FolderSource):
         return lines
 
     def _from_lists(self, lines: list[Listed], source: str) -> Scan:
-        names = self.class_names or _names_by_label(lines, source)
+        names = self.class_names
+        if names is None:
+            pairs = sorted({(line.label, line.class_name) for line in lines})
+            names = tuple(name for _, name in pairs)
+            if [label for label, _ in pairs] != list(range(len(pairs))) or len(set(names)) < len(names):
+                raise DataError(
+                    f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again"
+                )
         number = {name: label for label, name in enumerate(names)}
         images = [(line.file, number[line.class_name], line.domain, line.split) for line in lines]
         table = listed(self.root, images, source)
@@ -175,11 +182,3 @@ class DomainNet10(DomainsSource):
         "DomainNet.zip, linked from https://github.com/med-air/FedBN -> ROOT/clipart, ..., ROOT/DOMAIN_train.pkl",
         "or all of DomainNet, http://ai.bu.edu/M3SDA/, with DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
     )
-
-
-def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:
-    pairs = sorted({(line.label, line.class_name) for line in lines})
-    names = tuple(name for _, name in pairs)
-    if [label for label, _ in pairs] != list(range(len(pairs))) or len(set(names)) < len(names):
-        raise DataError(f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again")
-    return names

@@ -19,7 +19,6 @@ TRAIN, VAL = 0.5, 0.2
 """Shares of a class if the data set has no official split; the rest is for testing."""
 VAL_OF_TRAIN = 0.2
 """Share of the official training images used for validation if there is no official validation split."""
-WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 class Item(NamedTuple):
@@ -96,7 +95,7 @@ def class_names(split: Split, source: str) -> tuple[str, ...]:
 
 def save(path: Path, split: Split) -> None:
     """Save a split beside the images unless their folder is read-only, which would not stop root."""
-    if not path.parent.stat().st_mode & WRITABLE:
+    if not path.parent.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         return
     try:
         write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
