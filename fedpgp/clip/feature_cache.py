@@ -54,11 +54,10 @@ class FeatureCache:
 
     def __init__(self, rows: Array, blocks: Sequence[Array]) -> None:
         """Use `open`. rows (n,) in the order of the blocks, each (n_b, views, *shape)."""
-        order = np.argsort(rows, kind="stable")
-        self.rows = rows[order]  # manifest rows, sorted, int64 (n,)
+        self._order = np.argsort(rows, kind="stable")
+        self.rows = rows[self._order]  # manifest rows, sorted, int64 (n,)
         self.shape: tuple[int, ...] = blocks[0].shape[2:]  # of the feature of one image and view
         self._blocks = blocks
-        self._order = order
         self._starts = np.cumsum([0, *(len(block) for block in blocks)])
 
     @classmethod

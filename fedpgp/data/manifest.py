@@ -120,10 +120,8 @@ class Manifest:
 def build(settings: DataSettings) -> Manifest:
     """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
-    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
-
-    Raises:
-        DataError: the data are invalid, or do not match `data.class_names`.
+    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
+    the data are invalid, or do not match `data.class_names`.
     """
     scan = sources.scan(settings)
     class_names, relabel = _class_order(scan.class_names, settings.class_names)

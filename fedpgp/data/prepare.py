@@ -17,10 +17,8 @@ from fedpgp.data.sources.base import Source
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
     """Download a data set to `root`, unless `root` has a usable copy.
 
-    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved.
-
-    Raises:
-        DataError: unknown data set, no network, or an unusable download; includes the manual steps.
+    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved. Raise `DataError`,
+    with the manual steps, if the data set is unknown, there is no network, or the download is unusable.
     """
     source = SOURCES.get(name)
     if source is None or not source.steps:
