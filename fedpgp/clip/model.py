@@ -1,4 +1,4 @@
-"""Loads frozen CLIP backbones by name, hub id or file or from the package, and checks and fingerprints them."""
+"""Loads frozen CLIP backbones by name, hub id or file, or from the package, and checks and fingerprints them."""
 
 from __future__ import annotations
 
