@@ -67,7 +67,8 @@ class ShapesSource(Source):
             version, style, name = file.split("/")
             if version != VERSION:
                 raise DataError(f"{file}: not a drawing of this version; build the manifest again")
-            yield draw(*name.split(" "), style, row)
+            color, shape = name.split(" ")
+            yield draw(color, shape, style, row)
 
 
 def draw(color: str, shape: str, style: str, number: int) -> Image.Image:
