@@ -9,8 +9,8 @@ from fedpgp import config
 from fedpgp.analysis.prompts import added_prompt
 from fedpgp.analysis.spectra import Overlap, Spectrum, overlap, spectrum
 from fedpgp.clip import model
-from fedpgp.clip.adapters import Target
-from fedpgp.clip.text_tower import Block, TextTower
+from fedpgp.clip.prompt_encoder import Target
+from fedpgp.clip.towers import Block, TextTower
 from fedpgp.config import Experiment
 from fedpgp.core.errors import BackboneError, ConfigError, RunError
 from fedpgp.core.seeding import torch_generator

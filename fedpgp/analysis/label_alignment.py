@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedpgp.clip import icon_clip
 from fedpgp.clip.feature_cache import FeatureCache
+from fedpgp.clip.model import ICON_CLIP
 from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import planning, runner
@@ -57,7 +57,7 @@ class Alignment:
 def can_judge(settings: Experiment) -> bool:
     """Whether the backbone knows such images: random weights do not, the model of the package only its icons."""
     backbone = settings.backbone
-    return backbone.weights != "random" and (backbone.name != icon_clip.NAME or settings.data.name == "icons")
+    return backbone.weights != "random" and (backbone.name != ICON_CLIP or settings.data.name == "icons")
 
 
 def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:

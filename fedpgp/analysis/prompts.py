@@ -10,8 +10,7 @@ from torch import Tensor
 from fedpgp import config
 from fedpgp.analysis.spectra import Spectrum, spectrum
 from fedpgp.clip import model
-from fedpgp.clip.icon_clip import ReducedTokenizer
-from fedpgp.clip.text_tower import TextTower
+from fedpgp.clip.towers import TextTower
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.federation.state import State
@@ -119,7 +118,7 @@ def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Ten
     pieces = {
         token: piece.removesuffix(WORD_END) for piece, token in SimpleTokenizer().encoder.items() if WORD_END in piece
     }
-    if isinstance(backbone.tokenize, ReducedTokenizer):
+    if isinstance(backbone.tokenize, model.ReducedTokenizer):
         kept = backbone.tokenize.ids
         pieces = {kept[token]: word for token, word in pieces.items() if token in kept}
     found = {token: word for token, word in pieces.items() if word.isascii() and word.isalpha() and word.islower()}

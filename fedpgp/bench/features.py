@@ -22,7 +22,8 @@ from fedpgp.clip.model import Backbone
 from fedpgp.config import BackboneSettings, DataSettings, ResourceSettings
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.data.manifest import Manifest, build, open_reader
+from fedpgp.data.manifest import Manifest, build
+from fedpgp.data.sources import open_source
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import Backend, SerialBackend
@@ -78,7 +79,7 @@ def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
     The extraction is that of `fedpgp features`: read, decode, encode, write shards, merge them.
     """
     backend, job = SerialBackend(threads), album.job()
-    pixels = images.cropped(list(open_reader(album.data).read(album.manifest.table)), album.backbone.image)
+    pixels = images.cropped(list(open_source(album.data).read(album.manifest.table)), album.backbone.image)
 
     def bare() -> None:
         images.encode(job.visual, job.image, pixels, "pooled", "float32")

@@ -35,21 +35,19 @@ def check(
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
     from fedpgp.analysis.report.terminal import itemized, split_counts
     from fedpgp.core.errors import DataError
-    from fedpgp.data import check as checks
-    from fedpgp.data import manifest
-    from fedpgp.data.summary import manifest_table
+    from fedpgp.data import manifest, summary
 
     settings = _settings(target, overrides or [], root)
     built = manifest.build(settings.data)
     _describe(built)
-    counts = manifest_table(built)
+    counts = summary.manifest_table(built)
     for by in ("class", "domain"):
         out.print(split_counts(counts, by))
-    _say(itemized("classes without images", checks.empty_classes(built)))
+    _say(itemized("classes without images", summary.empty_classes(built)))
     problems = []
     if not quick:
         with ProgressDisplay(err) as display:
-            findings = checks.read_all(
+            findings = summary.read_all(
                 built, settings.data, lambda done, total: display.show("reading images", done, total)
             )
         _say(itemized("unreadable images", findings.unreadable))

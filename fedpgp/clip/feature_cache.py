@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import prod
@@ -35,20 +35,13 @@ SHARDS = ".shards"
 class FeatureKey:
     """Everything that features depend on: caches with equal keys hold equal features."""
 
-    manifest: str
-    """`Manifest.files_digest`, which identifies the images behind the row numbers"""
-    weights: str
-    """fingerprint of the backbone"""
-    transform: str
-    """digest of its `ImageSpec`"""
-    views: int = 1
-    """1: the evaluation transform; K > 1: K random-crop-and-flip views"""
-    seed: int = 0
-    """seed of the views; 0 with one view, which is not random"""
-    dtype: str = "float32"
-    """precision of the image tower; features are stored as float32 (pixels as uint8)"""
-    variant: Variant = "pooled"
-    """pooled (E,) | patches (1 + M, E), class token first | pixels (3, H, W), before normalisation"""
+    manifest: str  # `Manifest.files_digest`, which identifies the images behind the row numbers
+    weights: str  # fingerprint of the backbone
+    transform: str  # digest of its `ImageSpec`
+    views: int = 1  # 1: the evaluation transform; K > 1: K random-crop-and-flip views
+    seed: int = 0  # seed of the views; 0 with one view, which is not random
+    dtype: str = "float32"  # precision of the image tower; features are stored as float32 (pixels as uint8)
+    variant: Variant = "pooled"  # (E,) | patches (1 + M, E), class token first | pixels (3, H, W), not normalized
 
     @property
     def digest(self) -> str:
@@ -61,13 +54,10 @@ class FeatureCache:
 
     def __init__(self, rows: Array, blocks: Sequence[Array]) -> None:
         """Use `open`. rows (n,) in the order of the blocks, each (n_b, views, *shape)."""
-        order = np.argsort(rows, kind="stable")
-        self.rows = rows[order]
-        """manifest rows, sorted, int64 (n,)"""
-        self.shape: tuple[int, ...] = blocks[0].shape[2:]
-        """shape of the feature of one image and view"""
+        self._order = np.argsort(rows, kind="stable")
+        self.rows = rows[self._order]  # manifest rows, sorted, int64 (n,)
+        self.shape: tuple[int, ...] = blocks[0].shape[2:]  # of the feature of one image and view
         self._blocks = blocks
-        self._order = order
         self._starts = np.cumsum([0, *(len(block) for block in blocks)])
 
     @classmethod
@@ -108,25 +98,16 @@ class Chunk:
     shard: Path
 
 
-@dataclass(frozen=True)
-class CacheInfo:
-    """A complete cache, stored under its own name."""
-
-    path: Path
-    key: FeatureKey
-    images: int
-    num_bytes: int
-
-
-def scan(folder: Path) -> tuple[list[CacheInfo], list[CacheError]]:
-    """Open every cache of a folder: the complete ones, and the errors of the others. A missing folder has none."""
+def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError]]:
+    """Open every cache of a folder: images and bytes of the complete ones, and the errors of the others."""
     complete, errors = [], []
     for path in sorted(folder.glob("[!.]*.arrow")):
         try:
-            key = _stored_key(path)
-            if path.stem != key.digest:
-                raise CacheError(f"{path}: contains the features of {key.digest}, not of its name; delete it")
-            complete.append(CacheInfo(path, key, len(FeatureCache.open(path, key).rows), path.stat().st_size))
+            table = _read(path)
+            digest = FeatureKey(**json.loads(table.schema.metadata[b"key"])).digest
+            if path.stem != digest:
+                raise CacheError(f"{path}: contains the features of {digest}, not of its name; delete it")
+            complete.append((len(table), path.stat().st_size))
         except CacheError as error:
             errors.append(error)
     return complete, errors
@@ -145,11 +126,11 @@ def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
 
 def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
     """Count the `rows` in the shards of an interrupted extraction, which the next one will reuse."""
-    held = [np.empty(0, np.int64)]
+    held = []
     for shard in path.with_suffix(SHARDS).glob("[!.]*.arrow"):
         with suppress(CacheError):  # damaged: will be extracted again
-            held.append(FeatureCache.open(shard, key).rows)
-    return int(np.isin(rows, np.concatenate(held)).sum())
+            held.append(_read(shard, key))
+    return int(np.isin(rows, _rows(held)).sum())
 
 
 def extract(
@@ -165,7 +146,6 @@ def extract(
     each other.
 
     Args:
-        folder: folder of all caches
         run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`) in any process, then yields the chunk
         progress: called with the numbers of finished and of all images
 
@@ -208,44 +188,22 @@ def write_shard(path: Path, key: FeatureKey, rows: Array, features: Array) -> No
 
 
 def _write(path: Path, tables: Sequence[pa.Table]) -> None:
-    with durable_file(path) as file, pa.ipc.new_file(file, tables[0].schema) as writer:
-        for table in _merged(tables):
-            writer.write_table(table)
+    """Write the rows in few record batches, so that a cache of many shards opens as fast as one."""
+    table = pa.concat_tables(tables)
+    size = max(CHUNK_ROWS, BATCH_BYTES * len(table) // table.nbytes)
+    with durable_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        for start in range(0, len(table), size):
+            writer.write_table(table.slice(start, size).combine_chunks())
 
 
-def _merged(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """Merge the rows into few record batches, so that a cache of many shards opens as fast as one."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in (batch for table in tables for batch in table.to_batches()):
-        if waiting and sum(other.nbytes for other in waiting) + batch.nbytes > BATCH_BYTES:
-            yield pa.Table.from_batches(waiting).combine_chunks()
-            waiting = []
-        waiting.append(batch)
-    yield pa.Table.from_batches(waiting).combine_chunks()
-
-
-def _stored_key(path: Path) -> FeatureKey:
-    try:
-        return FeatureKey(**json.loads(_map(path).schema.metadata[b"key"]))
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _map(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _damaged(path: Path) -> CacheError:
-    return CacheError(f"{path}: damaged or incomplete feature cache; delete it and run `fedpgp features CONFIG` again")
-
-
-def _read(path: Path, key: FeatureKey) -> pa.Table:
-    """Map a cache or shard, which must be complete and belong to `key`."""
+def _read(path: Path, key: FeatureKey | None = None) -> pa.Table:
+    """Map a cache or shard, which must be complete and belong to `key` or, without one, to the key stored in it."""
     if not path.is_file():
         raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
     try:
-        table = _map(path)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         found = json.loads(table.schema.metadata[b"key"])
+        key = key or FeatureKey(**found)
         table.validate()
         if (
             table.column_names != ["row", "feature"]
@@ -255,7 +213,8 @@ def _read(path: Path, key: FeatureKey) -> pa.Table:
         ):
             raise ValueError("columns")
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise _damaged(path) from error
+        what = "damaged or incomplete feature cache; delete it and run `fedpgp features CONFIG` again"
+        raise CacheError(f"{path}: {what}") from error
     requested = asdict(key)
     if found != requested:
         differing = sorted(name for name in found | requested if found.get(name) != requested.get(name))
@@ -273,15 +232,11 @@ def _finished(shards: Path, key: FeatureKey, cached: Sequence[pa.Table]) -> list
     """Read the shards of interrupted extractions; delete damaged ones and those that were merged already."""
     held, tables = _rows(cached), []
     for path in sorted(shards.iterdir()):
-        if path.name.startswith(TEMPORARY):
-            path.unlink()
-            continue
-        try:
-            table = _read(path, key)
-        except CacheError:
-            path.unlink()
-            continue
-        if np.isin(_rows([table]), held).any():
+        table = None
+        if not path.name.startswith(TEMPORARY):
+            with suppress(CacheError):
+                table = _read(path, key)
+        if table is None or np.isin(_rows([table]), held).any():
             path.unlink()
         else:
             tables.append(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from fedpgp.clip.feature_cache import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
-from fedpgp.clip.text_tower import merge_heads, split_heads
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fedpgp.data.manifest import ImageReader
+    from fedpgp.data.sources.base import Source
 
 BATCH = 64  # images per forward pass
 AHEAD = 2  # batches decoded in advance
@@ -31,11 +30,11 @@ AHEAD = 2  # batches decoded in advance
 class Encoder:
     """Encodes images of a manifest into shards of features."""
 
-    def __init__(self, visual: nn.Module, spec: ImageSpec, reader: ImageReader, key: FeatureKey) -> None:
+    def __init__(self, visual: nn.Module, spec: ImageSpec, source: Source, key: FeatureKey) -> None:
         """Create an encoder; raise `BackboneError` if the tower lacks the patch tokens that the key requires."""
         if key.variant == "patches":
             check_patches(visual)
-        self._visual, self._spec, self._reader, self._key = visual, spec, reader, key
+        self._visual, self._spec, self._source, self._key = visual, spec, source, key
         self._crop = _evaluation_crop(spec)
 
     def encode_chunk(self, table: pa.Table, rows: Array, shard: Path) -> int:
@@ -65,27 +64,21 @@ class Encoder:
                 yield waiting.popleft().result()
 
     def _pixels(self, table: pa.Table, rows: Array) -> Tensor:
-        images = self._reader.read(table)
-        return torch.stack([self._views(image, int(row)) for image, row in zip(images, rows, strict=True)])
-
-    def _views(self, image: Image, row: int) -> Tensor:
-        """Compute uint8 (views, 3, H, W), which depend on the seed, the row and the number of the view only."""
-        from torchvision.transforms.functional import pil_to_tensor
-
-        if self._key.views == 1:
-            views = [self._crop(image)]
-        else:
-            seeds = [derive_seed(self._key.seed, "view", row, view) for view in range(self._key.views)]
-            views = [_random_view(image, self._spec.size, seed) for seed in seeds]
-        return torch.stack([pil_to_tensor(view) for view in views])
+        """Compute uint8 (n, views, 3, H, W). A random view depends on the seed, the row and its number only."""
+        key, pixels = self._key, []
+        for image, row in zip(self._source.read(table), rows, strict=True):
+            if key.views == 1:
+                pixels.append(self._crop(image)[None])
+            else:
+                seeds = [derive_seed(key.seed, "view", int(row), view) for view in range(key.views)]
+                pixels.append(torch.stack([_random_view(image, self._spec.size, seed) for seed in seeds]))
+        return torch.stack(pixels)
 
 
-def cropped(images: Sequence[Image], spec: ImageSpec) -> Tensor:
+def cropped(images: Iterable[Image], spec: ImageSpec) -> Tensor:
     """Crop images with the evaluation transform, uint8 (n, 3, H, W)."""
-    from torchvision.transforms.functional import pil_to_tensor
-
     crop = _evaluation_crop(spec)
-    return torch.stack([pil_to_tensor(crop(image)) for image in images])
+    return torch.stack([crop(image) for image in images])
 
 
 @torch.inference_mode()
@@ -109,35 +102,27 @@ def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def _evaluation_crop(spec: ImageSpec) -> Any:
-    """Create open_clip's evaluation transform without tensor conversion: PIL image to PIL image."""
+def _evaluation_crop(spec: ImageSpec) -> Callable[[Image], Tensor]:
+    """Create open_clip's evaluation transform up to the crop, uint8 (3, H, W), without normalization."""
     from open_clip import image_transform
-    from torchvision.transforms import Compose
+    from torchvision.transforms import Compose, PILToTensor
 
     options = {"mean": spec.mean, "std": spec.std, "resize_mode": spec.resize_mode}
     whole = image_transform(spec.size, is_train=False, interpolation=spec.interpolation, **options)
-    return Compose(whole.transforms[:-2])  # without conversion to a tensor and normalization
+    crop: Callable[[Image], Tensor] = Compose([*whole.transforms[:-2], PILToTensor()])
+    return crop
 
 
-def _random_view(image: Image, size: int, seed: int) -> Any:
-    """Apply the authors' augmentation (bicubic random resized crop, flip) with a given seed."""
+def _random_view(image: Image, size: int, seed: int) -> Tensor:
+    """Apply the authors' augmentation (bicubic random resized crop, flip) with a given seed, uint8 (3, H, W)."""
     from torchvision.transforms import InterpolationMode, RandomHorizontalFlip, RandomResizedCrop
+    from torchvision.transforms.functional import pil_to_tensor
 
     crop = RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.default_generator.manual_seed(seed)
-        return RandomHorizontalFlip()(crop(image))
-
-
-def patch_tokens(visual: nn.Module, images: Tensor) -> Tensor:
-    """Compute all tokens in the joint space, (n, 1 + M, E), of normalized images; the first is the pooled feature.
-
-    ViT: class token and patches after the last block. ResNet: attention pooling of the mean and of each position of
-    the last feature map, as in FedOTP's code.
-    """
-    from open_clip.transformer import VisionTransformer
-
-    return _vit_tokens(visual, images) if isinstance(visual, VisionTransformer) else _resnet_tokens(visual, images)
+        view: Tensor = pil_to_tensor(RandomHorizontalFlip()(crop(image)))
+    return view
 
 
 def check_patches(visual: nn.Module) -> None:
@@ -153,25 +138,32 @@ def check_patches(visual: nn.Module) -> None:
     )
 
 
-def _vit_tokens(visual: Any, images: Tensor) -> Tensor:
-    last = visual.forward_intermediates(
-        images,
-        indices=1,
-        normalize_intermediates=True,
-        intermediates_only=True,
-        output_fmt="NLC",
-        output_extra_tokens=True,
-    )
-    tokens = torch.cat([last["image_intermediates_prefix"][0], last["image_intermediates"][0]], dim=1)
-    projected: Tensor = tokens @ visual.proj
-    return projected
+def patch_tokens(visual: Any, images: Tensor) -> Tensor:
+    """Compute all tokens in the joint space, (n, 1 + M, E), of normalized images; the first is the pooled feature.
 
+    ViT: class token and patches after the last block. ResNet: attention pooling of the mean and of each position of
+    the last feature map, as in FedOTP's code.
+    """
+    from open_clip.transformer import VisionTransformer
 
-def _resnet_tokens(visual: Any, images: Tensor) -> Tensor:
+    if isinstance(visual, VisionTransformer):
+        last = visual.forward_intermediates(
+            images,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        tokens = torch.cat([last["image_intermediates_prefix"][0], last["image_intermediates"][0]], dim=1)
+        projected: Tensor = tokens @ visual.proj
+        return projected
     pool = visual.attnpool
     (last,) = visual.forward_intermediates(images, indices=1, intermediates_only=True)["image_intermediates"]
     places = last.flatten(2).mT
     x = torch.cat([places.mean(1, keepdim=True), places], dim=1) + pool.positional_embedding
-    q, k, v = (split_heads(layer(x), pool.num_heads) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
-    projected: Tensor = pool.c_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
-    return projected
+    heads = (layer(x).unflatten(-1, (pool.num_heads, -1)) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
+    q, k, v = (part.transpose(1, 2) for part in heads)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    pooled: Tensor = pool.c_proj(mixed)
+    return pooled

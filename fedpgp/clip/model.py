@@ -1,4 +1,4 @@
-"""Loads frozen CLIP backbones by name, hub id or file, and checks and fingerprints them."""
+"""Loads frozen CLIP backbones by name, hub id or file, or from the package, and checks and fingerprints them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedpgp.clip import icon_clip
 from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
@@ -22,8 +21,15 @@ if TYPE_CHECKING:
 
 Activation = Literal["gelu", "quick_gelu"]
 
+ICON_CLIP = "icon-clip"
+"""The small model in the package."""
+ICON_CLIP_FOLDER = Path(__file__).parent.parent / "assets" / ICON_CLIP
+ICON_CLIP_WEIGHTS = ICON_CLIP_FOLDER / "open_clip_model.safetensors"
+PAD, UNKNOWN, START = 0, 1, 2
+"""The first token ids of that model. End-of-text has the last and thus highest id, as in CLIP."""
+
 HUB = "hf-hub:"
-HUB_CONFIG = "open_clip_config.json"
+CONFIG = "open_clip_config.json"
 QUICK = "-quickgelu"  # how open_clip names a model with QuickGELU
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 TINY: dict[str, Any] = {
@@ -43,8 +49,7 @@ TEXT_TOWER: dict[str, Any] = {
 class ImageSpec:
     """The evaluation transform of a model."""
 
-    size: int
-    """height and width in pixels"""
+    size: int  # height and width in pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
@@ -61,16 +66,12 @@ class Backbone:
     """A frozen CLIP model in evaluation mode, without gradients, in float32."""
 
     name: str
-    model: nn.Module
-    """open_clip's `CLIP` or `CustomTextCLIP`"""
+    model: nn.Module  # open_clip's `CLIP` or `CustomTextCLIP`
     image: ImageSpec
-    tokenize: Callable[[Sequence[str]], Tensor]
-    """texts to int64 (n, context length), zero-padded; longer texts are cut"""
-    logit_scale: float
-    """factor of the cosine similarities (exponential already applied)"""
+    tokenize: Callable[[Sequence[str]], Tensor]  # texts to int64 (n, context length), zero-padded; longer texts are cut
+    logit_scale: float  # factor of the cosine similarities (exponential already applied)
     activation: Activation
-    fingerprint: str
-    """16 hex digits over names, shapes and values of the weights, and the activation"""
+    fingerprint: str  # 16 hex digits over names, shapes and values of the weights, and the activation
 
 
 def load(settings: BackboneSettings) -> Backbone:
@@ -81,7 +82,7 @@ def load(settings: BackboneSettings) -> Backbone:
             belong to another model; or the activation differs from the one that the weights were trained with.
     """
     name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
-    config, preprocess = _config(name)
+    config, preprocess = read_config(name)
     _check_text_tower(name, config)
     source = _find_weights(name, settings, "quick_gelu" if config.get("quick_gelu") else "gelu")
     model = _build(name, config, source.activation)
@@ -100,21 +101,19 @@ def load(settings: BackboneSettings) -> Backbone:
     )
 
 
-def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return open_clip's model config and, from the hub, its preprocessing options."""
-    import open_clip
-
+def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return open_clip's model config and the preprocessing options that come with it, if any."""
     if name == "tiny":
         return deepcopy(TINY), {}
-    if name == icon_clip.NAME:
-        shipped = icon_clip.read_config()
-        return shipped["model_cfg"], shipped["preprocess_cfg"]
-    if name.startswith(HUB):
-        described = json.loads(_from_hub(name, HUB_CONFIG).read_text(encoding="utf-8"))
+    if name == ICON_CLIP or name.startswith(HUB):
+        path = ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, CONFIG)
+        described = json.loads(path.read_text(encoding="utf-8"))
         return described["model_cfg"], described.get("preprocess_cfg", {})
+    import open_clip
+
     config = open_clip.get_model_config(name)
     if config is None:
-        known = ("tiny", icon_clip.NAME, *open_clip.list_models())
+        known = ("tiny", ICON_CLIP, *open_clip.list_models())
         hint = did_you_mean(name, known, "see open_clip.list_models()", count=3)
         raise BackboneError(f"backbone.name: open_clip has no model {name!r}; {hint}")
     return config, {}
@@ -122,7 +121,7 @@ def _config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_text_tower(name: str, config: Mapping[str, Any]) -> None:
     text = config["text_cfg"]
-    if name == icon_clip.NAME:
+    if name == ICON_CLIP:
         text = {**text, "vocab_size": TEXT_TOWER["vocab_size"]}  # CLIP's tokens, reduced to those it was trained with
     odd = [f"{key}={text[key]}" for key, plain in TEXT_TOWER.items() if text.get(key, plain) != plain]
     if "multimodal_cfg" in config:
@@ -139,22 +138,20 @@ class _Source:
     """The weights and the activation of a model."""
 
     activation: Activation
-    weights: checkpoints.Weights | None = None
-    """None: random ones"""
-    preprocess: Mapping[str, Any] = field(default_factory=dict)
-    """open_clip's preprocessing options for the weights"""
+    weights: Mapping[str, Tensor] | None = None  # None: random ones
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  # open_clip's preprocessing options for the weights
 
 
 def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:
     activation, weights = settings.activation or configured, settings.weights
-    complete = name.startswith(HUB) or name == icon_clip.NAME
+    complete = name.startswith(HUB) or name == ICON_CLIP
     if activation != configured and (complete or configured == "quick_gelu"):
         raise _disagreement(name, name, configured)
     if complete:
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
-        path = icon_clip.WEIGHTS if name == icon_clip.NAME else _from_hub(name)
-        return _Source(activation, checkpoints.read(path))
+        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name)
+        return _Source(activation, checkpoints.read(path)[0])
     if weights == "random":
         return _Source(activation)
     if weights is not None and (Path(weights).is_file() or weights.endswith(CHECKPOINT_SUFFIXES)):
@@ -163,8 +160,8 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
 
 
 def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
-    weights = checkpoints.read(path)
-    if weights.openai and activation == "gelu":
+    weights, openai = checkpoints.read(path)
+    if openai and activation == "gelu":
         raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
     if activation is None and not checkpoints.is_archive(path):
         raise BackboneError(
@@ -185,7 +182,7 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)
     path = _fetch(f"{name} {tag}", lambda: pretrained.download_pretrained(published))
-    return _Source(activation, checkpoints.read(path), published)
+    return _Source(activation, checkpoints.read(path)[0], published)
 
 
 def _from_hub(name: str, file: str | None = None) -> Path:
@@ -255,14 +252,45 @@ def _image_spec(name: str, model: Any, options: Mapping[str, Any]) -> ImageSpec:
 
 
 def _tokenizer(name: str, text: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:
-    if name == icon_clip.NAME:
-        return icon_clip.ReducedTokenizer.shipped()
     from open_clip.tokenizer import SimpleTokenizer
 
+    length = text.get("context_length", 77)
+    if name == ICON_CLIP:
+        return ReducedTokenizer(json.loads((ICON_CLIP_FOLDER / "vocabulary.json").read_text(encoding="utf-8")), length)
     tokenizer: Callable[[Sequence[str]], Tensor] = SimpleTokenizer(
-        context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+        context_length=length, **text.get("tokenizer_kwargs", {})
     )
     return tokenizer
+
+
+class ReducedTokenizer:
+    """CLIP's byte-pair encoding, reduced to the tokens that the model was trained with.
+
+    Args:
+        bpe_ids: CLIP's ids of the kept tokens; the token at index i gets the id START + 1 + i. All other tokens become
+            `UNKNOWN`, which the model was not trained on.
+        context_length: length of the rows; longer texts are cut.
+    """
+
+    def __init__(self, bpe_ids: Sequence[int], context_length: int) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self._bpe = SimpleTokenizer(context_length=context_length)
+        self.ids = {token: START + 1 + index for index, token in enumerate(bpe_ids)}
+        self.vocab_size = START + 1 + len(bpe_ids) + 1
+        self.end = self.vocab_size - 1
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokenize texts to int64 (n, context length): start, tokens, end, then padding."""
+        import torch
+
+        rows = torch.full((len(texts), self.context_length), PAD)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [self.ids.get(token, UNKNOWN) for token in self._bpe.encode(text)]
+            tokens = [START, *tokens[: self.context_length - 2], self.end]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return rows
 
 
 def _fingerprint(model: nn.Module, activation: Activation) -> str:

@@ -5,22 +5,45 @@ tokens after end-of-text are not computed; common prefixes of prompts are encode
 projections of fixed tokens are constants; the last layer runs at the end-of-text tokens only.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fedpgp.clip.adapters import Adapters, adapt
-from fedpgp.clip.prompt_tree import Layout
-from fedpgp.clip.text_tower import Block, TextTower, merge_heads, split_heads
+from fedpgp.clip.towers import Affine, Block, TextTower, merge_heads, split_heads
+
+Slot = int
+"""One position of a prompt: a token id (>= 0), or learned context token j as `-1 - j`."""
+
+TREE_NODES = 256
+"""Approximate maximum number of nodes per tree. Attention costs grow with its square, and every tree repeats the shared
+context; with this value both are below a tenth of the work at the sizes of CLIP's text towers."""
+
+FILLER: Slot = 0
+"""Any token; the nodes that pad a tree are not read."""
+
+MULTIPLE = 4
+"""The number of nodes is padded to a multiple of this. Two prompts then have a multiple of 8 tokens, and the rows that
+`Affine.transposed` writes are aligned for vector registers, which saves more than the padding costs."""
+
+Target = Literal["q", "k", "v", "o"]
+"""Projections of attention: queries, keys, values, output."""
+
+Adapters = Mapping[Target, tuple[Tensor, Tensor]]
+"""For some targets, A (P, layers, R, D) and B (P, layers, D, R): for prompt p, W becomes W + B_p A_p in each layer."""
 
 
 class PromptEncoder:
     """Encodes stacks of contexts for one layout of class names. Equal contexts give equal features.
 
     Args:
-        tower: the frozen text tower.
         layouts: the classes, in order, in one or more trees.
         bounded: keep the activations of one tree at a time (recomputed in the backward pass), to limit memory.
     """
@@ -109,3 +132,104 @@ class _Tree:
         scores = torch.baddbmm(mask, q, k.mT, alpha=float(q.shape[-1] ** -0.5))
         mixed = torch.softmax(scores, dim=-1) @ v
         return merge_heads(mixed.unflatten(0, (-1, self.tower.heads)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The prompts of C classes as a tree of N tokens.
+
+    The tower is causal, so a token's state depends on the tokens before it only, and prompts share the nodes of common
+    prefixes (start-of-text, context, and first words such as in "cougar body" and "cougar face"). It is pooled at
+    end-of-text, so prompts end there. The F learned tokens come first, then the fixed ones, the last of which may be
+    padding that attends to itself only.
+    """
+
+    learned: Tensor  # (F,) index of the context token
+    fixed: Tensor  # (N - F,) token ids
+    positions: Tensor  # (N,) position in the prompt: depth in the tree
+    sees: Tensor  # (N, N) bool: a token attends to itself and to those above it
+    ends: Tensor  # (C,) node of each class's end-of-text token
+
+
+def arrange(prompts: Sequence[Sequence[Slot]], class_chunk: int | None = None) -> tuple[Layout, ...]:
+    """Lay out prompts as trees of at most `class_chunk` classes or, without it, of about `TREE_NODES` nodes."""
+    trees = ceil(len(_grow(prompts)[0]) / TREE_NODES)
+    size = class_chunk or ceil(len(prompts) / trees)
+    return tuple(_lay_out(prompts[start : start + size]) for start in range(0, len(prompts), size))
+
+
+def _grow(prompts: Sequence[Sequence[Slot]]) -> tuple[list[tuple[int, Slot]], list[int]]:
+    """Build the tree: parent (-1 for the root) and slot of each node, parents first; and each prompt's last node."""
+    nodes: dict[tuple[int, Slot], int] = {}
+    ends = []
+    for prompt in prompts:
+        node = -1
+        for slot in prompt:
+            node = nodes.setdefault((node, slot), len(nodes))
+        ends.append(node)
+    return list(nodes), ends
+
+
+def _lay_out(prompts: Sequence[Sequence[Slot]]) -> Layout:
+    nodes, ends = _grow(prompts)
+    nodes += [(-1, FILLER)] * (-len(nodes) % MULTIPLE)
+    sees, depth = torch.eye(len(nodes), dtype=torch.bool), torch.zeros(len(nodes), dtype=torch.long)
+    for node, (parent, _) in enumerate(nodes):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+            depth[node] = depth[parent] + 1
+    slots = torch.tensor([slot for _, slot in nodes])
+    order = (slots >= 0).long().argsort(stable=True)  # learned tokens first
+    slots, place = slots[order], order.argsort()
+    learned = int((slots < 0).sum())
+    return Layout(
+        learned=-1 - slots[:learned],
+        fixed=slots[learned:],
+        positions=depth[order],
+        sees=sees[order][:, order],
+        ends=place[torch.tensor(ends)],
+    )
+
+
+@dataclass(frozen=True)
+class Adapted(Affine):
+    """A linear map with a separate low-rank part for each of P prompts."""
+
+    down: Tensor  # (P, R, D)
+    up: Tensor  # (P, O, R)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Map inputs (P or 1, N, D) to outputs (P, N, O)."""
+        return super().linear(x) + x @ self.down.mT @ self.up.mT
+
+    def rows(self, start: int, stop: int | None = None) -> Adapted:
+        """Restrict the map to some output coordinates."""
+        plain = super().rows(start, stop)
+        return Adapted(plain.weight, plain.bias, self.down, self.up[:, start:stop])
+
+
+def adapt(blocks: Sequence[Block], adapters: Adapters) -> tuple[Block, ...]:
+    """Add adapters to the attention of a tower's blocks.
+
+    The output projection includes the layer scale, so a block with one is adapted behind the scale.
+    """
+    return tuple(
+        replace(
+            block,
+            qkv=_adapted(block.qkv, [adapters.get(target) for target in ("q", "k", "v")], layer),
+            out=_adapted(block.out, [adapters.get("o")], layer),
+        )
+        for layer, block in enumerate(blocks)
+    )
+
+
+def _adapted(affine: Affine, parts: Sequence[tuple[Tensor, Tensor] | None], layer: int) -> Affine:
+    """Adapt equal parts of the output coordinates, each by its low-rank part; None: not adapted."""
+    width, dtype = len(affine.weight) // len(parts), affine.weight.dtype
+    present = [(place, part) for place, part in enumerate(parts) if part is not None]
+    if not present:
+        return affine
+    down = torch.cat([a[:, layer] for _, (a, _) in present], dim=1)
+    above_below = [(place * width, len(affine.weight) - (place + 1) * width) for place, _ in present]
+    up = [F.pad(b[:, layer], (0, 0, *rows)) for rows, (_, (_, b)) in zip(above_below, present, strict=True)]
+    return Adapted(affine.weight, affine.bias, down.to(dtype), torch.cat(up, dim=2).to(dtype))

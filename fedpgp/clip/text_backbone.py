@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from fedpgp.clip.adapters import Adapters
-from fedpgp.clip.image_tower import VisualTower
-from fedpgp.clip.prompt_encoder import PromptEncoder
-from fedpgp.clip.prompt_tree import Position, Slot, arrange, check_lengths, prompt_slots
-from fedpgp.clip.text_tower import TextTower
+from fedpgp.clip.prompt_encoder import Adapters, PromptEncoder, Slot, arrange
+from fedpgp.clip.towers import TextTower, VisualTower, map_tensors
 from fedpgp.core.errors import DataError
+from fedpgp.core.text import first_of
 
 if TYPE_CHECKING:
     from fedpgp.clip.model import Backbone
 
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The token ids of all texts of an experiment, so that actors need no tokenizer."""
-
-    texts: Mapping[str, tuple[int, ...]]
-    """ids of a text without start and end"""
-    bounds: tuple[int, int]
-    """ids of start-of-text and end-of-text"""
-
-    def __getitem__(self, text: str) -> tuple[int, ...]:
-        return self.texts[text]
+Position = Literal["end", "middle", "front"]
+"""Position of the class name: after, in the middle of (after L // 2 tokens), or before the context."""
 
 
 @dataclass(frozen=True)
 class FrozenText:
     """The frozen text tower of an experiment, small enough to send to every actor.
 
-    The tower keeps only the embeddings of tokens in `vocabulary`. The image tower is included for methods that run it.
+    The tower keeps only the embeddings of tokens in `token_ids`. The image tower is included for methods that run it.
     """
 
-    tower: TextTower | None
-    """None: the method has its own network"""
-    vocabulary: Vocabulary
+    tower: TextTower | None  # None: the method has its own network
+    token_ids: Mapping[str, tuple[int, ...]]  # of all texts, without start and end: actors need no tokenizer
+    bounds: tuple[int, int]  # ids of start-of-text and end-of-text
     class_names: tuple[str, ...]
     template: str
     logit_scale: float
@@ -52,14 +40,13 @@ class FrozenText:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> FrozenText:
         """Move the towers to another device or precision."""
-        visual = None if self.visual is None else self.visual.to(device, dtype)
-        tower = None if self.tower is None else self.tower.to(device, dtype)
-        return replace(self, tower=tower, visual=visual)
+        moved: FrozenText = map_tensors(self, lambda tensor: tensor.to(device, dtype))
+        return moved
 
     def duplicate_names(self) -> list[str]:
         """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""
-        counts = Counter(self.vocabulary[name] for name in self.class_names)
-        return [name for name in self.class_names if counts[self.vocabulary[name]] > 1]
+        counts = Counter(self.token_ids[name] for name in self.class_names)
+        return [name for name in self.class_names if counts[self.token_ids[name]] > 1]
 
     def on(self, classes: Sequence[int]) -> ClassSet:
         """Bind the towers to the classes with these labels, in this order."""
@@ -80,24 +67,27 @@ def freeze(
         class_names: in label order; underscores become spaces, as in CoOp.
         template: hand-written prompt with one {} for the name.
         extra_texts: further texts of the method, for example the words of an initial context.
-        visual: include the image tower.
 
     Raises:
         DataError: a text does not fit the tower's context.
         BackboneError: the image tower cannot be prompted.
     """
     names = [readable(name) for name in class_names]
-    texts = dict.fromkeys([*names, *(f"{name}." for name in names), *(filled(template, name) for name in names)])
-    texts |= dict.fromkeys(extra_texts)
-    vocabulary = _tokenize(backbone, list(texts))
-    ids = sorted({*vocabulary.bounds, *(token for tokens in vocabulary.texts.values() for token in tokens)})
-    dense = {token: index for index, token in enumerate(ids)}
+    prompts = [filled(template, name) for name in names]
+    texts = list(dict.fromkeys([*names, *(f"{name}." for name in names), *prompts, *extra_texts]))
+    rows = backbone.tokenize(texts)
+    limit = rows.shape[1]
+    ends = rows.argmax(dim=1).tolist()  # end-of-text has the highest id
+    long = [text for text, end in zip(texts, ends, strict=True) if end == limit - 1]
+    if long:
+        raise DataError(f"text {long[0]!r}: longer than the {limit} tokens of the text tower; shorten the name")
+    unpadded = [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+    kept, dense = torch.cat(unpadded).unique(return_inverse=True)
+    renumbered = [row.tolist() for row in dense.split([len(row) for row in unpadded])]
     return FrozenText(
-        tower=TextTower.from_open_clip(backbone.model).pruned(ids),
-        vocabulary=Vocabulary(
-            texts={text: tuple(dense[t] for t in tokens) for text, tokens in vocabulary.texts.items()},
-            bounds=(dense[vocabulary.bounds[0]], dense[vocabulary.bounds[1]]),
-        ),
+        tower=TextTower.from_open_clip(backbone.model).pruned(kept),
+        token_ids={text: tuple(row[1:-1]) for text, row in zip(texts, renumbered, strict=True)},
+        bounds=(renumbered[0][0], renumbered[0][-1]),
         class_names=tuple(names),
         template=template,
         logit_scale=backbone.logit_scale,
@@ -108,8 +98,7 @@ def freeze(
 
 def names_only(class_names: Sequence[str], template: str) -> FrozenText:
     """Create the frozen part for a method with its own network: only the classes."""
-    names = tuple(readable(name) for name in class_names)
-    return FrozenText(None, Vocabulary({}, (0, 0)), names, template, logit_scale=1.0)
+    return FrozenText(None, {}, (0, 0), tuple(readable(name) for name in class_names), template, logit_scale=1.0)
 
 
 def readable(name: str) -> str:
@@ -120,20 +109,6 @@ def readable(name: str) -> str:
 def filled(template: str, name: str) -> str:
     """Insert a class name into the hand-written prompt. Other braces are text, not format fields."""
     return template.replace("{}", name)
-
-
-def _tokenize(backbone: Backbone, texts: Sequence[str]) -> Vocabulary:
-    rows = backbone.tokenize(texts)
-    limit = rows.shape[1]
-    ends = rows.argmax(dim=1).tolist()  # end-of-text has the highest id
-    long = [text for text, end in zip(texts, ends, strict=True) if end == limit - 1]
-    if long:
-        raise DataError(f"text {long[0]!r}: longer than the {limit} tokens of the text tower; shorten the name")
-    lists = rows.tolist()
-    return Vocabulary(
-        texts={text: tuple(row[1:end]) for text, row, end in zip(texts, lists, ends, strict=True)},
-        bounds=(lists[0][0], lists[0][ends[0]]),
-    )
 
 
 class ClassSet:
@@ -187,53 +162,39 @@ class ClassSet:
     def encode(
         self, ctx: Tensor, position: Position = "end", deep: Tensor | None = None, before_name: tuple[int, ...] = ()
     ) -> Tensor:
-        """Compute text features (P, C, E), not normalized, of contexts (P, L, D) or (P, C, L, D).
+        """Compute text features (P, C, E), not normalized, of contexts (P, L, D) or, class-specific, (P, C, L, D).
 
         Args:
-            position: position of the class name.
             deep: contexts of the layers after the first (P, J - 1, ..., L, D), see `PromptEncoder.encode`.
             before_name: fixed tokens in front of each name.
         """
-        n_ctx, specific = ctx.shape[-2], ctx.dim() == 4
-        key = (n_ctx, position, specific, before_name)
+        key = (ctx.shape[-2], position, ctx.dim() == 4, before_name)
         if key not in self._encoders:
-            vocabulary = self._frozen.vocabulary
-            prompts = prompt_slots(
-                names=[(*before_name, *vocabulary[name]) for name in self.names],
-                bodies=[(*before_name, *vocabulary[f"{name}."]) for name in self.names],
-                bounds=vocabulary.bounds,
-                n_ctx=n_ctx,
-                position=position,
-                class_specific=specific,
-            )
-            self._encoders[key] = self._encoder(prompts)
+            self._encoders[key] = self._encoder(self._prompts(*key))
         return self._encoders[key].encode(ctx, deep)
 
     def check_room(self, tokens: int) -> None:
         """Raise `DataError` if a prompt of `tokens` context tokens and a class name does not fit the tower."""
-        bodies = (self._frozen.vocabulary[f"{name}."] for name in self.names)
-        lengths = [len(self._frozen.vocabulary.bounds) + tokens + len(body) for body in bodies]
-        check_lengths(lengths, self.names, limit=len(self._tower.positions))
+        self._check_lengths([2 + tokens + len(self.token_ids(f"{name}.")) for name in self.names])
 
     def template(self) -> Tensor:
         """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
         template = self._frozen.template
-        return self._constant(template, lambda name: self._frozen.vocabulary[filled(template, name)])
+        return self._constant(template, lambda name: self.token_ids(filled(template, name)))
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
-        template, vocabulary = self._frozen.template, self._frozen.vocabulary
-        encoder = self._fixed(template, lambda name: vocabulary[filled(template, name)])
-        return encoder.encode(self._nothing(), adapters=adapters)
+        template = self._frozen.template
+        return self._fixed(template, lambda name: self.token_ids(filled(template, name)), adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:
         """Return constant text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the extra text "X"."""
-        vocabulary = self._frozen.vocabulary
-        return self._constant(f"X{n_ctx}", lambda name: (*vocabulary["X"] * n_ctx, *vocabulary[f"{name}."]))
+        tokens = self.token_ids("X") * n_ctx
+        return self._constant(f"X{n_ctx}", lambda name: (*tokens, *self.token_ids(f"{name}.")))
 
     def token_ids(self, phrase: str) -> tuple[int, ...]:
-        """Return the tokens of an extra text of the method."""
-        return self._frozen.vocabulary[phrase]
+        """Return the tokens of a text of the experiment."""
+        return self._frozen.token_ids[phrase]
 
     def word_vectors(self, phrase: str) -> Tensor:
         """Return the token embeddings (L, D) of an extra text of the method."""
@@ -242,22 +203,42 @@ class ClassSet:
     def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
             with torch.no_grad():
-                self._constants[key] = self._fixed(key, tokens_of).encode(self._nothing())[0]
+                self._constants[key] = self._fixed(key, tokens_of)[0]
         return self._constants[key]
 
-    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> PromptEncoder:
-        """Create or get the encoder of prompts without a context."""
+    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]], adapters: Adapters | None = None) -> Tensor:
+        """Compute text features (P, C, E) of prompts without a context; their encoder is cached."""
         if key not in self._fixed_encoders:
-            start, end = self._frozen.vocabulary.bounds
+            start, end = self._frozen.bounds
             self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
-        return self._fixed_encoders[key]
+        return self._fixed_encoders[key].encode(self._tower.tokens.new_empty(1, 0, self.width), adapters=adapters)
 
-    def _nothing(self) -> Tensor:
-        """Create a context (1, 0, D) without tokens."""
-        return self._tower.tokens.new_empty(1, 0, self.width)
+    def _prompts(
+        self, n_ctx: int, position: Position, class_specific: bool, before_name: tuple[int, ...]
+    ) -> list[list[Slot]]:
+        """Build the slots of "[SOS] context NAME . [EOS]" for every class, as in CoOp.
+
+        Context token l of class c is slot c * L + l if it is class-specific, and l otherwise.
+        """
+        start, end = self._frozen.bounds
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+        prompts = []
+        for index, name in enumerate(self.names):
+            first = index * n_ctx if class_specific else 0
+            ctx = [-1 - slot for slot in range(first, first + n_ctx)]
+            body, length = self.token_ids(f"{name}."), len(self.token_ids(name))
+            prompts.append([start, *ctx[:before], *before_name, *body[:length], *ctx[before:], *body[length:], end])
+        return prompts
 
     def _encoder(self, prompts: list[list[Slot]]) -> PromptEncoder:
-        tower = self._tower
-        check_lengths([len(prompt) for prompt in prompts], self.names, limit=len(tower.positions))
+        self._check_lengths([len(prompt) for prompt in prompts])
         chunk = self._frozen.class_chunk
-        return PromptEncoder(tower, arrange(prompts, chunk), bounded=chunk is not None)
+        return PromptEncoder(self._tower, arrange(prompts, chunk), bounded=chunk is not None)
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        limit, named = len(self._tower.positions), zip(self.names, lengths, strict=True)
+        long = [f"{name!r} ({length} tokens)" for name, length in named if length > limit]
+        if long:
+            raise DataError(
+                f"class {first_of(long, 5)}: longer than the {limit} tokens of the tower; shorten name or n_ctx"
+            )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,10 @@ if TYPE_CHECKING:
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's state dicts hold these too
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a checkpoint by name."""
+def read(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Read the tensors of a checkpoint, and whether it has OpenAI's format and was thus trained with QuickGELU.
 
-    tensors: Mapping[str, Tensor]
-    openai: bool
-    """whether the checkpoint has OpenAI's format and was thus trained with QuickGELU"""
-
-
-def read(path: Path) -> Weights:
-    """Read a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
+    It is a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
 
     Raises:
         BackboneError: the file is missing or damaged, contains anything but tensors, or is a TorchScript archive
@@ -47,7 +39,7 @@ def read(path: Path) -> Weights:
     extras = [tensors.pop(name, None) for name in OPENAI_EXTRAS]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise _unreadable(path)
-    return Weights(tensors, openai=archive or None not in extras)
+    return tensors, archive or None not in extras
 
 
 def is_archive(path: Path) -> bool:
@@ -68,20 +60,16 @@ def published_digests() -> frozenset[str]:
     return frozenset(url.split("/")[-2] for url in urls if "openaipublic" in url)
 
 
-def fill(model: nn.Module, weights: Weights, what: str) -> None:
-    """Copy the weights into an open_clip `CLIP` or `CustomTextCLIP`, which must have exactly these tensors.
-
-    Args:
-        weights: as read; names of older formats are translated
-        what: model and file, for messages
+def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Copy weights into an open_clip `CLIP` or `CustomTextCLIP`; names of older formats are translated.
 
     Raises:
-        BackboneError: tensors are missing, unknown, of another shape or not finite.
+        BackboneError: tensors are missing, unknown, of another shape or not finite; starts with `what`.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    tensors = dict(convert_state_dict(model, dict(weights.tensors)))
+    tensors = dict(convert_state_dict(model, dict(weights)))
     if hasattr(model, "text"):
         tensors = convert_to_custom_text_state_dict(tensors)
     expected = model.state_dict()
@@ -89,22 +77,20 @@ def fill(model: nn.Module, weights: Weights, what: str) -> None:
         tensors.pop(name, None)  # a constant, such as the causal mask, which a scripted model saves too
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:  # () and (1,) are both in use
         tensors["logit_scale"] = tensors["logit_scale"].reshape(expected["logit_scale"].shape)
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
     misfits = {
         "missing": [name for name in expected if name not in tensors],
         "unknown": [name for name in tensors if name not in expected],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
     }
-    not_finite = [
-        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
     if any(misfits.values()):
         difference = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
         raise BackboneError(f"{what}: the checkpoint belongs to another model: {difference}; check backbone.name")
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    not_finite = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
     if not_finite:
         raise BackboneError(f"{what}: not finite: {first_of(not_finite, 3)}; the file is damaged, fetch it again")
     model.load_state_dict(tensors)

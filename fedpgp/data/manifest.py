@@ -21,9 +21,7 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
 from fedpgp.core.text import first_of
 from fedpgp.data import sources
-from fedpgp.data.sources.base import ROW_SCHEMA, ImageReader
-
-__all__ = ["ImageReader", "Manifest", "build", "open_reader"]
+from fedpgp.data.sources.base import ROW_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,17 @@ class Manifest:
 def build(settings: DataSettings) -> Manifest:
     """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
-    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`).
-
-    Raises:
-        DataError: the data are invalid, or do not match `data.class_names`.
+    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
+    the data are invalid, or do not match `data.class_names`.
     """
     scan = sources.scan(settings)
     class_names, relabel = _class_order(scan.class_names, settings.class_names)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
-    _check_images(rows, class_names, str(settings.root))
+    counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
+    empty = [class_names[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(f"{settings.root}: no image of {first_of(empty, 20)}; add images, or leave the class out")
     named = set(rows["split"].unique().to_pylist()) - {None}
     if len(named) < 2:
         rows = rows.set_column(4, "split", _cut(rows, settings))
@@ -143,20 +142,14 @@ def build(settings: DataSettings) -> Manifest:
     return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA))
 
 
-def open_reader(settings: DataSettings) -> ImageReader:
-    """Open a reader of the manifest's images, in any process."""
-    return sources.open_source(settings)
-
-
 def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names in label order, and the new label of each label found; `given` reorders or renames them."""
-    _check_unique(found)
+    old = _labels(found)
     if given is None:
         return found, np.arange(len(found))
-    _check_unique(given)
+    new = _labels(given)
     if len(given) != len(found):
         raise DataError(f"data.class_names: {len(given)} names for {len(found)} classes ({', '.join(found)})")
-    old, new = ({_words(name): label for label, name in enumerate(names)} for names in (found, given))
     if old.keys() == new.keys():
         return given, np.array([new[name] for name in old])
     moved = [name for name, label in new.items() if old.get(name, label) != label]
@@ -168,22 +161,13 @@ def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple
     return given, np.arange(len(found))
 
 
-def _check_unique(names: Sequence[str]) -> None:
-    counts = Counter(_words(name) for name in names)
-    double = [name for name, count in counts.items() if count > 1]
+def _labels(names: Sequence[str]) -> dict[str, int]:
+    """Map each name, with underscores read as spaces, to its label; raise `DataError` if two are the same then."""
+    words = [name.replace("_", " ") for name in names]
+    double = [name for name, count in Counter(words).items() if count > 1]
     if double:
         raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
-
-
-def _check_images(rows: pa.Table, class_names: Sequence[str], where: str) -> None:
-    counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if empty:
-        raise DataError(f"{where}: no image of {first_of(empty, 20)}; add images, or leave the class out")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return {name: label for label, name in enumerate(words)}
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:

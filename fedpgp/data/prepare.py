@@ -1,8 +1,7 @@
 """Downloads a data set if torchvision supports it, and checks it; else prints the manual steps."""
 
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +17,8 @@ from fedpgp.data.sources.base import Source
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
     """Download a data set to `root`, unless `root` has a usable copy.
 
-    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved.
-
-    Raises:
-        DataError: unknown data set, no network, or an unusable download; includes the manual steps.
+    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved. Raise `DataError`,
+    with the manual steps, if the data set is unknown, there is no network, or the download is unusable.
     """
     source = SOURCES.get(name)
     if source is None or not source.steps:
@@ -45,9 +42,11 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
 
 def _download(source: type[Source], root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    extraction_filter = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # reject members outside the target folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as fresh, _contained():
+        with TemporaryDirectory(prefix=".download-", dir=root) as fresh:
             source.download(Path(fresh))
             for entry in sorted(Path(fresh).iterdir()):
                 entry.replace(root / entry.name)
@@ -56,17 +55,8 @@ def _download(source: type[Source], root: Path) -> None:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise DataError(_by_hand(source, root, f"could not be downloaded ({one_line(error)})")) from error
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Reject members of tar archives outside the target folder, which torchvision does not do."""
-    before = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    try:
-        yield
     finally:
-        tarfile.TarFile.extraction_filter = before
+        tarfile.TarFile.extraction_filter = extraction_filter
 
 
 def _by_hand(source: type[Source], root: Path, what: str) -> str:

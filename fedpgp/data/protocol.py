@@ -28,16 +28,11 @@ EVERY_DOMAIN = "all"
 class EvaluationSet(Labelled):
     """Images of one split and one class set; `labels` are numbered within the class set."""
 
-    split: str
-    """val | test"""
-    class_set: str
-    """a key of `FederatedData.class_sets`"""
-    rows: np.ndarray
-    """manifest rows, ascending. int64 [n]"""
-    members: tuple[np.ndarray, ...] | None = None
-    """per client, the positions of its Local images in this set; None: novel classes, held-out domain"""
-    held_out: bool = False
-    """whether these are the images of the held-out domain"""
+    split: str  # val | test
+    class_set: str  # a key of `FederatedData.class_sets`
+    rows: np.ndarray  # manifest rows, ascending. int64 [n]
+    members: tuple[np.ndarray, ...] | None = None  # per client, positions of its Local images; None: novel or held out
+    held_out: bool = False  # whether these are the images of the held-out domain
 
     @property
     def metric(self) -> str:
@@ -52,16 +47,11 @@ class FederatedData:
     client_names: tuple[str, ...]
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
-    class_sets: Mapping[str, tuple[int, ...]]
-    """ordered global labels of `base` and `novel`, or of `all`"""
-    train_set: str
-    """class set for training: `base` or `all`"""
-    train_rows: tuple[np.ndarray, ...]
-    """per client, its training images. int64 [n_k]"""
-    train_labels: tuple[np.ndarray, ...]
-    """per client, their labels within `train_set`. int64 [n_k]"""
-    evaluation_sets: tuple[EvaluationSet, ...]
-    """non-empty sets for validation and testing"""
+    class_sets: Mapping[str, tuple[int, ...]]  # ordered global labels of `base` and `novel`, or of `all`
+    train_set: str  # class set for training: `base` or `all`
+    train_rows: tuple[np.ndarray, ...]  # per client, its training images. int64 [n_k]
+    train_labels: tuple[np.ndarray, ...]  # per client, their labels within `train_set`. int64 [n_k]
+    evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
     manifest_digest: str
 
     @property
@@ -133,8 +123,17 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     divided_by = {split: Labelled(labels=pool.labels, domains=slots[pool.domains]) for split, pool in divided.items()}
     local = assign(partition, divided_by, len(client_names), seed)
     train = evaluation_sets["train", train_set]
-    chosen = [_shots(train.labels, own, protocol.shots, seed, client) for client, own in enumerate(local["train"])]
-    _check_not_idle(client_names, chosen, train)
+    chosen = list(local["train"])
+    if protocol.shots is not None:  # the first of each class, in a random order of the client's images
+        for client, own in enumerate(chosen):
+            ranks = shuffled_ranks(train.labels[own], numpy_generator(seed, "shots", client))
+            chosen[client] = own[ranks < protocol.shots]
+    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
+    if idle:
+        raise DataError(
+            f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
+            f"{train_set} classes); give a smaller partition.clients or another partition.scheme"
+        )
     tested = [
         replace(pool, members=local[split]) if name == train_set else pool
         for (split, name), pool in evaluation_sets.items()
@@ -163,15 +162,6 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
     if protocol.held_out != EVERY_DOMAIN:
         return (protocol,)
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
-
-
-def _check_not_idle(client_names: Sequence[str], chosen: Sequence[np.ndarray], train: EvaluationSet) -> None:
-    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
-    if idle:
-        raise DataError(
-            f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
-            f"{train.class_set} classes); give a smaller partition.clients or another partition.scheme"
-        )
 
 
 def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
@@ -239,10 +229,3 @@ def _pool(manifest: Manifest, chosen: np.ndarray, split: str, name: str, classes
     rows = np.flatnonzero(chosen & (number[manifest.labels] >= 0))
     labels = number[manifest.labels[rows]]
     return EvaluationSet(split=split, class_set=name, rows=rows, labels=labels, domains=manifest.domain_ids[rows])
-
-
-def _shots(labels: np.ndarray, own: np.ndarray, shots: int | None, seed: int, client: int) -> np.ndarray:
-    """Take the first `shots` of each class in a random order of the client's positions."""
-    if shots is None:
-        return own
-    return own[shuffled_ranks(labels[own], numpy_generator(seed, "shots", client)) < shots]

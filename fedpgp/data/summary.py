@@ -1,24 +1,31 @@
-"""Tables of image counts: of a manifest, and of its division among clients."""
+"""What a manifest contains: image counts, and what reading every image finds."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
+from fedpgp.config import DataSettings
+from fedpgp.core.errors import DataError
+from fedpgp.data import sources
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import FederatedData
+from fedpgp.data.protocol import SPLITS, FederatedData
+
+CHUNK = 512
 
 
 def manifest_table(manifest: Manifest) -> pa.Table:
     """Count the images of each split, class and domain: `split`, `class`, `domain`, `images`; no empty rows."""
     names, splits = np.unique(manifest.splits, return_inverse=True)
-    counts = _counts([splits, manifest.labels, manifest.domain_ids])
-    return pa.table(
+    return _counted(
         {
-            "split": [str(name) for name in names[counts[0]]],
-            "class": [manifest.class_names[label] for label in counts[1]],
-            "domain": [manifest.domains[domain] for domain in counts[2]],
-            "images": counts[3],
+            "split": (names.tolist(), splits),
+            "class": (manifest.class_names, manifest.labels),
+            "domain": (manifest.domains, manifest.domain_ids),
         }
     )
 
@@ -28,30 +35,95 @@ def partition_table(manifest: Manifest, data: FederatedData) -> pa.Table:
 
     Columns `client`, `split` (train: after shots; val and test: its Local images), `class`, `domain`, `images`.
     """
-    held = [("train", list(data.train_rows))]
+    held = [("train", data.train_rows)]
     for pool in data.evaluation_sets:
         if pool.members is not None:
-            held.append((pool.split, [pool.rows[own] for own in pool.members]))
-    tables = [_of_split(manifest, data, split, rows) for split, rows in held]
+            held.append((pool.split, tuple(pool.rows[own] for own in pool.members)))
+    tables = []
+    for split, rows in held:
+        images = np.concatenate(rows)
+        tables.append(
+            _counted(
+                {
+                    "client": (data.client_names, np.repeat(np.arange(len(rows)), [len(own) for own in rows])),
+                    "split": ([split], np.zeros_like(images)),
+                    "class": (manifest.class_names, manifest.labels[images]),
+                    "domain": (manifest.domains, manifest.domain_ids[images]),
+                }
+            )
+        )
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _of_split(manifest: Manifest, data: FederatedData, split: str, rows: list[np.ndarray]) -> pa.Table:
-    clients = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-    every = np.concatenate(rows)
-    client, label, domain, images = _counts([clients, manifest.labels[every], manifest.domain_ids[every]])
-    return pa.table(
-        {
-            "client": [data.client_names[number] for number in client],
-            "split": pa.repeat(split, len(images)),
-            "class": [manifest.class_names[number] for number in label],
-            "domain": [manifest.domains[number] for number in domain],
-            "images": images,
-        }
-    )
+def empty_classes(manifest: Manifest) -> list[str]:
+    """List the classes that have no image in a split."""
+    lines = []
+    for split in np.unique(manifest.splits):
+        counts = np.bincount(manifest.labels[manifest.splits == split], minlength=len(manifest.class_names))
+        lines += [f"{manifest.class_names[label]}: no {split} image" for label in np.flatnonzero(counts == 0)]
+    return lines
 
 
-def _counts(keys: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Return the distinct combinations of the keys, ascending, and their counts."""
-    combinations, counts = np.unique(np.stack(list(keys)), axis=1, return_counts=True)
-    return [*combinations, counts]
+@dataclass(frozen=True)
+class Findings:
+    """The result of reading all images."""
+
+    unreadable: list[str]
+    """one error message per image"""
+    leaks: list[tuple[str, str]]
+    """pairs of equal pictures in two splits, each as `SPLIT NAME`, in the order train, val, test"""
+    repeated: list[tuple[str, str]]
+    """pairs of equal pictures within one split: the first one, and its duplicate"""
+    content: str
+    """sixteen hex digits over all names and pixels: equal for copies of the data at any location"""
+
+
+def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int, int], None]) -> Findings:
+    """Decode every image and compare pixels, so that duplicates are found in any file format."""
+    unreadable: list[str] = []
+    held: dict[bytes, dict[str, int]] = {}
+    repeated: list[tuple[str, str]] = []
+    content = hashlib.sha256()
+    for row, image in _images(manifest, settings, unreadable, progress):
+        picture = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        content.update(_name(manifest, row).encode() + picture)
+        first = held.setdefault(picture, {}).setdefault(str(manifest.splits[row]), row)
+        if first != row:
+            repeated.append((_name(manifest, first), _name(manifest, row)))
+    leaks = [
+        (f"{one} {_name(manifest, rows[one])}", f"{other} {_name(manifest, rows[other])}")
+        for rows in held.values()
+        for one, other in combinations([split for split in SPLITS if split in rows], 2)
+    ]
+    return Findings(unreadable, leaks, repeated, content.hexdigest()[:16])
+
+
+def _counted(keys: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> pa.Table:
+    """Count the distinct combinations of keys, ascending; a key has its names and, per image, the index of one."""
+    found, images = np.unique(np.stack([ids for _, ids in keys.values()]), axis=1, return_counts=True)
+    columns = {}
+    for (key, (names, _)), ids in zip(keys.items(), found, strict=True):
+        columns[key] = pa.array([names[number] for number in ids], pa.string())
+    return pa.table({**columns, "images": images})
+
+
+def _images(
+    manifest: Manifest, settings: DataSettings, unreadable: list[str], progress: Callable[[int, int], None]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the readable images with their rows; the errors of the others are added to `unreadable`."""
+    source, total, row = sources.open_source(settings), len(manifest), 0
+    while row < total:
+        end = min(total, row + CHUNK)
+        try:
+            for image in source.read(manifest.table.slice(row, end - row)):
+                yield row, image
+                row += 1
+        except DataError as error:
+            unreadable.append(str(error))
+            row += 1
+        progress(row, total)
+
+
+def _name(manifest: Manifest, row: int) -> str:
+    file, number = manifest.table["file"][row].as_py(), manifest.table["row"][row].as_py()
+    return file if number is None else f"{file}, row {number}"

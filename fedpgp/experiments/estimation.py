@@ -1,6 +1,5 @@
 """Estimate what a plan or a sweep will take: images to encode, memory, time, and bytes on disk and on the wire."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,9 +10,8 @@ from statistics import fmean
 import numpy as np
 
 from fedpgp import methods
-from fedpgp.clip import icon_clip
 from fedpgp.clip.feature_cache import Chunk, FeatureCache, write_shard
-from fedpgp.clip.model import TINY
+from fedpgp.clip.model import ICON_CLIP, read_config
 from fedpgp.config import BackboneSettings, DataSettings, Experiment
 from fedpgp.core.errors import ConfigError, DataError, FedPGPError
 from fedpgp.data import manifest, protocol
@@ -178,10 +176,8 @@ def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, in
 
 def _text_tower(backbone: BackboneSettings) -> tuple[int, int]:
     """Layers and width; those of ViT-B or ViT-L if the backbone would have to be loaded."""
-    if backbone.name == "tiny":
-        text = TINY["text_cfg"]
-    elif backbone.name == icon_clip.NAME:
-        text = json.loads(icon_clip.CONFIG.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    if backbone.name in ("tiny", ICON_CLIP):
+        text = read_config(backbone.name)[0]["text_cfg"]
     else:
         text = {"layers": 12, "width": 768 if "-L" in backbone.name else 512}
     return int(text["layers"]), int(text["width"])

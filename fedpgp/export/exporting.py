@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from fedpgp import __version__, config, methods
-from fedpgp.clip import icon_clip
+from fedpgp.clip.model import ICON_CLIP
 from fedpgp.config import BackboneSettings, Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import first_of
@@ -159,7 +159,7 @@ def _backbone(settings: BackboneSettings, fingerprint: str) -> dict[str, Any]:
     """The settings that load it, without the folder of a checkpoint file, and its licence where that is known."""
     weights = settings.weights
     tag = weights or ""
-    licence = LICENCES.get(tag, ICON_CLIP_LICENCE if settings.name == icon_clip.NAME else UNKNOWN_LICENCE)
+    licence = LICENCES.get(tag, ICON_CLIP_LICENCE if settings.name == ICON_CLIP else UNKNOWN_LICENCE)
     return {
         "name": settings.name,
         "weights": Path(weights).name if weights else None,

@@ -14,7 +14,8 @@ from fedpgp.clip.feature_cache import Array, Chunk, FeatureCache, FeatureKey, do
 from fedpgp.clip.images import Encoder
 from fedpgp.clip.model import ImageSpec
 from fedpgp.config import DataSettings
-from fedpgp.data.manifest import Manifest, open_reader
+from fedpgp.data.manifest import Manifest
+from fedpgp.data.sources import open_source
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.resources import keep_freed_memory
 
@@ -43,7 +44,7 @@ class ExtractionWorker:
         if device.type == "cpu":
             keep_freed_memory()
         self._table = job.manifest.table
-        self._encoder = Encoder(job.visual.to(device), job.image, open_reader(job.data), job.key)
+        self._encoder = Encoder(job.visual.to(device), job.image, open_source(job.data), job.key)
 
     def encode_chunk(self, chunk: Chunk) -> Chunk:
         """Write the shard of a chunk, and return the chunk; raise `DataError` if an image cannot be read."""

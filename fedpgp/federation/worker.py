@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import FrozenText
-from fedpgp.clip.text_tower import tensors_of
+from fedpgp.clip.towers import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, repeated, rows, without

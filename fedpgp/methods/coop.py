@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpgp.clip.prompt_tree import Position
-from fedpgp.clip.text_backbone import ClassSet, readable
+from fedpgp.clip.text_backbone import ClassSet, Position, readable
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree

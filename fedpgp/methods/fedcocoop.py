@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp.clip.text_backbone import ClassSet
-from fedpgp.clip.text_tower import in_chunks
+from fedpgp.clip.towers import in_chunks
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
 from fedpgp.methods.base import Classifier, Phase, PromptMethod, draw_linear

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field, field_validator
 
-from fedpgp.clip.adapters import Adapters, Target
+from fedpgp.clip.prompt_encoder import Adapters, Target
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError

@@ -2,10 +2,9 @@
 
 import torch
 
-from fedpgp.clip.image_tower import VisualTower
 from fedpgp.clip.model import ImageSpec
-from fedpgp.clip.text_backbone import ClassSet, FrozenText, Vocabulary
-from fedpgp.clip.text_tower import Affine, Block, TextTower
+from fedpgp.clip.text_backbone import ClassSet, FrozenText
+from fedpgp.clip.towers import Affine, Block, TextTower, VisualTower
 from fedpgp.core.tree import num_values, select, without
 from fedpgp.methods.base import Method
 
@@ -23,7 +22,7 @@ def _reference(extra_texts: tuple[str, ...]) -> ClassSet:
     """A frozen model of the right shape without weights; each word of a text is one token."""
     texts = (*extra_texts, "class.")
     words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {text: tuple(words.index(word) for word in text.split()) for text in texts}
+    token_ids = {text: tuple(words.index(word) for word in text.split()) for text in texts}
     nothing = Affine(torch.empty(0), None)
     blocks = (Block(*[nothing] * 6),) * LAYERS
     tower = TextTower(
@@ -49,4 +48,4 @@ def _reference(extra_texts: tuple[str, ...]) -> ClassSet:
         activation="silu",
         image=ImageSpec(224, (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest"),
     )
-    return FrozenText(tower, Vocabulary(vocabulary, (0, 0)), ("class",), "{}", 100.0, visual=visual).on([0])
+    return FrozenText(tower, token_ids, (0, 0), ("class",), "{}", 100.0, visual=visual).on([0])

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from fedpgp import config
 from fedpgp.analysis import loading
@@ -22,6 +21,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
+from fedpgp.data.sources import open_source
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.experiments.tracker import Tracker
 
@@ -52,9 +52,8 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
 def features(settings: Experiment, data: Manifest) -> Tensor:
     """Normalised features of all pictures (n, E)."""
     backbone = model.load(settings.backbone)
-    crop = images._evaluation_crop(backbone.image)
-    pictures = manifest.open_reader(settings.data).read(data.table)
-    pixels = torch.stack([images.normalise(pil_to_tensor(crop(picture)), backbone.image) for picture in pictures])
+    pictures = open_source(settings.data).read(data.table)
+    pixels = images.normalise(images.cropped(pictures, backbone.image), backbone.image)
     with torch.no_grad():
         encoded = [backbone.model.visual(batch) for batch in pixels.split(256)]
     return F.normalize(torch.cat(encoded), dim=-1)

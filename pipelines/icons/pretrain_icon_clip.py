@@ -26,7 +26,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedpgp.clip.icon_clip import ReducedTokenizer
+from fedpgp.clip.model import ReducedTokenizer
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,

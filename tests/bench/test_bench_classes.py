@@ -9,7 +9,7 @@ import torch
 
 from fedpgp.bench import classes as bench
 from fedpgp.bench.workload import BASE, NOVEL
-from fedpgp.clip.text_tower import tensors_of
+from fedpgp.clip.towers import tensors_of
 from fedpgp.federation.resources import kept_for_backward
 
 

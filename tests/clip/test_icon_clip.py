@@ -11,10 +11,18 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
-from fedpgp.clip import icon_clip
-from fedpgp.clip.icon_clip import PAD, START, UNKNOWN, ReducedTokenizer
 from fedpgp.clip.images import cropped, encode
-from fedpgp.clip.model import Backbone, load
+from fedpgp.clip.model import (
+    ICON_CLIP,
+    ICON_CLIP_FOLDER,
+    ICON_CLIP_WEIGHTS,
+    PAD,
+    START,
+    UNKNOWN,
+    Backbone,
+    load,
+    read_config,
+)
 from fedpgp.clip.text_backbone import freeze
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.core.errors import BackboneError
@@ -44,9 +52,9 @@ def text_features(backbone, texts):
 
 
 def test_the_files_are_a_stock_open_clip_model(backbone):
-    config = icon_clip.read_config()["model_cfg"]
+    config = read_config(ICON_CLIP)[0]
     stock = open_clip.CLIP(**config).eval()
-    stock.load_state_dict({name: value.float() for name, value in load_file(icon_clip.WEIGHTS).items()})
+    stock.load_state_dict({name: value.float() for name, value in load_file(ICON_CLIP_WEIGHTS).items()})
     pictures = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tokens = backbone.tokenize(["an icon of a car.", "a rainbow"])
     with torch.no_grad():
@@ -55,20 +63,19 @@ def test_the_files_are_a_stock_open_clip_model(backbone):
 
 
 def test_weights_are_stored_in_half_precision_and_fingerprinted(backbone):
-    stored = load_file(icon_clip.WEIGHTS)
+    stored = load_file(ICON_CLIP_WEIGHTS)
     assert {value.dtype for value in stored.values()} == {torch.float16}
-    card = (icon_clip.FOLDER.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = (ICON_CLIP_FOLDER.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"`{backbone.fingerprint}`" in card
 
 
 def test_tokens_are_clips_with_the_end_highest(backbone):
-    tokenizer = ReducedTokenizer.shipped()
     row = backbone.tokenize(["an icon of a car."])[0].tolist()
-    end = icon_clip.read_config()["model_cfg"]["text_cfg"]["vocab_size"] - 1
+    end = read_config(ICON_CLIP)[0]["text_cfg"]["vocab_size"] - 1
     assert row[0] == START
     assert row.index(end) == 1 + len(SimpleTokenizer().encode("an icon of a car."))
     assert set(row[row.index(end) + 1 :]) == {PAD}
-    assert max(row) == end == tokenizer.end
+    assert max(row) == end == backbone.tokenize.end
 
 
 def test_unknown_tokens_share_one_id(backbone):
@@ -80,7 +87,7 @@ def test_unknown_tokens_share_one_id(backbone):
 def test_long_texts_are_cut(backbone):
     row = backbone.tokenize(["car " * 100])[0]
     assert len(row) == 32
-    assert row[-1] == ReducedTokenizer.shipped().end
+    assert row[-1] == backbone.tokenize.end
 
 
 def test_all_class_names_are_known(backbone, sample):

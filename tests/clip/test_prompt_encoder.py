@@ -10,9 +10,9 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from fedpgp.clip.model import Backbone, ImageSpec
-from fedpgp.clip.prompt_tree import arrange
+from fedpgp.clip.prompt_encoder import arrange
 from fedpgp.clip.text_backbone import freeze
-from fedpgp.clip.text_tower import Affine
+from fedpgp.clip.towers import Affine
 from fedpgp.core.errors import DataError
 
 NAMES = ["cat", "american_bulldog", "staffordshire_bull_terrier", "dog", "wine glass", "o'hare", "x-ray 42"]

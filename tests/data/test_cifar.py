@@ -13,6 +13,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
+from fedpgp.data.sources import open_source
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -54,7 +55,7 @@ def test_batches_in_order_with_official_names(cifar10: Path) -> None:
         assert built.labels.tolist() == [n % 10 for n in range(20)] + [n % 10 for n in range(100, 106)]
         assert built.splits.tolist() == ["train"] * 20 + ["test"] * 6
     settings = DataSettings(name="cifar10", root=cifar10.parent)
-    images = list(manifest.open_reader(settings).read(built.table.take([25, 0, 7])))
+    images = list(open_source(settings).read(built.table.take([25, 0, 7])))
     assert [image.getpixel((31, 0)) for image in images] == [(105, 7, 9), (0, 7, 9), (7, 7, 9)]
     assert images[0].size == (32, 32)
 
@@ -127,4 +128,4 @@ def test_the_reader_knows_its_files(cifar10: Path) -> None:
     table = build(cifar10).table
     write(cifar10 / "test_batch", batch(2, 0))
     with pytest.raises(DataError, match=r"test_batch: row 2 is missing; build the manifest again"):
-        list(manifest.open_reader(DataSettings(name="cifar10", root=cifar10)).read(table))
+        list(open_source(DataSettings(name="cifar10", root=cifar10)).read(table))

@@ -13,6 +13,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
+from fedpgp.data.sources import open_source
 from fedpgp.data.sources.domains import DOMAINNET10_CLASSES, DOMAINNET_DOMAINS, OFFICE_CLASSES, OFFICE_DOMAINS
 
 Tree = Callable[..., Path]
@@ -213,4 +214,4 @@ def test_real_downloads(name: str, images: int, classes: int, domains: int) -> N
     assert (len(built), len(built.class_names), len(built.domains)) == (images, classes, domains)
     settings = DataSettings(name=name, root=SHARED)  # type: ignore[arg-type]
     sample = built.table.take(np.linspace(0, images - 1, 10).astype(int))
-    assert all(image.mode == "RGB" for image in manifest.open_reader(settings).read(sample))
+    assert all(image.mode == "RGB" for image in open_source(settings).read(sample))

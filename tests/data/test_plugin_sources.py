@@ -79,7 +79,7 @@ def test_the_example_of_the_readme_is_a_data_set(folder: Path) -> None:
     assert built.class_names == ("red", "green", "blue", "black")
     assert [sum(built.labels == label) for label in range(4)] == [12] * 4
     assert set(built.splits) == {"train", "val", "test"}
-    images = list(manifest.open_reader(squares).read(built.table.take([47, 0])))
+    images = list(sources.open_source(squares).read(built.table.take([47, 0])))
     assert [(image.size, image.getpixel((0, 0))) for image in images] == [
         ((31, 31), (0, 0, 0)),
         ((20, 20), (255, 0, 0)),
@@ -104,7 +104,7 @@ def test_files_have_splits_and_domains(folder: Path, image_tree: Callable[..., P
     assert built.labels.tolist() == [0, 1, 1]
     assert built.domain_ids.tolist() == [0, 1, 0]
     assert built.splits.tolist() == ["train", "train", "test"]
-    (image,) = manifest.open_reader(settings("more:Files", root=root)).read(built.table.slice(0, 1))
+    (image,) = sources.open_source(settings("more:Files", root=root)).read(built.table.slice(0, 1))
     assert image.getpixel((0, 0)) == (200, 0, 0)
     with pytest.raises(DataError, match=r"^data.root: more:Files needs the folder of the data set; give data.root="):
         manifest.build(settings("more:Files"))

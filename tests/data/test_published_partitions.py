@@ -14,8 +14,7 @@ import pytest
 
 from fedpgp.config import PartitionSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import published_partitions
-from fedpgp.data.partition import Labelled, assign
+from fedpgp.data.partition import Labelled, assign, authors_labeldir
 
 FOLDER = Path(os.environ.get("FEDPGP_GOLDEN", Path(__file__).parents[1] / "golden"))
 GOLDEN = json.loads((FOLDER / "partition.json").read_text())
@@ -54,7 +53,8 @@ def test_authors_2023_gives_out_the_same_classes(case: dict[str, Any]) -> None:
     ("classes", "sizes"), [(19, [2] * 9 + [1]), (51, [5] * 9 + [6]), (24, [2] * 9 + [6]), (50, [5] * 10)]
 )
 def test_sizes_of_the_papers_data_sets(classes: int, sizes: list[int]) -> None:
-    assert [len(own) for own in published_partitions.class_blocks(classes, 10)] == sizes
+    owned = assign(PartitionSettings(scheme="authors_2023"), {"train": labelled(np.arange(classes))}, 10, seed=1)
+    assert [len(own) for own in owned["train"]] == sizes
 
 
 def test_clients_without_classes_are_named() -> None:
@@ -65,7 +65,7 @@ def test_clients_without_classes_are_named() -> None:
 @pytest.mark.parametrize("case", CIFAR.values(), ids=CIFAR)
 def test_dirichlet_equals_the_authors_in_items_and_order(case: dict[str, Any]) -> None:
     labels = cifar_labels(case)
-    parts = published_partitions.dirichlet(
+    parts = authors_labeldir(
         [labels["train"], labels["test"]], case["num_users"], case["beta"], 10, 100, case["seed_random_and_numpy"]
     )
     assert parts is not None
@@ -96,7 +96,7 @@ def test_the_setting_leads_there() -> None:
 
 def test_it_gives_up() -> None:
     """Ten draws of a beta that leaves most clients without anything; every class to one client is no crash."""
-    assert published_partitions.dirichlet([np.arange(4).repeat(5)] * 2, 10, 0.001, 1, 10, seed=1) is None
+    assert authors_labeldir([np.arange(4).repeat(5)] * 2, 10, 0.001, 1, 10, seed=1) is None
     settings = PartitionSettings(scheme="dirichlet", beta=0.001, authors=True)
     with pytest.raises(DataError, match=r"in 100 draws of Dirichlet\(0.001\).* give a larger partition.beta"):
         assign(settings, {name: labelled(np.arange(4).repeat(5)) for name in ("train", "test")}, 10, seed=1)

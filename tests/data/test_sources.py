@@ -338,4 +338,4 @@ def test_real_photos(name: str, root: str, images: int, classes: int, domains: i
     built = manifest.build(settings)
     assert (len(built), len(built.class_names), len(built.domains)) == (images, classes, domains)
     sample = built.table.take(np.linspace(0, images - 1, 20).astype(int))
-    assert all(image.mode == "RGB" for image in manifest.open_reader(settings).read(sample))
+    assert all(image.mode == "RGB" for image in open_source(settings).read(sample))

@@ -20,6 +20,7 @@ from fedpgp import config
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.data import manifest, protocol
+from fedpgp.data.sources import open_source
 from fedpgp.experiments import runner
 from fedpgp.export import mlflow_model
 from fedpgp.export.exporting import export
@@ -73,7 +74,7 @@ def base_images():
     built = manifest.build(settings.data)
     data = protocol.build(built, settings.partition, settings.protocol, settings.seed)
     (pool,) = [pool for pool in data.evaluation_sets if (pool.split, pool.class_set) == ("test", "base")]
-    return list(manifest.open_reader(settings.data).read(built.table.take(pool.rows))), pool.labels
+    return list(open_source(settings.data).read(built.table.take(pool.rows))), pool.labels
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -11,9 +11,9 @@ from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, lear
 
 from fedpgp import methods
 from fedpgp.clip import model
-from fedpgp.clip.adapters import adapt
+from fedpgp.clip.prompt_encoder import adapt
 from fedpgp.clip.text_backbone import freeze
-from fedpgp.clip.text_tower import Affine, Block
+from fedpgp.clip.towers import Affine, Block
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import ConfigError
 

@@ -17,6 +17,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
+from fedpgp.data.sources import open_source
 from fedpgp.data.summary import partition_table
 from fedpgp.storage.run_folder import RunFolder
 
@@ -44,13 +45,13 @@ def draw_data(settings: Experiment, folder: Path, max_clients: int) -> list[Path
     manifest = manifests.build(settings.data)
     data = protocol.build(manifest, settings.partition, settings.protocol, settings.seed)
     classes = [manifest.class_names[label] for label in data.class_sets[data.train_set]]
-    reader = manifests.open_reader(settings.data)
+    source = open_source(settings.data)
     sheets = {}
     for client, name in enumerate(data.client_names[:max_clients]):
         rows, labels = data.train_rows[client], data.train_labels[client]
         path = folder / f"client-{client:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
         sheets[path] = [
-            (f"{name}: {classes[label]}", [fitted(image) for image in reader.read(manifest.table.take(chosen))])
+            (f"{name}: {classes[label]}", [fitted(image) for image in source.read(manifest.table.take(chosen))])
             for label in np.unique(labels)[:SHEET_CLASSES]
             for chosen in [rows[labels == label][:SHEET_IMAGES]]
         ]

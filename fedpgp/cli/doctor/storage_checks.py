@@ -38,7 +38,7 @@ def _caches(folder: Path) -> Iterator[Finding]:
     whole, errors = feature_cache.scan(folder)
     yield from (problem("caches", str(error)) for error in errors)
     if whole or not errors:
-        images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
+        images, num_bytes = sum(images for images, _ in whole), sum(num_bytes for _, num_bytes in whole)
         yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
 
 

@@ -24,11 +24,7 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def find(name: str) -> type[Source]:
-    """The class of a source: built in, installed as an entry point, or MODULE:CLASS.
-
-    Raises:
-        ConfigError: unknown source, or a plug-in that cannot be used.
-    """
+    """The class of a source: built in, an entry point, or MODULE:CLASS; raise `ConfigError` if it cannot be used."""
     if name in SOURCES:
         return SOURCES[name]
     if (found := plugin(name)) is None:
@@ -46,14 +42,12 @@ def plugin(name: str) -> Plugin | None:
     return None if name in SOURCES else plugins.find("data.name", plugins.SOURCES, name)
 
 
-def check(settings: DataSettings) -> None:
-    """Check the settings as far as it goes without reading the data.
-
-    Raises:
-        ConfigError: unknown source, or one that needs a root.
-    """
-    if find(settings.name).needs_root and settings.root is None:
+def check(settings: DataSettings) -> type[Source]:
+    """The class that `settings` name; raise `ConfigError` if it is unknown, or needs a root that is not given."""
+    source = find(settings.name)
+    if source.needs_root and settings.root is None:
         raise ConfigError(f"data: root is required for data {settings.name!r}; give data.root=FOLDER")
+    return source
 
 
 def complete(experiment: Experiment) -> Experiment:
@@ -66,22 +60,12 @@ def complete(experiment: Experiment) -> Experiment:
 
 
 def open_source(settings: DataSettings) -> Source:
-    """The source that `settings` name.
-
-    Raises:
-        DataError: the root does not exist.
-    """
-    check(settings)
-    return find(settings.name)(settings)
+    """The source that `settings` name; raise `DataError` if its root does not exist."""
+    return check(settings)(settings)
 
 
 def scan(settings: DataSettings) -> Scan:
-    """What the source holds.
-
-    Raises:
-        DataError: the data cannot be used.
-    """
+    """What the source contains; raise `DataError` if the data cannot be used."""
     if settings.name in SOURCES:
         return open_source(settings).scan()
-    check(settings)
-    return rows.scan(settings.name, find(settings.name), settings)
+    return rows.scan(settings.name, check(settings), settings)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from PIL import Image
@@ -52,18 +52,6 @@ class Scan:
     rows: pa.Table
 
 
-class ImageReader(Protocol):
-    """Reads and decodes images."""
-
-    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """Yield one RGB image per row (columns `file` and `row`), in order; fastest if the rows are sorted.
-
-        Raises:
-            DataError: an image is missing, cannot be decoded, or is outside the root.
-        """
-        ...
-
-
 class Source(ABC):
     """One data set in one on-disk format, described by its class attributes."""
 
@@ -83,15 +71,15 @@ class Source(ABC):
 
     @abstractmethod
     def scan(self) -> Scan:
-        """List all images without opening them.
-
-        Raises:
-            DataError: the files do not have the layout of this format.
-        """
+        """List all images without opening them; raise `DataError` if the files do not have this format's layout."""
 
     @abstractmethod
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
-        """See `ImageReader`."""
+        """Yield one RGB image per row (columns `file` and `row`), in order; fastest if the rows are sorted.
+
+        Raises:
+            DataError: an image is missing, cannot be decoded, or is outside the root.
+        """
 
     @staticmethod
     def download(root: Path) -> None:

@@ -16,8 +16,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.files import size_and_time
-from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.folder import FolderSource, size_and_time
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
@@ -27,13 +26,10 @@ class CifarSource(Source):
     """CIFAR as batches, Parquet or image folders, whichever the root contains."""
 
     classes: ClassVar[int]
-    batches: ClassVar[Mapping[str, str]]
-    """file -> split"""
-    names_at: ClassVar[tuple[str, str]]
-    """file of the class names, and their key in it"""
+    batches: ClassVar[Mapping[str, str]]  # file -> split
+    names_at: ClassVar[tuple[str, str]]  # file of the class names, and their key in it
     labels_key: ClassVar[str]
-    archive: ClassVar[tuple[str, str]]
-    """file of the download, and its MD5 digest"""
+    archive: ClassVar[tuple[str, str]]  # file of the download, and its MD5 digest
 
     @classmethod
     def download(cls, root: Path) -> None:
@@ -116,10 +112,7 @@ class CifarBatches:
         if missing:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; unpack the whole archive")
         names = self._names()
-        if len(names) != self.data.classes:
-            path = self.root / self.data.names_at[0]
-            raise DataError(f"{path}: {len(names)} names, not {self.data.classes}; fetch it again")
-        tables = [self._rows(file, split, len(names)) for file, split in self.data.batches.items()]
+        tables = [self._rows(file, split) for file, split in self.data.batches.items()]
         return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
@@ -138,6 +131,8 @@ class CifarBatches:
         names = _get(pickles.read(self.root / file), key)
         if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
             raise DataError(f"{self.root / file}: no list {key}; fetch it again")
+        if len(names) != self.data.classes:
+            raise DataError(f"{self.root / file}: {len(names)} names, not {self.data.classes}; fetch it again")
         return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
 
     def _batch(self, file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -150,13 +145,13 @@ class CifarBatches:
             raise DataError(f"{path}: `{self.data.labels_key}` are not {len(data)} numbers; fetch it again")
         return data, labels
 
-    def _rows(self, file: str, split: str, num_classes: int) -> pa.Table:
+    def _rows(self, file: str, split: str) -> pa.Table:
         _, labels = self._batch(file)
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.data.classes))
         if len(wrong):
             raise DataError(
-                f"{self.root / file}, row {wrong[0]}: label {labels[wrong[0]]} is out of range of the {num_classes} "
-                f"names ({len(wrong)} such rows); fetch it again"
+                f"{self.root / file}, row {wrong[0]}: label {labels[wrong[0]]} is out of range of the "
+                f"{self.data.classes} names ({len(wrong)} such rows); fetch it again"
             )
         size, time = size_and_time(self.root / file)
         columns = {"file": file, "row": np.arange(len(labels)), "label": labels, "domain": 0, "split": split}

@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,8 +13,7 @@ from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
-from fedpgp.data.sources.files import ImageFiles, listed, names_in, read_lines
-from fedpgp.data.sources.folder import SUFFIXES
+from fedpgp.data.sources.folder import SUFFIXES, ImageFiles, listed, names_in, read_lines
 from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
 _OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
@@ -28,10 +27,8 @@ class CoOpSource(ImageFiles):
     """
 
     title: ClassVar[str]
-    images: ClassVar[str]
-    """folder of the images"""
-    torchvision: ClassVar[str]
-    """the class of `torchvision.datasets` that downloads it"""
+    images: ClassVar[str]  # folder of the images
+    torchvision: ClassVar[str]  # the class of `torchvision.datasets` that downloads it
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
@@ -47,35 +44,25 @@ class CoOpSource(ImageFiles):
 
     def scan(self) -> Scan:
         """List the images of the split, all of which must exist."""
-        path = self._split_file()
-        if path.exists():
-            split = splits.read_split(path)
-        else:
-            split = self.make_split(random.Random(self.seed))
-            splits.save(path, split)
-        items = [item for name in SPLITS for item in split[name]]
-        names = splits.class_names(items, str(path))
-        table = listed(
-            self.root,
-            [f"{self.images}/{item.image}" for item in items],
-            [item.label for item in items],
-            [0] * len(items),
-            [name for name in SPLITS for _ in split[name]],
-            path.name,
-        )
-        return Scan(names, (SINGLE_DOMAIN,), table)
-
-    def make_split(self, generator: random.Random) -> Split:
-        """Make the split from the official annotations."""
-        raise NotImplementedError
-
-    def _split_file(self) -> Path:
         expected = f"split_zhou_{self.title}.json"
         others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != expected]
         if others:
             raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
         path = self.root / expected
-        return path if path.exists() else self.root / f"split_seed{self.seed}_{self.title}.json"
+        if not path.exists():
+            path = self.root / f"split_seed{self.seed}_{self.title}.json"
+        if path.exists():
+            split = splits.read_split(path)
+        else:
+            split = self.make_split(random.Random(self.seed))
+            splits.save(path, split)
+        names = splits.class_names(split, str(path))
+        images = [(f"{self.images}/{item.image}", item.label, 0, name) for name in SPLITS for item in split[name]]
+        return Scan(names, (SINGLE_DOMAIN,), listed(self.root, images, path.name))
+
+    def make_split(self, generator: random.Random) -> Split:
+        """Make the split from the official annotations."""
+        raise NotImplementedError
 
 
 class OxfordPets(CoOpSource):
@@ -90,14 +77,6 @@ class OxfordPets(CoOpSource):
         _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
     )
     torchvision = "OxfordIIITPet"
-
-    @classmethod
-    def download(cls, root: Path) -> None:
-        """Fetch both splits with torchvision."""
-        from torchvision.datasets import OxfordIIITPet
-
-        for split in ("trainval", "test"):
-            OxfordIIITPet(root, split=split, download=True)
 
     def make_split(self, generator: random.Random) -> Split:
         """Breeds are the file names without their number, in lower case."""
@@ -187,9 +166,7 @@ class DescribableTextures(CoOpSource):
         """Classes are the folders, sorted."""
         if not (self.root / "labels").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
-        files = {name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS}
-        labels = _labels_of_folders(file for split in files.values() for file in split)
-        return {name: [_item(file, labels) for file in split] for name, split in files.items()}
+        return _labelled({name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS})
 
 
 class Food101(CoOpSource):
@@ -208,15 +185,14 @@ class Food101(CoOpSource):
         """Classes are the folders, sorted."""
         if not (self.root / "meta").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
-        train, test = self._meta("train"), self._meta("test")
-        labels = _labels_of_folders([*train, *test])
-        kept, val = hold_back([_item(file, labels) for file in train], generator)
-        return {"train": kept, "val": val, "test": [_item(file, labels) for file in test]}
+        official = _labelled({name: self._meta(name) for name in ("train", "test")})
+        train, val = hold_back(official["train"], generator)
+        return {"train": train, "val": val, "test": official["test"]}
 
     def _meta(self, name: str) -> list[str]:
         path = self.root / "meta" / f"{name}.txt"
         if path.exists():
-            lines: list[str] = read_lines(path)
+            lines = read_lines(path)
         else:
             lines = [str(line) for files in read_json(path.with_suffix(".json")).values() for line in files]
         return [f"{line}.jpg" for line in lines]
@@ -254,10 +230,9 @@ def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, 
     return found
 
 
-def _labels_of_folders(files: Iterable[str]) -> dict[str, int]:
-    return {name: label for label, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
-
-
-def _item(file: str, labels: Mapping[str, int]) -> Item:
-    name = file.partition("/")[0]
-    return Item(file, labels[name], name)
+def _labelled(split: Mapping[str, Sequence[str]]) -> Split:
+    """Turn lists of CLASS/IMAGE into items; labels follow the sorted class names of all lists."""
+    pairs = {name: [(file, file.partition("/")[0]) for file in files] for name, files in split.items()}
+    class_names = sorted({class_name for own in pairs.values() for _, class_name in own})
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    return {name: [Item(file, labels[own], own) for file, own in files] for name, files in pairs.items()}

@@ -1,20 +1,19 @@
 """Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
-from fedpgp.data.sources.files import listed, read_lines
-from fedpgp.data.sources.folder import FolderSource, Group
+from fedpgp.data.sources.folder import FolderSource, listed, read_lines
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 OFFICE_CLASSES = (
@@ -40,39 +39,35 @@ class Listed(NamedTuple):
 class DomainsSource(FolderSource):
     """root/DOMAIN/CLASS/image for known domains, split by the lists beside the domains if there are any."""
 
+    layout = "DOMAIN/CLASS/image"
     domains: ClassVar[tuple[str, ...]]
-    class_names: ClassVar[tuple[str, ...] | None] = None
-    """in label order; None: all found"""
-    also_called: ClassVar[Mapping[str, str]] = {}
-    """folder -> class"""
-    only_these: ClassVar[bool] = False
-    """ignore the folders of other classes"""
+    class_names: ClassVar[tuple[str, ...] | None] = None  # in label order; None: all found
+    also_called: ClassVar[Mapping[str, str]] = {}  # folder -> class
+    only_these: ClassVar[bool] = False  # ignore the folders of other classes
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
         self.root = own_folder(self.root, type(self), *self.domains)
-        self.layout = "DOMAIN/CLASS/image"
 
     def scan(self) -> Scan:
         """List the images of the lists or, without lists, of all class folders (without a split)."""
         for suffix, read in (("pkl", self._read_pickle), ("txt", self._read_text)):
             if suffix == "pkl" and self.class_names is None:
                 continue  # FedBN's lists are of ten classes
-            paths = {(domain, split): self._list(domain, split, suffix) for domain, split in self._parts()}
-            missing = [f"{domain}_{split}.{suffix}" for (domain, split), path in paths.items() if path is None]
-            if 0 < len(missing) < len(paths):
+            found, missing = {}, []
+            for domain, split in product(self.domains, ("train", "test")):
+                name = f"{domain}_{split}.{suffix}"
+                paths = [path for folder in ("", "splits") if (path := self.root / folder / name).is_file()]
+                if paths:
+                    found[domain, split] = paths[0]
+                else:
+                    missing.append(name)
+            if found and missing:
                 raise DataError(f"{self.root}: the list {', '.join(missing)} is missing; fetch all lists or remove all")
-            if not missing:
-                lines = [line for (domain, split), path in paths.items() for line in read(path, domain, split)]  # type: ignore[arg-type]
+            if found:
+                lines = [line for (domain, split), path in found.items() for line in read(path, domain, split)]
                 return self._from_lists(lines, f"{self.root}/*.{suffix}")
         return self._from_folders(super().scan())
-
-    def _parts(self) -> list[tuple[str, str]]:
-        return [(domain, split) for domain in self.domains for split in ("train", "test")]
-
-    def _list(self, domain: str, split: str, suffix: str) -> Path | None:
-        paths = (self.root / folder / f"{domain}_{split}.{suffix}" for folder in ("", "splits"))
-        return next((path for path in paths if path.is_file()), None)
 
     def _read_text(self, path: Path, domain: str, split: str) -> list[Listed]:
         """Read a list of DomainNet: `clipart/zebra/clipart_344_000001.jpg 344`."""
@@ -95,25 +90,31 @@ class DomainsSource(FolderSource):
             raise DataError(f"{path}: not a pair of paths and class names; fetch it again") from None
         if len(files) != len(names):
             raise DataError(f"{path}: {len(files)} paths but {len(names)} class names; fetch it again")
-        return [self._listed(path, file, name, domain, split) for file, name in zip(files, names, strict=True)]
-
-    def _listed(self, path: Path, file: str, name: str, domain: str, split: str) -> Listed:
-        parts = file.replace("\\", "/").split("/")[-3:]
-        if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != self._class(name):
-            raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
-        if self._class(name) not in (self.class_names or ()):
-            raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
-        folders = (alias for alias, known in self.also_called.items() if known == self._class(name))
-        folder = next((f for f in (parts[1], *folders) if (self.root / domain / f).is_dir()), parts[1])
-        file = f"{domain}/{folder}/{parts[2]}"
-        return Listed(file, self._class(name), self.domains.index(domain), split)
+        lines = []
+        for file, name in zip(files, names, strict=True):
+            parts, known = file.replace("\\", "/").split("/")[-3:], self._class(name)
+            if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != known:
+                raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
+            if known not in (self.class_names or ()):
+                raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
+            folders = [parts[1], *(alias for alias in self.also_called if self._class(alias) == known)]
+            folder = next((folder for folder in folders if (self.root / domain / folder).is_dir()), parts[1])
+            lines.append(Listed(f"{domain}/{folder}/{parts[2]}", known, self.domains.index(domain), split))
+        return lines
 
     def _from_lists(self, lines: list[Listed], source: str) -> Scan:
-        names = self.class_names or _names_by_label(lines, source)
+        names = self.class_names
+        if names is None:
+            pairs = sorted({(line.label, line.class_name) for line in lines})
+            names = tuple(name for _, name in pairs)
+            if [label for label, _ in pairs] != list(range(len(pairs))) or len(set(names)) < len(names):
+                raise DataError(
+                    f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again"
+                )
         number = {name: label for label, name in enumerate(names)}
-        files, class_names, domains, splits, _ = zip(*lines, strict=True) if lines else ((), (), (), (), ())
-        table = listed(self.root, files, [number[name] for name in class_names], domains, splits, source)
-        absent = sorted(set(number) - set(class_names))
+        images = [(line.file, number[line.class_name], line.domain, line.split) for line in lines]
+        table = listed(self.root, images, source)
+        absent = sorted(set(number) - {line.class_name for line in lines})
         if absent:
             raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")
         return Scan(names, self.domains, table)
@@ -133,11 +134,11 @@ class DomainsSource(FolderSource):
         labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
         return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))
 
-    def _groups(self) -> list[Group]:
-        return [Group(domain, domain, None) for domain in self.domains]
+    def _groups(self) -> list[tuple[str, str, str | None]]:
+        return [(domain, domain, None) for domain in self.domains]
 
-    def _class_folders(self, folder: str) -> list[str]:
-        folders = self._folders(folder)
+    def _folders(self, folder: str) -> list[str]:
+        folders = super()._folders(folder)
         if self.only_these and self.class_names:
             return [name for name in folders if self._class(name) in self.class_names]
         return folders
@@ -181,12 +182,3 @@ class DomainNet10(DomainsSource):
         "DomainNet.zip, linked from https://github.com/med-air/FedBN -> ROOT/clipart, ..., ROOT/DOMAIN_train.pkl",
         "or all of DomainNet, http://ai.bu.edu/M3SDA/, with DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
     )
-
-
-def _names_by_label(lines: list[Listed], source: str) -> tuple[str, ...]:
-    pairs = pa.table({"label": [line.label for line in lines], "name": [line.class_name for line in lines]})
-    pairs = pairs.group_by(["label", "name"]).aggregate([]).sort_by([("label", "ascending")])
-    labels, names = pairs["label"].to_pylist(), pairs["name"].to_pylist()
-    if labels != list(range(len(labels))) or pc.count_distinct(pairs["name"]).as_py() != len(names):
-        raise DataError(f"{source}: labels must be 0, 1, 2, ... and belong to one class folder each; fetch them again")
-    return tuple(names)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow import fs
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.text import one_line
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source
+from fedpgp.core.text import one_line, redacted
+from fedpgp.data.sources import base
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.filesystem import Place
+from fedpgp.data.sources.folder import size_and_time
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
@@ -44,17 +46,33 @@ class Columns:
 
 
 class ParquetSource(Source):
-    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split."""
+    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split.
+
+    The root is a local folder, whose files are memory-mapped and must be inside it, or a `pyarrow.fs` URI.
+    """
 
     name = "parquet"
 
     def __init__(self, settings: DataSettings) -> None:
-        self.root = Place(settings)
+        root = settings.root
         self.class_names = settings.class_names
+        self._local = None if isinstance(root, str) else base.existing_root(settings)
+        self.root = redacted(str(self._local or root))  # for messages
+        if self._local:
+            self._fs: fs.FileSystem = fs.LocalFileSystem(use_mmap=True)
+            return
+        try:
+            self._fs, self._path = fs.FileSystem.from_uri(root)
+            kind = self._fs.get_file_info(self._path).type
+        except (ValueError, OSError, ImportError) as error:
+            what = " ".join(str(error).replace(str(root), self.root).split())
+            raise DataError(f"data.root: {self.root}: {what}; give a folder, or a URI for pyarrow.fs") from None
+        if kind != fs.FileType.Directory:
+            raise DataError(f"data.root: {self.root}: no such folder; give data.root=FOLDER or a URI of one")
 
     def scan(self) -> Scan:
         """List the images; class names come from the metadata, from a string column, or from `data.class_names`."""
-        found = self.root.files(".parquet")
+        found = self._found()
         files = list(found)
         if not files:
             raise DataError(f"{self.root}: no *.parquet file; give data.root=FOLDER or another data.name")
@@ -78,16 +96,36 @@ class ParquetSource(Source):
         for file, run in groupby(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True), itemgetter(0)):
             numbers = [row for _, row in run]
             for row, data in zip(numbers, self._values(file, numbers), strict=True):
-                yield decode(data or b"", f"{self.root / file}, row {row}")
+                yield decode(data or b"", f"{self._where(file)}, row {row}")
+
+    def _found(self) -> dict[str, tuple[int, int | None]]:
+        """List the unhidden *.parquet: name below the root -> bytes, modification time in ns."""
+        found: dict[str, tuple[int, int | None]] = {}
+        try:
+            if self._local:
+                for path in self._local.rglob("*.parquet"):
+                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
+            else:
+                for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
+                    if info.type == fs.FileType.File and info.path.endswith(".parquet"):
+                        found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
+        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
+
+    def _where(self, file: str) -> str:
+        """Return the name of a file for messages."""
+        return f"{self.root.rstrip('/')}/{file}"
 
     @contextmanager
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
         """Open a file for a `with` block, in which Arrow's errors become a `DataError`."""
         try:
-            with self.root.open(file) as opened, pq.ParquetFile(opened) as parquet:
+            path = str(base.inside(self._local, file)) if self._local else f"{self._path}/{file}"
+            with self._fs.open_input_file(path) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
-            what = f"{self.root / file}: not a complete Parquet file ({one_line(error)})"
+            what = f"{self._where(file)}: not a complete Parquet file ({one_line(error)})"
             raise DataError(f"{what}; fetch it again") from error
 
     def _values(self, file: str, rows: list[int]) -> Iterator[bytes | None]:
@@ -95,7 +133,7 @@ class ParquetSource(Source):
             column = self._columns(file, parquet.schema_arrow).image
             metadata = parquet.metadata
             if max(rows) >= metadata.num_rows:
-                raise DataError(f"{self.root / file}: row {max(rows)} is missing; build the manifest again")
+                raise DataError(f"{self._where(file)}: row {max(rows)} is missing; build the manifest again")
             sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             starts = list(accumulate(sizes, initial=0))
             groups = [bisect_right(starts, row) - 1 for row in rows]
@@ -118,8 +156,8 @@ class ParquetSource(Source):
     def _columns(self, file: str, schema: pa.Schema) -> Columns:
         features = _features(schema)
         image = self._choose(file, "image", features, "Image", [f.name for f in schema if _holds_images(f.type)])
-        plain = [field.name for field in schema if _holds_labels(field.type) and field.name != DOMAIN]
-        label = self._choose(file, "label", features, "ClassLabel", plain)
+        plain = [f.name for f in schema if pa.types.is_integer(f.type) or _holds_text(f.type)]
+        label = self._choose(file, "label", features, "ClassLabel", [name for name in plain if name != DOMAIN])
         domain = DOMAIN if DOMAIN in schema.names else None
         return Columns(image, label, domain, _names(features, label), _names(features, DOMAIN))
 
@@ -130,7 +168,7 @@ class ParquetSource(Source):
         preferred = [name for name in PREFERRED if name in candidates]
         if len(candidates) != 1 and not preferred:
             found = f"several could be it: {', '.join(candidates)}" if candidates else "none has a fitting type"
-            raise DataError(f"{self.root / file}: no {kind} column ({found}); call it {kind!r}")
+            raise DataError(f"{self._where(file)}: no {kind} column ({found}); call it {kind!r}")
         return preferred[0] if preferred else candidates[0]
 
     def _rows(self, file: str, split: str | None, columns: Columns, size: int, modified: int | None) -> pa.Table:
@@ -138,18 +176,10 @@ class ParquetSource(Source):
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
+        rows = image_rows(count, file=file, row=np.arange(count), split=split, size=size, modified=modified)
         domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
-        return pa.table(
-            {
-                "file": pa.repeat(file, count),
-                "row": np.arange(count),
-                "label": _plain(table[columns.label]),
-                DOMAIN: domain if columns.domain_names else domain.cast(pa.string()),
-                "split": pa.repeat(pa.scalar(split, pa.string()), count),
-                "size": pa.repeat(size, count),
-                "modified": pa.repeat(pa.scalar(modified, pa.int64()), count),
-            }
-        )
+        domain = domain if columns.domain_names else domain.cast(pa.string())
+        return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)
 
     def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
         """Return the ordered names of a column and, per row, the index of its name."""
@@ -169,7 +199,7 @@ class ParquetSource(Source):
         if pc.any(bad).as_py():
             row = table.slice(pc.index(bad, True).as_py(), 1).to_pylist()[0]
             raise DataError(
-                f"{self.root / row['file']}, row {row['row']}: {column} {row[column]} is out of range of the "
+                f"{self._where(row['file'])}, row {row['row']}: {column} {row[column]} is out of range of the "
                 f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
@@ -214,10 +244,6 @@ def _holds_images(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_images(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _holds_labels(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or _holds_text(kind))
 
 
 def _holds_text(kind: pa.DataType) -> bool:

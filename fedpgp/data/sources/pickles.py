@@ -27,14 +27,9 @@ class Refused(ValueError):
 
 
 def read(path: Path) -> Any:
-    """Read a pickle file of any protocol; Python 2 strings are decoded as latin-1.
-
-    Raises:
-        DataError: it contains anything but data (the message names the code), is damaged, or cannot be read.
-    """
+    """Read a pickle file of any protocol, Python 2 strings as latin-1; raise `DataError` if it is not plain data."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise DataError(f"{path}: {size} bytes, more than {MAX_BYTES}; not a list or a batch of images")
         return loads(path.read_bytes())
     except OSError as error:
@@ -46,12 +41,7 @@ def read(path: Path) -> Any:
 
 
 def loads(content: bytes) -> Any:
-    """Build the data in a pickle.
-
-    Raises:
-        Refused: it would import or call something that is not part of a numpy array.
-        Exception: it is damaged.
-    """
+    """Build the data in a pickle; raise `Refused` if it needs more than numpy arrays do, anything if it is damaged."""
     try:
         value = _Unpickler(content).load()
     except (AttributeError, TypeError) as error:

@@ -14,8 +14,8 @@ from fedpgp.core.errors import ConfigError, DataError, UserError
 from fedpgp.core.plugins import Plugin, reason
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import decoding
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, inside
-from fedpgp.data.sources.files import listed
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows
+from fedpgp.data.sources.folder import listed, read_files
 
 
 class Row(NamedTuple):
@@ -31,12 +31,7 @@ class Row(NamedTuple):
 
 
 def scan(target: str, source: type[Source], settings: DataSettings) -> Scan:
-    """What a source from outside the package holds, checked.
-
-    Raises:
-        DataError: no rows, or a label without a name.
-        ConfigError: it raised an error.
-    """
+    """Scan a source from outside the package; raise `DataError` for wrong rows, `ConfigError` if it raised an error."""
     try:
         found = source(settings).scan()
     except UserError:
@@ -47,19 +42,14 @@ def scan(target: str, source: type[Source], settings: DataSettings) -> Scan:
     labels = found.rows["label"].to_numpy()
     if not labels.size:
         raise DataError(f"data {target}: no rows")
-    if labels.min() < 0 or labels.max() >= len(found.class_names):
-        raise DataError(
-            f"data {target}: labels {labels.min()} to {labels.max()} for {len(found.class_names)} class names"
-        )
+    count, least, most = len(found.class_names), labels.min(), labels.max()
+    if least < 0 or most >= count:
+        raise DataError(f"data {target}: labels {least} to {most} for {count} class names")
     return found
 
 
 def adapted(plugin: Plugin) -> type[Source]:
-    """The source that a class from outside the package is: a `Source`, or one made of its `class_names` and `rows`.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """The source that a plug-in is: a `Source`, or one made of its `class_names` and `rows`, else a `ConfigError`."""
     kind, wrong = plugin.kind, []
     template = getattr(kind, "template", Source.template)
     if not isinstance(template, str) or template.count("{}") != 1:
@@ -116,22 +106,20 @@ class RowsSource(Source):
         splits = [row.split and SPLIT_NAMES[row.split] for row in rows]
         if self._files[0]:
             files = [Path(str(row.image)).as_posix() for row in rows]
-            return Scan(names, domains, listed(existing_root(self._settings), files, labels, domain_ids, splits, where))
+            images = list(zip(files, labels, domain_ids, splits, strict=True))
+            return Scan(names, domains, listed(existing_root(self._settings), images, where))
         named = [f"{number:08d}-{_digest(row.image)}" for number, row in enumerate(rows)]
-        nothing = pa.nulls(len(rows), pa.int64())
-        columns = [named, nothing, labels, domain_ids, pa.array(splits, pa.string()), nothing, nothing]
-        return Scan(names, domains, pa.table(columns, names=ROW_SCHEMA.names).cast(ROW_SCHEMA))
+        return Scan(names, domains, image_rows(len(rows), file=named, label=labels, domain=domain_ids, split=splits))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """The images of `rows`, in order."""
-        root = existing_root(self._settings) if self._files[0] else Path()
+        if self._files[0]:
+            yield from read_files(existing_root(self._settings), rows)
+            return
         for file in rows["file"].to_pylist():
-            image: Any = None if self._files[0] else self._rows[int(file.partition("-")[0])].image
-            if image is None:
-                yield decoding.read(inside(root, file), str(root / file))
-            else:
-                where = f"data {self.name}, row {file}"
-                yield decoding.decode(image, where) if isinstance(image, bytes) else decoding.to_rgb(image)
+            image: Any = self._rows[int(file.partition("-")[0])].image
+            where = f"data {self.name}, row {file}"
+            yield decoding.decode(image, where) if isinstance(image, bytes) else decoding.to_rgb(image)
 
 
 def _check_names(target: str, names: Any) -> None:

@@ -83,18 +83,14 @@ def draw(color: str, shape: str, style: str, number: int) -> Image.Image:
     image = Image.new("RGB", (SIZE, SIZE), (int(generator.integers(215, 256)),) * 3)
     pen = ImageDraw.Draw(image)
     if style == "filled":
-        pen.polygon(_points(corners), fill=ink)
+        pen.polygon(corners.ravel().tolist(), fill=ink)
     elif style == "outline":
-        pen.line(_points(np.concatenate([corners, corners[:2]])), fill=ink, width=3, joint="curve")
+        pen.line(np.concatenate([corners, corners[:2]]).ravel().tolist(), fill=ink, width=3, joint="curve")
     else:
         for x, y in _along(corners, step=4.5):
             pen.ellipse((x - 1.3, y - 1.3, x + 1.3, y + 1.3), fill=ink)
     grain = generator.normal(0, 5, (SIZE, SIZE, 3))
     return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
-
-
-def _points(corners: np.ndarray) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in corners]
 
 
 def _along(corners: np.ndarray, step: float) -> np.ndarray:

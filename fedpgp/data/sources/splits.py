@@ -19,7 +19,6 @@ TRAIN, VAL = 0.5, 0.2
 """Shares of a class if the data set has no official split; the rest is for testing."""
 VAL_OF_TRAIN = 0.2
 """Share of the official training images used for validation if there is no official validation split."""
-WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 class Item(NamedTuple):
@@ -79,10 +78,10 @@ def read_split(path: Path) -> Split:
         ) from None
 
 
-def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
+def class_names(split: Split, source: str) -> tuple[str, ...]:
     """Return the names in label order; raise `DataError` if labels are not 0, 1, 2, ... with one name each."""
     names: dict[int, str] = {}
-    for item in items:
+    for item in (item for name in SPLITS for item in split[name]):
         if names.setdefault(item.label, item.class_name) != item.class_name:
             raise DataError(f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; fix it")
     gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
@@ -96,7 +95,7 @@ def class_names(items: Iterable[Item], source: str) -> tuple[str, ...]:
 
 def save(path: Path, split: Split) -> None:
     """Save a split beside the images unless their folder is read-only, which would not stop root."""
-    if not path.parent.stat().st_mode & WRITABLE:
+    if not path.parent.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         return
     try:
         write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())

@@ -7,10 +7,10 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 
-from fedpgp.clip import image_tower
-from fedpgp.clip.image_tower import VisualTower
+from fedpgp.clip import towers
 from fedpgp.clip.images import normalise
 from fedpgp.clip.model import ImageSpec
+from fedpgp.clip.towers import VisualTower
 from fedpgp.core.errors import BackboneError
 
 SPEC = ImageSpec(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", "shortest")
@@ -66,7 +66,7 @@ def test_chunks_change_nothing(monkeypatch):
     tower, (pixels, prompts) = VisualTower.from_open_clip(vit(), SPEC), draw(5)
     prompts.requires_grad_()
     whole = tower.encode(pixels, prompts)
-    monkeypatch.setattr(image_tower, "IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr(towers, "IMAGES_PER_CHUNK", 2)
     chunked = tower.encode(pixels, prompts)
     torch.testing.assert_close(whole, chunked, atol=1e-6, rtol=0)
     gradients = [torch.autograd.grad(encoded.square().sum(), prompts)[0] for encoded in (whole, chunked)]

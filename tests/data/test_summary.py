@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpgp.config import DataSettings
-from fedpgp.data import check, manifest
+from fedpgp.data import manifest, summary
 
 Tree = Callable[..., Path]
 
@@ -24,17 +24,17 @@ def root(image_tree: Tree, png: Callable[..., bytes]) -> Path:
     return root
 
 
-def findings(root: Path) -> check.Findings:
+def findings(root: Path) -> summary.Findings:
     settings = DataSettings(name="folder", root=root)
     seen: list[tuple[int, int]] = []
-    found = check.read_all(manifest.build(settings), settings, lambda done, total: seen.append((done, total)))
+    found = summary.read_all(manifest.build(settings), settings, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12)
     return found
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 512])
 def test_all_unreadable_images_are_listed(root: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "CHUNK", chunk)
+    monkeypatch.setattr(summary, "CHUNK", chunk)
     whole = (root / "train/a/1.png").read_bytes()
     (root / "train/a/0.png").write_bytes(b"")
     (root / "train/a/1.png").write_bytes(whole[: len(whole) // 2])
@@ -49,7 +49,7 @@ def test_all_unreadable_images_are_listed(root: Path, chunk: int, monkeypatch: p
 
 
 def test_equal_pixels_in_train_and_test_are_found(root: Path) -> None:
-    assert findings(root) == check.Findings([], [], [], findings(root).content)
+    assert findings(root) == summary.Findings([], [], [], findings(root).content)
     (root / "test/b/0.png").write_bytes((root / "train/a/2.png").read_bytes())
     (root / "train/b/3.png").write_bytes((root / "train/b/2.png").read_bytes())
     found = findings(root)
@@ -66,7 +66,7 @@ def test_a_picture_in_all_three_splits_is_named_with_each_pair(root: Path) -> No
     (root / "val/b").mkdir()
     (root / "val/b/0.png").write_bytes((root / "test/b/0.png").read_bytes() + b"new bytes, old picture")
     settings = DataSettings(name="folder", root=root)
-    found = check.read_all(manifest.build(settings), settings, lambda done, total: None)
+    found = summary.read_all(manifest.build(settings), settings, lambda done, total: None)
     assert sorted(found.leaks) == [
         ("train train/a/2.png", "test test/a/1.png"),
         ("train train/a/2.png", "val val/a/0.png"),
@@ -96,8 +96,8 @@ def test_the_file_format_does_not_hide_a_repetition(root: Path) -> None:
 
 def test_classes_without_images_are_listed(root: Path) -> None:
     settings = DataSettings(name="folder", root=root)
-    assert check.empty_classes(manifest.build(settings)) == []
+    assert summary.empty_classes(manifest.build(settings)) == []
     for number in range(2):
         (root / f"test/b/{number}.png").unlink()
     (root / "test/b").rmdir()
-    assert check.empty_classes(manifest.build(settings)) == ["b: no test image"]
+    assert summary.empty_classes(manifest.build(settings)) == ["b: no test image"]
