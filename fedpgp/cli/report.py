@@ -1,27 +1,19 @@
-"""Commands that read finished runs: `report`, `compare`, `inspect`."""
+"""Commands that read finished runs, and the prompts learned in them: report, compare, inspect, export, predict."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 import fedpgp
-from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out
-
-
-class Format(StrEnum):
-    """Format of a report."""
-
-    md = "md"
-    html = "html"
-    csv = "csv"
+from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out, writable
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots.")],
     form: Annotated[
-        Format | None, typer.Option("--format", help="Default: tables in the terminal; with --out: html.")
+        Literal["md", "html", "csv"] | None,
+        typer.Option("--format", help="Default: tables in the terminal; with --out: html."),
     ] = None,
     folder: OutOption = None,
     baseline: Annotated[
@@ -38,8 +30,7 @@ def report(
     if form is None and folder is None:
         _in_terminal(runs, baseline, allow_mismatch or anyway)
         return
-    chosen = form or Format.html
-    written = fedpgp.report(runs, folder, chosen.value, baseline, allow_mismatch or anyway)
+    written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
     typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
 
 
@@ -80,12 +71,41 @@ def anatomy(run: RunArgument, rank: int | None = None) -> None:
     inspect(run, rank)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    app.command()(report)
-    app.command()(compare)
-    app.command()(inspect)
-    app.command(hidden=True)(anatomy)
+def export(
+    run: RunArgument,
+    client: Annotated[str, typer.Option(help="A client's number or name, or `global`: the server's model.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.", callback=writable)],
+    which: Annotated[str, typer.Option("--round", help="last, or best: by validation images.")] = "last",
+) -> None:
+    """Export the prompt of a client or of the server: a safetensors file, its card as JSON, and an MLflow model."""
+    from fedpgp.core.errors import ConfigError
+    from fedpgp.export.exporting import FILE
+    from fedpgp.export.mlflow_model import save
+
+    if which not in ("last", "best"):
+        raise ConfigError(f"--round: last or best (given: {which})")
+    prompt = fedpgp.Run(run).prompt(client, which)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = prompt.save(folder / FILE)
+    served = save(path, folder / "mlflow-model", prompt.weights)
+    for title, item in (("prompt", path), ("card", path.with_suffix(".json")), ("MLflow model", served)):
+        typer.echo(f"{title}: {item}")
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    prompt: Annotated[Path, typer.Option(help="The safetensors file that `fedpgp export` wrote.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Other class names, separated by commas; unseen ones are allowed.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint file of the backbone, if it has one.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 5,
+) -> None:
+    """Classify images with a learned prompt: the best classes with their probabilities."""
+    from fedpgp.analysis.report.terminal import predictions
+
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    out.print(predictions(fedpgp.predict(prompt, images, names, weights, top)))
 
 
 def _in_terminal(runs: list[Path], baseline: str | None, allow_mismatch: bool) -> None:

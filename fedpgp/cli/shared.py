@@ -1,7 +1,9 @@
 """What the commands share: consoles, arguments, and notices about renamed commands."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,8 +11,18 @@ from rich.console import Console
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.files import in_the_way
 
+if TYPE_CHECKING:
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
+
 out = Console()
 err = Console(stderr=True)
+
+
+def display() -> ProgressDisplay:
+    """A progress display on stderr, for a `with` block."""
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
+
+    return ProgressDisplay(err)
 
 
 def writable(folder: Path | None) -> Path | None:
@@ -42,6 +54,7 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=value ...]", help="Settings to change, such as federation.rounds=5 method.rank=4."),
 ]
+SettingsArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.", callback=writable)]
 AllowMismatchOption = Annotated[
     bool,

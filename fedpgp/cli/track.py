@@ -49,9 +49,3 @@ def sync(
 
     for folder in sync.everything(runs, uri):
         typer.echo(f"synced: {folder}")
-
-
-def register(command_line: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command_line.command()(ui)
-    command_line.add_typer(app, name="track")
