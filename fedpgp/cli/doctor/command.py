@@ -3,64 +3,88 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from fedpgp.cli.doctor.findings import Finding
+from fedpgp.cli.doctor import installation
+from fedpgp.cli.doctor.findings import Finding, State, problem, verdict, worst
+from fedpgp.cli.shared import SettingsArgument, err, out
+from fedpgp.core.errors import ConfigError
+from fedpgp.federation.backends.authentication import use_token
 
-out = Console()
-err = Console(stderr=True)
-
-COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(doctor)
+COLORS = {State.ok: "green", State.warning: "yellow", State.problem: "red"}
 
 
 def doctor(
     config: Annotated[
         str | None, typer.Argument(metavar="[CONFIG]", help="An experiment: also check what it needs.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")
-    ] = None,
+    overrides: SettingsArgument = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """Check the installation, machine, storage root and data, and what an experiment needs. Starts and changes nothing.
 
     Exits with 1 if there is a problem, otherwise with 0.
     """
-    from fedpgp.cli.doctor.checks import examine
-    from fedpgp.cli.doctor.findings import State, verdict, worst
-
     with err.status("checking"):
         found = examine(config, overrides or [])
     state, summary = worst(found), verdict(found)
     if as_json:
-        findings = [
-            {"name": one.name, "state": one.state.name, "what": one.what, "advice": one.advice} for one in found
-        ]
+        findings = [vars(one) | {"state": one.state.name} for one in found]
         typer.echo(json.dumps({"state": state.name, "verdict": summary, "findings": findings}, indent=2))
     else:
-        out.print(_table(found))
-        out.print(f"[{COLORS[state.name]}]{escape(summary)}[/]", highlight=False, soft_wrap=True)
+        table = Table(show_lines=False)
+        for heading in ("check", "state", "what"):
+            table.add_column(heading, overflow="fold")
+        for one in found:
+            advice = f"\n[dim]-> {escape(one.advice)}[/]" if one.advice else ""
+            shown = f"[{COLORS[one.state]}]{one.state.name}[/]"
+            table.add_row(escape(one.name), shown, escape(one.what) + advice)
+        out.print(table)
+        out.print(f"[{COLORS[state]}]{escape(summary)}[/]", highlight=False, soft_wrap=True)
     if state is State.problem:
         raise typer.Exit(1)
 
 
-def _table(found: list[Finding]) -> Table:
-    table = Table(show_lines=False)
-    for heading in ("check", "state", "what"):
-        table.add_column(heading, overflow="fold")
-    for one in found:
-        advice = f"\n[dim]-> {escape(one.advice)}[/]" if one.advice else ""
-        color = COLORS[one.state.name]
-        table.add_row(escape(one.name), f"[{color}]{one.state.name}[/]", escape(one.what) + advice)
-    return table
+def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Run all checks, each after those that it depends on. Starts no run and no Ray, and leaves nothing on disk.
+
+    Args:
+        given: an experiment, as `config.load` takes it; None: only the other checks, of the default root.
+
+    Returns:
+        The findings, without credentials.
+    """
+    found = list(installation.examine())
+    try:
+        found += _beyond_the_packages(given, overrides)
+    except ImportError as error:
+        found.append(problem("packages", f"cannot be imported: {error}", "install them as said above, then look again"))
+    return [finding.shown() for finding in found]
+
+
+def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
+    """Checks that need the packages."""
+    from fedpgp import config, methods
+
+    experiment = config.Experiment()
+    if given is not None:
+        try:
+            experiment = config.absolute(config.load(given, overrides, methods.defaults))
+        except ConfigError as error:
+            yield from (problem("settings", line) for line in str(error).splitlines())
+            given = None
+    if experiment.resources.address:
+        use_token()  # before ray is imported
+
+    from fedpgp.cli.doctor import experiment_checks, storage_checks
+
+    yield from experiment_checks.machine(experiment)
+    ray, nodes = experiment_checks.ray(experiment.resources)
+    yield ray
+    yield from storage_checks.examine(experiment)
+    yield from experiment_checks.examine(experiment, nodes, planned=given is not None)

@@ -1,48 +1,143 @@
-"""Check what an experiment needs: data, plan, features to encode, actors, memory."""
+"""Check the machine and the cluster, and what an experiment needs: data, plan, features to encode, actors, memory."""
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import ceil
+from pathlib import Path
 
-from fedpgp.cli.doctor import machine
+import torch
+
 from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
-from fedpgp.cli.doctor.machine import Node
-from fedpgp.config import DataSettings, Experiment, ResourceSettings
-from fedpgp.core.errors import FedPGPError
+from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core import provenance
+from fedpgp.core.errors import FedPGPError, ResourceError
 from fedpgp.core.text import disk_size, memory_size
-from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import driver
 from fedpgp.federation.resources import shortfall
 
+Node = Mapping[str, float]
+"""What a node has, as Ray counts it: `CPU`, `GPU`, `memory` in bytes."""
+LITTLE = 10**9
+"""Free bytes on a disk below which there is a warning."""
+RAY_STOPS_AT = 0.95
+"""Used share of a disk from which Ray stores no more objects on it."""
 
-def data(settings: DataSettings, library: Library) -> Finding:
-    """Check that the images exist; they are listed, not opened."""
+
+def machine(experiment: Experiment) -> Iterator[Finding]:
+    """Check cores, memory and GPUs of this machine, and the disks that the experiment writes to."""
+    here = provenance.hardware()
+    free = free_memory()
+    memory = f"{here['memory_gib']} GiB of memory" + ("" if free is None else f", {memory_size(free)} of it free")
+    yield ok("machine", f"{here['cores']} cores ({here['processor']}), {memory}")
+    yield gpus([torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], here["gpus"])
+    yield disk("disk", "runs, features and MLflow", experiment.storage.root.expanduser().absolute())
+    if experiment.resources.backend == "ray":
+        yield disk("ray disk", "Ray's sessions", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()), busy=True)
+
+
+def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
+    """Compare the GPUs that torch sees with those that the operating system's driver reports."""
+    if len(seen) < len(there):
+        return warning(
+            "gpu",
+            f"torch sees {len(seen)} of {len(there)} ({', '.join(there)})",
+            "look at CUDA_VISIBLE_DEVICES, and install a torch that is built for the driver's CUDA",
+        )
+    return ok("gpu", ", ".join(seen) or "none: everything runs on the CPU")
+
+
+def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
+    """Check that a folder is writable and has free space.
+
+    Args:
+        use: what is written there.
+        busy: Ray writes there too, and stops when the disk is nearly full.
+    """
+    place, advice = nearest(folder), f"make room, or give another folder: {'RAY_TMPDIR' if busy else 'storage.root'}"
     try:
-        return ok("data", _counted(library.manifest(settings)))
-    except FedPGPError as error:
-        return problem("data", str(error))
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        return problem(name, f"{use}: nothing can be written to {place} ({error.strerror})", advice)
+    usage = shutil.disk_usage(place)
+    text = f"{use}: {disk_size(usage.free)} of {disk_size(usage.total)} free at {place}"
+    if busy and usage.free < (1 - RAY_STOPS_AT) * usage.total:
+        return warning(name, f"{text}; Ray puts no objects there once {RAY_STOPS_AT:.0%} are in use", advice)
+    return warning(name, text, advice) if usage.free < LITTLE else ok(name, text)
 
 
-def examine(experiment: Experiment, library: Library, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Check the actors, the plan and, if it is valid, the features to encode and the memory.
+def nearest(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
+def free_memory() -> int | None:
+    """Bytes available to new processes, within the limit of a container; None: unknown on this system."""
+    available = provenance.named("/proc/meminfo", "MemAvailable")
+    if available is None:
+        return None
+    limits = [int(line) for line in provenance.lines("/sys/fs/cgroup/memory.max") if line.isdigit()]
+    return min([int(available.removesuffix(" kB")) * 1024, *limits])
+
+
+def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
+    """Check the cluster, if one is given; also returns the nodes for actors, none if the cluster is unreachable."""
+    try:
+        found = None if resources.backend == "serial" else driver.cluster(resources)
+    except ResourceError as error:
+        return problem("ray", str(error)), []
+    if found is not None:
+        total = {kind: sum(node.get(kind, 0.0) for node in found) for kind in ("CPU", "GPU", "memory")}
+        has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory_size(total['memory'])} of memory"
+        return ok("ray", f"a cluster of {len(found)} node(s) with {has}"), found
+    memory = free_memory() or 0.0
+    here = {"CPU": float(driver.own_cpus(resources)), "GPU": float(torch.cuda.device_count()), "memory": memory}
+    if resources.backend == "serial":
+        return ok("ray", "not used: resources.backend is serial"), [here]
+    return ok("ray", "no cluster is named (resources.address, RAY_ADDRESS): a run starts its own Ray here"), [here]
+
+
+def examine(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:
+    """Check that the images exist, and then the actors, the plan, the features to encode and the memory.
+
+    The images are listed, not opened. Without a plan there are no features and no memory to check.
 
     Args:
         nodes: the available nodes; empty: unknown.
+        planned: false: only the data are checked.
     """
+    library = Library()
+    try:
+        manifest = library.manifest(experiment.data)
+    except FedPGPError as error:
+        yield problem("data", str(error))
+        return
+    splits = ", ".join(f"{(manifest.splits == split).sum():,} {split}" for split in SPLITS)
+    domains = f", {len(manifest.domains)} domains" if len(manifest.domains) > 1 else ""
+    classes = f"{len(manifest.class_names)} classes{domains}"
+    yield ok("data", f"{manifest.name}: {len(manifest):,} images ({splits}), {classes}")
+    if not planned:
+        return
     if nodes:
         yield resources(experiment.resources, nodes)
+    protocol = experiment.protocol
+    if protocol.held_out == EVERY_DOMAIN:  # one domain in turn: the first run
+        protocol = protocol.model_copy(update={"held_out": manifest.domains[0]})
     try:
-        ready = plan(_one_domain_out(experiment, library), library)
+        ready = plan(experiment.model_copy(update={"protocol": protocol}), library)
     except FedPGPError as error:
         yield problem("plan", str(error))
         return
-    yield ok("plan", _described(ready))
+    data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
+    trained = f"{data.num_clients} clients, {len(data.class_sets[data.train_set])} classes to train on"
+    yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
     free = sum(node.get("memory", 0.0) for node in nodes)
     for name, look in (("features", features), ("memory", partial(memory, free=free))):
         try:
@@ -68,15 +163,13 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
 def features(ready: Plan) -> Finding:
     """Check that the disk has space for the features that must be encoded before the first round."""
     found = estimation.of_extraction(ready)
-    settings = ready.experiment.resources
     images, num_bytes = sum(one.images for one in found), sum(one.num_bytes for one in found)
     if not images:
         return ok("features", "all there")
-    seconds = sum(one.images * one.seconds_per_image for one in found) / settings.workers
-    folder = found[0].path.parent
-    duration = timedelta(seconds=ceil(seconds))
+    seconds = sum(one.images * one.seconds_per_image for one in found) / ready.experiment.resources.workers
+    folder, duration = found[0].path.parent, timedelta(seconds=ceil(seconds))
     text = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
-    free = shutil.disk_usage(machine.nearest(folder)).free
+    free = shutil.disk_usage(nearest(folder)).free
     if num_bytes > free:
         return problem("features", f"{text}, but {disk_size(free)} are free", "make room, or give another storage.root")
     return ok("features", text)
@@ -100,23 +193,3 @@ def memory(ready: Plan, free: float) -> Finding:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
         return problem("memory", f"{text}, but {memory_size(free)} are free", advice)
     return ok("memory", f"{text}, and {memory_size(free)} are free")
-
-
-def _one_domain_out(experiment: Experiment, library: Library) -> Experiment:
-    """The experiment, or, if it holds out every domain in turn, its first run."""
-    if experiment.protocol.held_out != EVERY_DOMAIN:
-        return experiment
-    first = library.manifest(experiment.data).domains[0]
-    return experiment.model_copy(update={"protocol": experiment.protocol.model_copy(update={"held_out": first})})
-
-
-def _counted(manifest: Manifest) -> str:
-    splits = ", ".join(f"{(manifest.splits == split).sum():,} {split}" for split in SPLITS)
-    domains = f", {len(manifest.domains)} domains" if len(manifest.domains) > 1 else ""
-    return f"{manifest.name}: {len(manifest):,} images ({splits}), {len(manifest.class_names)} classes{domains}"
-
-
-def _described(ready: Plan) -> str:
-    data, name = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
-    classes = len(data.class_sets[data.train_set])
-    return f"{ready.method.name} on {name}: {data.num_clients} clients, {classes} classes to train on ({ready.digest})"

@@ -57,18 +57,13 @@ def worst(findings: Sequence[Finding]) -> State:
 
 def verdict(findings: Sequence[Finding]) -> str:
     """Summarize all findings in one line."""
-    named = {state: _names(findings, state) for state in (State.problem, State.warning)}
-    counts = [f"{_counted(len(names), state.name)} ({', '.join(names)})" for state, names in named.items() if names]
+    counts = []
+    for state in (State.problem, State.warning):
+        names = list(dict.fromkeys(finding.name for finding in findings if finding.state is state))
+        if names:
+            counts.append(f"{len(names)} {state.name}{'s' if len(names) > 1 else ''} ({', '.join(names)})")
     start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst(findings)]
     return f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
-
-
-def _names(findings: Sequence[Finding], state: State) -> list[str]:
-    return list(dict.fromkeys(finding.name for finding in findings if finding.state is state))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _shown(text: str) -> str:

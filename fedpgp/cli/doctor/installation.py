@@ -34,7 +34,8 @@ def examine() -> Iterator[Finding]:
         yield problem("packages", f"{PACKAGE} is not installed, only its files are here", "pip install -e .")
         return
     yield _python(about["Requires-Python"])
-    wanted = [requirement for requirement in map(Requirement, texts) if _always(requirement)]
+    required = map(Requirement, texts)  # those of extras and of other platforms have markers that are false
+    wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     found = [finding for finding in map(_package, wanted) if finding is not None]
     yield from found
     yield ok("packages", f"{len(wanted) - len(found)} of {len(wanted)} as fedpgp {about['Version']} wants them")
@@ -70,8 +71,3 @@ def _seen(name: str, version: str) -> Finding | None:
         return None
     label = name if name == "python" else f"package {name}"
     return warning(label, f"{version} is untested, {tested} is what the tests have seen", "run `make test` with it")
-
-
-def _always(requirement: Requirement) -> bool:
-    """Whether the requirement applies without extras on this platform."""
-    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedpgp import tracking
@@ -27,11 +26,11 @@ def examine(experiment: Experiment) -> Iterator[Finding]:
     """Check everything below `storage.root`."""
     root = experiment.storage.root.expanduser().absolute()
     yield from _caches(root / "features")
-    runs, sweeps = _Folders.of(root / "runs", _run), _Folders.of(root / "sweeps", _sweep)
-    yield from runs.findings("runs", "fedpgp run CONFIG --resume goes on with it")
-    yield from sweeps.findings("sweeps", "fedpgp sweep CONFIG --resume goes on with it")
+    ended: set[str] = set()
+    yield from _folders("run", root / "runs", _run, ended)
+    yield from _folders("sweep", root / "sweeps", _sweep, ended)
     if experiment.tracking.mlflow:
-        yield _mirror(root, experiment.tracking.uri, runs.ended | sweeps.ended)
+        yield _mirror(root, experiment.tracking.uri, ended)
 
 
 def _caches(folder: Path) -> Iterator[Finding]:
@@ -42,50 +41,37 @@ def _caches(folder: Path) -> Iterator[Finding]:
         yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
 
 
-@dataclass
-class _Folders:
-    """The runs, or the sweeps, of a storage root."""
+def _folders(
+    kind: str, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]], ended: set[str]
+) -> Iterator[Finding]:
+    """One problem for each damaged run or sweep, and one line for all others.
 
-    states: Counter[str] = field(default_factory=Counter)
-    interrupted: list[str] = field(default_factory=list)
-    damaged: dict[str, str] = field(default_factory=dict)
-    """error message by name"""
-    ended: set[str] = field(default_factory=set)
-    """by the value of their tag in MLflow"""
-
-    @classmethod
-    def of(cls, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]]) -> _Folders:
-        """Read all folders.
-
-        Args:
-            read: opens a folder and reads all that a report needs; returns it and the value of its tag in MLflow.
-        """
-        found = cls()
-        for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
-            try:
-                one, known_as = read(path)
-                state = one.state
-            except RunError as error:
-                found.damaged[path.name] = str(error)
-            except OSError as error:
-                found.damaged[path.name] = f"{path}: cannot be read ({error.strerror})"
-            else:
-                found.states[state] += 1
-                if state == "interrupted":
-                    found.interrupted.append(path.name)
-                if state != "running":
-                    found.ended.add(known_as)
-        return found
-
-    def findings(self, name: str, advice: str) -> Iterator[Finding]:
-        """One problem for each damaged folder, and one line for all others."""
-        for what in self.damaged.values():
-            yield problem(name, what, "resume it if it is to go on, else move the folder away")
-        counts = ", ".join(f"{number} {state}" for state, number in sorted(self.states.items()))
-        if self.interrupted:
-            yield warning(name, f"{counts}: killed was {', '.join(self.interrupted)}", advice)
-        elif counts or not self.damaged:
-            yield ok(name, counts or "none yet")
+    Args:
+        read: opens a folder and reads all that a report needs; returns it and the value of its tag in MLflow.
+        ended: the tags of those that have ended are added to it.
+    """
+    states: Counter[str] = Counter()
+    interrupted, damaged = [], False
+    for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+        try:
+            found, tag = read(path)
+            state = found.state
+        except (RunError, OSError) as error:
+            what = f"{path}: cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+            yield problem(f"{kind}s", what, "resume it if it is to go on, else move the folder away")
+            damaged = True
+            continue
+        states[state] += 1
+        if state == "interrupted":
+            interrupted.append(path.name)
+        if state != "running":
+            ended.add(tag)
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    if interrupted:
+        killed = f"{counts}: killed was {', '.join(interrupted)}"
+        yield warning(f"{kind}s", killed, f"fedpgp {kind} CONFIG --resume goes on with it")
+    elif counts or not damaged:
+        yield ok(f"{kind}s", counts or "none yet")
 
 
 def _run(path: Path) -> tuple[StatusFolder, str]:

@@ -1,6 +1,9 @@
-"""What an experiment would need, and whether it fits."""
+"""The machine, looked at without changing it; what an experiment would need, and whether it fits."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 from small_experiment import SMALL, small
@@ -8,15 +11,16 @@ from small_experiment import SMALL, small
 from fedpgp import config
 from fedpgp.cli.doctor import experiment_checks
 from fedpgp.cli.doctor.findings import State, ok
+from fedpgp.config import ResourceSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.text import memory_size
 from fedpgp.experiments import estimation, launch
-from fedpgp.experiments.planning import Library, plan
+from fedpgp.experiments.planning import plan
 from fedpgp.experiments.tracker import NoTracking
 
 
 def of(experiment, *nodes):
-    return {one.name: one for one in experiment_checks.examine(experiment, Library(), nodes)}
+    return {one.name: one for one in experiment_checks.examine(experiment, nodes)}
 
 
 NODE = {"CPU": 2.0, "GPU": 0.0, "memory": 8e9}
@@ -26,7 +30,7 @@ def test_an_experiment_that_fits(tmp_path):
     experiment = small(tmp_path, "partition.clients=3")
     found = of(experiment, NODE)
     assert {name: one.state for name, one in found.items()} == dict.fromkeys(
-        ("resources", "plan", "features", "memory"), State.ok
+        ("data", "resources", "plan", "features", "memory"), State.ok
     )
     assert found["plan"].what.startswith("fedpgp on tiny: 3 clients, 15 classes to train on (")
     images = len(plan(experiment).data.rows)
@@ -101,3 +105,67 @@ def test_every_domain_in_turn_is_looked_at_with_the_first_held_out(tmp_path):
     held_out = ["protocol.name=leave_one_domain_out", "protocol.held_out=all", "partition.scheme=domain"]
     found = of(small(tmp_path, *held_out, "partition.clients=null"), NODE)
     assert found["plan"].what.startswith("fedpgp on tiny: 2 clients")
+
+
+def test_gpus_that_torch_does_not_see_are_told():
+    assert experiment_checks.gpus([], []).what == "none: everything runs on the CPU"
+    assert experiment_checks.gpus(["A100"], ["A100"]) == ok("gpu", "A100")
+    hidden = experiment_checks.gpus(["A100"], ["A100", "H100"])
+    assert (hidden.state, hidden.what) == (State.warning, "torch sees 1 of 2 (A100, H100)")
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_problem_and_looking_leaves_nothing(tmp_path):
+    found = experiment_checks.disk("disk", "runs", Path("/proc/self/fdinfo/new"))  # read-only for everyone, root too
+    assert found.state is State.problem
+    assert found.what.startswith("runs: nothing can be written to /proc/self/fdinfo")
+    assert "storage.root" in found.advice
+    assert experiment_checks.disk("disk", "runs", tmp_path / "not" / "yet").state is State.ok
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("free", "busy", "state"),
+    [(0.5e9, False, State.warning), (2e9, False, State.ok), (2e9, True, State.warning), (6e9, True, State.ok)],
+)
+def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch, tmp_path, free, busy, state):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"total": 1e11, "free": free}))
+    assert experiment_checks.disk("disk", "runs", tmp_path, busy).state is state
+
+
+def test_free_memory_is_at_most_that_of_the_machine():
+    assert 0 < experiment_checks.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_container_has_no_more_than_its_limit(monkeypatch):
+    monkeypatch.setattr(
+        "fedpgp.core.provenance.lines", lambda path: ["MemAvailable: 2000 kB"] if "proc" in path else ["1000"]
+    )
+    assert experiment_checks.free_memory() == 1000
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """As if no test had started one; whoever starts one now fails."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **settings: pytest.fail("ray is started"))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_without_a_cluster_ray_is_not_started(tmp_path):
+    found, (node,) = experiment_checks.ray(small(tmp_path, "resources.backend=ray", "resources.actors=64").resources)
+    assert (found.state, node["CPU"]) == (State.ok, 64)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_a_problem_at_once(address):
+    found, nodes = experiment_checks.ray(ResourceSettings(address=address))
+    assert (found.name, found.state, nodes) == ("ray", State.problem, [])
+    assert f"Ray at {address}: [Errno 111] Connection refused; check that the head runs" in found.what
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_is_counted(tmp_path):
+    found, nodes = experiment_checks.ray(small(tmp_path, "resources.backend=ray").resources)
+    assert found.what.startswith("a cluster of 1 node(s) with 4 CPU, 2 GPU, ")
+    assert len(nodes) == 1

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from fedpgp.cli.doctor import checks, installation
+from fedpgp.cli.doctor import command, installation
 from fedpgp.cli.doctor.findings import State, problem, warning, worst
 
 UNTESTED = "run `make test` with it"
@@ -66,7 +66,7 @@ def test_an_installation_without_its_packages_is_told_and_ends_there(monkeypatch
         raise ImportError("no module named torch")
         yield
 
-    monkeypatch.setattr(checks, "_beyond_the_packages", broken)
-    last = checks.examine()[-1]
+    monkeypatch.setattr(command, "_beyond_the_packages", broken)
+    last = command.examine()[-1]
     assert (last.name, last.state) == ("packages", State.problem)
     assert "no module named torch" in last.what

@@ -85,7 +85,7 @@ def test_a_damaged_run_is_a_problem_by_name_and_hides_no_other(tmp_path, made_ru
     made_run("seed=1", root=tmp_path, test_local=[50])
     run = made_run("seed=2", root=tmp_path, test_local=[50])
     damage(run)
-    found = list(storage_checks._Folders.of(tmp_path / "runs", storage_checks._run).findings("runs", ""))
+    found = list(storage_checks._folders("run", tmp_path / "runs", storage_checks._run, set()))
     assert [(one.state, str(run) in one.what, told in one.what) for one in found[:1]] == [(State.problem, True, True)]
     assert found[1:] == [ok("runs", "1 finished")]
 
