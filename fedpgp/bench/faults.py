@@ -14,8 +14,7 @@ import pyarrow as pa
 import safetensors.numpy
 
 from fedpgp import config
-from fedpgp.bench.measurement import Measurement, Report
-from fedpgp.bench.processes import descendants
+from fedpgp.bench.measurement import Measurement, Report, descendants
 from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError

@@ -4,15 +4,14 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, linear_regression
+from unittest.mock import patch
 
 from fedpgp import config
-from fedpgp.bench.measurement import MB, Measurement, Report
-from fedpgp.bench.processes import descendants, usage
+from fedpgp.bench.measurement import MB, Measurement, Report, descendants, usage
 from fedpgp.config import ResourceSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import launch
@@ -52,24 +51,14 @@ INFORMATIVE = {"driver_memory_mb": "of it this process's, MB", "cycle_seconds": 
 """Values that are shown but not judged."""
 
 
-@dataclass(frozen=True)
-class Trend:
-    """How a value changed after the warm-up."""
-
-    mean: float
-    growth: float
-    """percent of the mean (at least 1, for values near 0), by the regression line through all values"""
-
-    @property
-    def flat(self) -> bool:
-        """Whether it grew by no more than the tolerance."""
-        return self.growth <= TOLERANCE
-
-
 def measure(minutes: float, report: Report) -> Measurement:
     """Run cycles of a FedPGP run and a small sweep on the icons; sample all resources while the process is idle."""
     samples: list[Mapping[str, float]] = []
-    with tempfile.TemporaryDirectory() as name, _environment(RAY_TMPDIR=name, **RAY), driver.connected(LOCAL):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patch.dict(os.environ, RAY_TMPDIR=name, **RAY),
+        driver.connected(LOCAL),
+    ):
         root, start, before = Path(name) / "store", time.monotonic(), (0, 0)
         while time.monotonic() - start < 60 * minutes or len(samples) < MIN_CYCLES:
             began = time.monotonic()
@@ -98,26 +87,29 @@ def measure(minutes: float, report: Report) -> Measurement:
 def evaluate(samples: Sequence[Mapping[str, float]], summary: str) -> Measurement:
     """Compute the trends of all values, and whether those that are judged are flat."""
     found = {name: trend([sample[name] for sample in samples]) for name in samples[0]}
-    growing = [JUDGED[name] for name in JUDGED if not found[name].flat]
+    growing = [label for name, label in JUDGED.items() if found[name][1] > TOLERANCE]
+    labels, first, last = JUDGED | INFORMATIVE, samples[0], samples[-1]
     rows = [
-        ((JUDGED | INFORMATIVE)[name], f"{samples[0][name]:.1f}", f"{one.mean:.1f}", f"{samples[-1][name]:.1f}",
-         f"{one.growth:+.1f}%")
-        for name, one in found.items()
-    ]  # fmt: skip
-    figures = {name: one.mean for name, one in found.items()}
-    figures |= {f"{name}_growth_percent": one.growth for name, one in found.items()}
+        (labels[name], f"{first[name]:.1f}", f"{mean:.1f}", f"{last[name]:.1f}", f"{growth:+.1f}%")
+        for name, (mean, growth) in found.items()
+    ]
+    figures = {name: mean for name, (mean, _) in found.items()}
+    figures |= {f"{name}_growth_percent": growth for name, (_, growth) in found.items()}
     verdict = f"grows: {', '.join(growing)}" if growing else "flat: nothing grows"
     notes = (f"{verdict} by more than {TOLERANCE:g}%", summary)
     headings = ("what", "first", "mean", "last", "growth")
     return Measurement("soak", {**figures, "cycles": len(samples), "flat": int(not growing)}, headings, rows, notes)
 
 
-def trend(values: Sequence[float]) -> Trend:
-    """Mean and growth of the values after the warm-up."""
+def trend(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the values after the warm-up, and their growth.
+
+    The growth is in percent of the mean (at least 1, for values near 0), by the regression line through all of them.
+    """
     kept = values[int(WARM_UP * len(values)) :]
     mean = fmean(kept)
     slope = linear_regression(range(len(kept)), kept).slope
-    return Trend(mean, 100 * slope * (len(kept) - 1) / max(mean, 1.0))
+    return mean, 100 * slope * (len(kept) - 1) / max(mean, 1.0)
 
 
 def size(folder: Path) -> int:
@@ -138,18 +130,3 @@ def _cycle(root: Path, number: int) -> None:
     launch.run(run, False, RunCallback(), MLflowTracker())
     short = ["federation.rounds=1", f"federation.lr={{grid_search: {rates[1:]}}}", f"tune.max_concurrent={TRIALS}"]
     sweep_runner.run(sweep_settings.load("icons", [*common, *short])[0], None, RunCallback(), MLflowTracker())
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables, and restore them at the end."""
-    earlier = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from fedpgp import config
-from fedpgp.bench.measurement import MB, Measurement, Report
-from fedpgp.bench.processes import resident
+from fedpgp.bench.measurement import MB, Measurement, Report, resident
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import launch, planning

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; each prints a table.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Say where our time goes instead.")]
-
 ThreadsOption = Annotated[int, typer.Option(help="Torch threads.", min=1)]
 
 
@@ -27,9 +25,9 @@ def overhead(
     as_json: JsonOption = False,
 ) -> None:
     """Seconds per round of clients that do nothing."""
-    from fedpgp.bench import overhead as bench
+    from fedpgp.bench import engine
 
-    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+    _show(engine.overhead(_numbers(clients), actors, _progress), as_json)
 
 
 @app.command()
@@ -39,9 +37,9 @@ def scale(
     as_json: JsonOption = False,
 ) -> None:
     """Time per participant and growth of memory, from hundreds to thousands of FedPGP clients."""
-    from fedpgp.bench import scale as bench
+    from fedpgp.bench import engine
 
-    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+    _show(engine.scale(_numbers(clients), actors, _progress), as_json)
 
 
 @app.command()
@@ -73,17 +71,17 @@ def round_(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: 
 @app.command()
 def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """A block of 10 clients as one batch against one at a time."""
-    from fedpgp.bench import clients as bench
+    from fedpgp.bench import step
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(step.clients(threads, _progress), as_json)
 
 
 @app.command()
 def classes(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """Memory and time of a step on ImageNet's 1,000 classes, by backbone.class_chunk."""
-    from fedpgp.bench import classes as bench
+    from fedpgp.bench import step
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(step.classes(threads, _progress), as_json)
 
 
 @app.command()
