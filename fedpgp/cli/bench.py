@@ -47,9 +47,9 @@ def faults(
     kills: Annotated[int, typer.Option(help="How often something is killed.", min=1)] = 20, as_json: JsonOption = False
 ) -> None:
     """Random kills of actors, driver and whole run: nothing lost, nothing doubled, the same bits."""
-    from fedpgp.bench import faults as bench
+    from fedpgp.bench import reliability
 
-    _show(bench.measure(kills, _progress), as_json)
+    _show(reliability.faults(kills, _progress), as_json)
 
 
 @app.command()
@@ -109,9 +109,9 @@ def soak(
     as_json: JsonOption = False,
 ) -> None:
     """Runs and sweeps one after the other: memory, file handles, threads, object store and disk must not grow."""
-    from fedpgp.bench import soak as bench
+    from fedpgp.bench import reliability
 
-    _show(bench.measure(minutes, _progress), as_json)
+    _show(reliability.soak(minutes, _progress), as_json)
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedpgp.bench import engine, faults
+from fedpgp.bench import engine
 
 
 def quiet(text):
@@ -28,11 +28,3 @@ def test_scale_has_its_figures(ray_cluster, monkeypatch):
     outcome = engine.scale([20, 40], actors=1, report=quiet)
     assert set(outcome.figures) == {"linearity", "driver_growth_percent", "actor_growth_percent"}
     assert outcome.figures["linearity"] > 0
-
-
-@pytest.mark.slow
-def test_faults_lose_and_double_nothing(monkeypatch):
-    """A seed that draws one kill of each kind, in this order: actor, driver, run."""
-    monkeypatch.setattr(faults, "derive_seed", lambda *path: 3134)
-    outcome = faults.measure(3, quiet)
-    assert outcome.figures == {"kills": 3, "rounds_lost": 0, "rows_doubled": 0, "final_equal": 1}
