@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpgp.bench import measurement
-from fedpgp.bench.measurement import MB, Measurement, Peak, Report, alternated, counted, seconds
+from fedpgp.bench.measurement import Measurement, Peak, Report, alternated, counted, seconds
 from fedpgp.bench.workload import MODEL, TEMPLATE, ReferenceFedPGP, Workload, one_batch, vit_b_16
 from fedpgp.core import provenance
 from fedpgp.core.errors import FedPGPError
@@ -243,7 +243,7 @@ def classes(
         taken = seconds(step)
         del step
         gc.collect()
-        added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MB
+        added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # from kB
         figures[f"megabytes_{chunk or 'all'}"] = added
         figures[f"seconds_{chunk or 'all'}"] = taken
         rows.append([str(chunk or "all (null)"), f"{added:,.0f}", f"{taken:.1f}"])

@@ -27,11 +27,18 @@ def report(
     Runs that differ only in seed and held-out domain form one group. Runs on different data or partitions are not
     compared with one another. With --out, figures are also written as PNG and SVG.
     """
-    if form is None and folder is None:
-        _in_terminal(runs, baseline, allow_mismatch or anyway)
-        return
-    written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
-    typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import comparison_tables, tables, terminal
+
+    if form is not None or folder is not None:
+        written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
+        typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
+    elif len(runs) == 1 and (runs[0] / "identity.json").is_file():
+        out.print(terminal.show(runs[0]))
+    else:
+        comparison = loading.find(runs).compare(allow_mismatch or anyway)
+        shown = comparison_tables.all_tables(comparison, comparison.baseline(baseline))
+        out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))
 
 
 def compare(
@@ -106,16 +113,3 @@ def predict(
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     out.print(predictions(fedpgp.predict(prompt, images, names, weights, top)))
-
-
-def _in_terminal(runs: list[Path], baseline: str | None, allow_mismatch: bool) -> None:
-    from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_tables, tables, terminal
-
-    if len(runs) == 1 and (runs[0] / "identity.json").is_file():
-        out.print(terminal.show(runs[0]))
-        return
-    comparison = loading.find(runs).compare(allow_mismatch)
-    chosen = comparison.baseline(baseline)
-    shown = comparison_tables.all_tables(comparison, chosen)
-    out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))

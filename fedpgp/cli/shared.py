@@ -26,11 +26,7 @@ def display() -> ProgressDisplay:
 
 
 def writable(folder: Path | None) -> Path | None:
-    """The value of `--out`, unchanged.
-
-    Raises:
-        ConfigError: no file can be created there.
-    """
+    """Return the value of `--out`, or raise `ConfigError` if no file can be created there."""
     if folder is not None and (found := in_the_way(folder)) is not None:
         raise ConfigError(f"--out: {found} is not a writable folder; give --out FOLDER")
     return folder

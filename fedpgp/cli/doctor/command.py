@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpgp.cli.doctor import installation
-from fedpgp.cli.doctor.findings import Finding, State, problem, verdict, worst
+from fedpgp.cli.doctor.findings import Finding, State, problem, verdict
 from fedpgp.cli.shared import SettingsArgument, err, out
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.backends.authentication import use_token
@@ -32,7 +32,7 @@ def doctor(
     """
     with err.status("checking"):
         found = examine(config, overrides or [])
-    state, summary = worst(found), verdict(found)
+    state, summary = verdict(found)
     if as_json:
         findings = [vars(one) | {"state": one.state.name} for one in found]
         typer.echo(json.dumps({"state": state.name, "verdict": summary, "findings": findings}, indent=2))
@@ -51,13 +51,12 @@ def doctor(
 
 
 def examine(given: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Run all checks, each after those that it depends on. Starts no run and no Ray, and leaves nothing on disk.
+    """Run all checks, each after those that it depends on; the findings show no credentials.
+
+    Starts no run and no Ray, and leaves nothing on disk.
 
     Args:
         given: an experiment, as `config.load` takes it; None: only the other checks, of the default root.
-
-    Returns:
-        The findings, without credentials.
     """
     found = list(installation.examine())
     try:

@@ -50,20 +50,15 @@ def problem(name: str, what: str, advice: str | None = None) -> Finding:
     return Finding(name, State.problem, what, advice)
 
 
-def worst(findings: Sequence[Finding]) -> State:
-    """The worst state of all findings."""
-    return max((finding.state for finding in findings), default=State.ok)
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """Summarize all findings in one line."""
-    counts = []
+def verdict(findings: Sequence[Finding]) -> tuple[State, str]:
+    """The worst state of all findings, and a summary of them in one line."""
+    worst, counts = max((finding.state for finding in findings), default=State.ok), []
     for state in (State.problem, State.warning):
         names = list(dict.fromkeys(finding.name for finding in findings if finding.state is state))
         if names:
             counts.append(f"{len(names)} {state.name}{'s' if len(names) > 1 else ''} ({', '.join(names)})")
-    start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst(findings)]
-    return f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
+    start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst]
+    return worst, f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
 
 
 def _shown(text: str) -> str:

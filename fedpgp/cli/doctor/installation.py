@@ -33,19 +33,18 @@ def examine() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield problem("packages", f"{PACKAGE} is not installed, only its files are here", "pip install -e .")
         return
-    yield _python(about["Requires-Python"])
+    version, supported = platform.python_version(), about["Requires-Python"]
+    if SpecifierSet(supported or "").contains(version, prereleases=True):
+        yield _seen("python", version) or ok("python", version)
+    else:
+        yield problem(
+            "python", f"{version}, but {PACKAGE} needs {supported}", "make a new environment with another one"
+        )
     required = map(Requirement, texts)  # those of extras and of other platforms have markers that are false
     wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     found = [finding for finding in map(_package, wanted) if finding is not None]
     yield from found
     yield ok("packages", f"{len(wanted) - len(found)} of {len(wanted)} as fedpgp {about['Version']} wants them")
-
-
-def _python(wanted: str | None) -> Finding:
-    version = platform.python_version()
-    if not SpecifierSet(wanted or "").contains(version, prereleases=True):
-        return problem("python", f"{version}, but {PACKAGE} needs {wanted}", "make a new environment with another one")
-    return _seen("python", version) or ok("python", version)
 
 
 def _package(requirement: Requirement) -> Finding | None:

@@ -25,20 +25,16 @@ FILE = "sqlite:///"
 def examine(experiment: Experiment) -> Iterator[Finding]:
     """Check everything below `storage.root`."""
     root = experiment.storage.root.expanduser().absolute()
-    yield from _caches(root / "features")
+    whole, errors = feature_cache.scan(root / "features")
+    yield from (problem("caches", str(error)) for error in errors)
+    if whole or not errors:
+        images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
+        yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
     ended: set[str] = set()
     yield from _folders("run", root / "runs", _run, ended)
     yield from _folders("sweep", root / "sweeps", _sweep, ended)
     if experiment.tracking.mlflow:
         yield _mirror(root, experiment.tracking.uri, ended)
-
-
-def _caches(folder: Path) -> Iterator[Finding]:
-    whole, errors = feature_cache.scan(folder)
-    yield from (problem("caches", str(error)) for error in errors)
-    if whole or not errors:
-        images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
-        yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
 
 
 def _folders(

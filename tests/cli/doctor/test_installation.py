@@ -10,14 +10,14 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from fedpgp.cli.doctor import command, installation
-from fedpgp.cli.doctor.findings import State, problem, warning, worst
+from fedpgp.cli.doctor.findings import State, problem, verdict, warning
 
 UNTESTED = "run `make test` with it"
 
 
 def test_this_installation_fits_and_its_versions_are_those_that_were_tested_or_said_not_to_be():
     found = {one.name: one for one in installation.examine()}
-    assert worst([*found.values()]) < State.problem
+    assert verdict([*found.values()])[0] < State.problem
     assert re.search(r"\d+ of \d+ as fedpgp \S+ wants them", found["packages"].what)
 
 
