@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -26,17 +26,13 @@ TESTS = (BASE_TEST, NOVEL_TEST)
 REPEATS = 3
 
 
-@dataclass(frozen=True)
-class ReferenceCost:
-    """Seconds of the authors' code: of a step, of encoding an image, and of the text features of p_i."""
+def reference_seconds(step: float, image: float, text: float, steps: int, tests: Sequence[int]) -> float:
+    """Seconds of the authors' code for that many steps, and for tests on that many images each.
 
-    step: float
-    image: float
-    text: float
-
-    def round(self, steps: int, tests: Sequence[int]) -> float:
-        """Seconds of that many steps, and of tests on that many images each."""
-        return self.step * steps + sum(self.image * count + self.text * ceil(count / TEST_BATCH) for count in tests)
+    Args:
+        step: seconds of a step; `image`: of encoding an image; `text`: of the text features of p_i.
+    """
+    return step * steps + sum(image * count + text * ceil(count / TEST_BATCH) for count in tests)
 
 
 def our_round(wanted: FederationJob, threads: int) -> float:
@@ -62,11 +58,7 @@ def profile(
 
 
 def measure(
-    threads: int,
-    report: Report,
-    workload: Workload | None = None,
-    tests: tuple[int, int] = TESTS,
-    batch: int = BATCH,
+    threads: int, report: Report, workload: Workload | None = None, tests: tuple[int, int] = TESTS, batch: int = BATCH
 ) -> Measurement:
     """Measure ours as it runs (server, one block, rows, cached features); extrapolate the reference from a few steps.
 
@@ -82,7 +74,7 @@ def measure(
     for warm_up in parts:
         warm_up()
     step, encoding, text = alternated(REPEATS, *parts)
-    cost = ReferenceCost(step, encoding / batch, text)
+    image = encoding / batch
     with tempfile.TemporaryDirectory() as folder:
         wanted = job(workload, Path(folder), CLIENTS, SHOTS, batch, tests)
         without_novel = replace(wanted, data=replace(wanted.data, evaluation_sets=wanted.data.evaluation_sets[:1]))
@@ -93,8 +85,9 @@ def measure(
     counts = [len(rows) for rows in wanted.data.train_rows]
     steps = sum(max(1, count // batch) for count in counts) * EPOCHS
     members = [len(own) for own in wanted.data.evaluation_sets[0].members or ()]
-    reference_local = cost.round(steps, members * 2)
-    reference_full = reference_local + cost.round(0, [tests[0] - own for own in members] + [tests[1]] * CLIENTS)
+    reference_local = reference_seconds(step, image, text, steps, members * 2)
+    others = [tests[0] - own for own in members] + [tests[1]] * CLIENTS
+    reference_full = reference_local + reference_seconds(step, image, text, 0, others)
     rows = [
         ["plain", f"{reference_local:.0f}", f"{reference_full:.0f}"],
         ["fedpgp", f"{local:.2f}", f"{full:.2f}"],
@@ -104,8 +97,8 @@ def measure(
         f"{CLIENTS} clients, {steps} steps of {batch} images, {len(workload.base)} classes, {threads} threads; every "
         "client is tested on its own classes after training and after aggregation",
         f"Base and Novel: every client also on all {tests[0]} base and {tests[1]} novel images after aggregation",
-        f"plain (the authors' way): extrapolated from medians of {REPEATS}: {cost.step:.2f} s per step, "
-        f"{cost.image:.3f} s per image, {cost.text:.2f} s for the prompts of a test batch of {TEST_BATCH} (p_i only, "
+        f"plain (the authors' way): extrapolated from medians of {REPEATS}: {step:.2f} s per step, "
+        f"{image:.3f} s per image, {text:.2f} s for the prompts of a test batch of {TEST_BATCH} (p_i only, "
         "though their code encodes more)",
         "fedpgp: features from the cache; encoding them once is not included",
     )

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -181,14 +180,14 @@ def job(
     classes, width = len(workload.base), workload.text.on([0]).joint_width
     own = np.array_split(np.arange(classes), clients)
     labels = [np.repeat(mine, shots) for mine in own]
-    starts = np.cumsum([0, *(len(part) for part in labels)])
+    ends = np.cumsum([len(part) for part in labels])
 
     def test_set(name: str, names: Sequence[str], first: int, count: int) -> EvaluationSet:
         labels = np.arange(count) % len(names)
         rows, domains = first + np.arange(count), np.zeros(count, np.int64)
         return EvaluationSet(labels=labels, domains=domains, split="test", class_set=name, rows=rows)
 
-    first_test = int(starts[-1])  # test images follow the training images
+    first_test = int(ends[-1])  # test images follow the training images
     base = test_set("base", workload.base, first_test, tests[0])
     novel = test_set("novel", workload.novel, first_test + tests[0], tests[1])
     members = tuple(np.flatnonzero(np.isin(base.labels, mine)) for mine in own)
@@ -198,7 +197,7 @@ def job(
         domains=("only",),
         class_sets={"base": tuple(range(classes)), "novel": tuple(range(classes, classes + len(workload.novel)))},
         train_set="base",
-        train_rows=tuple(np.arange(start, stop) for start, stop in pairwise(starts)),
+        train_rows=tuple(np.split(np.arange(first_test), ends[:-1])),
         train_labels=tuple(labels),
         evaluation_sets=(replace(base, members=members), novel),
         manifest_digest="bench",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,18 +43,16 @@ def check(
     for by in ("class", "domain"):
         out.print(split_counts(counts, by))
     _say(itemized("classes without images", checks.empty_classes(built)))
-    problems = []
-    if not quick:
-        with display() as progress:
-            findings = checks.read_all(
-                built, settings.data, lambda done, total: progress.show("reading images", done, total)
-            )
-        _say(itemized("unreadable images", findings.unreadable))
-        _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
-        _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
-        typer.echo(f"content digest: {findings.content}")
-        problems += [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
-        problems += _names_fit(settings)
+    if quick:
+        return
+    with display() as progress:
+        findings = checks.read_all(built, settings.data, partial(progress.show, "reading images"))
+    _say(itemized("unreadable images", findings.unreadable))
+    _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
+    _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
+    typer.echo(f"content digest: {findings.content}")
+    problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
+    problems += _names_fit(settings)
     if problems:
         raise DataError("; ".join(problems))
 
