@@ -59,7 +59,6 @@ class ReferenceFedPGP:
     and four sets of them are encoded: p_i, p_G, U V alone (unused) and the hand-written ones (constant).
 
     Args:
-        backbone: a CLIP model with frozen weights.
         names: the C classes.
         template: hand-written prompt with one `{}` for the name.
         n_ctx: L, number of context tokens.

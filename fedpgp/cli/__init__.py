@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 import fedpgp
-from fedpgp.cli import bench, data, report, settings, sweep, track
+from fedpgp.cli import bench, data, report, settings, sweep
 from fedpgp.cli.doctor import command as doctor
 from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, display, err, out
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
@@ -34,7 +34,7 @@ app = typer.Typer(
 app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
-app.add_typer(track.app, name="track")
+app.add_typer(report.track, name="track")
 
 DriverArgument = Annotated[str, typer.Argument(metavar="DRIVER", help="As printed by `fedpgp run --detach`.")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS.")]
@@ -237,7 +237,7 @@ def _cluster(address: str | None) -> ResourceSettings:
 
 COMMANDS = (
     run, sweep.sweep, sweep.lodo, sweep.demo, attach, stop, runs, features, report.report, report.compare,
-    report.inspect, report.export, report.predict, sweep.reproduce, track.ui, doctor.doctor, methods, check_upload,
+    report.inspect, report.export, report.predict, sweep.reproduce, report.ui, doctor.doctor, methods, check_upload,
 )  # fmt: skip
 """In the order of `fedpgp --help`."""
 for command in COMMANDS:

@@ -187,9 +187,7 @@ def memory(ready: Plan, free: float) -> Finding:
     text = f"{settings.workers} x about {memory_size(each)}"
     if settings.gpus_per_actor:
         return ok("memory", f"{text} on shares of GPUs, with whose memory it was not compared")
-    if not free:
-        return ok("memory", text)
-    if settings.workers * each > free:
+    if free and settings.workers * each > free:
         advice = "give fewer resources.actors, or a smaller federation.chunk_size or backbone.class_chunk"
         return problem("memory", f"{text}, but {memory_size(free)} are free", advice)
-    return ok("memory", f"{text}, and {memory_size(free)} are free")
+    return ok("memory", f"{text}, and {memory_size(free)} are free" if free else text)
