@@ -45,11 +45,8 @@ def machine(experiment: Experiment) -> Iterator[Finding]:
 def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
     """Compare the GPUs that torch sees with those that the operating system's driver reports."""
     if len(seen) < len(there):
-        return warning(
-            "gpu",
-            f"torch sees {len(seen)} of {len(there)} ({', '.join(there)})",
-            "look at CUDA_VISIBLE_DEVICES, and install a torch that is built for the driver's CUDA",
-        )
+        advice = "look at CUDA_VISIBLE_DEVICES, and install a torch that is built for the driver's CUDA"
+        return warning("gpu", f"torch sees {len(seen)} of {len(there)} ({', '.join(there)})", advice)
     return ok("gpu", ", ".join(seen) or "none: everything runs on the CPU")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from fedpgp.core.redaction import redacted
@@ -25,29 +26,19 @@ class Finding:
     """The result of one check."""
 
     name: str
-    state: State
+    state: State = field(kw_only=True)
     what: str
     advice: str | None = None
-    """what to do; None: nothing"""
+    """what to do; None: nothing, or `what` is an error message that includes it"""
 
     def shown(self) -> Finding:
         """The finding without credentials and without the path of the home folder."""
-        return Finding(self.name, self.state, _shown(self.what), self.advice and _shown(self.advice))
+        return replace(self, what=_shown(self.what), advice=self.advice and _shown(self.advice))
 
 
-def ok(name: str, what: str) -> Finding:
-    """A check that passed."""
-    return Finding(name, State.ok, what)
-
-
-def warning(name: str, what: str, advice: str) -> Finding:
-    """Something that could be better."""
-    return Finding(name, State.warning, what, advice)
-
-
-def problem(name: str, what: str, advice: str | None = None) -> Finding:
-    """Something that must be fixed. Without advice, `what` is an error message that includes it."""
-    return Finding(name, State.problem, what, advice)
+ok = partial(Finding, state=State.ok)
+warning = partial(Finding, state=State.warning)
+problem = partial(Finding, state=State.problem)
 
 
 def verdict(findings: Sequence[Finding]) -> tuple[State, str]:

@@ -37,9 +37,8 @@ def examine() -> Iterator[Finding]:
     if SpecifierSet(supported or "").contains(version, prereleases=True):
         yield _seen("python", version) or ok("python", version)
     else:
-        yield problem(
-            "python", f"{version}, but {PACKAGE} needs {supported}", "make a new environment with another one"
-        )
+        advice = "make a new environment with another one"
+        yield problem("python", f"{version}, but {PACKAGE} needs {supported}", advice)
     required = map(Requirement, texts)  # those of extras and of other platforms have markers that are false
     wanted = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     found = [finding for finding in map(_package, wanted) if finding is not None]

@@ -18,4 +18,4 @@ def test_the_verdict_names_what_is_wrong_once():
 
 def test_what_is_shown_has_no_credentials_and_no_home():
     shown = problem("tracking", f"http://me:S3CRET@host/x in {Path.home()}/store", f"cd {Path.home()}").shown()
-    assert shown == Finding("tracking", State.problem, "http://***@host/x in ~/store", "cd ~")
+    assert shown == Finding("tracking", "http://***@host/x in ~/store", "cd ~", state=State.problem)
