@@ -68,18 +68,19 @@ def measure(size: Size, report: Report) -> Measurement:
         root = Path(name)
         report("time of a round")
         length = _rounds(root / "bare", size.seconds)
-        sweep = _sweep(root / "swept", length, size.trials)
-        wanted = [trial.experiment for trial in sampling.draw(sweep).trials]
+        alone = sampling.draw(_sweep(root / "bare", length, size.trials))
+        wanted = [trial.experiment for trial in alone.trials]
         half = size.trials // 2
         report(f"{half} runs of {length} rounds without a sweep, {CONCURRENT} at a time")
-        bare = _bare(wanted[:half], root / "bare")
+        bare = _bare(wanted[:half])
         report(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
+        sweep = _sweep(root / "swept", length, size.trials)
         folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
         slots = occupied([_span(RunFolder.open(path)) for _, path in folder.labelled()])
         disk = _overhead_bytes(folder) / size.trials / MB
         report("the other runs without a sweep: a change of the machine's speed affects both halves")
-        bare += _bare(wanted[half:], root / "bare")
+        bare += _bare(wanted[half:])
         report(f"rounds with and without MLflow, {size.pairs} time(s)")
         tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
         report(f"memory over {size.tiny} tiny trials")
@@ -150,12 +151,11 @@ def _rounds(root: Path, seconds: float) -> int:
     return max(2, round(seconds * (WARM_UP - 1) / (taken - first)))
 
 
-def _bare(wanted: Sequence[Experiment], root: Path) -> list[tuple[float, float]]:
+def _bare(wanted: Sequence[Experiment]) -> list[tuple[float, float]]:
     """Run each experiment in a warm process that does nothing else, as many at a time as in the sweep."""
-    here = [one.model_copy(update={"storage": one.storage.model_copy(update={"root": root})}) for one in wanted]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(_experiment(root, 1),)) as pool:
-        return list(pool.map(bare_run, here))
+    warm_up, spawn = _experiment(wanted[0].storage.root, 1), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(warm_up,)) as pool:
+        return list(pool.map(bare_run, wanted))
 
 
 def bare_run(wanted: Experiment) -> tuple[float, float]:

@@ -80,10 +80,10 @@ def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterato
     if experiment.resources.address:
         use_token()  # before ray is imported
 
-    from fedpgp.cli.doctor import experiment_checks, storage_checks
+    from fedpgp.cli.doctor import checks
 
-    yield from experiment_checks.machine(experiment)
-    ray, nodes = experiment_checks.ray(experiment.resources)
+    yield from checks.machine(experiment)
+    ray, nodes = checks.ray(experiment.resources)
     yield ray
-    yield from storage_checks.examine(experiment)
-    yield from experiment_checks.examine(experiment, nodes, planned=given is not None)
+    yield from checks.storage(experiment)
+    yield from checks.experiment_needs(experiment, nodes, planned=given is not None)

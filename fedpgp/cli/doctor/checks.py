@@ -1,9 +1,10 @@
-"""Check the machine and the cluster, and what an experiment needs: data, plan, features to encode, actors, memory."""
+"""Check the machine, the cluster and the storage root, without changing them, and what an experiment needs."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from math import ceil
@@ -11,16 +12,23 @@ from pathlib import Path
 
 import torch
 
+from fedpgp import tracking
 from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
+from fedpgp.clip import feature_cache
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
-from fedpgp.core.errors import FedPGPError, ResourceError
+from fedpgp.core.errors import FedPGPError, ResourceError, RunError
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import driver
 from fedpgp.federation.resources import shortfall
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.status_folder import StatusFolder
+from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.tracking.mirror import stale_runs
+from fedpgp.tracking.sweep_writer import tag_of
 
 Node = Mapping[str, float]
 """What a node has, as Ray counts it: `CPU`, `GPU`, `memory` in bytes."""
@@ -28,6 +36,8 @@ LITTLE = 10**9
 """Free bytes on a disk below which there is a warning."""
 RAY_STOPS_AT = 0.95
 """Used share of a disk from which Ray stores no more objects on it."""
+FILE = "sqlite:///"
+"""Scheme of an MLflow store in a file. Opening a missing one would create it."""
 
 
 def machine(experiment: Experiment) -> Iterator[Finding]:
@@ -101,7 +111,82 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
     return ok("ray", "no cluster is named (resources.address, RAY_ADDRESS): a run starts its own Ray here"), [here]
 
 
-def examine(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:
+def storage(experiment: Experiment) -> Iterator[Finding]:
+    """Check everything below `storage.root`: feature caches, runs, sweeps, and their mirror in MLflow."""
+    root = experiment.storage.root.expanduser().absolute()
+    whole, errors = feature_cache.scan(root / "features")
+    yield from (problem("caches", str(error)) for error in errors)
+    if whole or not errors:
+        images, num_bytes = sum(one.images for one in whole), sum(one.num_bytes for one in whole)
+        yield ok("caches", f"{len(whole)} whole, {images:,} images, {disk_size(num_bytes)}" if whole else "none yet")
+    ended: set[str] = set()
+    yield from _folders("run", root / "runs", _run, ended)
+    yield from _folders("sweep", root / "sweeps", _sweep, ended)
+    if experiment.tracking.mlflow:
+        yield _mirror(root, experiment.tracking.uri, ended)
+
+
+def _folders(
+    kind: str, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]], ended: set[str]
+) -> Iterator[Finding]:
+    """One problem for each damaged run or sweep, and one line for all others.
+
+    Args:
+        read: opens a folder and reads all that a report needs; returns it and the value of its tag in MLflow.
+        ended: the tags of those that have ended are added to it.
+    """
+    states: Counter[str] = Counter()
+    interrupted, damaged = [], False
+    for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+        try:
+            found, tag = read(path)
+            state = found.state
+        except (RunError, OSError) as error:
+            what = f"{path}: cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+            yield problem(f"{kind}s", what, "resume it if it is to go on, else move the folder away")
+            damaged = True
+            continue
+        states[state] += 1
+        if state == "interrupted":
+            interrupted.append(path.name)
+        if state != "running":
+            ended.add(tag)
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    if interrupted:
+        killed = f"{counts}: killed was {', '.join(interrupted)}"
+        yield warning(f"{kind}s", killed, f"fedpgp {kind} CONFIG --resume goes on with it")
+    elif counts or not damaged:
+        yield ok(f"{kind}s", counts or "none yet")
+
+
+def _run(path: Path) -> tuple[StatusFolder, str]:
+    store = RunFolder.open(path)
+    store.rounds()
+    if store.state == "finished" and store.summary is None:
+        raise RunError(f"{path}: says that it is finished, but has no summary.json")
+    return store, str(store.identity["id"])
+
+
+def _sweep(path: Path) -> tuple[StatusFolder, str]:
+    folder = SweepFolder.open(path)
+    folder.results()
+    return folder, tag_of(folder.head)
+
+
+def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
+    uri = given or tracking.default_uri(root)
+    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).is_file():
+        return ok("tracking", f"no MLflow store at {uri} yet; the first run makes one")
+    try:
+        stale = stale_runs(uri, ended)
+    except FedPGPError as error:
+        return warning("tracking", str(error), "runs go on without it; once it is back: fedpgp track sync STORAGE_ROOT")
+    if stale:
+        return warning("tracking", f"{uri}: RUNNING there, but ended: {', '.join(stale)}", f"fedpgp track sync {root}")
+    return ok("tracking", f"{uri} opens, and what is RUNNING there is running")
+
+
+def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:
     """Check that the images exist, and then the actors, the plan, the features to encode and the memory.
 
     The images are listed, not opened. Without a plan there are no features and no memory to check.
