@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; ea
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Say where our time goes instead.")]
 ThreadsOption = Annotated[int, typer.Option(help="Torch threads.", min=1)]
+
+_progress = partial(err.print, highlight=False)
+"""Shows one line of progress."""
 
 
 @app.command()
@@ -119,10 +123,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r}: give whole numbers with commas between") from None
-
-
-def _progress(what: str) -> None:
-    err.print(what, highlight=False)
 
 
 def _show(found: Measurement, as_json: bool) -> None:
