@@ -2,11 +2,11 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 
 from fedpgp.bench.measurement import Measurement, Report, alternated, seconds
-from fedpgp.bench.workload import MODEL
-from fedpgp.clip import feature_cache, images, model
+from fedpgp.bench.workload import vit_b_16
+from fedpgp.clip import feature_cache, images
 from fedpgp.clip.feature_cache import Array, Chunk, FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
-from fedpgp.config import BackboneSettings, DataSettings, ResourceSettings
+from fedpgp.config import DataSettings, ResourceSettings
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.data.manifest import Manifest, build
+from fedpgp.data.manifest import build
 from fedpgp.data.sources import open_source
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
-from fedpgp.federation.backends.base import Backend, SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.resources import keep_freed_memory
 
@@ -36,32 +36,8 @@ ROWS, WIDTH, BATCH, GROUP = 100_000, 512, 32, 64
 OPENINGS, BATCHES = 50, 50
 
 
-@dataclass(frozen=True)
-class Album:
-    """Photos on disk and the frozen model that encodes them."""
-
-    data: DataSettings
-    manifest: Manifest
-    backbone: Backbone
-
-    @property
-    def key(self) -> FeatureKey:
-        """The key of their features."""
-        return FeatureKey(self.manifest.files_digest, self.backbone.fingerprint, self.backbone.image.digest)
-
-    @property
-    def rows(self) -> Array:
-        """The rows of all photos."""
-        return np.arange(len(self.manifest))
-
-    def job(self) -> ExtractionJob:
-        """The job of encoding them."""
-        visual: Any = self.backbone.model.visual
-        return ExtractionJob(visual, self.backbone.image, self.data, self.manifest, self.key)
-
-
-def photograph(folder: Path, count: int, backbone: Backbone) -> Album:
-    """Write JPEGs of coarse and fine noise; their files are about as large as those of real photos."""
+def photograph(folder: Path, count: int, backbone: Backbone) -> ExtractionJob:
+    """Write JPEGs of coarse and fine noise, about as large as files of real photos; the job of encoding them."""
     generator = numpy_generator(1, "photos")
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize(PHOTO_SIZE)
@@ -70,16 +46,18 @@ def photograph(folder: Path, count: int, backbone: Backbone) -> Album:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).save(path, quality=90)
     data = DataSettings(name="folder", root=folder)
-    return Album(data, build(data), backbone)
+    manifest, visual = build(data), backbone.model.visual
+    key = FeatureKey(manifest.files_digest, backbone.fingerprint, backbone.image.digest)
+    return ExtractionJob(visual, backbone.image, data, manifest, key)  # type: ignore[arg-type]
 
 
-def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
+def extraction(job: ExtractionJob, threads: int, repeats: int) -> tuple[float, float]:
     """Median seconds of the bare tower on pixels in memory, and of a whole extraction.
 
     The extraction is that of `fedpgp features`: read, decode, encode, write shards, merge them.
     """
-    backend, job = SerialBackend(threads), album.job()
-    pixels = images.cropped(list(open_source(album.data).read(album.manifest.table)), album.backbone.image)
+    backend, rows = SerialBackend(threads), np.arange(len(job.manifest))
+    pixels = images.cropped(list(open_source(job.data).read(job.manifest.table)), job.image)
 
     def bare() -> None:
         images.encode(job.visual, job.image, pixels, "pooled", "float32")
@@ -90,7 +68,7 @@ def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            feature_cache.extract(Path(folder), album.key, album.rows, run_chunks, lambda done, total: None)
+            feature_cache.extract(Path(folder), job.key, rows, run_chunks, lambda done, total: None)
 
     images.encode(job.visual, job.image, pixels[:2], "pooled", "float32")  # warm-up
     tower, extracted = alternated(repeats, bare, whole)
@@ -98,28 +76,20 @@ def extraction(album: Album, threads: int, repeats: int) -> tuple[float, float]:
     return tower, extracted
 
 
-def actors(album: Album, repeats: int) -> tuple[float, float]:
+def actors(job: ExtractionJob, repeats: int) -> list[float]:
     """Median seconds of the same chunks on one actor and on two, each with one thread."""
-    parts = np.split(album.rows, range(CHUNK, len(album.rows), CHUNK))
+    parts = np.split(np.arange(len(job.manifest)), range(CHUNK, len(job.manifest), CHUNK))
 
-    def encode(backend: Backend) -> None:
+    def encode(pool: ActorPool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             chunks = [Chunk(part, Path(folder) / f"{part[0]}.arrow") for part in parts]
-            list(backend.map("encode_chunk", chunks))
+            list(pool.map("encode_chunk", chunks))
 
-    with driver.connected(ResourceSettings(actors=3)), _pool(1, album) as one, _pool(2, album) as two:
-        alone, together = alternated(repeats, lambda: encode(one), lambda: encode(two))
-    return alone, together
-
-
-@contextmanager
-def _pool(count: int, album: Album) -> Iterator[ActorPool]:
-    pool = ActorPool(ResourceSettings(actors=count))
-    try:
-        pool.load(album.job())
-        yield pool
-    finally:
-        pool.close()
+    with driver.connected(ResourceSettings(actors=3)), ExitStack() as stack:
+        pools = [stack.enter_context(closing(ActorPool(ResourceSettings(actors=count)))) for count in (1, 2)]
+        for pool in pools:
+            pool.load(job)
+        return alternated(repeats, *(partial(encode, pool) for pool in pools))
 
 
 @dataclass(frozen=True)
@@ -161,10 +131,10 @@ def reading(folder: Path, count: int) -> Reading:
     if allocated > values.nbytes // 100:
         raise FedPGPError(f"bench features: opening the cache allocated {allocated:,} bytes; it must map the file")
     return Reading(
-        opening=median(seconds(lambda: FeatureCache.open(path, key)) for _ in range(OPENINGS)),
+        opening=median(seconds(partial(FeatureCache.open, path, key)) for _ in range(OPENINGS)),
         allocated=allocated,
-        batch=median(seconds(lambda rows=rows: cache.gather(rows)) for rows in batches),  # type: ignore[misc]
-        batch_of_parquet=median(seconds(lambda rows=rows: of_parquet(rows)) for rows in batches),  # type: ignore[misc]
+        batch=median(seconds(partial(cache.gather, rows)) for rows in batches),
+        batch_of_parquet=median(seconds(partial(of_parquet, rows)) for rows in batches),
     )
 
 
@@ -182,12 +152,13 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         report(f"a cache of {rows:,} x {WIDTH}")
         cache = reading(Path(folder), rows)
+    backbone = backbone or vit_b_16().backbone
     with tempfile.TemporaryDirectory() as folder:
-        album = photograph(Path(folder), photos, backbone or model.load(BackboneSettings(name=MODEL, weights="random")))
+        job = photograph(Path(folder), photos, backbone)
         report(f"{photos} photos: the bare tower, and an extraction")
-        tower, extracted = extraction(album, threads, repeats)
+        tower, extracted = extraction(job, threads, repeats)
         report(f"{photos} photos: one actor, and two")
-        alone, together = actors(album, repeats)
+        alone, together = actors(job, repeats)
     figures = {
         "extraction_fraction_of_tower": tower / extracted,
         "two_actor_speedup": alone / together,
@@ -204,7 +175,7 @@ def measure(
         [f"{BATCH} random features of Parquet, ms", f"{1e3 * cache.batch_of_parquet:.2f}"],
     ]
     notes = (
-        f"{album.backbone.name}'s image tower with random weights; {photos} JPEGs of {PHOTO_SIZE[0]} x "
+        f"{backbone.name}'s image tower with random weights; {photos} JPEGs of {PHOTO_SIZE[0]} x "
         f"{PHOTO_SIZE[1]}; alternated medians of {repeats}; actors in chunks of {CHUNK}",
         f"cache: the file is in the page cache; opening allocates {cache.allocated:,} bytes; medians of {OPENINGS} "
         f"openings and {BATCHES} batches; Parquet reads only the row groups (of {GROUP}) that it needs",

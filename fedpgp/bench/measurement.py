@@ -1,19 +1,24 @@
-"""What the benches share: a measurement with its machine, clocks, counted operations, and where the time goes."""
+"""What the benches share: a measurement with its machine, clocks, counted operations, profiles, resources in use."""
 
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from fedpgp.core import provenance
+from fedpgp.core.errors import FedPGPError
 
 ATTENTION_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -42,7 +47,6 @@ OUTSIDE = "Python, between operators"
 
 Report = Callable[[str], None]
 """Shows one line of progress."""
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,13 @@ class Measurement:
 def machine() -> dict[str, Any]:
     """Describe this machine; `load` is the mean number of processes that wanted a core over the last minute."""
     return {
-        "cpu": _cpu(),
+        "cpu": provenance.named("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "ray")},
     }
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -115,15 +110,16 @@ class Peak:
         shapes: products (m, k) x (k, n) of the measured work, in addition to squares.
     """
 
-    def __init__(self, *shapes: Shape) -> None:
-        self.shapes = (*((size, size, size) for size in SQUARES), *shapes)
-        self._pairs = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in self.shapes]
-        self._rates: list[list[float]] = [[] for _ in self.shapes]
+    def __init__(self, *shapes: tuple[int, int, int]) -> None:
+        squares = [(size, size, size) for size in SQUARES]
+        self._pairs = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in (*squares, *shapes)]
+        self._rates: list[list[float]] = [[] for _ in self._pairs]
 
     def probe(self) -> None:
         """Multiply each pair, several times."""
-        for (m, k, n), (left, right), rates in zip(self.shapes, self._pairs, self._rates, strict=True):
-            rates += [2 * m * k * n / seconds(partial(torch.mm, left, right)) for _ in range(TRIES)]
+        for (left, right), rates in zip(self._pairs, self._rates, strict=True):
+            work = 2 * left.numel() * right.shape[1]
+            rates += [work / seconds(partial(torch.mm, left, right)) for _ in range(TRIES)]
 
     @property
     def rate(self) -> float:
@@ -145,3 +141,49 @@ def profile(what: str, run: Callable[[], object], times: int, notes: tuple[str, 
     rows = [[kind, f"{1e3 * spent / times:.1f}", f"{100 * spent / whole:.1f}"] for kind, spent in ordered]
     figures = {"milliseconds": 1e3 * whole / times, **{kind: spent / whole for kind, spent in taken.items()}}
     return Measurement(f"{what}: where the time goes", figures, ("kind", "ms", "% of time"), rows, notes)
+
+
+def resident() -> int:
+    """Resident memory of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """All processes below `pid`, with their command lines."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended in the meantime
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    below: dict[int, str] = {}
+    generation = {pid}
+    while generation := {child for child, parent in parents.items() if parent in generation}:
+        for child in generation:
+            below[child] = " ".join(provenance.lines(f"/proc/{child}/cmdline")).replace("\0", " ")
+    return below
+
+
+def usage(pids: Sequence[int]) -> dict[str, float]:
+    """Resources that these processes hold together; shared memory counts once.
+
+    Mapped files do not count as memory. The kernel drops their pages at will and divides them among all processes that
+    map them, so they would seem to grow when another process ends.
+
+    Raises:
+        FedPGPError: this kernel does not report mapped files separately.
+    """
+    found = {"memory_mb": 0.0, "handles": 0.0, "threads": 0.0, "processes": 0.0}
+    for pid in pids:
+        folder = Path("/proc", str(pid))
+        try:
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            own = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+            handles, threads = len(os.listdir(folder / "fd")), len(os.listdir(folder / "task"))
+        except OSError:
+            continue
+        if not own:
+            raise FedPGPError(f"{folder}/smaps_rollup: no Pss_Anon; Linux 5.9 or later is required")
+        found["memory_mb"] += sum(own) / 1024
+        found["handles"] += handles
+        found["threads"] += threads
+        found["processes"] += 1
+    return found

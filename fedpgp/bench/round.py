@@ -1,18 +1,19 @@
 """Compare a FedPGP round and its tests with the authors' code: clients in sequence, images encoded every time."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from fedpgp.bench import measurement
 from fedpgp.bench.measurement import Measurement, Report, alternated
-from fedpgp.bench.measurement import profile as profile_run
-from fedpgp.bench.workload import BASE_TEST, MU, NOVEL_TEST, TAU, Workload, job, round_seconds, vit_b_16
+from fedpgp.bench.step import Steps
+from fedpgp.bench.workload import BASE_TEST, NOVEL_TEST, Workload, job, round_seconds, vit_b_16
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.resources import keep_freed_memory
 from fedpgp.federation.server import Server
@@ -21,82 +22,43 @@ from fedpgp.federation.worker import FederationJob
 CLIENTS, SHOTS, BATCH, EPOCHS = 10, 16, 32, 2
 TEST_BATCH = 100
 """Images per batch of the authors' test loop, which encodes the prompts again for each batch."""
+TESTS = (BASE_TEST, NOVEL_TEST)
 REPEATS = 3
 
 
-@dataclass(frozen=True)
-class ReferenceCost:
-    """Seconds of the authors' code."""
+def reference_seconds(step: float, image: float, text: float, steps: int, tests: Sequence[int]) -> float:
+    """Seconds of the authors' code for that many steps, and for tests on that many images each.
 
-    step: float
-    image: float
-    text: float
-
-    def round(self, steps: int, tests: list[int]) -> float:
-        """Seconds of that many steps, and of tests on that many images each."""
-        return self.step * steps + sum(self.image * count + self.text * ceil(count / TEST_BATCH) for count in tests)
-
-
-def reference_cost(workload: Workload, batch: int, repeats: int) -> ReferenceCost:
-    """Median seconds of a step, of encoding an image, and of the text features of p_i."""
-    reference, params = workload.reference(), workload.params()
-    images, labels = workload.images(batch)
-    features = torch.zeros(1, workload.on_base().joint_width)
-
-    @torch.no_grad()
-    def encode() -> None:
-        reference.image_features(images)
-
-    @torch.no_grad()
-    def classify() -> None:
-        reference.logits(params, features)
-
-    def step() -> None:
-        torch.autograd.grad(reference.loss(params, images, labels, MU, TAU), list(params.values()))
-
-    for warm_up in (step, encode, classify):
-        warm_up()
-    whole, encoding, text = alternated(repeats, step, encode, classify)
-    return ReferenceCost(whole, encoding / batch, text)
-
-
-@contextmanager
-def _server(wanted: FederationJob, threads: int) -> Iterator[Server]:
-    """All clients in one block, in this process."""
-    backend = SerialBackend(threads)
-    try:
-        backend.load(wanted)
-        yield Server(wanted, backend)
-    finally:
-        backend.close()
+    Args:
+        step: seconds of a step; `image`: of encoding an image; `text`: of the text features of p_i.
+    """
+    return step * steps + sum(image * count + text * ceil(count / TEST_BATCH) for count in tests)
 
 
 def our_round(wanted: FederationJob, threads: int) -> float:
-    """Median seconds of a round."""
-    with _server(wanted, threads) as server:
-        return median(round_seconds(server, REPEATS))
+    """Median seconds of a round with all clients in one block, in this process."""
+    with closing(SerialBackend(threads)) as backend:
+        backend.load(wanted)
+        return median(round_seconds(Server(wanted, backend), REPEATS))
 
 
 def profile(
-    threads: int, workload: Workload | None = None, tests: tuple[int, int] = (BASE_TEST, NOVEL_TEST), batch: int = BATCH
+    threads: int, workload: Workload | None = None, tests: tuple[int, int] = TESTS, batch: int = BATCH
 ) -> Measurement:
     """Profile our round, including the tests of every client on Base and Novel."""
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, closing(SerialBackend(threads)) as backend:
         wanted = job(workload or vit_b_16(), Path(folder), CLIENTS, SHOTS, batch, tests)
-        with _server(wanted, threads) as server:
-            state, stages = server.initial_state(), dict[str, float]()
-            found = profile_run("round", lambda: stages.update(server.step(state).row.seconds), 1, ())
+        backend.load(wanted)
+        server, stages = Server(wanted, backend), dict[str, float]()
+        state = server.initial_state()
+        found = measurement.profile("round", lambda: stages.update(server.step(state).row.seconds), 1, ())
     parts = ", ".join(f"{stage} {taken:.2f} s" for stage, taken in stages.items())
     return replace(found, notes=(f"fedpgp's round with Base and Novel, {threads} threads; by stage: {parts}",))
 
 
 def measure(
-    threads: int,
-    report: Report,
-    workload: Workload | None = None,
-    tests: tuple[int, int] = (BASE_TEST, NOVEL_TEST),
-    batch: int = BATCH,
+    threads: int, report: Report, workload: Workload | None = None, tests: tuple[int, int] = TESTS, batch: int = BATCH
 ) -> Measurement:
     """Measure ours as it runs (server, one block, rows, cached features); extrapolate the reference from a few steps.
 
@@ -107,7 +69,12 @@ def measure(
     keep_freed_memory()  # page faults would slow mainly the reference down
     workload = workload or vit_b_16()
     report("the authors' way: a few steps, images and prompts")
-    cost = reference_cost(workload, batch, REPEATS)
+    both = Steps(workload, batch)
+    parts = (both.reference, both.encode, both.classify)
+    for warm_up in parts:
+        warm_up()
+    step, encoding, text = alternated(REPEATS, *parts)
+    image = encoding / batch
     with tempfile.TemporaryDirectory() as folder:
         wanted = job(workload, Path(folder), CLIENTS, SHOTS, batch, tests)
         without_novel = replace(wanted, data=replace(wanted.data, evaluation_sets=wanted.data.evaluation_sets[:1]))
@@ -118,8 +85,9 @@ def measure(
     counts = [len(rows) for rows in wanted.data.train_rows]
     steps = sum(max(1, count // batch) for count in counts) * EPOCHS
     members = [len(own) for own in wanted.data.evaluation_sets[0].members or ()]
-    reference_local = cost.round(steps, members * 2)
-    reference_full = reference_local + cost.round(0, [tests[0] - own for own in members] + [tests[1]] * CLIENTS)
+    reference_local = reference_seconds(step, image, text, steps, members * 2)
+    others = [tests[0] - own for own in members] + [tests[1]] * CLIENTS
+    reference_full = reference_local + reference_seconds(step, image, text, 0, others)
     rows = [
         ["plain", f"{reference_local:.0f}", f"{reference_full:.0f}"],
         ["fedpgp", f"{local:.2f}", f"{full:.2f}"],
@@ -129,8 +97,8 @@ def measure(
         f"{CLIENTS} clients, {steps} steps of {batch} images, {len(workload.base)} classes, {threads} threads; every "
         "client is tested on its own classes after training and after aggregation",
         f"Base and Novel: every client also on all {tests[0]} base and {tests[1]} novel images after aggregation",
-        f"plain (the authors' way): extrapolated from medians of {REPEATS}: {cost.step:.2f} s per step, "
-        f"{cost.image:.3f} s per image, {cost.text:.2f} s for the prompts of a test batch of {TEST_BATCH} (p_i only, "
+        f"plain (the authors' way): extrapolated from medians of {REPEATS}: {step:.2f} s per step, "
+        f"{image:.3f} s per image, {text:.2f} s for the prompts of a test batch of {TEST_BATCH} (p_i only, "
         "though their code encodes more)",
         "fedpgp: features from the cache; encoding them once is not included",
     )

@@ -8,23 +8,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from fedpgp import config
-from fedpgp.bench.measurement import MB, Measurement, Report
-from fedpgp.bench.processes import resident
+from fedpgp.bench.measurement import MB, Measurement, Report, resident
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.experiments import launch, planning
-from fedpgp.experiments import runner as experiments
+from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import sampling, sweep_runner, sweep_settings
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation.backends import driver
-from fedpgp.federation.backends.base import Backend, SerialBackend
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
@@ -35,6 +32,8 @@ WARM_UP = 4
 """Rounds that are timed to choose the length of a trial."""
 ROUND = "federation.local_epochs=4"
 """Makes a round take about a second; on real data, rounds are not shorter."""
+LIBRARY = Library()
+"""Data and model of the runs of a process."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,19 @@ def measure(size: Size, report: Report) -> Measurement:
         root = Path(name)
         report("time of a round")
         length = _rounds(root / "bare", size.seconds)
-        sweep = _sweep(root / "swept", length, size.trials)
-        wanted = [trial.experiment for trial in sampling.draw(sweep).trials]
+        alone = sampling.draw(_sweep(root / "bare", length, size.trials))
+        wanted = [trial.experiment for trial in alone.trials]
         half = size.trials // 2
         report(f"{half} runs of {length} rounds without a sweep, {CONCURRENT} at a time")
-        bare = _bare(wanted[:half], root / "bare")
+        bare = _bare(wanted[:half])
         report(f"these and {size.trials - half} more as trials of a sweep")
         shutil.copytree(root / "bare" / "features", root / "swept" / "features")
+        sweep = _sweep(root / "swept", length, size.trials)
         folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
-        slots = occupied([_span(store) for _, path in folder.labelled() for store in [RunFolder.open(path)]])
+        slots = occupied([_span(RunFolder.open(path)) for _, path in folder.labelled()])
         disk = _overhead_bytes(folder) / size.trials / MB
         report("the other runs without a sweep: a change of the machine's speed affects both halves")
-        bare += _bare(wanted[half:], root / "bare")
+        bare += _bare(wanted[half:])
         report(f"rounds with and without MLflow, {size.pairs} time(s)")
         tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
         report(f"memory over {size.tiny} tiny trials")
@@ -132,12 +132,16 @@ def warm_start(slots: Sequence[Sequence[Span]], first: float) -> float:
 
 def _sweep(root: Path, length: int, trials: int) -> Sweep:
     values = [round(0.5 + 0.01 * number, 2) for number in range(trials)]
-    overrides = [ROUND, f"federation.rounds={length}", f"storage.root='{root}'", f"tune.max_concurrent={CONCURRENT}"]
-    return sweep_settings.load("icons", [*overrides, f"method.mu={{grid_search: {values}}}"])[0]
+    searched = [f"method.mu={{grid_search: {values}}}", f"tune.max_concurrent={CONCURRENT}"]
+    return sweep_settings.load("icons", [*_overrides(root, length), *searched])[0]
 
 
-def _experiment(root: Path, length: int) -> Experiment:
-    return config.load("icons", [ROUND, f"federation.rounds={length}", f"storage.root='{root}'"])
+def _experiment(root: Path, length: int, *more: str) -> Experiment:
+    return config.load("icons", [*_overrides(root, length), *more])
+
+
+def _overrides(root: Path, length: int) -> list[str]:
+    return [ROUND, f"federation.rounds={length}", f"storage.root='{root}'"]
 
 
 def _rounds(root: Path, seconds: float) -> int:
@@ -147,29 +151,23 @@ def _rounds(root: Path, seconds: float) -> int:
     return max(2, round(seconds * (WARM_UP - 1) / (taken - first)))
 
 
-def _bare(wanted: Sequence[Experiment], root: Path) -> list[tuple[float, float]]:
+def _bare(wanted: Sequence[Experiment]) -> list[tuple[float, float]]:
     """Run each experiment in a warm process that does nothing else, as many at a time as in the sweep."""
-    here = [one.model_copy(update={"storage": one.storage.model_copy(update={"root": root})}) for one in wanted]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(_experiment(root, 1),)) as pool:
-        return list(pool.map(bare_run, here))
+    warm_up, spawn = _experiment(wanted[0].storage.root, 1), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(CONCURRENT, spawn, initializer=bare_run, initargs=(warm_up,)) as pool:
+        return list(pool.map(bare_run, wanted))
 
 
 def bare_run(wanted: Experiment) -> tuple[float, float]:
     """Run on one thread with rows and checkpoints only; returns seconds until the end and until the first row."""
-    plan = planning.plan(wanted, _library())
+    plan = planning.plan(wanted, LIBRARY)
     backend = SerialBackend(threads=1)
     start = time.perf_counter()
-    running = experiments.advance(plan, None, RunCallback(), threading.Event(), backend)
+    running = runner.advance(plan, None, RunCallback(), threading.Event(), backend)
     next(running)
     first = time.perf_counter() - start
-    experiments.run_to_end(running)
+    runner.run_to_end(running)
     return time.perf_counter() - start, first
-
-
-@cache
-def _library() -> Library:
-    return Library()
 
 
 def _span(store: RunFolder) -> Span:
@@ -192,24 +190,19 @@ def _overhead_bytes(folder: SweepFolder) -> int:
 def _tracking(root: Path, features: Path, length: int, pairs: int) -> float:
     """Percent by which a round takes longer with MLflow: the median over pairs of alternated runs."""
     shutil.copytree(features, root / "features")
-    wanted = _experiment(root, length)
-    untracked = wanted.model_copy(update={"tracking": wanted.tracking.model_copy(update={"mlflow": False})})
-    backend = experiments.make_backend(wanted.resources, threading.Event())
+    tracked, untracked = (_experiment(root, length, f"tracking.mlflow={mlflow}") for mlflow in ("true", "false"))
+    stop = threading.Event()
+    backend = runner.make_backend(tracked.resources, stop)
     ratios = []
     for number in range(pairs + 1):
-        order = (wanted, untracked) if number % 2 else (untracked, wanted)
-        seconds = {one.tracking.mlflow: _per_round(one, backend) for one in order}
-        ratios.append(seconds[True] / seconds[False])
+        taken = {}
+        for one in (tracked, untracked) if number % 2 else (untracked, tracked):
+            path = launch.run_tracked(one, False, MLflowTracker(), callback=RunCallback(), stop=stop, backend=backend)
+            times = [row.timestamp_ms for row in RunFolder.open(path).rounds()]
+            taken[one.tracking.mlflow] = median(later - before for before, later in pairwise(times))
+        ratios.append(taken[True] / taken[False])
     backend.close()
     return 100 * (median(ratios[1:]) - 1)  # the first pair is the warm-up
-
-
-def _per_round(wanted: Experiment, backend: Backend) -> float:
-    path = launch.run_tracked(
-        wanted, False, MLflowTracker(), callback=RunCallback(), stop=threading.Event(), backend=backend
-    )
-    times = [row.timestamp_ms for row in RunFolder.open(path).rounds()]
-    return median(later - before for before, later in pairwise(times))
 
 
 def _growth(root: Path, trials: int) -> float:

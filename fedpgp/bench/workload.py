@@ -1,21 +1,21 @@
-"""The workload of the speed benches: Caltech101's class names, a model, and clients with random features."""
+"""The workload of the speed benches: Caltech101's class names, a model, both implementations, and random features."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fedpgp.bench.reference_step import ReferenceFedPGP
 from fedpgp.clip import model
 from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.clip.model import Backbone
-from fedpgp.clip.text_backbone import ClassSet, FrozenText, freeze
+from fedpgp.clip.text_backbone import ClassSet, FrozenText, filled, freeze, readable
 from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree
@@ -52,6 +52,62 @@ TEMPLATE = "a photo of a {}."
 MU, TAU = 0.5, 0.5
 
 
+class ReferenceFedPGP:
+    """One client's FedPGP step (N = 1, context before the name) as in the authors' code, on open_clip's own modules.
+
+    The oracle of the benches and of their tests. Images pass through the tower at every step, prompts have 77 tokens,
+    and four sets of them are encoded: p_i, p_G, U V alone (unused) and the hand-written ones (constant).
+
+    Args:
+        names: the C classes.
+        template: hand-written prompt with one `{}` for the name.
+        n_ctx: L, number of context tokens.
+    """
+
+    def __init__(self, backbone: Backbone, names: Sequence[str], template: str, n_ctx: int) -> None:
+        self.model = cast(Any, backbone.model)
+        self.scale = backbone.logit_scale
+        placeholders = " ".join(["X"] * n_ctx)
+        self.tokens = backbone.tokenize([f"{placeholders} {readable(name)}." for name in names])
+        self.template_tokens = backbone.tokenize([filled(template, readable(name)) for name in names])
+        embedded: Tensor = self.model.token_embedding(self.tokens)
+        self.before, self.after = embedded[:, :1], embedded[:, 1 + n_ctx :]
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features (B, E) of normalised images (B, 3, H, W)."""
+        features: Tensor = self.model.encode_image(images)
+        return features
+
+    def loss(self, params: ParamTree, images: Tensor, labels: Tensor) -> Tensor:
+        """L_ce + mu L_con on normalised images (B, 3, H, W)."""
+        ctx, low_rank = params["ctx"][0, 0], params["U"][0, 0] @ params["V"][0, 0]
+        image_features = self.image_features(images)
+        z_g, z_i, _ = self._text(ctx), self._text(ctx + low_rank), self._text(low_rank)
+        z_c = self._encode(self.model.token_embedding(self.template_tokens), self.template_tokens)
+        pair = torch.stack([F.cosine_similarity(z_g, z_c), F.cosine_similarity(z_g, z_i)], dim=1) / TAU
+        con = F.cross_entropy(pair, torch.zeros(len(pair), dtype=torch.long))
+        return F.cross_entropy(self._logits(image_features, z_i), labels) + MU * con
+
+    def logits(self, params: ParamTree, image_features: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, E); only p_i is encoded."""
+        return self._logits(image_features, self._text(params["ctx"][0, 0] + params["U"][0, 0] @ params["V"][0, 0]))
+
+    def _logits(self, image_features: Tensor, text: Tensor) -> Tensor:
+        return self.scale * F.normalize(image_features, dim=-1) @ F.normalize(text, dim=-1).t()
+
+    def _text(self, prompt: Tensor) -> Tensor:
+        """Text features (C, E) of a prompt (L, D)."""
+        ctx = prompt.expand(len(self.tokens), -1, -1)
+        return self._encode(torch.cat([self.before, ctx, self.after], dim=1), self.tokens)
+
+    def _encode(self, embedded: Tensor, tokens: Tensor) -> Tensor:
+        """Text features (C, E) of 77 embedded tokens (C, 77, D): CLIP's encode_text."""
+        model = self.model
+        x = model.transformer(embedded + model.positional_embedding, attn_mask=model.attn_mask)
+        pooled: Tensor = model.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=-1)] @ model.text_projection
+        return pooled
+
+
 @dataclass(frozen=True)
 class Workload:
     """FedPGP with the authors' settings on a frozen model, with base and novel classes."""
@@ -74,10 +130,6 @@ class Workload:
     def on_base(self, dtype: torch.dtype = torch.float32) -> ClassSet:
         """The text tower on the base classes."""
         return self.text.to("cpu", dtype).on(range(len(self.base)))
-
-    def reference(self) -> ReferenceFedPGP:
-        """The authors' implementation on the base classes."""
-        return ReferenceFedPGP(self.backbone, self.base, TEMPLATE, self.n_ctx)
 
     def params(self, clients: int = 1) -> ParamTree:
         """Initial parameters of the clients, each with its own random draw."""
@@ -127,40 +179,30 @@ def job(
     classes, width = len(workload.base), workload.text.on([0]).joint_width
     own = np.array_split(np.arange(classes), clients)
     labels = [np.repeat(mine, shots) for mine in own]
-    starts = np.cumsum([0, *(len(part) for part in labels)])
-    base = np.arange(tests[0]) % classes
-    novel = np.arange(tests[1]) % len(workload.novel)
-    domains, first = np.zeros(sum(tests), np.int64), starts[-1]  # test images follow the training images
-    evaluation_sets = (
-        EvaluationSet(
-            labels=base,
-            domains=domains[: tests[0]],
-            split="test",
-            class_set="base",
-            rows=first + np.arange(tests[0]),
-            members=tuple(np.flatnonzero(np.isin(base, mine)) for mine in own),
-        ),
-        EvaluationSet(
-            labels=novel,
-            domains=domains[tests[0] :],
-            split="test",
-            class_set="novel",
-            rows=first + tests[0] + np.arange(tests[1]),
-        ),
-    )
+    ends = np.cumsum([len(part) for part in labels])
+
+    def test_set(name: str, names: Sequence[str], first: int, count: int) -> EvaluationSet:
+        labels = np.arange(count) % len(names)
+        rows, domains = first + np.arange(count), np.zeros(count, np.int64)
+        return EvaluationSet(labels=labels, domains=domains, split="test", class_set=name, rows=rows)
+
+    first_test = int(ends[-1])  # test images follow the training images
+    base = test_set("base", workload.base, first_test, tests[0])
+    novel = test_set("novel", workload.novel, first_test + tests[0], tests[1])
+    members = tuple(np.flatnonzero(np.isin(base.labels, mine)) for mine in own)
     data = FederatedData(
         client_names=tuple(f"client {client}" for client in range(clients)),
         class_names=(*workload.base, *workload.novel),
         domains=("only",),
         class_sets={"base": tuple(range(classes)), "novel": tuple(range(classes, classes + len(workload.novel)))},
         train_set="base",
-        train_rows=tuple(np.arange(start, stop) for start, stop in pairwise(starts)),
+        train_rows=tuple(np.split(np.arange(first_test), ends[:-1])),
         train_labels=tuple(labels),
-        evaluation_sets=evaluation_sets,
+        evaluation_sets=(replace(base, members=members), novel),
         manifest_digest="bench",
     )
     key = FeatureKey(manifest="bench", weights=workload.backbone.fingerprint, transform=workload.backbone.image.digest)
-    noise = numpy_generator(1, "bench features").standard_normal((int(starts[-1]) + sum(tests), 1, width), np.float32)
+    noise = numpy_generator(1, "bench features").standard_normal((first_test + sum(tests), 1, width), np.float32)
     cache = Features(folder / f"{key.digest}.arrow", key)
     write_shard(cache.path, key, np.arange(len(noise)), noise)
     federation = FederationSettings(

@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +14,14 @@ import typer
 from rich.markup import escape
 
 import fedpgp
-from fedpgp.cli import bench, data, export, report, reproduce, settings, sweep, track
+from fedpgp.cli import bench, data, report, settings, sweep
 from fedpgp.cli.doctor import command as doctor
-from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, err, out
+from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, display, err, out
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
 from fedpgp.core.files import is_full
 from fedpgp.federation.backends import use_token
 
 if TYPE_CHECKING:
-    from fedpgp.analysis.report.progress_bar import ProgressDisplay
     from fedpgp.config import Experiment, ResourceSettings
 
 app = typer.Typer(
@@ -37,6 +34,7 @@ app = typer.Typer(
 app.add_typer(bench.app, name="bench")
 app.add_typer(settings.app, name="config")
 app.add_typer(data.app, name="data")
+app.add_typer(report.track, name="track")
 
 DriverArgument = Annotated[str, typer.Argument(metavar="DRIVER", help="As printed by `fedpgp run --detach`.")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS.")]
@@ -48,18 +46,16 @@ def main() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("RAY_ADDRESS"):
         use_token()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # replace characters that the terminal cannot show
     try:
         app()
-    except Interrupted as error:
-        err.print(escape(str(error)), highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
     except FedPGPError as error:
+        label = "" if isinstance(error, Interrupted) else "[red]error[/]: "
         for line in str(error).splitlines():
-            err.print(f"[red]error[/]: {escape(line)}", highlight=False, soft_wrap=True)
+            err.print(f"{label}{escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is None and not is_full(error):  # not about a path that the user gave
@@ -72,11 +68,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Handle SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -85,7 +76,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
 def run(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -133,25 +123,20 @@ def run(
     typer.echo(f"run: {folder}")
 
 
-sweep.register(app)
-
-
-@app.command()
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C detaches; the run continues."""
     from fedpgp.analysis.report.terminal import show
     from fedpgp.federation.backends import driver as drivers
 
     try:
-        with _display() as display, drivers.connected(_cluster(address)):
-            folder = drivers.follow(drivers.find(driver), display)
+        with display() as progress, drivers.connected(_cluster(address)):
+            folder = drivers.follow(drivers.find(driver), progress)
     except KeyboardInterrupt:
         raise Interrupted(f"detached; the run continues; stop it with: fedpgp stop {driver}") from None
     out.print(show(folder))
     typer.echo(f"run: {folder}")
 
 
-@app.command()
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     """Stop a detached run: its current round is discarded, those before are kept; `--resume` continues."""
     from fedpgp.federation.backends import driver as drivers
@@ -161,7 +146,6 @@ def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     typer.echo(f"stopping: {driver}")
 
 
-@app.command()
 def runs(
     root: Annotated[Path, typer.Argument(metavar="STORAGE_ROOT", help="The storage.root of the runs.")] = Path(
         "fedpgp-store"
@@ -185,7 +169,6 @@ def runs(
         typer.echo(f"no run under {root} yet")  # a driver may still be preparing its run
 
 
-@app.command()
 def features(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -201,24 +184,17 @@ def features(
     from fedpgp.experiments import launch
 
     settings = _load(config, overrides)
-    with _display() as display:
-        forecast = launch.forecast(settings, display) if dry_run else []
-        paths = [] if dry_run else launch.extract(settings, display)
     if dry_run:
-        resources = settings.resources
-        out.print(forecasts(forecast, resources.workers, resources.threads))
+        with display() as progress:
+            forecast = launch.forecast(settings, progress)
+        out.print(forecasts(forecast, settings.resources.workers, settings.resources.threads))
+        return
+    with display() as progress:
+        paths = launch.extract(settings, progress)
     for path in paths:
         typer.echo(f"features: {path}")
 
 
-report.register(app)
-export.register(app)
-reproduce.register(app)
-track.register(app)
-doctor.register(app)
-
-
-@app.command()
 def methods() -> None:
     """List the methods: paper, origin, what is shared, what stays with the client, parameter counts, settings."""
     from fedpgp.analysis.report.terminal import method_table
@@ -228,7 +204,6 @@ def methods() -> None:
     out.print(method_table(available(), parameter_counts, REFERENCE))
 
 
-@app.command()
 def check_upload(folder: FolderArgument = Path(".")) -> None:
     """Print what `ray job submit --working-dir FOLDER` would upload; fail if it is more than Ray accepts."""
     from fedpgp.core.text import MIB
@@ -240,7 +215,6 @@ def check_upload(folder: FolderArgument = Path(".")) -> None:
     typer.echo(found.largest)
 
 
-@app.command(hidden=True)
 def upload(folder: FolderArgument = Path(".")) -> None:
     """Run `check-upload`, by its former name."""
     deprecated("upload", "check-upload")
@@ -264,9 +238,12 @@ def _cluster(address: str | None) -> ResourceSettings:
     return ResourceSettings(address=address)
 
 
-@contextmanager
-def _display() -> Iterator[ProgressDisplay]:
-    from fedpgp.analysis.report.progress_bar import ProgressDisplay
-
-    with ProgressDisplay(err) as display:
-        yield display
+COMMANDS = (
+    run, sweep.sweep, sweep.lodo, sweep.demo, attach, stop, runs, features, report.report, report.compare,
+    report.inspect, report.export, report.predict, sweep.reproduce, report.ui, doctor.doctor, methods, check_upload,
+)  # fmt: skip
+"""In the order of `fedpgp --help`."""
+for command in COMMANDS:
+    app.command()(command)
+for command in (report.anatomy, upload):
+    app.command(hidden=True)(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Measurements anyone can repeat; each prints a table.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Say where our time goes instead.")]
-
 ThreadsOption = Annotated[int, typer.Option(help="Torch threads.", min=1)]
+
+_progress = partial(err.print, highlight=False)
+"""Shows one line of progress."""
 
 
 @app.command()
@@ -27,9 +29,9 @@ def overhead(
     as_json: JsonOption = False,
 ) -> None:
     """Seconds per round of clients that do nothing."""
-    from fedpgp.bench import overhead as bench
+    from fedpgp.bench import engine
 
-    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+    _show(engine.overhead(_numbers(clients), actors, _progress), as_json)
 
 
 @app.command()
@@ -39,9 +41,9 @@ def scale(
     as_json: JsonOption = False,
 ) -> None:
     """Time per participant and growth of memory, from hundreds to thousands of FedPGP clients."""
-    from fedpgp.bench import scale as bench
+    from fedpgp.bench import engine
 
-    _show(bench.measure(_numbers(clients), actors, _progress), as_json)
+    _show(engine.scale(_numbers(clients), actors, _progress), as_json)
 
 
 @app.command()
@@ -49,9 +51,9 @@ def faults(
     kills: Annotated[int, typer.Option(help="How often something is killed.", min=1)] = 20, as_json: JsonOption = False
 ) -> None:
     """Random kills of actors, driver and whole run: nothing lost, nothing doubled, the same bits."""
-    from fedpgp.bench import faults as bench
+    from fedpgp.bench import reliability
 
-    _show(bench.measure(kills, _progress), as_json)
+    _show(reliability.faults(kills, _progress), as_json)
 
 
 @app.command()
@@ -73,17 +75,17 @@ def round_(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: 
 @app.command()
 def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """A block of 10 clients as one batch against one at a time."""
-    from fedpgp.bench import clients as bench
+    from fedpgp.bench import step
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(step.clients(threads, _progress), as_json)
 
 
 @app.command()
 def classes(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """Memory and time of a step on ImageNet's 1,000 classes, by backbone.class_chunk."""
-    from fedpgp.bench import classes as bench
+    from fedpgp.bench import step
 
-    _show(bench.measure(threads, _progress), as_json)
+    _show(step.classes(threads, _progress), as_json)
 
 
 @app.command()
@@ -111,9 +113,9 @@ def soak(
     as_json: JsonOption = False,
 ) -> None:
     """Runs and sweeps one after the other: memory, file handles, threads, object store and disk must not grow."""
-    from fedpgp.bench import soak as bench
+    from fedpgp.bench import reliability
 
-    _show(bench.measure(minutes, _progress), as_json)
+    _show(reliability.soak(minutes, _progress), as_json)
 
 
 def _numbers(text: str) -> list[int]:
@@ -121,10 +123,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r}: give whole numbers with commas between") from None
-
-
-def _progress(what: str) -> None:
-    err.print(what, highlight=False)
 
 
 def _show(found: Measurement, as_json: bool) -> None:

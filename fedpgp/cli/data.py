@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpgp.cli.shared import err, out, writable
+from fedpgp.cli.shared import SettingsArgument, display, out, writable
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment
@@ -15,24 +16,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: check, prepare, show.")
 
-RootOption = Annotated[str | None, typer.Option("--root", help="Folder or URI of the data set (data.root).")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
-
 
 @app.command()
 def check(
     target: Annotated[
         str, typer.Argument(metavar="CONFIG|NAME", help="An experiment, or a data set by its name or MODULE:CLASS.")
     ],
-    overrides: OverridesArgument = None,
-    root: RootOption = None,
+    overrides: SettingsArgument = None,
+    root: Annotated[str | None, typer.Option("--root", help="Folder or URI of the data set (data.root).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not open the images.")] = False,
 ) -> None:
     """Check a data set: counts, unreadable images, images in both train and test, names that do not fit the images.
 
     The exit code is 2 if the data cannot be used as they are.
     """
-    from fedpgp.analysis.report.progress_bar import ProgressDisplay
     from fedpgp.analysis.report.terminal import itemized, split_counts
     from fedpgp.core.errors import DataError
     from fedpgp.data import manifest, summary
@@ -44,18 +41,16 @@ def check(
     for by in ("class", "domain"):
         out.print(split_counts(counts, by))
     _say(itemized("classes without images", summary.empty_classes(built)))
-    problems = []
-    if not quick:
-        with ProgressDisplay(err) as display:
-            findings = summary.read_all(
-                built, settings.data, lambda done, total: display.show("reading images", done, total)
-            )
-        _say(itemized("unreadable images", findings.unreadable))
-        _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
-        _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
-        _say([f"content digest: {findings.content}"])
-        problems += [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
-        problems += _names_fit(settings)
+    if quick:
+        return
+    with display() as progress:
+        findings = summary.read_all(built, settings.data, partial(progress.show, "reading images"))
+    _say(itemized("unreadable images", findings.unreadable))
+    _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
+    _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
+    typer.echo(f"content digest: {findings.content}")
+    problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
+    problems += _names_fit(settings)
     if problems:
         raise DataError("; ".join(problems))
 
@@ -68,14 +63,14 @@ def prepare(
     """Download, unpack and verify a data set; without a network, print the steps to do by hand."""
     from fedpgp.data.prepare import prepare as make_ready
 
-    _describe(make_ready(name, root, lambda line: _say([line])))
-    _say([f"ready: data.name={name} data.root={root}"])
+    _describe(make_ready(name, root, typer.echo))
+    typer.echo(f"ready: data.name={name} data.root={root}")
 
 
 @app.command()
 def show(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="An experiment.")],
-    overrides: OverridesArgument = None,
+    overrides: SettingsArgument = None,
     folder: Annotated[
         Path | None,
         typer.Option("--out", help="Where the figures go; default: storage.root/figures/NAME.", callback=writable),
@@ -88,7 +83,8 @@ def show(
 
     settings = absolute(_settings(config, overrides or [], None))
     target = folder or settings.storage.root / "figures" / settings.name
-    _say([f"figure: {path}" for path in draw_data(settings, target, clients)])
+    for path in draw_data(settings, target, clients):
+        typer.echo(f"figure: {path}")
 
 
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
@@ -106,13 +102,12 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 def _names_fit(settings: Experiment) -> list[str]:
     """Problems between names and labels, if the backbone can judge them."""
     from fedpgp.analysis import label_alignment
-    from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
     if not label_alignment.can_judge(settings):
         _say(["zero-shot check skipped: the backbone does not know such images; give backbone.name, backbone.weights"])
         return []
-    with ProgressDisplay(err) as display:
-        found = label_alignment.zero_shot(settings, display)
+    with display() as progress:
+        found = label_alignment.zero_shot(settings, progress)
     _say([f"zero-shot accuracy on {found.images} training images: {found.given:.1f} %, best naming {found.best:.1f} %"])
     if found.exchanged or found.suspicious:
         _say(["names that fit the images better:", *(f"  {name} -> {other}" for name, other in found.moved)])
@@ -128,12 +123,9 @@ def _names_fit(settings: Experiment) -> list[str]:
 
 def _describe(manifest: Manifest) -> None:
     splits = ", ".join(sorted(set(manifest.splits.tolist())))
-    _say(
-        [
-            f"{manifest.name}: {len(manifest)} images, {len(manifest.class_names)} classes, "
-            f"{len(manifest.domains)} domains, splits {splits}",
-            f"manifest digest: {manifest.digest}",
-        ]
+    typer.echo(
+        f"{manifest.name}: {len(manifest)} images, {len(manifest.class_names)} classes, "
+        f"{len(manifest.domains)} domains, splits {splits}\nmanifest digest: {manifest.digest}"
     )
 
 

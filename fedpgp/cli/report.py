@@ -1,27 +1,23 @@
-"""Commands that read finished runs: `report`, `compare`, `inspect`."""
+"""Commands that read runs: their reports and learned prompts, and their mirror in MLflow."""
 
-from enum import StrEnum
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 import fedpgp
-from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out
+from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out, writable
 
-
-class Format(StrEnum):
-    """Format of a report."""
-
-    md = "md"
-    html = "html"
-    csv = "csv"
+track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sweeps.")
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots.")],
     form: Annotated[
-        Format | None, typer.Option("--format", help="Default: tables in the terminal; with --out: html.")
+        Literal["md", "html", "csv"] | None,
+        typer.Option("--format", help="Default: tables in the terminal; with --out: html."),
     ] = None,
     folder: OutOption = None,
     baseline: Annotated[
@@ -35,12 +31,18 @@ def report(
     Runs that differ only in seed and held-out domain form one group. Runs on different data or partitions are not
     compared with one another. With --out, figures are also written as PNG and SVG.
     """
-    if form is None and folder is None:
-        _in_terminal(runs, baseline, allow_mismatch or anyway)
-        return
-    chosen = form or Format.html
-    written = fedpgp.report(runs, folder, chosen.value, baseline, allow_mismatch or anyway)
-    typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import comparison_tables, tables, terminal
+
+    if form is not None or folder is not None:
+        written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
+        typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
+    elif len(runs) == 1 and (runs[0] / "identity.json").is_file():
+        out.print(terminal.show(runs[0]))
+    else:
+        comparison = loading.find(runs).compare(allow_mismatch or anyway)
+        shown = comparison_tables.all_tables(comparison, comparison.baseline(baseline))
+        out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))
 
 
 def compare(
@@ -80,22 +82,79 @@ def anatomy(run: RunArgument, rank: int | None = None) -> None:
     inspect(run, rank)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    app.command()(report)
-    app.command()(compare)
-    app.command()(inspect)
-    app.command(hidden=True)(anatomy)
+def export(
+    run: RunArgument,
+    client: Annotated[str, typer.Option(help="A client's number or name, or `global`: the server's model.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.", callback=writable)],
+    which: Annotated[str, typer.Option("--round", help="last, or best: by validation images.")] = "last",
+) -> None:
+    """Export the prompt of a client or of the server: a safetensors file, its card as JSON, and an MLflow model."""
+    from fedpgp.core.errors import ConfigError
+    from fedpgp.export.exporting import FILE
+    from fedpgp.export.mlflow_model import save
+
+    if which not in ("last", "best"):
+        raise ConfigError(f"--round: last or best (given: {which})")
+    prompt = fedpgp.Run(run).prompt(client, which)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = prompt.save(folder / FILE)
+    served = save(path, folder / "mlflow-model", prompt.weights)
+    for title, item in (("prompt", path), ("card", path.with_suffix(".json")), ("MLflow model", served)):
+        typer.echo(f"{title}: {item}")
 
 
-def _in_terminal(runs: list[Path], baseline: str | None, allow_mismatch: bool) -> None:
-    from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_tables, tables, terminal
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    prompt: Annotated[Path, typer.Option(help="The safetensors file that `fedpgp export` wrote.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Other class names, separated by commas; unseen ones are allowed.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint file of the backbone, if it has one.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 5,
+) -> None:
+    """Classify images with a learned prompt: the best classes with their probabilities."""
+    from fedpgp.analysis.report.terminal import predictions
 
-    if len(runs) == 1 and (runs[0] / "identity.json").is_file():
-        out.print(terminal.show(runs[0]))
-        return
-    comparison = loading.find(runs).compare(allow_mismatch)
-    chosen = comparison.baseline(baseline)
-    shown = comparison_tables.all_tables(comparison, chosen)
-    out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    out.print(predictions(fedpgp.predict(prompt, images, names, weights, top)))
+
+
+def ui(
+    root: Annotated[Path, typer.Argument(metavar="[STORAGE_ROOT]", help="The storage.root of your runs.")] = Path(
+        "fedpgp-store"
+    ),
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1; default: 5000, or a free one.", min=1, max=65535)
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser if there is a display.")] = True,
+) -> None:
+    """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it."""
+    import webbrowser
+
+    from fedpgp.tracking import ui as interface
+
+    store = interface.store_of(root)
+    page = interface.page_of(store)
+    with interface.serving(store, port) as (base, process):
+        address = base + page
+        typer.echo(f"MLflow: {address}   (Ctrl-C stops it)")
+        if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(address)
+        process.wait()
+
+
+@track.command()
+def sync(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, a run, or a sweep.")
+    ],
+    uri: Annotated[str | None, typer.Option(help="Tracking URI; default: the one of each run.")] = None,
+) -> None:
+    """Bring MLflow up to date with the rows on disk. Rows that it has are not sent again.
+
+    Runs that were killed are closed as KILLED, unless they are running again.
+    """
+    from fedpgp.tracking import sync_all
+
+    for folder in sync_all(runs, uri):
+        typer.echo(f"synced: {folder}")

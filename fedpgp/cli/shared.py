@@ -1,7 +1,9 @@
 """What the commands share: consoles, arguments, and notices about renamed commands."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,16 +11,22 @@ from rich.console import Console
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.files import in_the_way
 
+if TYPE_CHECKING:
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
+
 out = Console()
 err = Console(stderr=True)
 
 
-def writable(folder: Path | None) -> Path | None:
-    """The value of `--out`, unchanged.
+def display() -> ProgressDisplay:
+    """A progress display on stderr, for a `with` block."""
+    from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
-    Raises:
-        ConfigError: no file can be created there.
-    """
+    return ProgressDisplay(err)
+
+
+def writable(folder: Path | None) -> Path | None:
+    """Return the value of `--out`, or raise `ConfigError` if no file can be created there."""
     if folder is not None and (found := in_the_way(folder)) is not None:
         raise ConfigError(f"--out: {found} is not a writable folder; give --out FOLDER")
     return folder
@@ -42,6 +50,7 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=value ...]", help="Settings to change, such as federation.rounds=5 method.rank=4."),
 ]
+SettingsArgument = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value ...]", help="Settings to change.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.", callback=writable)]
 AllowMismatchOption = Annotated[
     bool,

@@ -1,7 +1,8 @@
-"""Commands that run many experiments: `fedpgp sweep`, `fedpgp lodo`, `fedpgp demo`."""
+"""Commands that run many experiments: `fedpgp sweep`, `fedpgp lodo`, `fedpgp demo`, `fedpgp reproduce`."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import fedpgp
-from fedpgp.cli.shared import out
+from fedpgp.cli.shared import OutOption, out
 from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
+    from fedpgp.analysis.reproduce.cells import Reproduction
     from fedpgp.experiments.sweeps.sweep_settings import Sweep
 
+TABLES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
 SweepArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file of a sweep or an experiment, or the name of a shipped one.")
 ]
@@ -29,10 +32,6 @@ OverridesArgument = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Draw and check all trials, estimate time and bytes, start nothing.")
 ]
-ResumeOption = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue an unfinished sweep: run trials that have not ended, but no failed ones."),
-]
 RerunOption = Annotated[
     Literal["failed", "all"] | None,
     typer.Option("--rerun", help="failed: as --resume, and failed trials again; all: every trial from the start."),
@@ -43,7 +42,12 @@ def sweep(
     config: SweepArgument,
     overrides: OverridesArgument = None,
     dry_run: DryRunOption = False,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue an unfinished sweep: run trials that have not ended, but no failed ones."
+        ),
+    ] = False,
     rerun: RerunOption = None,
 ) -> None:
     """Run many trials of one experiment and rank them.
@@ -56,12 +60,12 @@ def sweep(
     from fedpgp.experiments.sweeps import sweep_settings
 
     if dry_run:
-        preview(*sweep_settings.load(config, overrides or []))
+        _preview(*sweep_settings.load(config, overrides or []))
         return
     done = fedpgp.sweep(config, *(overrides or []), resume=resume, rerun=rerun)
     out.print(ranking(done.folder))
     typer.echo(f"sweep: {done.path}")
-    refuse_failed(done)
+    _refuse_failed(done)
 
 
 def lodo(
@@ -81,12 +85,12 @@ def lodo(
 
     if dry_run:
         settings, notes = sweep_settings.load(config, overrides or [])
-        preview(sweep_settings.leave_one_domain_out(settings), notes)
+        _preview(sweep_settings.leave_one_domain_out(settings), notes)
         return
     done = fedpgp.lodo(config, *(overrides or []), rerun=rerun)
     out.print(held_out(done.folder))
     typer.echo(f"sweep: {done.path}")
-    refuse_failed(done)
+    _refuse_failed(done)
 
 
 def demo(overrides: OverridesArgument = None) -> None:
@@ -100,16 +104,64 @@ def demo(overrides: OverridesArgument = None) -> None:
     from fedpgp.analysis.report.tradeoff import local_against_novel
 
     done = fedpgp.sweep("demo", *(overrides or []), rerun="failed")
-    refuse_failed(done)
+    _refuse_failed(done)
     compared = loading.compare(loading.Entry(path, label) for label, path in done.folder.labelled())
     root = done.folder.root
     figure, _ = save(local_against_novel(compared.groups), root / "demo")
     out.print(standings(compared))
     typer.echo(f"figure: {figure}")
-    typer.echo(f"MLflow: {_installed('fedpgp')} ui {root}")
+    command, here = Path(sys.executable).with_name("fedpgp"), Path.cwd()
+    typer.echo(f"MLflow: {command.relative_to(here) if command.is_relative_to(here) else command} ui {root}")
 
 
-def preview(settings: Sweep, notes: list[str] | None = None) -> None:
+def reproduce(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of {TABLES}.")],
+    overrides: OverridesArgument = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; repeatable; default: all.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Parent of the data sets' folders, DIR/NAME; default: data.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Another model, or a file of weights for CLIP's ViT-B/16; default: OpenAI's."
+        ),
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two rounds on the data and model in the package, in minutes.")
+    ] = False,
+    folder: OutOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run the experiments of a table of a paper, and print our numbers beside the published ones.
+
+    Each table is a sweep: finished runs, of this table or another, are not repeated, and after an interruption the same
+    command continues. Deviations from the paper are marked. With --out: Markdown, CSV, and a report with figures.
+    """
+    from fedpgp.analysis.report import reproduced
+    from fedpgp.analysis.report.tables import in_terminal
+    from fedpgp.analysis.reproduce import cells, planning
+
+    plan = planning.plan(table, data or (), root, backbone, smoke, overrides or ())
+    if dry_run:
+        for part in plan.parts:
+            _preview(part.sweep)
+        return
+    folders = [fedpgp.sweep(part.sweep, rerun="failed").folder for part in plan.parts]
+    found = cells.fill(plan, folders)
+    out.print(in_terminal(reproduced.all_tables(found), reproduced.remarks(found)), highlight=False)
+    for one in folders:
+        typer.echo(f"sweep: {one.path}")
+    if folder is not None:
+        _write(found, folder, [one.path for one in folders])
+    failed = [f"{one.path.name}: {one.status['reason']}" for one in folders if one.state == "failed"]
+    if failed:
+        raise FedPGPError("\n".join(failed))
+
+
+def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     """Print what a sweep would run, and start nothing."""
     from fedpgp.analysis.report.sweep_tables import dry_run
     from fedpgp.experiments import estimation
@@ -121,29 +173,33 @@ def preview(settings: Sweep, notes: list[str] | None = None) -> None:
     out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)
 
 
-def refuse_failed(done: fedpgp.Sweep) -> None:
-    """Make the command fail if a trial failed.
-
-    Raises:
-        FedPGPError: a trial failed.
-    """
+def _refuse_failed(done: fedpgp.Sweep) -> None:
     failed = [trial for trial, result in done.folder.results().items() if result.state == "failed"]
     if failed:
         first = done.path / "trials" / f"{failed[0]}.txt"
         raise FedPGPError(f"{len(failed)} trial(s) failed; the first traceback is in {first}")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    app.command()(sweep)
-    app.command()(lodo)
-    app.command()(demo)
+def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
+    """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
+    from fedpgp.analysis import loading
+    from fedpgp.analysis.report import reproduced
+    from fedpgp.analysis.report.figures import all_figures
+    from fedpgp.analysis.report.page import page
+    from fedpgp.analysis.report.style import save
+    from fedpgp.analysis.report.tables import as_markdown
 
-
-def _installed(command: str) -> str:
-    """A command of this environment, as the user can type it."""
-    path = Path(sys.executable).with_name(command)
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    name, tables, remarks = found.plan.name, reproduced.all_tables(found), reproduced.remarks(found)
+    compared = loading.find(sweeps).compare()
+    figures, notes = all_figures(compared)
+    for one in figures:
+        save(one.figure, folder / one.name)
+    command = shlex.join(["fedpgp", *sys.argv[1:]])
+    html = page(
+        compared, compared.baseline(None), f"fedpgp: {name}", figures, [*remarks, *notes], [command], first=tables
+    )
+    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
+        path = folder / f"{name}.{suffix}"
+        path.write_text(text, encoding="utf-8")
+        typer.echo(f"table: {path}")

@@ -13,10 +13,10 @@ from fedpgp.core.errors import FedPGPError
 
 
 def test_photos_are_files_of_a_data_set(workload, tmp_path):
-    album = bench.photograph(tmp_path, 5, workload.backbone)
-    assert album.rows.tolist() == [0, 1, 2, 3, 4]
-    assert album.manifest.class_names == ("class 0", "class 1")
-    (size,) = {image.size for image in bench.open_source(album.data).read(album.manifest.table)}
+    job = bench.photograph(tmp_path, 5, workload.backbone)
+    assert len(job.manifest) == 5
+    assert job.manifest.class_names == ("class 0", "class 1")
+    (size,) = {image.size for image in bench.open_source(job.data).read(job.manifest.table)}
     assert size == bench.PHOTO_SIZE
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedpgp.bench import faults, overhead, scale
+from fedpgp.bench import engine
 
 
 def quiet(text):
@@ -14,7 +14,7 @@ def quiet(text):
 
 
 def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
-    outcome = overhead.measure([3, 5], actors=1, report=quiet)
+    outcome = engine.overhead([3, 5], actors=1, report=quiet)
     found = json.loads(outcome.as_json())
     assert (found["bench"], set(found["machine"]) >= {"cpu", "cores", "load"}) == ("overhead", True)
     assert set(found["figures"]) == {"seconds_per_round_3", "seconds_per_round_5"}
@@ -24,15 +24,7 @@ def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
 
 @pytest.mark.slow
 def test_scale_has_its_figures(ray_cluster, monkeypatch):
-    monkeypatch.setattr(scale, "GROWTH_ROUNDS", 2)
-    outcome = scale.measure([20, 40], actors=1, report=quiet)
+    monkeypatch.setattr(engine, "GROWTH_ROUNDS", 2)
+    outcome = engine.scale([20, 40], actors=1, report=quiet)
     assert set(outcome.figures) == {"linearity", "driver_growth_percent", "actor_growth_percent"}
     assert outcome.figures["linearity"] > 0
-
-
-@pytest.mark.slow
-def test_faults_lose_and_double_nothing(monkeypatch):
-    """A seed that draws one kill of each kind, in this order: actor, driver, run."""
-    monkeypatch.setattr(faults, "derive_seed", lambda *path: 3134)
-    outcome = faults.measure(3, quiet)
-    assert outcome.figures == {"kills": 3, "rounds_lost": 0, "rows_doubled": 0, "final_equal": 1}

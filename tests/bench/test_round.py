@@ -12,7 +12,7 @@ from fedpgp.federation.server import Server
 
 def test_cost_of_the_reference():
     """4 steps of 10 s; 250 images of 0.2 s in three batches of 100 and 40 in one, 1 s of prompts each."""
-    assert bench.ReferenceCost(step=10.0, image=0.2, text=1.0).round(4, [250, 40]) == 40 + 50 + 3 + 8 + 1
+    assert bench.reference_seconds(10.0, 0.2, 1.0, steps=4, tests=[250, 40]) == 40 + 50 + 3 + 8 + 1
 
 
 def test_clients_and_their_tests(workload, tmp_path):

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from fedpgp import config
-from fedpgp.bench.processes import descendants
+from fedpgp.bench.measurement import descendants
 from fedpgp.experiments.sweeps import sweep_settings
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec

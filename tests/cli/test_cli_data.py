@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from fedpgp.analysis import label_alignment
 from fedpgp.cli import data as command_line
+from fedpgp.cli import shared
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError, DataError
 
@@ -24,8 +25,8 @@ def call(*arguments: str) -> str:
 @pytest.fixture(autouse=True)
 def _to_the_runner(monkeypatch):
     """Consoles find the standard output of the moment."""
-    monkeypatch.setattr(command_line.out, "_file", None)
-    monkeypatch.setattr(command_line.err, "_file", None)
+    monkeypatch.setattr(shared.out, "_file", None)
+    monkeypatch.setattr(shared.err, "_file", None)
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from fedpgp.core.text import redacted
@@ -25,50 +26,30 @@ class Finding:
     """The result of one check."""
 
     name: str
-    state: State
+    state: State = field(kw_only=True)
     what: str
     advice: str | None = None
-    """what to do; None: nothing"""
+    """what to do; None: nothing, or `what` is an error message that includes it"""
 
     def shown(self) -> Finding:
         """The finding without credentials and without the path of the home folder."""
-        return Finding(self.name, self.state, _shown(self.what), self.advice and _shown(self.advice))
+        return replace(self, what=_shown(self.what), advice=self.advice and _shown(self.advice))
 
 
-def ok(name: str, what: str) -> Finding:
-    """A check that passed."""
-    return Finding(name, State.ok, what)
+ok = partial(Finding, state=State.ok)
+warning = partial(Finding, state=State.warning)
+problem = partial(Finding, state=State.problem)
 
 
-def warning(name: str, what: str, advice: str) -> Finding:
-    """Something that could be better."""
-    return Finding(name, State.warning, what, advice)
-
-
-def problem(name: str, what: str, advice: str | None = None) -> Finding:
-    """Something that must be fixed. Without advice, `what` is an error message that includes it."""
-    return Finding(name, State.problem, what, advice)
-
-
-def worst(findings: Sequence[Finding]) -> State:
-    """The worst state of all findings."""
-    return max((finding.state for finding in findings), default=State.ok)
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """Summarize all findings in one line."""
-    named = {state: _names(findings, state) for state in (State.problem, State.warning)}
-    counts = [f"{_counted(len(names), state.name)} ({', '.join(names)})" for state, names in named.items() if names]
-    start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst(findings)]
-    return f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
-
-
-def _names(findings: Sequence[Finding], state: State) -> list[str]:
-    return list(dict.fromkeys(finding.name for finding in findings if finding.state is state))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
+def verdict(findings: Sequence[Finding]) -> tuple[State, str]:
+    """The worst state of all findings, and a summary of them in one line."""
+    worst, counts = max((finding.state for finding in findings), default=State.ok), []
+    for state in (State.problem, State.warning):
+        names = list(dict.fromkeys(finding.name for finding in findings if finding.state is state))
+        if names:
+            counts.append(f"{len(names)} {state.name}{'s' if len(names) > 1 else ''} ({', '.join(names)})")
+    start = {State.ok: "ready", State.warning: "usable", State.problem: "not ready"}[worst]
+    return worst, f"{start}: {', '.join(counts) or f'all {len(findings)} checks passed'}"
 
 
 def _shown(text: str) -> str:

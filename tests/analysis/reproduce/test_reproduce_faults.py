@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from fedpgp.bench.processes import descendants
+from fedpgp.bench.measurement import descendants
 from fedpgp.core.files import TEMPORARY
 from fedpgp.storage.run_folder import RunFolder
 

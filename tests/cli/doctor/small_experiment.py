@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedpgp import config
-from fedpgp.cli.doctor import storage_checks
+from fedpgp.cli.doctor import checks
 
 SMALL = [
     "protocol.shots=1", "partition.clients=2", "method.n_ctx=1", "method.rank=1", "federation.rounds=1",
@@ -17,7 +17,7 @@ def small(root, *overrides):
 
 def found_in(root, name, *overrides):
     """The findings of that name about what lies under a storage root."""
-    return [one for one in storage_checks.examine(small(root, *overrides)) if one.name == name]
+    return [one for one in checks.storage(small(root, *overrides)) if one.name == name]
 
 
 def files(folder):

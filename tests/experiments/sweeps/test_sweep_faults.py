@@ -16,7 +16,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.bench.processes import descendants
+from fedpgp.bench.measurement import descendants
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 

@@ -1,0 +1,227 @@
+"""Measure the engine at up to thousands of clients: rounds that compute nothing, and time and memory of real ones."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpgp import config
+from fedpgp.bench.measurement import Measurement, Report, resident, seconds
+from fedpgp.bench.workload import round_seconds
+from fedpgp.clip.text_backbone import names_only
+from fedpgp.config import Experiment, FederationSettings, ResourceSettings
+from fedpgp.core.callbacks import RunCallback
+from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.tree import ParamTree
+from fedpgp.data.protocol import FederatedData
+from fedpgp.experiments import planning, runner
+from fedpgp.federation.backends import driver
+from fedpgp.federation.backends.actors import ActorPool
+from fedpgp.federation.messages import Arrays, Call, TrainResult
+from fedpgp.federation.server import Server
+from fedpgp.federation.worker import FederationJob, FederationWorker
+from fedpgp.methods.base import Phase
+from fedpgp.storage import checkpoint
+from fedpgp.storage.run_folder import RunFolder
+from fedpgp.tracking import default_uri, sync_run
+
+N_CTX, WIDTH, RANK = 16, 512, 8
+WARM_UP, MEASURED, SEPARATE = 3, 15, 5
+"""Rounds of clients that do nothing: not counted; timed; followed by a timed checkpoint and update of MLflow."""
+IMAGES_PER_CLIENT = 16
+REAL_WARM_UP, REAL_MEASURED = 2, 5
+"""Rounds of FedPGP: not counted; timed."""
+GROWTH_FROM, GROWTH_ROUNDS = 5, 50
+
+
+class IdleMethod:
+    """A method with FedPGP's parameters at the size of ViT-B/16 that computes nothing."""
+
+    shared_keys = frozenset({"ctx"})
+    phases = (Phase(frozenset({"ctx", "U", "V"})),)
+
+    def init(self, frozen: Any, generator: torch.Generator) -> ParamTree:
+        """A 16 x 512 prompt and rank-8 personal parameters."""
+        return {"ctx": torch.zeros(N_CTX, WIDTH), "U": torch.zeros(N_CTX, RANK), "V": torch.zeros(RANK, WIDTH)}
+
+
+class IdleJob(FederationJob):
+    """A job whose worker returns every client unchanged."""
+
+    def build(self, device: torch.device) -> Any:
+        """The job itself, as its own worker."""
+        return self
+
+    def train(self, call: Call, shared: Arrays) -> TrainResult:
+        """Send the personal parameters back, and a weighted sum of the shared ones."""
+        count = len(call.clients)
+        ones = np.ones(count)
+        return TrainResult(
+            clients=call.clients,
+            shared_sum={key: value.astype(np.float64) * count for key, value in shared.items()},
+            personal=call.personal,
+            num_examples=ones.astype(np.int64),
+            weight=float(count),
+            loss=ones,
+            events=(None,) * count,
+        )
+
+
+def idle_job(clients: int, actors: int) -> IdleJob:
+    """Idle clients, one block per actor."""
+    nothing = np.zeros(1, dtype=np.int64)
+    data = FederatedData(
+        client_names=tuple(f"client {client}" for client in range(clients)),
+        class_names=("a",),
+        domains=("only",),
+        class_sets={"all": (0,)},
+        train_set="all",
+        train_rows=(nothing,) * clients,
+        train_labels=(nothing,) * clients,
+        evaluation_sets=(),
+        manifest_digest="idle",
+    )
+    federation = FederationSettings(rounds=10**6, block_size=-(-clients // actors), eval_every=10**6)
+    method: Any = IdleMethod()
+    no_features: Any = None
+    return IdleJob(method, names_only(data.class_names, "{}"), data, no_features, no_features, federation, seed=1)
+
+
+def overhead(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+    """Measure a round of clients that do nothing: sampling, blocks, messages to actors and back, averaging, rows.
+
+    Median seconds per round for each number of clients, who all participate; then of a checkpoint and of an update of
+    MLflow in the last rounds.
+    """
+    figures, rows = {}, []
+    resources = ResourceSettings(actors=actors)
+    with driver.connected(resources), tempfile.TemporaryDirectory() as folder:
+        pool = ActorPool(resources)
+        for count in clients:
+            report(f"{count} clients")
+            job, root = idle_job(count, actors), Path(folder) / str(count)
+            pool.load(job)
+            medians = [median(times) for times in _idle_rounds(Server(job, pool), root)]
+            figures[f"seconds_per_round_{count}"] = medians[0]
+            rows.append([f"{count:,}", *(f"{value:.4f}" for value in medians)])
+        pool.close()
+    note = f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parameters, one block each, rows synced"
+    headings = ("clients", "seconds per round", "checkpoint, separately", "MLflow, separately")
+    return Measurement("overhead", figures, headings, rows, (f"{note} to disk",))
+
+
+def _idle_rounds(server: Server, root: Path) -> tuple[list[float], list[float], list[float]]:
+    """Seconds of the measured rounds with their rows, of checkpoints, and of updates of MLflow."""
+    store = RunFolder.create(root, "idle", "0" * 12, config.dump(Experiment()), {"method": "idle", "data": "-"})
+    state = server.initial_state()
+    rounds, checkpoints, mlflow = [], [], []
+    for number in range(WARM_UP + MEASURED + SEPARATE):
+        start = time.perf_counter()
+        result = server.step(state)
+        store.commit(result.row, result.clients, {"files": []})
+        rounds.append(time.perf_counter() - start)
+        state = result.state
+        if number >= WARM_UP + MEASURED:
+            checkpoints.append(seconds(partial(checkpoint.save, store.checkpoints, state, "0" * 12, result.changed)))
+            mlflow.append(seconds(partial(sync_run, store.path, default_uri(root.parent))))
+    return rounds[WARM_UP : WARM_UP + MEASURED], checkpoints, mlflow
+
+
+def experiment(root: Path, actors: int) -> Experiment:
+    """FedPGP on the icons, 10% of the clients per round."""
+    return config.parse(
+        {
+            "name": "scale",
+            "data": {"name": "icons"},
+            "backbone": {"name": "icon-clip", "weights": None},
+            "partition": {"scheme": "iid", "clients": 2},
+            "method": {"name": "fedpgp", "n_ctx": 16, "rank": 8},
+            "federation": {"rounds": 10**6, "participation": 0.1, "local_epochs": 1, "eval_every": 10**6},
+            "resources": {"actors": actors},
+            "storage": {"root": str(root)},
+        }
+    )
+
+
+class WatchedJob(FederationJob):
+    """A job whose worker also reports its memory."""
+
+    def build(self, device: torch.device) -> FederationWorker:
+        """The real worker with a `resident` call."""
+        return _Watched(self, device)
+
+
+class _Watched(FederationWorker):
+    def resident(self, call: None) -> tuple[int, int]:
+        """Process id and resident bytes."""
+        return os.getpid(), resident()
+
+
+def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+    """Measure seconds per participant for each number of clients, and growth of memory over rounds at the largest."""
+    rows, per_participant = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = experiment(Path(folder), actors)
+        with driver.connected(wanted.resources):
+            ready = planning.plan(wanted)
+            backend = runner.make_backend(wanted.resources, threading.Event())
+            job = runner.make_job(ready, *runner.extract(ready, backend, RunCallback()))
+            for count in clients:
+                report(f"{count} clients")
+                watched = WatchedJob(**{**vars(job), "data": crowd(job.data, count)})
+                server = Server(watched, backend)
+                backend.load(watched)
+                taken = median(round_seconds(server, REAL_WARM_UP + REAL_MEASURED)[REAL_WARM_UP:])
+                per_participant[count] = taken / max(1, count // 10)
+                rows.append([f"{count:,}", f"{taken:.3f}", f"{1000 * per_participant[count]:.2f}"])
+            report(f"memory over {GROWTH_ROUNDS} rounds of {clients[-1]} clients")
+            in_driver, in_actor = _growth(server, actors)
+            backend.close()
+    figures = {
+        "linearity": per_participant[clients[-1]] / per_participant[clients[0]],
+        "driver_growth_percent": in_driver,
+        "actor_growth_percent": in_actor,
+    }
+    notes = [f"{name}: {value:.2f}" for name, value in figures.items()]
+    headings = ("clients", "seconds per round", "ms per participant")
+    return Measurement("scale", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
+
+
+def crowd(data: FederatedData, count: int) -> FederatedData:
+    """`count` clients that each draw images from all training images. They overlap, which does not change the cost."""
+    rows, labels = np.concatenate(data.train_rows), np.concatenate(data.train_labels)
+    drawn = numpy_generator(1, "crowd").integers(len(rows), size=(count, IMAGES_PER_CLIENT))
+    return replace(
+        data,
+        client_names=tuple(f"client {client}" for client in range(count)),
+        train_rows=tuple(rows[drawn]),
+        train_labels=tuple(labels[drawn]),
+        evaluation_sets=(),
+    )
+
+
+def _growth(server: Server, actors: int) -> tuple[float, float]:
+    """Percent by which resident memory grows from round 5 to round 55, of this process and of the largest actor."""
+    state = server.initial_state()
+    for _ in range(GROWTH_FROM):
+        state = server.step(state).state
+    before = _memory(server, actors)
+    for _ in range(GROWTH_ROUNDS):
+        state = server.step(state).state
+    own, largest = (100 * (after / earlier - 1) for after, earlier in zip(_memory(server, actors), before, strict=True))
+    return own, largest
+
+
+def _memory(server: Server, actors: int) -> tuple[int, int]:
+    """Resident bytes of this process and of the largest actor."""
+    by_process = dict(server.backend.map("resident", [None] * (8 * actors)))
+    return resident(), max(by_process.values())
