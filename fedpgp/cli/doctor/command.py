@@ -18,7 +18,7 @@ from rich.table import Table
 from fedpgp.cli.doctor.findings import Finding, State, ok, problem, verdict, warning
 from fedpgp.cli.shared import SettingsArgument, err, out
 from fedpgp.core.errors import ConfigError
-from fedpgp.federation.backends.authentication import use_token
+from fedpgp.federation.backends import use_token
 
 COLORS = {State.ok: "green", State.warning: "yellow", State.problem: "red"}
 PACKAGE = "fedpgp"
