@@ -9,21 +9,21 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from fedpgp.cli.doctor import command
+from fedpgp.cli.doctor import command, installation
 from fedpgp.cli.doctor.findings import State, problem, verdict, warning
 
 UNTESTED = "run `make test` with it"
 
 
 def test_this_installation_fits_and_its_versions_are_those_that_were_tested_or_said_not_to_be():
-    found = {one.name: one for one in command.installation()}
+    found = {one.name: one for one in installation.examine()}
     assert verdict([*found.values()])[0] < State.problem
     assert re.search(r"\d+ of \d+ as fedpgp \S+ wants them", found["packages"].what)
 
 
 def test_tested_versions_are_of_packages_that_are_required_and_in_their_ranges():
     required = {one.name: one for one in map(Requirement, importlib.metadata.requires("fedpgp") or [])}
-    tested = {name: version for name, version in command.TESTED.items() if name != "python"}
+    tested = {name: version for name, version in installation.TESTED.items() if name != "python"}
     assert tested.keys() <= required.keys()
     assert [name for name, version in tested.items() if not required[name].specifier.contains(Version(version))] == []
 
@@ -47,7 +47,7 @@ def test_a_package_out_of_range_is_a_problem_and_an_untested_one_a_warning(monke
         return version if name == "torch" else known(name)
 
     monkeypatch.setattr(importlib.metadata, "version", pretend)
-    found = [one for one in command.installation() if one.name == "package torch"]
+    found = [one for one in installation.examine() if one.name == "package torch"]
     assert found == ([] if expected is None else [expected])
 
 
@@ -56,7 +56,7 @@ def test_a_package_out_of_range_is_a_problem_and_an_untested_one_a_warning(monke
 )
 def test_python_is_held_against_what_the_package_asks_for(monkeypatch, version, state):
     monkeypatch.setattr("platform.python_version", lambda: version)
-    (found,) = [one for one in command.installation() if one.name == "python"]
+    (found,) = [one for one in installation.examine() if one.name == "python"]
     assert found.state is state
     assert version in found.what
 
