@@ -27,7 +27,7 @@ ONLY_IN = {
     "typer": ("cli/",),
     "matplotlib": ("analysis/report/",),
     "rich": ("__init__", "analysis/report/", "cli/"),
-    "pandas": ("export/mlflow_model", "export/results"),
+    "pandas": ("export/mlflow_model", "export/prompt_file", "export/results"),
 }  # fmt: skip
 """The files, or the folders ending in /, in which alone a library is imported."""
 
@@ -39,8 +39,8 @@ LATE = {
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "experiments/launch": {"fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
-    "export/mlflow_model": {"mlflow", "pandas"},
-    "export/results": {"fedpgp"},
+    "export/mlflow_model": {"mlflow"},
+    "export/results": {"fedpgp.analysis.report.figures"},
     "tracking/": {"mlflow", "fedpgp.analysis"},
 }
 """All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
