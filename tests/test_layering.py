@@ -34,8 +34,6 @@ ONLY_IN = {
 LATE = {
     "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
     "__init__": {"fedpgp", "rich"},
-    "analysis/report/": {"fedpgp.analysis", "matplotlib", "pyarrow"},
-    "analysis/reproduce/layouts": {"fedpgp.analysis.adapter_analysis"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "experiments/launch": {"fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},

@@ -71,23 +71,23 @@ def register(app: typer.Typer) -> None:
 
 
 def _print(found: Reproduction) -> None:
-    from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.tables import in_terminal
+    from fedpgp.analysis.reproduce import cells
 
-    out.print(in_terminal(reproduced.all_tables(found), reproduced.remarks(found)), highlight=False)
+    out.print(in_terminal(cells.all_tables(found), cells.remarks(found)), highlight=False)
 
 
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.figures import all_figures
-    from fedpgp.analysis.report.page import page
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.tables import as_markdown
+    from fedpgp.analysis.report.writing import page
+    from fedpgp.analysis.reproduce import cells
 
     folder.mkdir(parents=True, exist_ok=True)
-    name, tables, remarks = found.plan.name, reproduced.all_tables(found), reproduced.remarks(found)
+    name, tables, remarks = found.plan.name, cells.all_tables(found), cells.remarks(found)
     compared = loading.find(sweeps).compare()
     figures, notes = all_figures(compared)
     for one in figures:
@@ -96,7 +96,7 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     html = page(
         compared, compared.baseline(None), f"fedpgp: {name}", figures, [*remarks, *notes], [command], first=tables
     )
-    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
+    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", cells.as_csv(found)), ("html", html)):
         path = folder / f"{name}.{suffix}"
         path.write_text(text, encoding="utf-8")
         typer.echo(f"table: {path}")

@@ -52,7 +52,7 @@ def sweep(
     run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and `--rerun`, a sweep that
     exists is refused if trials are left, and ranked if all have ended.
     """
-    from fedpgp.analysis.report.sweep_tables import ranking
+    from fedpgp.analysis.report.terminal import ranking
     from fedpgp.experiments.sweeps import sweep_settings
 
     if dry_run:
@@ -76,7 +76,7 @@ def lodo(
     CONFIG is an experiment, or a sweep of which every trial is run this way. If the sweep exists and is unfinished, it
     is continued, as by `fedpgp sweep --resume`.
     """
-    from fedpgp.analysis.report.sweep_tables import held_out
+    from fedpgp.analysis.report.terminal import held_out
     from fedpgp.experiments.sweeps import sweep_settings
 
     if dry_run:
@@ -95,9 +95,9 @@ def demo(overrides: OverridesArgument = None) -> None:
     `folds.seeds=[1]` runs one seed. Finished trials are not run again.
     """
     from fedpgp.analysis import loading
+    from fedpgp.analysis.report.comparison_figures import local_against_novel
     from fedpgp.analysis.report.comparison_tables import standings
     from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.tradeoff import local_against_novel
 
     done = fedpgp.sweep("demo", *(overrides or []), rerun="failed")
     refuse_failed(done)
@@ -111,7 +111,7 @@ def demo(overrides: OverridesArgument = None) -> None:
 
 def preview(settings: Sweep, notes: list[str] | None = None) -> None:
     """Print what a sweep would run, and start nothing."""
-    from fedpgp.analysis.report.sweep_tables import dry_run
+    from fedpgp.analysis.report.terminal import dry_run
     from fedpgp.experiments import estimation
     from fedpgp.experiments.sweeps import sampling
 

@@ -50,7 +50,7 @@ def of_run(store: RunFolder, config_yaml: str) -> Iterator[Path]:
 @contextmanager
 def of_trial(trial: Outcome, traceback: str | None, metric: str) -> Iterator[Path]:
     """Yield a temporary folder with `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
-    from fedpgp.analysis.report.convergence import curves_of_several
+    from fedpgp.analysis.report.run_figures import curves_of_several
 
     with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as name:
         folder = Path(name)
@@ -83,10 +83,10 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome]) -> Iterator[Path]:
 
 def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_tables, convergence, grids, style, tables, tradeoff
+    from fedpgp.analysis.report import comparison_figures, comparison_tables, run_figures, style, tables
 
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
-    convergence.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
+    run_figures.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
     try:
         compared = loading.find([sweep.path]).compare()
     except RunError:  # no trial has finished
@@ -97,10 +97,11 @@ def _comparison(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -
     (folder / "comparison.csv").write_text(comparison_tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
     if len(compared.scenarios) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
-        figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
-    numbers = [key for key in compared.differing if grids.is_numeric(compared.groups, key)]
+        figures["tradeoff"] = comparison_figures.local_against_novel(compared.groups[:MOST_COMPARED])
+    numbers = [key for key in compared.differing if comparison_figures.is_numeric(compared.groups, key)]
     if len(numbers) > 1 and compared.main:
-        figures["grid"] = grids.settings_heat_map(compared.groups, numbers[0], numbers[1], compared.main)
+        down, across = numbers[:2]
+        figures["grid"] = comparison_figures.settings_heat_map(compared.groups, down, across, compared.main)
     for stem, figure in figures.items():
         (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
 
@@ -122,8 +123,7 @@ def _tables(store: RunFolder, folder: Path) -> None:
 
 
 def _figures(store: RunFolder, folder: Path) -> None:
-    from fedpgp.analysis.report.confusion import confusion_matrices
-    from fedpgp.analysis.report.convergence import curves_of_run
+    from fedpgp.analysis.report.run_figures import confusion_matrices, curves_of_run
 
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:
