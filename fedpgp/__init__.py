@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from fedpgp.config import Experiment
     from fedpgp.core.callbacks import RunCallback
     from fedpgp.experiments.sweeps.sweep_settings import Sweep as SweepSettings
-    from fedpgp.export.results import Prompt, Run, Sweep, compare
+    from fedpgp.export.prompt_file import Prompt
+    from fedpgp.export.results import Run, Sweep, compare
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
 
 LAZY = {
     "Experiment": "fedpgp.config",
-    "Prompt": "fedpgp.export.results",
+    "Prompt": "fedpgp.export.prompt_file",
     "Run": "fedpgp.export.results",
     "RunCallback": "fedpgp.core.callbacks",
     "Sweep": "fedpgp.export.results",
@@ -186,7 +187,7 @@ def predict(
         prompt: a file that `fedpgp export` wrote, or a prompt.
         weights: checkpoint file of the backbone, if it has one.
     """
-    from fedpgp.export.results import Prompt
+    from fedpgp.export.prompt_file import Prompt
 
     return (prompt if isinstance(prompt, Prompt) else Prompt.load(prompt, weights)).predict(images, classes, top)
 

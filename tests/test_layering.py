@@ -27,20 +27,18 @@ ONLY_IN = {
     "typer": ("cli/",),
     "matplotlib": ("analysis/report/",),
     "rich": ("__init__", "analysis/report/", "cli/"),
-    "pandas": ("export/mlflow_model", "export/results"),
+    "pandas": ("export/mlflow_model", "export/prompt_file", "export/results"),
 }  # fmt: skip
 """The files, or the folders ending in /, in which alone a library is imported."""
 
 LATE = {
     "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
     "__init__": {"fedpgp", "rich"},
-    "analysis/report/": {"fedpgp.analysis", "matplotlib", "pyarrow"},
-    "analysis/reproduce/layouts": {"fedpgp.analysis.adapter_analysis"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "experiments/launch": {"fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
-    "export/mlflow_model": {"mlflow", "pandas"},
-    "export/results": {"fedpgp"},
+    "export/mlflow_model": {"mlflow"},
+    "export/results": {"fedpgp.analysis.report.figures"},
     "tracking/": {"mlflow", "fedpgp.analysis"},
 }
 """All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by

@@ -8,7 +8,7 @@ import pyarrow.csv
 import pytest
 
 from fedpgp import config
-from fedpgp.analysis.report.data_figures import partition_of_run
+from fedpgp.analysis.report.run_figures import partition_of_run
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import DataError
 from fedpgp.experiments import planning, runner

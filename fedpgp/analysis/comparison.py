@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +17,31 @@ from fedpgp.federation.metrics import METRICS
 from fedpgp.storage.sweep_folder import Fold
 
 Reading = Literal["last", "mean_last_5", "max"]
-READINGS: tuple[Reading, ...] = ("last", "mean_last_5", "max")
+READING_TITLES: Mapping[Reading, str] = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
+METRIC_TITLES = {
+    "local": "Local",
+    "base": "Base",
+    "novel": "Novel",
+    "hm": "HM",
+    "all": "All",
+    "held_out": "Held-out domain",
+    "local_global": "Local, global model",
+    "base_global": "Base, global model",
+    "novel_global": "Novel, global model",
+    "all_global": "All, global model",
+    "held_out_global": "Held-out, global model",
+    "local_before_aggregation": "Local before aggregation",
+}
+PROTOCOL_METRICS = ("local", "base", "novel", "hm", "all", "held_out")
+"""The metrics of tables and figures."""
 MAIN = ("hm", "held_out", "local", "all")
 """The main metric of a comparison is the first of these that was measured."""
 SCENARIO_SECTIONS = ("data", "partition", "protocol")
 """Sections of the settings that define on what a run was trained and tested."""
 NO_SCENARIO = ("data.template", "data.views")
 """Settings in these sections that do not."""
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Rounds, bytes and seconds of a run."""
-
-    rounds: int
-    bytes_up: int
-    bytes_down: int
-    seconds_per_round: float
-    """wall-clock, mean over its rounds"""
+DIGESTS = ("digest", "fingerprint")
+"""Last parts of keys of settings that are digests of files."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,11 @@ class Run:
     identity: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     """`evaluation.selections`"""
-    cost: Cost = Cost(0, 0, 0, 0.0)
+    rounds: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds_per_round: float = 0.0
+    """wall-clock, mean over its rounds"""
 
     @property
     def version(self) -> str:
@@ -85,16 +96,6 @@ class Statistic:
         """Standard deviation over the seeds (ddof 1); None for one seed."""
         return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
-    def minus(self, other: Statistic) -> Difference | None:
-        """Paired difference over the seeds that both have; None if there are none."""
-        seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
-        return Difference({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds}) if seeds else None
-
-
-@dataclass(frozen=True)
-class Difference(Statistic):
-    """Paired differences, one per common seed."""
-
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% confidence interval of the mean, by Student's t with n - 1 degrees of freedom; None for one seed."""
@@ -103,8 +104,13 @@ class Difference(Statistic):
         from scipy.special import stdtrit  # the quantile of Student's t, without the weight of scipy.stats
 
         count = len(self.by_seed)
-        half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * self.std / math.sqrt(count)
+        half = float(stdtrit(count - 1, 0.975)) * self.std / math.sqrt(count)
         return self.mean - half, self.mean + half
+
+    def minus(self, other: Statistic) -> Statistic | None:
+        """Paired difference over the seeds that both have; None if there are none."""
+        seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
+        return Statistic({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds}) if seeds else None
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,6 @@ class Group:
         return next(iter(self.runs.values())).settings
 
     @property
-    def method(self) -> str:
-        """Name of the method."""
-        return str(self.settings["method.name"])
-
-    @property
     def seeds(self) -> list[int]:
         """Seeds that have a run."""
         return sorted({fold.seed for fold in self.runs})
@@ -141,10 +142,7 @@ class Group:
         return sorted(self.expected - self.runs.keys(), key=str)
 
     def statistic(self, metric: str, split: str = "test", reading: Reading = "last") -> Statistic | None:
-        """A metric by seed, mean over the held-out domains; None if it was not measured.
-
-        Seeds that lack a domain are left out.
-        """
+        """A metric by seed, mean over the held-out domains, without seeds that lack one; None: not measured."""
         name = f"{split}/{metric}"
         by_seed: dict[int, list[float]] = {}
         for fold, run in self.runs.items():
@@ -186,8 +184,8 @@ class Comparison:
     @property
     def main(self) -> str | None:
         """The main metric; None if none was measured."""
-        measured = self.metrics()
-        return next((metric for metric in MAIN if metric in measured), None)
+        found = self.metrics()
+        return next((metric for metric in MAIN if metric in found), None)
 
     @cached_property
     def differing(self) -> list[str]:
@@ -215,7 +213,7 @@ class Comparison:
             raise ConfigError(f"--baseline {label!r}: no such group; known: {', '.join(map(repr, self.labels))}")
         return label or self.labels[0]
 
-    def difference(self, group: Group, baseline: str, metric: str, reading: Reading = "last") -> Difference | None:
+    def difference(self, group: Group, baseline: str, metric: str, reading: Reading = "last") -> Statistic | None:
         """Paired difference on test images to the baseline in the same scenario; None for the baseline itself."""
         other = next((one for one in self.scenarios[group.scenario] if one.label == baseline), None)
         if other is None or other is group:
@@ -224,13 +222,86 @@ class Comparison:
         return own.minus(theirs) if own and theirs else None
 
 
-def ranks(values: Sequence[float | None], digits: int = 2) -> list[int | None]:
-    """Rank values rounded to `digits`: 1 for the best; ties share a rank; None for None."""
-    shown = [None if value is None else round(value, digits) for value in values]
-    order = sorted({value for value in shown if value is not None}, reverse=True)
-    return [None if value is None else order.index(value) + 1 for value in shown]
+def measured(groups: Sequence[Group]) -> list[str]:
+    """The metrics of tables and figures that any of these groups measured on test images."""
+    return [metric for metric in PROTOCOL_METRICS if any(group.statistic(metric) for group in groups)]
 
 
 def is_scenario(key: str) -> bool:
     """Whether a setting defines on what a run is trained and tested."""
     return key.partition(".")[0] in SCENARIO_SECTIONS and key not in NO_SCENARIO
+
+
+def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) -> tuple[list[Group], list[str]]:
+    """Group runs of equal settings; also return notes on runs that were left out.
+
+    Args:
+        members: the label of a run's group (None: its method) and the run.
+        merge_scenarios: put groups of different scenarios together; their labels and marks tell them apart.
+    """
+    by_settings: dict[tuple[str, str], dict[Fold, Run]] = {}
+    notes = []
+    for label, run in members:
+        key = (label or str(run.settings["method.name"]), json.dumps(run.settings, sort_keys=True))
+        runs = by_settings.setdefault(key, {})
+        earlier = runs.setdefault(run.fold, run)
+        if earlier is not run:
+            older, runs[run.fold] = sorted([earlier, run], key=lambda one: one.identity["created_ms"])
+            notes.append(f"left out: {older.path.name}, since {runs[run.fold].path.name} is newer")
+    kinds = [dict(sorted(runs.items(), key=str)) for runs in by_settings.values()]
+    samples = [next(iter(runs.values())) for runs in kinds]
+    keys = [] if merge_scenarios else differing([run.scenario for run in samples])
+    scenarios = [_named(run.settings, keys) for run in samples]
+    names = [(name, scenario) for (name, _), scenario in zip(by_settings, scenarios, strict=True)]
+    labels = _labels(names, [run.settings for run in samples], merge_scenarios)
+    folds: dict[str, set[Fold]] = {}
+    for scenario, runs in zip(scenarios, kinds, strict=True):
+        folds.setdefault(scenario, set()).update(runs)
+    groups = []
+    first: dict[str, tuple[str, Mapping[Fold, Run]]] = {}
+    for label, scenario, runs in zip(labels, scenarios, kinds, strict=True):
+        marks = _marks(runs, *first.setdefault(scenario, (label, runs)))
+        groups.append(Group(label, scenario, runs, frozenset(folds[scenario]), marks))
+    return groups, notes
+
+
+def _labels(
+    names: Sequence[tuple[str, str]], settings: Sequence[Mapping[str, Any]], merge_scenarios: bool
+) -> list[str]:
+    """The names, followed by the differing settings of groups that share a name and a scenario."""
+    same: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for pair, tree in zip(names, settings, strict=True):
+        same.setdefault(pair, []).append(tree)
+    common = [key for key in differing(settings) if is_scenario(key)] if merge_scenarios else []
+    keys: dict[str, dict[str, None]] = {name: {} for name, _ in names}
+    for (name, _), trees in same.items():
+        keys[name].update(dict.fromkeys(key for key in differing(trees) if not is_scenario(key)))
+    return [
+        ", ".join(filter(None, (name, _named(tree, [*keys[name], *common]))))
+        for (name, _), tree in zip(names, settings, strict=True)
+    ]
+
+
+def _named(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """`rank=4, shots=2`; digests are shown only if nothing else differs."""
+    plain = [key for key in keys if key.rpartition(".")[2] not in DIGESTS] or keys
+    last = [key.rpartition(".")[2] for key in plain]
+    shown = [one if last.count(one) == 1 and one != "name" else key for key, one in zip(plain, last, strict=True)]
+    return ", ".join(f"{name}={_value(settings.get(key))}" for key, name in zip(plain, shown, strict=True))
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def _marks(runs: Mapping[Fold, Run], other: str, others: Mapping[Fold, Run]) -> tuple[str, ...]:
+    """What makes the numbers of a group incomparable with those of the first group of its scenario, `other`."""
+    marks = [f"{fold}: {run.state}" for fold, run in runs.items() if run.state != "finished"]
+    scenarios = [next(iter(group.values())).scenario for group in (runs, others)]
+    common = runs.keys() & others.keys()
+    if differing(scenarios) or any(runs[fold].partition != others[fold].partition for fold in common):
+        marks.append(f"another partition than {other}")
+    versions = {run.version for group in (runs, others) for run in group.values()}
+    if len(versions) > 1:
+        marks.append(f"fedpgp {' and '.join(sorted(versions))}")
+    return tuple(marks)

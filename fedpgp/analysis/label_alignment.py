@@ -1,6 +1,7 @@
 """Check that class names fit the labels: zero-shot accuracy against that of the best assignment of names."""
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,13 +76,9 @@ def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:
     )
     plan = planning.plan(small)
     plan = replace(plan, data=replace(plan.data, evaluation_sets=()))
-    stop = threading.Event()
     resources = small.resources.model_copy(update={"backend": "serial"})
-    backend = runner.make_backend(resources, stop)
-    try:
+    with closing(runner.make_backend(resources, threading.Event())) as backend:
         cache, _ = runner.extract(plan, backend, callback)
-    finally:
-        backend.close()
     features = torch.from_numpy(np.array(FeatureCache.open(cache.path, cache.key).gather(plan.data.train_rows[0])))
     text = plan.text.on(range(len(plan.data.class_names))).template().float()
     scores = F.normalize(features.float(), dim=-1) @ F.normalize(text, dim=-1).T

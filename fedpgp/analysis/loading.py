@@ -1,20 +1,18 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from fedpgp import __version__, config
-from fedpgp.analysis.comparison import Comparison, Cost, Group, Run
-from fedpgp.analysis.groups import grouped
+from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.data.sources import complete
-from fedpgp.federation.metrics import RoundRow, last_evaluated, per_client_table, selections
+from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder
 
@@ -36,10 +34,10 @@ class Entry:
 class Found:
     """Runs found in folders."""
 
-    entries: tuple[Entry, ...]
-    notes: tuple[str, ...] = ()
+    entries: list[Entry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """missing runs of sweeps, and why"""
-    selected: tuple[str, ...] = ()
+    selected: list[str] = field(default_factory=list)
     """metrics by which sweeps select settings"""
 
     def compare(self, allow_mismatch: bool = False) -> Comparison:
@@ -53,12 +51,17 @@ def find(paths: Sequence[Path]) -> Found:
     Raises:
         RunError: a folder is none of these, or a storage root without runs.
     """
-    parts = [_behind(path) for path in paths]
-    return Found(
-        tuple(entry for part in parts for entry in part.entries),
-        tuple(note for part in parts for note in part.notes),
-        tuple(metric for part in parts for metric in part.selected),
-    )
+    found = Found()
+    for path in paths:
+        if (path / "identity.json").is_file():
+            found.entries.append(Entry(path, strict=True))
+        elif (path / "trials.json").is_file():
+            _add_sweep(found, SweepFolder.open(path))
+        elif any(path.glob("runs/*/identity.json")) or any(path.glob("*/identity.json")):
+            _add_root(found, path)
+        else:
+            raise RunError(f"{path}: not a run folder or a sweep folder, nor a storage root with runs")
+    return found
 
 
 def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, Run, list[str]]:
@@ -92,16 +95,25 @@ def read(path: Path) -> Run:
         version = identity.get("versions", {}).get("fedpgp", "unknown")
         other = f"{path}: made by fedpgp {version}, this is {__version__} and reads other settings: "
         raise RunError(f"{'' if version == __version__ else other}{error}") from None
+    settings = config.dotted(
+        complete(experiment),
+        manifest=identity.get("manifest_digest"),
+        weights=identity.get("weights_fingerprint"),
+        plugins=identity.get("plugins"),
+    )
     rounds = store.rounds()
     return Run(
         path=store.path,
         state=store.state,
         reason=status["reason"],
         fold=Fold(experiment.seed, experiment.protocol.held_out),
-        settings=_settings(experiment, identity),
+        settings={key: value for key, value in settings.items() if key not in ("seed", "protocol.held_out")},
         identity=identity,
         metrics=selections(rounds),
-        cost=_cost(rounds),
+        rounds=rounds[-1].round if rounds else 0,
+        bytes_up=sum(row.bytes_up for row in rounds),
+        bytes_down=sum(row.bytes_down for row in rounds),
+        seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
     )
 
 
@@ -122,7 +134,8 @@ def compare(
     members = list(_usable(entries, allow_mismatch, lines))
     if not members:
         raise RunError("; ".join(["no finished run to compare", *lines]))
-    _check_comparable([run for entry, run in members if entry.strict], allow_mismatch)
+    if not allow_mismatch:
+        _check_comparable([run for entry, run in members if entry.strict])
     groups, left_out = grouped([(entry.label, run) for entry, run in members], merge_scenarios=allow_mismatch)
     return Comparison(tuple(groups), (*lines, *left_out), tuple(dict.fromkeys(selected)))
 
@@ -139,9 +152,9 @@ class Curve:
     """sent up and down so far, mean over the runs"""
 
 
-def curve(group: Group, metric: str, split: str = "test") -> Curve | None:
-    """A metric of a group over the rounds that all its runs measured; None if there are none."""
-    name = f"{split}/{metric}"
+def curve(group: Group, metric: str) -> Curve | None:
+    """A metric of a group on test images over the rounds that all its runs measured; None if there are none."""
+    name = f"test/{metric}"
     series: list[dict[int, tuple[float, float]]] = []
     for run in group.runs.values():
         sent, points = 0, {}
@@ -159,15 +172,15 @@ def curve(group: Group, metric: str, split: str = "test") -> Curve | None:
     return Curve(rounds, mean, std.tolist(), megabytes)
 
 
-def client_accuracies(run: Path, metric: str, split: str = "test") -> dict[str, float]:
-    """Accuracy in percent by client name in the last evaluated round of a run; clients without a value are left out."""
+def client_accuracies(run: Path, metric: str) -> dict[str, float]:
+    """Test accuracy in percent by client name in a run's last evaluated round; clients without a value are left out."""
     store = RunFolder.open(run)
     last = last_evaluated(store.rounds())
     table = None if last is None else per_client_table(store.clients(), last)
     if table is None or metric not in table.column_names:
         return {}
     names = store.identity["client_names"]
-    rows = (row for row in table.to_pylist() if row["split"] == split and row[metric] is not None)
+    rows = (row for row in table.to_pylist() if row["split"] == "test" and row[metric] is not None)
     return {names[row["client"]]: row[metric] for row in rows}
 
 
@@ -180,67 +193,41 @@ def held_out_accuracies(group: Group) -> dict[str, dict[str, float]]:
     return {domain: {name: float(np.mean(values)) for name, values in row.items()} for domain, row in found.items()}
 
 
-def _behind(path: Path) -> Found:
-    if (path / "identity.json").is_file():
-        return Found((Entry(path, strict=True),))
-    if (path / "trials.json").is_file():
-        return _of_sweep(SweepFolder.open(path))
-    if not any(path.glob("runs/*/identity.json")) and not any(path.glob("*/identity.json")):
-        raise RunError(f"{path}: not a run folder or a sweep folder, nor a storage root with runs")
-    made, notes = [], []
-    for store in RunFolder.find(path):
+def _add_root(found: Found, root: Path) -> None:
+    """Add the runs of a storage root in the order in which they were made."""
+    made = []
+    for store in RunFolder.find(root):
         try:
             made.append((store.identity["created_ms"], store.path))
         except RunError as error:
-            notes.append(f"left out: {error}")
-    return Found(tuple(Entry(path) for _, path in sorted(made)), tuple(notes))
+            found.notes.append(f"left out: {error}")
+    found.entries.extend(Entry(path) for _, path in sorted(made))
 
 
-def _of_sweep(folder: SweepFolder) -> Found:
-    """The runs of a sweep, labelled by its variants; missing runs are noted."""
+def _add_sweep(found: Found, folder: SweepFolder) -> None:
+    """Add the runs of a sweep, labelled by its variants, and note missing ones."""
     variants = config.read_yaml(str(folder.path / "sweep.yaml")).get("variants") or {}
     results = folder.results()
-    entries, notes = [], []
     for trial in folder.trials:
         result = results.get(trial.id)
-        if result is None or result.state != "finished":
-            ended = "has not run" if result is None else ": ".join(filter(None, (result.state, result.reason)))
-            notes.append(f"trial {trial.label}: {ended}")
-        runs = {fold.fold: fold.run for fold in result.folds} if result else {}
+        if result is None:
+            found.notes.append(f"trial {trial.label}: has not run")
+            continue
+        if result.state != "finished":
+            found.notes.append(f"trial {trial.label}: {': '.join(filter(None, (result.state, result.reason)))}")
         label = max((name for name in variants if f"{trial.label}, ".startswith(f"{name}, ")), key=len, default=None)
-        entries += [Entry(folder.root / "runs" / name, label) for name in runs.values()]
-        if result is not None:
-            notes += [f"trial {trial.label}: no run of {fold}" for fold in trial.folds if fold not in runs]
-    return Found(tuple(entries), tuple(notes), (folder.head["metric"],))
-
-
-def _cost(rounds: Sequence[RoundRow]) -> Cost:
-    return Cost(
-        rounds=rounds[-1].round if rounds else 0,
-        bytes_up=sum(row.bytes_up for row in rounds),
-        bytes_down=sum(row.bytes_down for row in rounds),
-        seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
-    )
-
-
-def _settings(experiment: config.Experiment, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """All that can change a number, except what folds differ by."""
-    found = config.dotted(
-        complete(experiment),
-        manifest=identity.get("manifest_digest"),
-        weights=identity.get("weights_fingerprint"),
-        plugins=identity.get("plugins"),
-    )
-    return {key: value for key, value in found.items() if key not in ("seed", "protocol.held_out")}
+        runs = {fold.fold: fold.run for fold in result.folds}
+        found.entries.extend(Entry(folder.root / "runs" / name, label) for name in runs.values())
+        found.notes.extend(f"trial {trial.label}: no run of {fold}" for fold in trial.folds if fold not in runs)
+    found.selected.append(folder.head["metric"])
 
 
 def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:
     """The runs that can be compared, each once; others raise an error or are noted."""
-    seen: set[Path] = set()
+    unique: dict[Path, Entry] = {}
     for entry in entries:
-        if (path := entry.path.absolute()) in seen:
-            continue
-        seen.add(path)
+        unique.setdefault(entry.path.absolute(), entry)
+    for path, entry in unique.items():
         try:
             run = read(path)
         except RunError as error:
@@ -248,7 +235,7 @@ def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) ->
                 raise
             notes.append(f"left out: {error}")
             continue
-        ended = run.state + (f": {run.reason}" if run.reason else "")
+        ended = ": ".join(filter(None, (run.state, run.reason)))
         if not run.metrics or (run.state != "finished" and not allow_mismatch):
             what = ended if run.metrics else f"{ended}, no evaluation"
             if entry.strict:
@@ -259,12 +246,10 @@ def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) ->
         yield entry, run
 
 
-def _check_comparable(runs: Sequence[Run], allow_mismatch: bool) -> None:
+def _check_comparable(runs: Sequence[Run]) -> None:
     """Check that runs named one by one share scenario, partition and version."""
-    if allow_mismatch or not runs:
-        return
-    first = runs[0]
     for run in runs[1:]:
+        first = runs[0]
         if keys := differing([first.scenario, run.scenario]):
             theirs = ", ".join(f"{key} is {first.scenario.get(key)} and {run.scenario.get(key)}" for key in keys)
             what = f"differ in data, partition or protocol: {theirs}"

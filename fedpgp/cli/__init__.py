@@ -95,7 +95,7 @@ def run(
     Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C discards the current round and
     keeps those before. With protocol.held_out=all every domain is held out once; finished runs are not repeated.
     """
-    from fedpgp.analysis.report.data_figures import partition_of_run
+    from fedpgp.analysis.report.run_figures import partition_of_run
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.terminal import show
     from fedpgp.data.protocol import EVERY_DOMAIN

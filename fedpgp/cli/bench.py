@@ -126,8 +126,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _show(found: Measurement, as_json: bool) -> None:
-    from fedpgp.analysis.report.terminal import measurement
+    from fedpgp.analysis.report.tables import Table
 
-    out.print(measurement(found.bench, found.headings, found.rows, found.notes))
+    out.print(Table(f"bench {found.bench}", found.headings, found.rows, caption="\n".join(found.notes)))
     if as_json:
         typer.echo(found.as_json())

@@ -78,7 +78,7 @@ def show(
     clients: Annotated[int, typer.Option("--clients", min=0, help="Maximum number of contact sheets.")] = 20,
 ) -> None:
     """Draw what each client trains on: a contact sheet per client, and a heat map of classes by client."""
-    from fedpgp.analysis.report.data_figures import draw_data
+    from fedpgp.analysis.report.run_figures import draw_data
     from fedpgp.config import absolute
 
     settings = absolute(_settings(config, overrides or [], None))

@@ -53,10 +53,10 @@ def compare(
 ) -> None:
     """Compare two runs: settings that differ, metrics, and what each client gains or loses."""
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import pairwise
+    from fedpgp.analysis.report import comparison_tables
 
     first, second, notes = loading.pair(run_a, run_b, allow_mismatch or anyway)
-    out.print(pairwise.side_by_side(first, second, notes))
+    out.print(comparison_tables.side_by_side(first, second, notes))
 
 
 def inspect(
@@ -67,13 +67,13 @@ def inspect(
 
     fedlora: its adapters against the weights that they change. fedpgp: the spectrum of its personal prompts.
     """
-    from fedpgp.analysis import adapter_analysis
+    from fedpgp.analysis import learned
     from fedpgp.analysis.report.terminal import overlaps, spectrum_table
 
-    if adapter_analysis.has_adapters(run):
-        out.print(overlaps(adapter_analysis.adapters(run, rank)))
+    if learned.has_adapters(run):
+        out.print(overlaps(learned.adapters(run, rank)))
     else:
-        out.print(spectrum_table(adapter_analysis.personal_parts(run)))
+        out.print(spectrum_table(learned.personal_parts(run)))
 
 
 def anatomy(run: RunArgument, rank: int | None = None) -> None:

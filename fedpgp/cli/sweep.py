@@ -56,7 +56,7 @@ def sweep(
     run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and `--rerun`, a sweep that
     exists is refused if trials are left, and ranked if all have ended.
     """
-    from fedpgp.analysis.report.sweep_tables import ranking
+    from fedpgp.analysis.report.terminal import ranking
     from fedpgp.experiments.sweeps import sweep_settings
 
     if dry_run:
@@ -80,7 +80,7 @@ def lodo(
     CONFIG is an experiment, or a sweep of which every trial is run this way. If the sweep exists and is unfinished, it
     is continued, as by `fedpgp sweep --resume`.
     """
-    from fedpgp.analysis.report.sweep_tables import held_out
+    from fedpgp.analysis.report.terminal import held_out
     from fedpgp.experiments.sweeps import sweep_settings
 
     if dry_run:
@@ -99,9 +99,9 @@ def demo(overrides: OverridesArgument = None) -> None:
     `folds.seeds=[1]` runs one seed. Finished trials are not run again.
     """
     from fedpgp.analysis import loading
+    from fedpgp.analysis.report.comparison_figures import local_against_novel
     from fedpgp.analysis.report.comparison_tables import standings
     from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.tradeoff import local_against_novel
 
     done = fedpgp.sweep("demo", *(overrides or []), rerun="failed")
     _refuse_failed(done)
@@ -140,7 +140,6 @@ def reproduce(
     Each table is a sweep: finished runs, of this table or another, are not repeated, and after an interruption the same
     command continues. Deviations from the paper are marked. With --out: Markdown, CSV, and a report with figures.
     """
-    from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.tables import in_terminal
     from fedpgp.analysis.reproduce import cells, planning
 
@@ -151,7 +150,7 @@ def reproduce(
         return
     folders = [fedpgp.sweep(part.sweep, rerun="failed").folder for part in plan.parts]
     found = cells.fill(plan, folders)
-    out.print(in_terminal(reproduced.all_tables(found), reproduced.remarks(found)), highlight=False)
+    out.print(in_terminal(cells.all_tables(found), cells.remarks(found)), highlight=False)
     for one in folders:
         typer.echo(f"sweep: {one.path}")
     if folder is not None:
@@ -163,7 +162,7 @@ def reproduce(
 
 def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     """Print what a sweep would run, and start nothing."""
-    from fedpgp.analysis.report.sweep_tables import dry_run
+    from fedpgp.analysis.report.terminal import dry_run
     from fedpgp.experiments import estimation
     from fedpgp.experiments.sweeps import sampling
 
@@ -183,14 +182,13 @@ def _refuse_failed(done: fedpgp.Sweep) -> None:
 def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import reproduced
     from fedpgp.analysis.report.figures import all_figures
-    from fedpgp.analysis.report.page import page
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.tables import as_markdown
+    from fedpgp.analysis.report.writing import page
 
     folder.mkdir(parents=True, exist_ok=True)
-    name, tables, remarks = found.plan.name, reproduced.all_tables(found), reproduced.remarks(found)
+    name, tables, remarks = found.plan.name, cells.all_tables(found), cells.remarks(found)
     compared = loading.find(sweeps).compare()
     figures, notes = all_figures(compared)
     for one in figures:
@@ -199,7 +197,7 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     html = page(
         compared, compared.baseline(None), f"fedpgp: {name}", figures, [*remarks, *notes], [command], first=tables
     )
-    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", reproduced.as_csv(found)), ("html", html)):
+    for suffix, text in (("md", as_markdown(tables, remarks)), ("csv", cells.as_csv(found)), ("html", html)):
         path = folder / f"{name}.{suffix}"
         path.write_text(text, encoding="utf-8")
         typer.echo(f"table: {path}")

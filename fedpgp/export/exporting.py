@@ -7,15 +7,14 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from fedpgp import __version__, config, methods
-from fedpgp.clip.model import ICON_CLIP
-from fedpgp.config import BackboneSettings, Experiment
+from fedpgp.config import Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import first_of
 from fedpgp.core.tree import ParamTree, repeated
 from fedpgp.data import sources
 from fedpgp.data.protocol import divide_classes
 from fedpgp.export.prompt_file import Prompt
-from fedpgp.federation.metrics import last_evaluated, per_client_table
+from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.state import State
 from fedpgp.methods.base import HasGlobalModel, Method
 from fedpgp.storage.run_folder import RunFolder
@@ -35,8 +34,8 @@ ICON_CLIP_LICENCE = (
 UNKNOWN_LICENCE = "unknown: see the source of the weights"
 
 
-def export(run: Path, client: str, folder: Path, which: Which = "last") -> Path:
-    """Write the prompt of a client, or of the server, and its card into `folder`; the file.
+def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
+    """The prompt of a client, or of the server, with its card.
 
     Args:
         run: folder of a finished run.
@@ -47,21 +46,17 @@ def export(run: Path, client: str, folder: Path, which: Which = "last") -> Path:
         RunError: the run has not finished, or was made by another version; its method has nothing that stands in front
             of CLIP's text tower; there is no such client, no global model, or no such round.
     """
-    prompt = learned_prompt(run, client, which)
-    folder.mkdir(parents=True, exist_ok=True)
-    prompt.save(folder / FILE)
-    return folder / FILE
-
-
-def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
-    """The prompt of a client, or of the server, with its card. Arguments and errors as of `export`."""
     store = RunFolder.open(run)
     experiment, method = _checked(store)
-    round = _round(store, which)
-    state = store.state_at(round)
+    state = store.state_at(_round(store, which))
     number = None if client == GLOBAL else _number(store, client)
-    params = _global(state, method) if number is None else _of_client(state, number)
-    return Prompt(params, _card(store, experiment, method, round, which, number))
+    if number is None:
+        params = _global(state, method)
+    else:
+        params = state.shared | {key: value[number] for key, value in state.personal.items()}
+    weights = experiment.backbone.weights
+    there = weights if weights and Path(weights).is_file() else None
+    return Prompt(params, _card(store, experiment, method, state, which, number), there)
 
 
 def prompts_text(method: Method) -> bool:
@@ -106,10 +101,6 @@ def _number(store: RunFolder, client: str) -> int:
     )
 
 
-def _of_client(state: State, number: int) -> ParamTree:
-    return state.shared | {key: value[number] for key, value in state.personal.items()}
-
-
 def _global(state: State, method: Method) -> ParamTree:
     """What the server has without any client's own part."""
     if state.shared and not state.personal:
@@ -122,15 +113,18 @@ def _global(state: State, method: Method) -> ParamTree:
 
 
 def _card(
-    store: RunFolder, experiment: Experiment, method: Method, round: int, which: Which, number: int | None
+    store: RunFolder, experiment: Experiment, method: Method, state: State, which: Which, number: int | None
 ) -> dict[str, Any]:
     identity = store.identity
     names: list[str] = identity["class_names"]
     sets = divide_classes(len(names), experiment.protocol)
     trained, *others = ([names[label] for label in labels] for labels in sets.values())
     whose = GLOBAL if number is None else identity["client_names"][number]
+    backbone = experiment.backbone
+    otherwise = ICON_CLIP_LICENCE if backbone.name == ICON_CLIP else UNKNOWN_LICENCE
+    when = f"after round {state.round} of {store.path.name}"
     return {
-        "what": f"{method.name} prompt for {identity['backbone']}, {whose}, after round {round} of {store.path.name}",
+        "what": f"{method.name} prompt for {identity['backbone']}, {whose}, {when}",
         "whose": whose,
         "method": {
             "name": experiment.method.name,
@@ -142,31 +136,23 @@ def _card(
         "class_names": trained,
         "unseen_class_names": others[0] if others else [],
         "takes_other_names": method.supports_unseen_classes,
-        "backbone": _backbone(experiment.backbone, identity["weights_fingerprint"]),
+        "backbone": {
+            "name": backbone.name,
+            "weights": Path(backbone.weights).name if backbone.weights else None,
+            "activation": backbone.activation,
+            "dtype": backbone.dtype,
+            "fingerprint": identity["weights_fingerprint"],
+            "licence": LICENCES.get(backbone.weights or "", otherwise),
+        },
         "trained_on": {
             "data": experiment.data.name,
             "protocol": experiment.protocol.model_dump(mode="json"),
             **_images(store, identity["client_names"], number),
             **{key: identity[key] for key in ("manifest_digest", "partition_digest")},
         },
-        "round": {"number": round, "chosen": which, "of": experiment.federation.rounds},
-        "metrics": _metrics(store, round, number),
+        "round": {"number": state.round, "chosen": which, "of": experiment.federation.rounds},
+        "metrics": _metrics(store, state, number),
         "run": {key: identity[key] for key in ("name", "id", "seed", "config_digest", "versions")},
-    }
-
-
-def _backbone(settings: BackboneSettings, fingerprint: str) -> dict[str, Any]:
-    """The settings that load it, without the folder of a checkpoint file, and its licence where that is known."""
-    weights = settings.weights
-    tag = weights or ""
-    licence = LICENCES.get(tag, ICON_CLIP_LICENCE if settings.name == ICON_CLIP else UNKNOWN_LICENCE)
-    return {
-        "name": settings.name,
-        "weights": Path(weights).name if weights else None,
-        "activation": settings.activation,
-        "dtype": settings.dtype,
-        "fingerprint": fingerprint,
-        "licence": licence,
     }
 
 
@@ -175,27 +161,20 @@ def _images(store: RunFolder, client_names: list[str], number: int | None) -> Ma
     table = store.partition
     if table is None:
         return {}
-    held = table.filter(pc.equal(table["split"], "train"))
-    if number is not None:
-        held = held.filter(pc.equal(pc.cast(held["client"], "string"), client_names[number]))
-    classes = list(dict.fromkeys(str(name) for name in held["class"].to_pylist()))
-    return {"images": pc.sum(held["images"]).as_py(), "clients": 1 if number is not None else len(client_names),
-            "own_classes": classes}  # fmt: skip
+    clients = client_names if number is None else [client_names[number]]
+    held = table.filter((pc.field("split") == "train") & pc.field("client").isin(clients))
+    classes = held["class"].unique().to_pylist()
+    return {"images": pc.sum(held["images"]).as_py(), "clients": len(clients), "own_classes": classes}
 
 
-def _metrics(store: RunFolder, round: int, number: int | None) -> dict[str, float]:
+def _metrics(store: RunFolder, state: State, number: int | None) -> dict[str, float]:
     """Accuracies in percent at that round: the client's, or of the server's model where it was tested by itself."""
-    evaluated = store.rounds(after=round - 1)[0]
     if number is None:
-        personal = bool(store.state_at(round).personal)
-        return {key: value for key, value in evaluated.metrics.items() if not personal or key.endswith("_global")}
-    if last_evaluated([evaluated]) is None:
-        return {}
-    table = per_client_table(store.clients(), round).to_pylist()
-    own = [row for row in table if row["client"] == number]
+        metrics = store.rounds(after=state.round - 1)[0].metrics
+        return {key: value for key, value in metrics.items() if not state.personal or key.endswith("_global")}
     return {
         f"{row['split']}/{name}": value
-        for row in own
+        for row in per_client_table(store.clients(), state.round).to_pylist()
         for name, value in row.items()
-        if name not in ("client", "split") and value is not None
+        if row["client"] == number and name not in ("client", "split") and value is not None
     }

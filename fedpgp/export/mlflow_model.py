@@ -11,16 +11,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from PIL import Image
 
 from fedpgp import __version__, methods
 from fedpgp.core.errors import ConfigError, DataError, RunError, UserError
 from fedpgp.data.sources.decoding import decode
 from fedpgp.export.prompt_file import Predictor, Prompt, best
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL.Image import Image
 
 COLUMN = "image"
 TOP = 5
@@ -54,8 +53,6 @@ class ImageClassifier:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _ranked(self, table: pd.DataFrame, top: int = TOP, classes: str = "") -> pd.DataFrame:
-        import pandas as pd
-
         if top < 1:
             raise ConfigError(f"top: at least 1 (given: {top})")
         if table.empty:
@@ -86,6 +83,7 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.pyfunc
+    from mlflow.models import infer_signature
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs every step
     if (folder / "MLmodel").is_file():
@@ -93,6 +91,10 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
     elif folder.exists():
         raise RunError(f"{folder}: is there already and no MLflow model; export to another folder")
     card = Prompt.load(prompt_file).card
+    grey = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(grey, "PNG")
+    example = pd.DataFrame({COLUMN: [grey.getvalue()]})
+    answer = pd.DataFrame({"class": [""], "probability": [0.0], "classes": [[""]], "probabilities": [[0.0]]})
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / prompt_file.name
         shutil.copy2(prompt_file, data)
@@ -100,8 +102,8 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
             path=folder,
             loader_module="fedpgp.export.mlflow_model",
             data_path=data,
-            signature=_signature(),
-            input_example=_example(),
+            signature=infer_signature(example, answer, {"top": TOP, "classes": ""}),
+            input_example=(example, {"classes": "", "top": TOP}),
             code_paths=methods.code_paths(card["method"]["name"]),
             pip_requirements=[f"fedpgp=={__version__}"],
             model_config={"weights": weights},
@@ -112,35 +114,10 @@ def save(prompt_file: Path, folder: Path, weights: str | None = None) -> Path:
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ImageClassifier:
     """Load the model from the copy of the prompt file. Called by MLflow."""
-    return ImageClassifier(Predictor(Prompt.load(Path(path)), weights=(model_config or {}).get("weights")))
+    return ImageClassifier(Predictor(Prompt.load(path, (model_config or {}).get("weights"))))
 
 
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import Array
-
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "class"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Array(DataType.string), "classes"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    params = [ParamSpec("top", DataType.long, TOP), ParamSpec("classes", DataType.string, "")]
-    return ModelSignature(Schema([ColSpec(DataType.binary, COLUMN)]), Schema(outputs), ParamSchema(params))
-
-
-def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A grey image, and the default parameters."""
-    import pandas as pd
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.new("RGB", (32, 32), (128, 128, 128)).save(content, "PNG")
-    return pd.DataFrame({COLUMN: [content.getvalue()]}), {"classes": "", "top": TOP}
-
-
-def _decoded(value: bytes | str, where: str) -> Image:
+def _decoded(value: bytes | str, where: str) -> Image.Image:
     try:
         return decode(base64.b64decode(value) if isinstance(value, str) else value, where)
     except binascii.Error:

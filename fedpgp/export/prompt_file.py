@@ -1,30 +1,31 @@
-"""Save and load a learned prompt as one file with a card, and classify images with it and its backbone."""
+"""A learned prompt: saved and loaded as one file with a card, and classifying images with its backbone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from fedpgp import methods
 from fedpgp.clip import images as frozen_images
 from fedpgp.clip import model
-from fedpgp.clip.text_backbone import ClassSet, freeze
+from fedpgp.clip.text_backbone import freeze
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.tree import ParamTree
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from fedpgp.data.sources import decoding
 
 FORMAT = "fedpgp prompt"
 VERSION = 1
@@ -34,26 +35,69 @@ NEEDED = ("method", "backbone", "class_names", "template")
 """Keys that a card must have."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Prompt:
-    """Parameters that one client or the server has learned, without a client axis, and a card that describes them."""
+    """What one client or the server has learned, with its card. Made by `Run.prompt` or `Prompt.load`."""
 
     params: ParamTree
+    """without a client axis"""
     card: Mapping[str, Any]
     """plain JSON: `method` (name, settings), `backbone` (name, weights, activation, dtype, fingerprint), `class_names`
     that it was trained on, `template`, and further information"""
+    weights: str | None = None
+    """checkpoint file of the backbone; None: what the card names"""
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file with the card in its header, and the card as a separate JSON file."""
+    def __repr__(self) -> str:
+        return f"Prompt({self.card.get('what', 'unnamed')!r})"
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, such as `ctx` (N, L, D) and `U`, `V` of FedPGP, without a client axis."""
+        return {key: value.numpy(force=True) for key, value in self.params.items()}
+
+    def predict(
+        self, images: Iterable[str | Path | Image], classes: Sequence[str] | None = None, top: int = 5
+    ) -> pd.DataFrame:
+        """Classify images: `top` rows per image with `image`, `rank`, `class` and `probability`.
+
+        Args:
+            images: files or PIL images.
+            classes: other class names; None: those the prompt was trained on.
+
+        Raises:
+            BackboneError: the backbone's weights are missing or are not those of training.
+            DataError: an image cannot be read.
+        """
+        given = list(images)
+        opened = [decoding.read(Path(one), str(one)) if isinstance(one, str | Path) else one for one in given]
+        labels = [str(one) if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(given)]
+        predictor = Predictor(self)
+        names = tuple(classes) if classes is not None else predictor.class_names
+        found = best(predictor.probabilities([one.convert("RGB") for one in opened], names), names, top)
+        return pd.DataFrame(
+            [
+                {"image": label, "rank": rank, "class": name, "probability": probability}
+                for label, answers in zip(labels, found, strict=True)
+                for rank, (name, probability) in enumerate(answers, start=1)
+            ]
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file with the card in its header, and the card as JSON beside it; the file."""
+        path = Path(path)
         card = {"format": FORMAT, "version": VERSION, **self.card}
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.params.items()}
         write_durably(path, safetensors.torch.save(tensors, {CARD: json.dumps(card, ensure_ascii=False)}))
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         write_durably(path.with_suffix(".json"), text.encode())
+        return path
 
     @classmethod
-    def load(cls, path: Path) -> Prompt:
-        """Read what `save` wrote. No code in the file is executed.
+    def load(cls, path: str | Path, weights: str | None = None) -> Prompt:
+        """Read what `save` or `fedpgp export` wrote. No code in the file is executed.
+
+        Args:
+            weights: checkpoint file of the backbone, if it has one.
 
         Raises:
             RunError: the file is missing, is not a prompt, or has an unsupported format version.
@@ -69,25 +113,21 @@ class Prompt:
             raise RunError(f"{path}: a safetensors file, but not a prompt that `fedpgp export` wrote")
         if card["version"] != VERSION:
             raise RunError(f"{path}: a prompt of format {card['version']}, this fedpgp reads format {VERSION}")
-        wrong = _wrong(card)
-        if wrong:
+        if wrong := _wrong(card):
             raise RunError(f"{path}: its card is not as `fedpgp export` wrote it: {wrong}; export the prompt again")
         non_finite = [
             key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()
         ]
         if non_finite:
             raise RunError(f"{path}: {', '.join(non_finite)} holds values that are not finite; export the prompt again")
-        return cls(params, card)
+        return cls(params, card, weights)
 
 
 class Predictor:
     """Classifies images with a prompt and its backbone. The classifier of each set of class names is cached."""
 
-    def __init__(self, prompt: Prompt, weights: str | None = None) -> None:
+    def __init__(self, prompt: Prompt) -> None:
         """Load the backbone that the prompt was trained with.
-
-        Args:
-            weights: checkpoint file of the backbone; None: the one that the card names.
 
         Raises:
             BackboneError: the backbone cannot be loaded, or differs from the one in training.
@@ -98,8 +138,8 @@ class Predictor:
         """the classes that the prompt was trained on"""
         self._prompt = prompt
         self._method = methods.create(card["method"]["name"], card["method"]["settings"], card["method"].get("code"))
-        settings = {key: card["backbone"][key] for key in ("name", "weights", "activation", "dtype")}
-        settings["weights"] = weights or settings["weights"]
+        settings = {key: card["backbone"][key] for key in ("name", "activation", "dtype")}
+        settings["weights"] = prompt.weights or card["backbone"]["weights"]
         self._settings = BackboneSettings(**settings)
         self._backbone = model.load(self._settings)
         if (found := self._backbone.fingerprint) != (wanted := card["backbone"]["fingerprint"]):
@@ -146,35 +186,27 @@ class Predictor:
                 visual="image" in self._method.required_towers,
             ).to("cpu", getattr(torch, self._settings.dtype))
             classes = text.on(range(len(names)))
-            self._check_shapes(classes)
-            params = {key: value.unsqueeze(0) for key, value in self._prompt.params.items()}
+            own, wanted = self._prompt.params, self._method.init(classes, torch_generator(0, "shapes"))
+            ours, theirs = ({key: tuple(value.shape) for key, value in one.items()} for one in (own, wanted))
+            if ours != theirs:
+                raise RunError(f"prompt: its parameters are {ours}, those of its method are {theirs}; export it again")
+            params = {key: value.unsqueeze(0) for key, value in own.items()}
             self._classifiers[names] = self._method.classifier(params, classes)
         return self._classifiers[names]
-
-    def _check_shapes(self, classes: ClassSet) -> None:
-        wanted = self._method.init(classes, torch_generator(0, "shapes"))
-        shapes = [{key: tuple(value.shape) for key, value in tree.items()} for tree in (self._prompt.params, wanted)]
-        if shapes[0] != shapes[1]:
-            raise RunError(
-                f"prompt: its parameters are {shapes[0]}, those of its method are {shapes[1]}; export it again"
-            )
 
 
 def _wrong(card: Mapping[str, Any]) -> str | None:
     """The first key of a card with an invalid value; None: all are valid."""
     method, backbone, names, template = (card[key] for key in NEEDED)
-    if not (
-        isinstance(method, dict) and isinstance(method.get("name"), str) and isinstance(method.get("settings"), dict)
-    ):
-        return "method"
-    if (
-        not isinstance(backbone, dict)
-        or not {"name", "weights", "activation", "dtype", "fingerprint"} <= backbone.keys()
-    ):
-        return "backbone"
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        return "class_names"
-    return None if isinstance(template, str) and template.count("{}") == 1 else "template"
+    named = isinstance(method, dict) and isinstance(method.get("name"), str)
+    loadable = {"name", "weights", "activation", "dtype", "fingerprint"}
+    valid = {
+        "method": named and isinstance(method.get("settings"), dict),
+        "backbone": isinstance(backbone, dict) and loadable <= backbone.keys(),
+        "class_names": isinstance(names, list) and names and all(isinstance(name, str) and name for name in names),
+        "template": isinstance(template, str) and template.count("{}") == 1,
+    }
+    return next((key for key, good in valid.items() if not good), None)
 
 
 def best(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

@@ -1,24 +1,23 @@
-"""Runs, sweeps and prompts as objects to work with: rows as pandas DataFrames, prompts as arrays, figures."""
+"""Runs and sweeps as objects to work with: rows as pandas DataFrames, learned prompts, figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
 from fedpgp.analysis import loading
+from fedpgp.export.exporting import Which, learned_prompt
+from fedpgp.export.prompt_file import Prompt
+from fedpgp.federation.metrics import CONFUSION_SCHEMA, PARTITION_SCHEMA
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-    from fedpgp.export.prompt_file import Prompt as PromptFile
 
 
 class Run:
@@ -32,7 +31,6 @@ class Run:
     """
 
     def __init__(self, path: str | Path) -> None:
-
         self.folder: RunFolder = RunFolder.open(Path(path))
         self.path: Path = self.folder.path
 
@@ -52,9 +50,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the run, as nested mappings."""
-
-        tree: dict[str, Any] = yaml.safe_load(self.folder.config_yaml)
-        return tree
+        return dict(yaml.safe_load(self.folder.config_yaml))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -65,18 +61,11 @@ class Run:
     @property
     def rounds(self) -> pd.DataFrame:
         """One row per round: its metrics in percent, `train/...` losses, participants, bytes up and down, seconds."""
-
-        rows = [
-            {
-                "round": row.round,
-                **row.metrics,
-                "participants": row.participants,
-                "bytes_up": row.bytes_up,
-                "bytes_down": row.bytes_down,
-                **{f"seconds/{stage}": value for stage, value in row.seconds.items()},
-            }
-            for row in self.folder.rounds()
-        ]
+        rows = []
+        for row in self.folder.rounds():
+            seconds = {f"seconds/{stage}": value for stage, value in row.seconds.items()}
+            counts = {"participants": row.participants, "bytes_up": row.bytes_up, "bytes_down": row.bytes_down}
+            rows.append({"round": row.round, **row.metrics, **counts, **seconds})
         return pd.DataFrame(rows)
 
     @property
@@ -94,11 +83,9 @@ class Run:
     @property
     def confusion(self) -> pd.DataFrame:
         """How often images of class `label` were classified as `answer` after the last round, over all clients."""
-
         table = self.folder.confusion
-        if table is None:
-            return pd.DataFrame(columns=["split", "metric", "label", "answer", "count"])
-        frame, names = table.to_pandas(), self.identity["class_names"]
+        frame = (CONFUSION_SCHEMA.empty_table() if table is None else table).to_pandas()
+        names = self.identity["class_names"]
         for column in ("label", "answer"):
             frame[column] = [names[number] for number in frame[column]]
         return frame
@@ -106,13 +93,10 @@ class Run:
     @property
     def partition(self) -> pd.DataFrame:
         """How many images of which class and domain each client has, by split."""
-
         table = self.folder.partition
-        return pd.DataFrame(columns=["client", "split", "class", "domain", "images"]) if table is None else (
-            table.to_pandas()
-        )  # fmt: skip
+        return (PARTITION_SCHEMA.empty_table() if table is None else table).to_pandas()
 
-    def prompt(self, client: int | str = "global", round: Literal["last", "best"] = "last") -> Prompt:
+    def prompt(self, client: int | str = "global", round: Which = "last") -> Prompt:
         """The prompt that a client, or the server, has learned. See `fedpgp export`.
 
         Args:
@@ -122,13 +106,11 @@ class Run:
         Raises:
             RunError: the run has not finished, there is no such client or global model, or the method learns no prompt.
         """
-        from fedpgp.export.exporting import learned_prompt
-
-        return Prompt(learned_prompt(self.path, str(client), round), _weights(self.folder))
+        return learned_prompt(self.path, str(client), round)
 
     def figures(self) -> dict[str, Figure]:
         """The figures of a report on this run alone, by name."""
-        return _figures([self])
+        return _figures(self.path)
 
 
 class Sweep:
@@ -142,7 +124,6 @@ class Sweep:
     """
 
     def __init__(self, path: str | Path) -> None:
-
         self.folder: SweepFolder = SweepFolder.open(Path(path))
         self.path: Path = self.folder.path
 
@@ -162,7 +143,6 @@ class Sweep:
     @property
     def trials(self) -> pd.DataFrame:
         """One row per trial: id, label, state, value of the metric (mean over folds), reason, and its settings."""
-
         results = self.folder.results()
         rows = []
         for trial in self.folder.trials:
@@ -206,70 +186,7 @@ class Sweep:
 
     def figures(self) -> dict[str, Figure]:
         """The figures of a report on this sweep, by name."""
-        return _figures([self])
-
-
-class Prompt:
-    """A learned prompt with its card. Made by `Run.prompt` or `Prompt.load`."""
-
-    def __init__(self, prompt: PromptFile, weights: str | None = None) -> None:
-        self._prompt, self.weights = prompt, weights
-        self.card: Mapping[str, Any] = prompt.card
-
-    def __repr__(self) -> str:
-        return f"Prompt({self.card.get('what', 'unnamed')!r})"
-
-    @classmethod
-    def load(cls, path: str | Path, weights: str | None = None) -> Prompt:
-        """Read a prompt that `save` or `fedpgp export` wrote.
-
-        Args:
-            weights: checkpoint file of the backbone, if it has one.
-        """
-        from fedpgp.export.prompt_file import Prompt as PromptFile
-
-        return cls(PromptFile.load(Path(path)), weights)
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The parameters by name, such as `ctx` (N, L, D) and `U`, `V` of FedPGP, without a client axis."""
-        return {key: value.numpy(force=True) for key, value in self._prompt.params.items()}
-
-    def predict(
-        self, images: Iterable[str | Path | Image], classes: Sequence[str] | None = None, top: int = 5
-    ) -> pd.DataFrame:
-        """Classify images: `top` rows per image with `image`, `rank`, `class` and `probability`.
-
-        Args:
-            images: files or PIL images.
-            classes: other class names; None: those the prompt was trained on.
-
-        Raises:
-            BackboneError: the backbone's weights are missing or are not those of training.
-            DataError: an image cannot be read.
-        """
-
-        from fedpgp.data.sources import decoding
-        from fedpgp.export.prompt_file import Predictor, best
-
-        given = list(images)
-        opened = [decoding.read(Path(one), str(one)) if isinstance(one, str | Path) else one for one in given]
-        labels = [str(one) if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(given)]
-        predictor = Predictor(self._prompt, self.weights)
-        names = tuple(classes) if classes is not None else predictor.class_names
-        found = best(predictor.probabilities([one.convert("RGB") for one in opened], names), names, top)
-        return pd.DataFrame(
-            [
-                {"image": label, "rank": rank, "class": name, "probability": probability}
-                for label, answers in zip(labels, found, strict=True)
-                for rank, (name, probability) in enumerate(answers, start=1)
-            ]
-        )
-
-    def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with the card in its header, and the card as JSON beside it."""
-        self._prompt.save(Path(path))
-        return Path(path)
+        return _figures(self.path)
 
 
 def compare(
@@ -294,7 +211,6 @@ def compare(
     Raises:
         RunError: no finished run, or runs that do not compare.
     """
-
     comparison = loading.find(paths_of(runs)).compare(allow_mismatch)
     chosen = comparison.baseline(baseline)
     rows = []
@@ -329,15 +245,8 @@ def paths_of(runs: Run | Sweep | str | Path | Iterable[Run | Sweep | str | Path]
     return [one.path if isinstance(one, Run | Sweep) else Path(one) for one in several]
 
 
-def _figures(runs: Iterable[Run | Sweep]) -> dict[str, Figure]:
+def _figures(folder: Path) -> dict[str, Figure]:
     from fedpgp.analysis.report.figures import all_figures
 
-    figures, _ = all_figures(loading.find(paths_of(runs)).compare())
+    figures, _ = all_figures(loading.find([folder]).compare())
     return {one.name: one.figure for one in figures}
-
-
-def _weights(folder: RunFolder) -> str | None:
-    """The checkpoint file of a run's backbone, if it was trained from one that is still there."""
-
-    weights: str | None = yaml.safe_load(folder.config_yaml)["backbone"]["weights"]
-    return weights if weights and Path(weights).is_file() else None

@@ -42,7 +42,7 @@ def of_run(store: RunFolder, config_yaml: str, folder: Path) -> None:
 
 def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -> None:
     """Write `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
-    from fedpgp.analysis.report.convergence import curves_of_several
+    from fedpgp.analysis.report.run_figures import curves_of_several
 
     rounds = {fold: run.rounds() for fold, run in trial.runs.items()}
     rows = [
@@ -62,11 +62,11 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> N
     Those are: curves of the trials, Local against Novel, and a grid of two settings.
     """
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_tables, convergence, grids, style, tables, tradeoff
+    from fedpgp.analysis.report import comparison_figures, comparison_tables, run_figures, style, tables
 
     (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
     series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
-    convergence.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
+    run_figures.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
     try:
         compared = loading.find([sweep.path]).compare()
     except RunError:  # no trial has finished
@@ -77,10 +77,11 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> N
     (folder / "comparison.csv").write_text(comparison_tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
     if len(compared.scenarios) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
-        figures["tradeoff"] = tradeoff.local_against_novel(compared.groups[:MOST_COMPARED])
-    numbers = [key for key in compared.differing if grids.is_numeric(compared.groups, key)]
+        figures["tradeoff"] = comparison_figures.local_against_novel(compared.groups[:MOST_COMPARED])
+    numbers = [key for key in compared.differing if comparison_figures.is_numeric(compared.groups, key)]
     if len(numbers) > 1 and compared.main:
-        figures["grid"] = grids.settings_heat_map(compared.groups, numbers[0], numbers[1], compared.main)
+        down, across = numbers[:2]
+        figures["grid"] = comparison_figures.settings_heat_map(compared.groups, down, across, compared.main)
     for stem, figure in figures.items():
         (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
 
@@ -97,8 +98,7 @@ def _tables(store: RunFolder, folder: Path) -> None:
 
 
 def _figures(store: RunFolder, folder: Path) -> None:
-    from fedpgp.analysis.report.confusion import confusion_matrices
-    from fedpgp.analysis.report.convergence import curves_of_run
+    from fedpgp.analysis.report.run_figures import confusion_matrices, curves_of_run
 
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:

@@ -115,7 +115,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
             if run.rounds()
         ]
         mean = ["mean", *(spread(trial, name) for name in names)]
-        lines += [Table.of("", ["fold, last round", *names], [*rows, mean]).markdown(), ""]
+        lines += [Table("", ["fold, last round", *names], [*rows, mean]).markdown(), ""]
     return "\n".join(lines)
 
 
@@ -144,7 +144,7 @@ def of_sweep(
             + [spread(one, name) for name in names]
             for one in ranked[:MOST_ROWS]
         ]
-        lines += [Table.of("", ["trial", *names], rows).markdown(), ""]
+        lines += [Table("", ["trial", *names], rows).markdown(), ""]
         if len(ranked) > MOST_ROWS:
             lines += [f"The first {MOST_ROWS} of {len(ranked)}; all are in `comparison.csv`.", ""]
     return "\n".join([*lines, f"Folder: `{path}`"])
@@ -186,4 +186,4 @@ def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:
         + ([f"{chosen[name]:.2f}" if name in chosen else "-"] if best else [])
         for name in names
     ]
-    return [Table.of("", heads, rows).markdown(), ""]
+    return [Table("", heads, rows).markdown(), ""]

@@ -1,4 +1,4 @@
-"""Means, spreads and paired differences, against numbers worked out by hand."""
+"""Groups of runs and what sets them apart; means, spreads and paired differences against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fedpgp.analysis.comparison import Comparison, Difference, Group, Run, Statistic, ranks
+from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, grouped
+from fedpgp.analysis.loading import read
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.storage.sweep_folder import Fold
+
+HM = {"test_hm": [50, 60]}
+PROMPTFL = ["method.name=promptfl"]
 
 
 def run(fold, **metrics):
@@ -62,7 +66,7 @@ def test_pairing_removes_the_common_effect_of_seeds():
 
 def test_no_common_seed_no_difference_and_one_no_interval():
     assert Statistic({1: 1.0}).minus(Statistic({2: 1.0})) is None
-    assert Difference({1: 2.0}).interval is None
+    assert Statistic({1: 2.0}).interval is None
 
 
 def test_a_seed_is_the_mean_over_its_held_out_domains_and_a_hole_leaves_it_out():
@@ -101,12 +105,6 @@ def test_the_baseline_is_the_first_or_an_existing_group():
         comparison.baseline("fedpg")
 
 
-def test_ranks_use_rounded_values():
-    assert ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
-    assert ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
-    assert ranks([None]) == [None]
-
-
 def test_the_main_metric_is_hm_if_measured():
     assert Comparison((group("a", {1: 60.0}),)).main == "hm"
     held_out = Group("a", "", {Fold(1): run(Fold(1), local=(1, 1, 1), held_out=(2, 2, 2))}, frozenset([Fold(1)]))
@@ -115,3 +113,58 @@ def test_the_main_metric_is_hm_if_measured():
 
 def test_absent_and_null_are_different_settings():
     assert differing([{"a": 1, "b": None, "c": [1]}, {"a": 1, "c": [1]}, {"a": 1, "b": None, "c": [1]}]) == ["b"]
+
+
+def of(*paths, labels=None, merge_scenarios=False):
+    """The groups of these runs, and what is left out."""
+    return grouped(
+        [(label, read(path)) for label, path in zip(labels or [None] * len(paths), paths, strict=True)], merge_scenarios
+    )
+
+
+def test_seeds_are_one_group_and_names_say_what_differs(made_run):
+    paths = [made_run(f"seed={seed}", f"method.rank={rank}", **HM) for rank in (2, 4) for seed in (1, 2)]
+    paths.append(made_run(*PROMPTFL, "federation.lr=0.5", **HM))
+    groups, left_out = of(*paths)
+    assert [(one.label, one.seeds) for one in groups] == [
+        ("fedpgp, rank=2", [1, 2]),
+        ("fedpgp, rank=4", [1, 2]),
+        ("promptfl", [1]),
+    ]
+    found = Comparison(tuple(groups))
+    assert found.differing == ["method.name", "method.rank", "federation.lr"]
+    assert found.missing() == ["promptfl: no run of seed 2"]
+    assert left_out == []
+
+
+def test_given_labels_are_kept(made_run):
+    groups, _ = of(made_run(**HM), made_run(*PROMPTFL, **HM), labels=["ours", "theirs"])
+    assert [one.label for one in groups] == ["ours", "theirs"]
+
+
+def test_runs_on_different_data_form_scenarios_or_are_marked(made_run):
+    paths = [
+        made_run(f"protocol.shots={shots}", f"method.rank={rank}", partition=f"p{shots}", **HM)
+        for shots, rank in ((2, 1), (2, 2), (4, 1))
+    ]
+    groups, _ = of(*paths)
+    assert [(one.scenario, one.label) for one in groups] == [
+        ("shots=2", "fedpgp, rank=1"),
+        ("shots=2", "fedpgp, rank=2"),
+        ("shots=4", "fedpgp, rank=1"),
+    ]
+    assert Comparison(tuple(groups)).missing() == ["no run on shots=4 of fedpgp, rank=2"]
+    together, _ = of(*paths, merge_scenarios=True)
+    assert [one.label for one in together] == [
+        "fedpgp, rank=1, shots=2",
+        "fedpgp, rank=2, shots=2",
+        "fedpgp, rank=1, shots=4",
+    ]
+    assert [one.marks for one in together] == [(), (), ("another partition than fedpgp, rank=1, shots=2",)]
+
+
+def test_of_two_equal_runs_the_newer_counts(made_run):
+    old, new = made_run(test_hm=[50]), made_run(test_hm=[60])
+    groups, left_out = of(new, old)
+    assert groups[0].statistic("hm").by_seed == {1: 60.0}
+    assert left_out == [f"left out: {old.name}, since {new.name} is newer"]

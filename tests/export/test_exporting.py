@@ -23,7 +23,7 @@ from fedpgp.data import manifest, protocol
 from fedpgp.data.sources import open_source
 from fedpgp.experiments import runner
 from fedpgp.export import mlflow_model
-from fedpgp.export.exporting import export
+from fedpgp.export.exporting import FILE, learned_prompt
 from fedpgp.export.prompt_file import Predictor, Prompt, best
 from fedpgp.storage.run_folder import RunFolder
 
@@ -43,6 +43,13 @@ SMALL = {
     "fedlora": {"rank": 2},
 }
 UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
+
+
+def export(run, client, folder, which="last"):
+    """The file of the prompt that a client or the server has learned, in a new folder."""
+    prompt = learned_prompt(run, client, which)
+    folder.mkdir(parents=True, exist_ok=True)
+    return prompt.save(folder / FILE)
 
 
 @pytest.fixture(scope="module")

@@ -1,43 +1,49 @@
-"""The tables of a comparison: accuracies, paired differences, readings, costs, settings; and its CSV."""
+"""The tables of a comparison: accuracies, paired differences, readings, costs, settings, its CSV; and of two runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
-from fedpgp.analysis.comparison import MAIN, READINGS, Comparison, Difference, Group, Reading, ranks
-from fedpgp.analysis.report import tables
-from fedpgp.analysis.report.labels import METRIC_TITLES, READING_SENTENCES, READING_TITLES
-from fedpgp.analysis.report.tables import Cell, Table, starred, statistic_columns, statistic_text
-from fedpgp.core.text import disk_size
+from rich.console import Group as Lines
 
+from fedpgp.analysis.comparison import MAIN, METRIC_TITLES, READING_TITLES, Comparison, Group, Run, Statistic, measured
+from fedpgp.analysis.loading import client_accuracies
+from fedpgp.analysis.report import tables
+from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_columns, statistic_text
+from fedpgp.config import differing
+from fedpgp.core.text import disk_size
+from fedpgp.federation.metrics import METRICS
+
+PER_CLIENT = ("local", "held_out", "all", "base", "novel")
+MAX_CLIENTS = 40
 MARKS = "†‡§¶"
-PROTOCOL_COLUMNS = ("local", "base", "novel", "hm", "all", "held_out")
 STANDING = ("local", "base", "novel", "hm")
 CSV_HEADINGS = "scenario,group,split,metric,reading,mean,std,seeds,values,baseline,difference,low,high,marks"
 
 
-def all_tables(comparison: Comparison, baseline: str, reading: Reading = "last") -> list[Table]:
+def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
     """All tables of a comparison that have rows."""
     found = []
     for scenario in comparison.scenarios:
-        found += [accuracies(comparison, scenario, reading), differences(comparison, scenario, baseline, reading)]
+        found += [accuracies(comparison, scenario), differences(comparison, scenario, baseline)]
     for build in (readings, costs):
         found += [build(groups, scenario) for scenario, groups in comparison.scenarios.items()]
     return [table for table in found if table.rows]
 
 
-def accuracies(comparison: Comparison, scenario: str, reading: Reading = "last", split: str = "test") -> Table:
+def accuracies(comparison: Comparison, scenario: str) -> Table:
     """Mean ± standard deviation over seeds for the groups of one scenario; best and second best are marked."""
     groups = comparison.scenarios[scenario]
-    metrics = _measured(groups, split)
-    columns = [_ranked(groups, metric, split, reading) for metric in metrics]
+    metrics = measured(groups)
+    columns = [_ranked(groups, metric) for metric in metrics]
     signs = _signs(comparison)
     names = [" ".join([group.label, *(signs[mark] for mark in group.marks)]) for group in groups]
-    return Table.of(
-        _titled(f"Accuracy on {split} images in percent, mean over clients", scenario),
+    return Table(
+        _titled("Accuracy on test images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         zip(names, (str(len(group.seeds)) for group in groups), *columns, strict=True),
-        caption=f"{READING_SENTENCES[reading]}, mean ± standard deviation over seeds (ddof 1)",
+        caption="after the last round, mean ± standard deviation over seeds (ddof 1)",
     )
 
 
@@ -45,9 +51,9 @@ def standings(comparison: Comparison) -> Table:
     """The short table of a demo: one decimal, the best of each column starred."""
     groups = comparison.groups
     seeds = max(len(group.seeds) for group in groups)
-    columns = [_ranked(groups, metric, "test", "last", digits=1) for metric in STANDING]
+    columns = [_ranked(groups, metric, digits=1) for metric in STANDING]
     starred_columns = [[starred(cell.text, cell.rank == 1) for cell in column] for column in columns]
-    return Table.of(
+    return Table(
         "Test accuracy in percent, mean over clients; * best",
         ("method", *(METRIC_TITLES[metric] for metric in STANDING)),
         zip((group.label for group in groups), *starred_columns, strict=True),
@@ -55,17 +61,17 @@ def standings(comparison: Comparison) -> Table:
     )
 
 
-def differences(comparison: Comparison, scenario: str, baseline: str, reading: Reading = "last") -> Table:
+def differences(comparison: Comparison, scenario: str, baseline: str) -> Table:
     """Paired difference of each group of a scenario to the baseline; no rows if the scenario lacks the baseline."""
     groups = comparison.scenarios[scenario]
-    metrics = _measured(groups, "test")
+    metrics = measured(groups)
     rows = []
     for group in groups:
-        found = [comparison.difference(group, baseline, metric, reading) for metric in metrics]
+        found = [comparison.difference(group, baseline, metric) for metric in metrics]
         if any(found):
             seeds = max(len(one.by_seed) for one in found if one)
             rows.append((group.label, str(seeds), *map(_difference, found)))
-    return Table.of(
+    return Table(
         _titled(f"Difference to {baseline}", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         rows,
@@ -80,25 +86,25 @@ def readings(groups: Sequence[Group], scenario: str = "") -> Table:
     metric = next((one for one in MAIN if any(group.statistic(one) for group in groups)), "local")
     for group in groups:
         for split in ("val", "test"):
-            found = [group.statistic(metric, split, read) for read in READINGS]
+            found = [group.statistic(metric, split, read) for read in READING_TITLES]
             if any(found):
                 rows.append((group.label, split, *map(statistic_text, found)))
     title = _titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", scenario)
     headings = ("", "", *READING_TITLES.values())
-    return Table.of(title, headings, rows, text_columns=2, caption="max on test selects on the test images")
+    return Table(title, headings, rows, text_columns=2, caption="max on test selects on the test images")
 
 
 def costs(groups: Sequence[Group], scenario: str = "") -> Table:
     """Rounds, bytes and seconds of a run of each group, mean over its runs."""
     rows = []
     for group in groups:
-        runs = [run.cost for run in group.runs.values()]
-        sent = (fmean(one.bytes_up for one in runs), fmean(one.bytes_down for one in runs))
-        seconds = fmean(one.seconds_per_round for one in runs)
-        rounds = "-".join(dict.fromkeys(str(bound(one.rounds for one in runs)) for bound in (min, max)))
+        runs = group.runs.values()
+        sent = (fmean(run.bytes_up for run in runs), fmean(run.bytes_down for run in runs))
+        seconds = fmean(run.seconds_per_round for run in runs)
+        rounds = "-".join(dict.fromkeys(str(bound(run.rounds for run in runs)) for bound in (min, max)))
         rows.append((group.label, rounds, *(disk_size(size) for size in sent), f"{seconds:.2f}"))
     headings = ("", "rounds", "sent up", "sent down", "seconds per round")
-    return Table.of(_titled("Cost of a run", scenario), headings, rows, caption="mean over the runs of a group")
+    return Table(_titled("Cost of a run", scenario), headings, rows, caption="mean over the runs of a group")
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -124,34 +130,83 @@ def settings(comparison: Comparison) -> Table:
 def differing_settings(labels: Sequence[str], trees: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Table:
     """The values of some settings, with a column per label; `-` if a tree lacks the key."""
     rows = [(key, *(str(tree[key]) if key in tree else "-" for tree in trees)) for key in keys]
-    return Table.of("Settings that differ", ("", *labels), rows, text_columns=len(trees) + 1)
+    return Table("Settings that differ", ("", *labels), rows, text_columns=len(trees) + 1)
 
 
 def as_csv(comparison: Comparison, baseline: str) -> str:
     """One line per group, split, metric and reading, for other programs."""
-    lines = (
-        _csv_line(comparison, group, baseline, split, metric, read)
-        for group in comparison.groups
-        for split in ("val", "test")
-        for metric in comparison.metrics(split)
-        for read in READINGS
-    )
-    return tables.as_csv(CSV_HEADINGS, lines)
+    rows = []
+    for group in comparison.groups:
+        for split in ("val", "test"):
+            for metric, reading in product(comparison.metrics(split), READING_TITLES):
+                numbers = statistic_columns(group.statistic(metric, split, reading))
+                gained = comparison.difference(group, baseline, metric, reading) if split == "test" else None
+                low, high = (gained.interval if gained else None) or (None, None)
+                difference = (baseline, gained.mean if gained else None, low, high)
+                marks = "; ".join(group.marks)
+                rows.append((group.scenario, group.label, split, metric, reading, *numbers, *difference, marks))
+    return tables.as_csv(CSV_HEADINGS, rows)
 
 
-def _csv_line(
-    comparison: Comparison, group: Group, baseline: str, split: str, metric: str, read: Reading
-) -> Iterator[object]:
-    gained = comparison.difference(group, baseline, metric, read) if split == "test" else None
-    interval = (gained.interval if gained else None) or (None, None)
-    yield from (group.scenario, group.label, split, metric, read)
-    yield from statistic_columns(group.statistic(metric, split, read))
-    yield from (baseline, gained.mean if gained else None, *interval, "; ".join(group.marks))
+def side_by_side(first: Run, second: Run, notes: Sequence[str] = ()) -> Lines:
+    """All tables of two runs; A is the first run, B the second, differences are B - A."""
+    trees = [
+        {"seed": run.fold.seed, "protocol.held_out": run.fold.held_out, **run.settings, "fedpgp": run.version}
+        for run in (first, second)
+    ]
+    set_apart = differing_settings(("A", "B"), trees, differing(trees))
+    found = [set_apart, _pair_metrics(first, second), pair_clients(first, second)]
+    names = [f"A: {first.path.name} ({first.state})", f"B: {second.path.name} ({second.state})"]
+    return tables.in_terminal([table for table in found if table.rows], [*names, *(f"mark: {note}" for note in notes)])
 
 
-def _ranked(groups: Sequence[Group], metric: str, split: str, reading: Reading, digits: int = 2) -> list[Cell]:
+def _pair_metrics(first: Run, second: Run) -> Table:
+    """Every metric that one of them measured: after the last round, and the difference in the other readings."""
+    rows = []
+    for split in ("val", "test"):
+        for metric in METRICS:
+            a, b = (run.metrics.get(f"{split}/{metric}", {}) for run in (first, second))
+            if a or b:
+                gains = [_gain(a.get(read), b.get(read)) for read in READING_TITLES]
+                rows.append((split, METRIC_TITLES[metric], mean_std(a.get("last")), mean_std(b.get("last")), *gains))
+    others = [f"{title}, B - A" for title in list(READING_TITLES.values())[1:]]
+    return Table("Accuracy in percent", ("split", "metric", "A", "B", "B - A", *others), rows, text_columns=2)
+
+
+def pair_clients(first: Run, second: Run) -> Table:
+    """Test accuracy of each client, the largest gain or loss first."""
+    found = {metric: [client_accuracies(run.path, metric) for run in (first, second)] for metric in PER_CLIENT}
+    shown = [metric for metric, (a, b) in found.items() if a.keys() & b.keys()]
+    if not shown:
+        return Table("Clients", (), ())
+    main = shown[0]
+    names = dict.fromkeys(name for metric in shown for one in found[metric] for name in one)
+    pairs = {name: {metric: [one.get(name) for one in found[metric]] for metric in shown} for name in names}
+    gains = {name: _change(*own[main]) or 0.0 for name, own in pairs.items()}
+    ordered = sorted(names, key=lambda name: -abs(gains[name]))
+    rows = [
+        (name, *map(mean_std, pairs[name][main]), *(_gain(*pairs[name][metric]) for metric in shown))
+        for name in ordered
+    ]
+    headings = [f"{METRIC_TITLES[main]}, {side}" for side in ("A", "B", "B - A")]
+    headings += [f"{METRIC_TITLES[metric]}, B - A" for metric in shown[1:]]
+    title = "Clients, test accuracy after the last round"
+    more, less = sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values())
+    stay = len(gains) - more - less
+    caption = f"{METRIC_TITLES[main]}: {more} clients gain, {less} lose, {stay} stay; largest change first"
+    return Table(title, ("client", *headings), rows, caption=caption, max_rows=MAX_CLIENTS)
+
+
+def ranks(values: Sequence[float | None], digits: int = 2) -> list[int | None]:
+    """Rank values rounded to `digits`: 1 for the best; ties share a rank; None for None."""
+    shown = [None if value is None else round(value, digits) for value in values]
+    order = sorted({value for value in shown if value is not None}, reverse=True)
+    return [None if value is None else order.index(value) + 1 for value in shown]
+
+
+def _ranked(groups: Sequence[Group], metric: str, digits: int = 2) -> list[Cell]:
     """A column: mean ± standard deviation of each group, ranked if there are several."""
-    found = [group.statistic(metric, split, reading) for group in groups]
+    found = [group.statistic(metric) for group in groups]
     order = ranks([one.mean if one else None for one in found], digits)
     return [
         Cell(statistic_text(one, digits), rank if len(groups) > 1 else None)
@@ -159,16 +214,12 @@ def _ranked(groups: Sequence[Group], metric: str, split: str, reading: Reading, 
     ]
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Statistic | None) -> str:
     """`+1.20`, and below it the interval `[-0.5, +4.5]`; or `-`."""
     if found is None:
         return "-"
     interval = found.interval
     return f"{found.mean:+.2f}" + ("" if interval is None else f"\n[{interval[0]:+.1f}, {interval[1]:+.1f}]")
-
-
-def _measured(groups: Sequence[Group], split: str) -> list[str]:
-    return [metric for metric in PROTOCOL_COLUMNS if any(group.statistic(metric, split) for group in groups)]
 
 
 def _titled(title: str, scenario: str) -> str:
@@ -179,3 +230,12 @@ def _signs(comparison: Comparison) -> dict[str, str]:
     """A sign for each mark."""
     marks = dict.fromkeys(mark for group in comparison.groups for mark in group.marks)
     return {mark: MARKS[number % len(MARKS)] * (1 + number // len(MARKS)) for number, mark in enumerate(marks)}
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
+
+
+def _gain(before: float | None, after: float | None) -> str:
+    change = _change(before, after)
+    return "-" if change is None else f"{change:+.2f}"

@@ -6,10 +6,10 @@ from itertools import islice
 
 from matplotlib.figure import Figure
 
-from fedpgp.analysis import loading, prompts
-from fedpgp.analysis.comparison import Comparison, Group
-from fedpgp.analysis.report import convergence, data_figures, grids, prompt_figures, tradeoff
-from fedpgp.analysis.report.labels import METRIC_TITLES
+from fedpgp.analysis import learned, loading
+from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, measured
+from fedpgp.analysis.report import comparison_figures as draw
+from fedpgp.analysis.report.run_figures import partition_of_run
 from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
 
@@ -38,9 +38,8 @@ def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
     figures: list[ReportFigure] = []
     scenarios = comparison.scenarios
     if len(scenarios) > MAX_SCENARIOS:
-        notes.append(
-            f"figures show the first {MAX_SCENARIOS} of {len(scenarios)} scenarios (data, partitions, protocols)"
-        )
+        left_out = f"of {len(scenarios)} scenarios (data, partitions, protocols)"
+        notes.append(f"figures show the first {MAX_SCENARIOS} {left_out}")
     for number, (scenario, groups) in enumerate(islice(scenarios.items(), MAX_SCENARIOS), start=1):
         suffix = f"-{number}" if len(scenarios) > 1 else ""
         where = f" ({scenario})" if scenario else ""
@@ -53,61 +52,56 @@ def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
 
 
 def _of_scenario(groups: Sequence[Group], comparison: Comparison) -> Iterator[ReportFigure]:
-    measured = [metric for metric in tradeoff.BARS if any(group.statistic(metric, "test") for group in groups)]
-    if {"local", "novel", "hm"} <= set(measured):
+    metrics = measured(groups)
+    if {"local", "novel", "hm"} <= set(metrics):
         caption = "Points to the right are personal, points further up general. Lines: equal harmonic mean of the two."
-        yield ReportFigure("tradeoff", "Local against Novel", caption, tradeoff.local_against_novel(groups))
-    if measured:
-        yield ReportFigure("bars", "By metric", "", tradeoff.bars(groups, measured))
-    main = next((metric for metric in (comparison.main, *measured) if metric in measured), None)
-    if main is not None:
+        yield ReportFigure("tradeoff", "Local against Novel", caption, draw.local_against_novel(groups))
+    if metrics:
+        yield ReportFigure("bars", "By metric", "", draw.bars(groups, metrics))
+        main = comparison.main if comparison.main in metrics else metrics[0]
         curves = {group.label: curve for group in groups if (curve := loading.curve(group, main)) is not None}
         if any(len(curve.rounds) > 1 for curve in curves.values()):
             caption = "The same accuracies over rounds and over megabytes. Dotted level: an untrained method."
-            yield ReportFigure("convergence", "Convergence", caption, convergence.convergence(curves, main))
-    single = next((metric for metric in ("held_out", "local", "all") if metric in measured), None)
+            yield ReportFigure("convergence", "Convergence", caption, draw.convergence(curves, main))
+    single = next((metric for metric in ("held_out", "local", "all") if metric in metrics), None)
     if single is not None and (clients := _pooled_clients(groups, single)):
         caption = "A mean can hide clients that do worse."
-        drawn = convergence.client_distribution(clients, single)
+        drawn = draw.client_distribution(clients, single)
         yield ReportFigure("clients", f"Single clients, {METRIC_TITLES[single]}", caption, drawn)
     for number, group in enumerate(groups, start=1):
-        if "held_out" in measured and (matrix := loading.held_out_accuracies(group)):
+        if "held_out" in metrics and (matrix := loading.held_out_accuracies(group)):
             caption = "No client trained on the domain of the row; white: the client that has it."
-            drawn = grids.held_out_matrix(matrix, group.label)
+            drawn = draw.held_out_matrix(matrix, group.label)
             yield ReportFigure(f"held-out-{number}", f"Held-out domains, {group.label}", caption, drawn)
     fold, run = next(iter(groups[0].runs.items()))
-    if (partition := data_figures.partition_of_run(run.path)) is not None:
+    if (partition := partition_of_run(run.path)) is not None:
         caption = "" if any(group.marks for group in groups) else "The same for all groups."
         yield ReportFigure("partition", f"Images by client and class, {fold}", caption, partition)
 
 
 def _pooled_clients(groups: Sequence[Group], metric: str) -> dict[str, list[float]]:
     """By label, the test accuracies of all clients of all runs; groups without any are left out."""
-    pooled = {
-        group.label: [
-            value for run in group.runs.values() for value in loading.client_accuracies(run.path, metric).values()
-        ]
-        for group in groups
-    }
+    pooled: dict[str, list[float]] = {}
+    for group in groups:
+        accuracies = [loading.client_accuracies(run.path, metric) for run in group.runs.values()]
+        pooled[group.label] = [value for own in accuracies for value in own.values()]
     return {label: values for label, values in pooled.items() if values}
 
 
 def _heat_maps(comparison: Comparison) -> Iterator[ReportFigure]:
     """Two swept settings against each other, for each method."""
-    for method in dict.fromkeys(group.method for group in comparison.groups):
-        groups = [group for group in comparison.groups if group.method == method]
-        keys = [key for key in Comparison(tuple(groups)).differing if grids.is_numeric(groups, key)]
+    for method in dict.fromkeys(group.settings["method.name"] for group in comparison.groups):
+        groups = [group for group in comparison.groups if group.settings["method.name"] == method]
+        keys = [key for key in Comparison(tuple(groups)).differing if draw.is_numeric(groups, key)]
         keys.sort(key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
-        if len(keys) >= 2 and _is_grid(groups, keys[0], keys[1]) and comparison.main is not None:
-            drawn = grids.settings_heat_map(groups, keys[0], keys[1], comparison.main)
-            title = f"{keys[0]} by {keys[1]}, {method}"
+        if len(keys) < 2 or comparison.main is None:
+            continue
+        down, across = keys[:2]
+        points = {(group.settings[down], group.settings[across]) for group in groups}
+        if len(points) > max(len({one[side] for one in points}) for side in (0, 1)):  # they vary independently
+            drawn = draw.settings_heat_map(groups, down, across, comparison.main)
+            title = f"{down} by {across}, {method}"
             yield ReportFigure(f"grid-{method}", title, "The mean over all other swept settings.", drawn)
-
-
-def _is_grid(groups: Sequence[Group], down: str, across: str) -> bool:
-    """Whether two settings vary independently."""
-    points = {(group.settings[down], group.settings[across]) for group in groups}
-    return len(points) > max(len({one[side] for one in points}) for side in (0, 1))
 
 
 def _learned(comparison: Comparison, notes: list[str]) -> Iterator[ReportFigure]:
@@ -127,14 +121,13 @@ def _learned(comparison: Comparison, notes: list[str]) -> Iterator[ReportFigure]
 
 
 def _prompts(store: RunFolder, number: int, label: str) -> Iterator[ReportFigure]:
-    found = prompts.prompts(store)
-    if found is not None and found.personal is not None:
+    shared, personal = learned.prompts(store)
+    if personal is not None:
         caption = "Grey: single clients. A low-rank part reaches the dotted line (90% of the energy) early."
-        drawn = prompt_figures.spectra(found.spectrum().values.numpy(), label)
+        drawn = draw.spectra(learned.spectrum(personal).values.numpy(), label)
         yield ReportFigure(f"spectrum-{number}", f"Spectrum of the personal part, {label}", caption, drawn)
-        drawn = prompt_figures.similarity(found.similarity().numpy(), found.names, label)
+        drawn = draw.similarity(learned.similarity(personal).numpy(), store.identity["client_names"], label)
         yield ReportFigure(f"similarity-{number}", f"Similarity of the personal parts, {label}", "", drawn)
-    if found is not None and found.shared is not None:
-        words = prompts.near_words(store, found.shared)
-        drawn = prompt_figures.nearest_words(words, label)
+    if shared is not None:
+        drawn = draw.nearest_words(learned.near_words(store, shared), label)
         yield ReportFigure(f"words-{number}", f"Words near the shared context, {label}", "", drawn)

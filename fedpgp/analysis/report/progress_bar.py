@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
-from types import TracebackType
 
 from rich import progress
 from rich.console import Console
@@ -38,9 +37,7 @@ class ProgressDisplay(RunCallback):
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def on_prepare(self) -> None:
@@ -79,20 +76,17 @@ class ProgressDisplay(RunCallback):
 
     def show(self, stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
         """Show the progress of a stage; a total of 0 means unknown."""
-        if self._animated:
-            self._bar(stage, done, total, note)
-        else:
+        if not self._animated:
             self._line(stage, done, total, note)
-
-    @property
-    def _animated(self) -> bool:
-        return self._console.is_terminal or (self._console.is_jupyter and find_spec("ipywidgets") is not None)
-
-    def _bar(self, stage: str, done: int, total: int, note: str) -> None:
+            return
         if stage not in self._tasks:
             self._close("preparing")
             self._tasks[stage] = self._bars.add_task(stage, total=total or None, note="")
         self._bars.update(self._tasks[stage], completed=done, total=total or None, note=escape(note))
+
+    @property
+    def _animated(self) -> bool:
+        return self._console.is_terminal or (self._console.is_jupyter and find_spec("ipywidgets") is not None)
 
     def _close(self, stage: str) -> None:
         """Stop the spinner of a stage without a known end."""
@@ -100,22 +94,18 @@ class ProgressDisplay(RunCallback):
             task = self._bars.tasks[self._bars.task_ids.index(self._tasks[stage])]
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
-    def _left(self, stage: str, done: int, total: int) -> str:
-        """Time left at the speed so far; empty before there is a speed."""
+    def _line(self, stage: str, done: int, total: int, note: str) -> None:
+        """Print a line with the time left at the speed so far, unless the last one is recent."""
         now = time.monotonic()
         start, first = self._begun.setdefault(stage, (now, done))
-        if not first < done < total:
-            return ""
-        seconds = (now - start) * (total - done) / (done - first)
-        return f"{timedelta(seconds=round(seconds))} left"
-
-    def _line(self, stage: str, done: int, total: int, note: str) -> None:
-        left = self._left(stage, done, total)
         ends = done in (0, total) and (stage, done) not in self._printed
-        if not ends and time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
+        if not ends and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._printed.add((stage, done))
-        self._last_line = time.monotonic()
+        self._last_line = now
+        left = ""
+        if first < done < total:
+            left = f"{timedelta(seconds=round((now - start) * (total - done) / (done - first)))} left"
         count = f" {done}/{total}" if total else ""
         line = "  ".join(filter(None, (f"{stage}{count}", note, left)))
         self._console.print(escape(line), highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
@@ -18,10 +19,6 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
           (0, (5, 1, 1, 1)), (0, (3, 5)), (0, (1, 3)), (0, (10, 3)))  # fmt: skip
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--", "**", "||", "OO", "//..")
 """As many patterns as colours, for print without colours."""
-SEQUENTIAL = "cividis"
-COUNTS = "Blues"
-"""White is zero."""
-DIVERGING = "PuOr"
 DPI = 120
 MAX_NAME = 24
 """Characters of a name at an axis."""
@@ -44,7 +41,6 @@ RC: Any = {
     "svg.fonttype": "path",
 }
 
-
 P = ParamSpec("P")
 
 
@@ -62,6 +58,14 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def blank(width: float, height: float) -> Figure:
     """An empty figure of this many inches."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def panel(width: float, height: float, horizontal_grid: bool = False) -> tuple[Figure, Axes]:
+    """An empty figure of this many inches, and its only panel, with horizontal grid lines or none."""
+    figure = blank(width, height)
+    axes = figure.subplots()
+    axes.grid(visible=False, axis="x" if horizontal_grid else "both")
+    return figure, axes
 
 
 def short(name: str) -> str:
@@ -83,7 +87,7 @@ def item_style(number: int) -> dict[str, Any]:
     }
 
 
-def annotate(axes: Any, shown: Any, values: Any, form: str = "{:.1f}") -> None:
+def annotate(axes: Axes, shown: Any, values: Any, form: str = "{:.1f}") -> None:
     """Write numbers (rows, columns) into the cells of an image, dark on light and light on dark."""
     for row, line in enumerate(values):
         for column, value in enumerate(line):

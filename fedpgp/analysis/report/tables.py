@@ -30,31 +30,26 @@ class Cell:
     rank: int | None = None
 
 
-@dataclass(frozen=True)
 class Table:
-    """A table whose first `text_columns` columns are text and the others numbers. `rich` consoles can print it."""
+    """A table whose first `text_columns` columns are text and the others numbers. `rich` consoles can print it.
 
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    text_columns: int = 1
-    caption: str = ""
+    The caption says how many rows there are if some are cut off by `max_rows`.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         title: str,
         headings: Iterable[str],
         rows: Iterable[Iterable[Cell | str]],
         text_columns: int = 1,
         caption: str = "",
         max_rows: int | None = None,
-    ) -> Table:
-        """Build a table from texts; the caption says how many rows there are if some are cut off."""
-        cells = tuple(tuple(one if isinstance(one, Cell) else Cell(one) for one in row) for row in rows)
+    ) -> None:
+        cells = [tuple(one if isinstance(one, Cell) else Cell(one) for one in row) for row in rows]
         if max_rows is not None and len(cells) > max_rows:
             caption = "; ".join(filter(None, (caption, f"the first {max_rows} of {len(cells)} rows")))
-        return cls(title, tuple(headings), cells[:max_rows], text_columns, caption)
+        self.title, self.headings, self.rows = title, tuple(headings), tuple(cells[:max_rows])
+        self.text_columns, self.caption = text_columns, caption
 
     def markdown(self) -> str:
         """Format the table as Markdown: the best bold, the second best underlined."""
@@ -115,9 +110,8 @@ def in_terminal(tables: Sequence[Table], notes: Sequence[str]) -> Group:
 
 def as_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """The tables and notes as a Markdown document."""
-    return (
-        "\n\n".join([*(table.markdown() for table in tables), "\n".join(f"* {_escaped(one)}" for one in notes)]) + "\n"
-    )
+    lines = "\n".join(f"* {_escaped(one)}" for one in notes)
+    return "\n\n".join([*(table.markdown() for table in tables), lines]) + "\n"
 
 
 def as_csv(headings: str, rows: Iterable[Iterable[object]]) -> str:

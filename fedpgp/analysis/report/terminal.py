@@ -1,39 +1,48 @@
-"""What the commands print: runs, methods, data sets, drivers, measurements and predictions as tables."""
+"""What the commands print: runs, sweeps, methods, data sets, drivers, forecasts and predictions as tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 from math import ceil
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
+from rich.console import Group as Lines
+from rich.text import Text
 
-from fedpgp.analysis.report.labels import METRIC_TITLES, READING_TITLES
-from fedpgp.analysis.report.tables import Table, mean_std
+from fedpgp.analysis import loading
+from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
+from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import METRICS, last_evaluated, per_client_table, summarize
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pandas import DataFrame
 
-    from fedpgp.analysis.spectra import Overlap, Spectrum
+    from fedpgp.analysis.learned import Overlap, Spectrum
+    from fedpgp.experiments.estimation import Estimate
+    from fedpgp.experiments.sweeps.sampling import SampledTrials
+    from fedpgp.experiments.sweeps.sweep_settings import Sweep
     from fedpgp.federation.extraction import Forecast
 
 MAX_CLIENT_ROWS = 100
 MAX_KEYS = 8
 MAX_CLASSES = 60
+MAX_TRIALS = 60
+STATE_ORDER = ("finished", "stopped", "failed", "missing")
 SPLITS = ("train", "val", "test")
 SPECTRUM_RANKS = (1, 2, 4, 8, 16)
 
 
-def show(run_dir: Path) -> Group:
+def show(run_dir: Path) -> Lines:
     """One run: its accuracies, its costs, and its clients in the last evaluated round.
 
     Raises:
@@ -41,7 +50,7 @@ def show(run_dir: Path) -> Group:
     """
     store = RunFolder.open(run_dir)
     numbers = summarize(store.identity, store.rounds())
-    return Group(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store))
+    return Lines(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store))
 
 
 def method_table(
@@ -56,29 +65,21 @@ def method_table(
     rows = []
     for name, origin, kind in methods:
         try:
-            paper, *cells = _method_cells(kind, count)
+            if isinstance(kind, Exception):
+                raise kind
+            method = kind(kind.settings_type())
+            shared, personal = count(method)
+            learned = {key for phase in method.phases for key in phase.keys}
+            defaults = method.settings.model_dump(mode="json").items()
+            settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in defaults) or "-"
+            own = _counted(learned - method.shared_keys, personal)
+            paper, cells = kind.paper, (_counted(method.shared_keys, shared), own, settings)
         except Exception as error:  # whatever code from outside the package raises
-            paper, *cells = "", "-", "-", f"cannot be used: {' '.join(str(error).split())}"
+            paper, cells = "", ("-", "-", f"cannot be used: {' '.join(str(error).split())}")
         rows.append((f"{name}\n{paper}\n", origin, *cells))  # ends in an empty line between methods
     headings = ("method", "origin", "shared", "personal", "settings and defaults")
     caption = f"in brackets: numbers of parameters of one client on {backbone}, with these settings"
-    return Table.of("Methods", headings, rows, text_columns=5, caption=caption)
-
-
-def _method_cells(kind: type[Any] | Exception, count: Callable[[Any], tuple[int, int]]) -> tuple[str, str, str, str]:
-    """Paper, shared and personal parameters, settings."""
-    if isinstance(kind, Exception):
-        raise kind
-    method = kind(kind.settings_type())
-    shared, personal = count(method)
-    learned = {key for phase in method.phases for key in phase.keys}
-    settings = method.settings.model_dump(mode="json").items()
-    return (
-        kind.paper,
-        _counted(method.shared_keys, shared),
-        _counted(learned - method.shared_keys, personal),
-        "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings) or "-",
-    )
+    return Table("Methods", headings, rows, text_columns=5, caption=caption)
 
 
 def _counted(keys: Set[str], number: int) -> str:
@@ -97,7 +98,7 @@ def _accuracies(run: str, numbers: Mapping[str, Any]) -> Table:
     ]
     headings = ("split", "metric", *READING_TITLES.values())
     caption = "mean over clients\nmax on test selects on the test images"
-    return Table.of(f"{run}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
+    return Table(f"{run}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
 
 
 def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
@@ -107,7 +108,7 @@ def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
     seconds = "\n".join(f"{stage} {value:.2f}" for stage, value in numbers["seconds"].items())
     row = (run, store.state, str(numbers["rounds"]), *sent, seconds)
     headings = ("run", "status", "rounds", "sent up", "sent down", "seconds per round")
-    return Table.of("Run", headings, [row], text_columns=2, caption=store.status["reason"] or "")
+    return Table("Run", headings, [row], text_columns=2, caption=store.status["reason"] or "")
 
 
 def _clients(store: RunFolder) -> Table | str:
@@ -123,15 +124,11 @@ def _clients(store: RunFolder) -> Table | str:
     ]
     headings = ("client", "split", *(METRIC_TITLES[name] for name in measured))
     title = f"Clients after round {last}, accuracy in percent"
-    return Table.of(title, headings, rows, text_columns=2, max_rows=MAX_CLIENT_ROWS)
+    return Table(title, headings, rows, text_columns=2, max_rows=MAX_CLIENT_ROWS)
 
 
 def overview(root: Path) -> Table:
-    """All runs under a storage root, by name.
-
-    Raises:
-        RunError: there are none.
-    """
+    """All runs under a storage root, by name; `RunFolder.find` refuses one without any."""
     rows = []
     for store in RunFolder.find(root):
         try:
@@ -141,7 +138,7 @@ def overview(root: Path) -> Table:
         except RunError:  # one damaged run does not hide the others
             row = (store.path.name, "-", "-", "unreadable", "-")
         rows.append(row)
-    return Table.of(f"Runs under {root}", ("run", "method", "data", "state", "rounds"), rows, text_columns=4)
+    return Table(f"Runs under {root}", ("run", "method", "data", "state", "rounds"), rows, text_columns=4)
 
 
 def drivers(last_events: Mapping[str, Event | None]) -> Table:
@@ -151,12 +148,7 @@ def drivers(last_events: Mapping[str, Event | None]) -> Table:
         details = [] if event is None else [part for part in event.arguments if isinstance(part, str | int)]
         what = "starting" if event is None else event.method.removeprefix("on_")
         rows.append((name, what, "  ".join(map(str, details))))
-    return Table.of("Drivers on the cluster", ("driver", "last event", "details"), rows, text_columns=3)
-
-
-def measurement(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> Table:
-    """A measurement of `fedpgp bench`."""
-    return Table.of(f"bench {title}", headings, rows, caption="\n".join(notes))
+    return Table("Drivers on the cluster", ("driver", "last event", "details"), rows, text_columns=3)
 
 
 def forecasts(found: Sequence[Forecast], workers: int, threads: int) -> Table:
@@ -170,7 +162,7 @@ def forecasts(found: Sequence[Forecast], workers: int, threads: int) -> Table:
     speed = f"from {measured} images encoded on this machine, for {workers} workers x {threads} threads of that speed"
     headings = ("cache", "cached", "to encode", "bytes to write", "time")
     caption = f"time: {speed}" if measured else "all features are cached"
-    return Table.of("Frozen features, nothing extracted", headings, rows, caption=caption)
+    return Table("Frozen features, nothing extracted", headings, rows, caption=caption)
 
 
 def split_counts(counts: pa.Table, by: str) -> Table:
@@ -183,7 +175,7 @@ def split_counts(counts: pa.Table, by: str) -> Table:
     shown = [*((name, numbers[name]) for name in names[:MAX_CLASSES]), ("all", total)]
     rows = [(name, *map(str, (*own, sum(own)))) for name, own in shown]
     caption = f"the first {MAX_CLASSES} of {len(names)}" if len(names) > MAX_CLASSES else ""
-    return Table.of(f"Images by {by}", (by, *SPLITS, "all"), rows, caption=caption)
+    return Table(f"Images by {by}", (by, *SPLITS, "all"), rows, caption=caption)
 
 
 def itemized(title: str, items: Sequence[str], most: int = 1000) -> list[str]:
@@ -198,7 +190,7 @@ def predictions(found: DataFrame) -> Table:
         (str(row["image"]) if row["rank"] == 1 else "", row["class"], f"{row['probability']:.4f}")
         for row in found.to_dict("records")
     ]
-    return Table.of("Predictions", ("image", "class", "probability"), rows, text_columns=2)
+    return Table("Predictions", ("image", "class", "probability"), rows, text_columns=2)
 
 
 def overlaps(found: Mapping[str, Overlap]) -> Table:
@@ -210,21 +202,121 @@ def overlaps(found: Mapping[str, Overlap]) -> Table:
         rows.append((target, *(f"{value:.3f}" for value in values), amplification))
     headings = ("target", "the change", "W itself", "random", "||W||", "||change||", "amplification")
     title = "||U^T W V||, U and V the top singular directions of ..."
-    return Table.of(title, headings, rows, caption="means over the layers")
+    return Table(title, headings, rows, caption="means over the layers")
 
 
 def spectrum_table(found: Spectrum) -> Table:
     """How many ranks the personal parts need, over the clients."""
-
-    def rows() -> Iterator[tuple[str, ...]]:
-        for rank in (*(rank for rank in SPECTRUM_RANKS if rank < most), most):
-            shares = 100 * found.energy(rank)
-            yield str(rank), *(f"{value:.1f} %" for value in (shares.mean(), shares.min(), shares.max()))
-        needed = found.effective_rank().double()
-        yield "for 90 %", f"{needed.mean():.1f}", f"{needed.min():.0f}", f"{needed.max():.0f}"
-
     most = found.values.shape[-1]
+    rows = []
+    for rank in (*(rank for rank in SPECTRUM_RANKS if rank < most), most):
+        shares = 100 * found.energy(rank)
+        rows.append((str(rank), *(f"{value:.1f} %" for value in (shares.mean(), shares.min(), shares.max()))))
+    needed = found.effective_rank().double()
+    rows.append(("for 90 %", f"{needed.mean():.1f}", f"{needed.min():.0f}", f"{needed.max():.0f}"))
     norms = found.values.double().square().sum(-1).sqrt()
     caption = f"{norms.numel()} personal parts, norm {norms.mean():.3f}, at most rank {most}"
     headings = ("rank", "share of the squared norm", "minimum", "maximum")
-    return Table.of("Is the personal part low-rank?", headings, rows(), caption=caption)
+    return Table("Is the personal part low-rank?", headings, rows, caption=caption)
+
+
+def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
+    """What would run, what it takes, and what could not be checked."""
+    trials = [(trial.id, trial.label, _folds(folds)) for trial, folds in zip(drawn.trials, found.folds, strict=False)]
+    title = f"{sweep.name}: {len(drawn.trials)} trials, nothing started"
+    table = Table(title, ("id", "trial", "folds"), trials, text_columns=3, max_rows=MAX_TRIALS)
+    tune = sweep.tune
+    selects = "  (selects on the test images)" if drawn.metric.startswith("test/") else ""
+    lines = [
+        f"runs:       {sum(map(len, found.folds))} (every trial once per fold)"
+        + (f"; {drawn.repeated} drawn twice and left out" if drawn.repeated else ""),
+        f"best:       {tune.mode} of {drawn.metric}, mean over folds{selects}",
+        f"scheduler:  {tune.scheduler}, at most {tune.max_concurrent} trial(s) at a time",
+        *(f"resources:  each trial {line}" for line in found.resources),
+        f"time:       about {duration(found.seconds)} ({found.basis}), and the frozen features once",
+        f"disk:       about {disk_size(found.disk_bytes)} of rows and checkpoints, and the frozen features once",
+        f"wire:       about {disk_size(found.wire_bytes)} of parameters up and down (simulated)",
+        *(f"not checked: {line}" for line in found.skipped),
+    ]
+    return Lines(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+
+
+def ranking(folder: SweepFolder) -> Table:
+    """The trials of a sweep: finished ones from the best to the worst, then stopped, failed and missing ones."""
+    head, results = folder.head, folder.results()
+    metric, sign = head["metric"], -1 if head["mode"] == "max" else 1
+    found = []
+    for trial in folder.trials:
+        result = results.get(trial.id)
+        state, value = (result.state, result.value) if result else ("missing", None)
+        reason = f": {result.reason.splitlines()[0]}" if result and result.reason else ""
+        found.append(((STATE_ORDER.index(state), value is None, sign * (value or 0)), trial, state + reason, value))
+    rows = []
+    for number, (order, trial, state, value) in enumerate(sorted(found, key=lambda one: one[0]), 1):
+        best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
+        rows.append((str(number), trial.label, state, starred(mean_std(value), best), str(len(trial.folds))))
+    return Table(
+        f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
+        ("", "trial", "state", metric, "folds"),
+        rows,
+        text_columns=3,
+        caption="chosen on the test images" if metric.startswith("test/") else "",
+        max_rows=MAX_TRIALS,
+    )
+
+
+def held_out(folder: SweepFolder) -> Lines:
+    """Leave one domain out: accuracy by held-out domain and client for each trial, then the trials side by side."""
+    groups = []
+    for trial in folder.trials:
+        result = folder.result(trial.id)
+        if result is not None and result.state == "finished":
+            runs = {run.fold: run for run in (loading.read(store.path) for store in folder.runs(result))}
+            groups.append(Group(trial.label, "", runs, frozenset(runs)))
+    return Lines(*map(_by_client, groups), _by_domain(groups))
+
+
+def _by_client(group: Group) -> Table:
+    """Held-out domain by client, mean over the seeds."""
+    found = loading.held_out_accuracies(group)
+    clients = sorted({client for row in found.values() for client in row})
+    rows = []
+    for domain, row in found.items():
+        values = list(row.values())
+        mean = mean_std(fmean(values), stdev(values) if len(values) > 1 else None)
+        rows.append((domain, *(mean_std(row.get(client)) for client in clients), mean))
+    title = f"{group.label}: test accuracy in percent on the held-out domain, by client"
+    caption = f"mean over {len(group.seeds)} seed(s); mean ± standard deviation over clients (ddof 1)"
+    return Table(title, ("held out", *clients, "mean"), rows, caption=caption)
+
+
+def _by_domain(groups: Sequence[Group]) -> Table:
+    """A row per trial: the mean over clients for each held-out domain, and over all of them."""
+    domains = list(dict.fromkeys(str(fold.held_out) for group in groups for fold in group.runs))
+    seeds = {seed for group in groups for seed in group.seeds}
+    rows = []
+    for group in groups:
+        by_domain: dict[str, dict[int, float]] = {}
+        for fold, run in group.runs.items():
+            by_domain.setdefault(str(fold.held_out), {})[fold.seed] = run.metrics["test/held_out"]["last"]
+        found = [Statistic(by_domain[domain]) if domain in by_domain else None for domain in domains]
+        rows.append((group.label, *map(statistic_text, found), statistic_text(group.statistic("held_out"))))
+    caption = f"mean ± standard deviation over {len(seeds)} seeds (ddof 1)" if len(seeds) > 1 else "one seed"
+    title = "Held-out domains: test accuracy in percent, mean over clients"
+    return Table(title, ("trial", *domains, "mean"), rows, caption=caption)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `4 days`."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
+def _folds(folds: Sequence[Any]) -> str:
+    """`seeds 1, 2, 3 x held out a, b`."""
+    seeds = dict.fromkeys(str(fold.seed) for fold in folds)
+    held_out = dict.fromkeys(fold.held_out for fold in folds if fold.held_out)
+    text = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    return text + (f" x held out {', '.join(held_out)}" if held_out else "")

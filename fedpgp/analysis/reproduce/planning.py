@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpgp.analysis.reproduce import tables
-from fedpgp.analysis.reproduce.tables import Table
+from fedpgp.analysis.reproduce.tables import TABLES, Table
 from fedpgp.clip.model import CHECKPOINT_SUFFIXES
 from fedpgp.clip.weights import is_archive
 from fedpgp.config import Experiment, leaves
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
 from fedpgp.data import sources
 from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
@@ -77,40 +77,29 @@ def plan(
     Raises:
         ConfigError: a table, data set, folder or setting that cannot be used.
     """
-    table = tables.find(name)
+    if (table := TABLES.get(name)) is None:
+        hint = did_you_mean(name.lower(), TABLES, "give one of them")
+        raise ConfigError(f"{name}: no such table; {hint} (known: {', '.join(TABLES)})")
     unknown = [one for one in data if one not in table.data]
     if unknown:
         raise ConfigError(f"--data {', '.join(unknown)}: not in {name}, which has {', '.join(table.data)}")
     asked = tuple(one for one in table.data if one in data or not data)
     parts = []
-    for sweep, own in table.sweeps.items():
-        if here := tuple(one for one in own if one in asked):
-            parts.append(_part(sweep, table.variants, here, root, backbone, smoke, overrides))
+    for shipped_name, own in table.sweeps.items():
+        here = tuple(one for one in own if one in asked)
+        if not here:
+            continue
+        shipped, _ = sweep_settings.load(shipped_name)
+        prompted = shipped.base["backbone"]["name"] == CLIP
+        if backbone is not None and not prompted:
+            raise ConfigError(f"--backbone {backbone}: {shipped_name} does not use CLIP; leave the option out")
+        given = [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
+        sweep = _narrowed(sweep_settings.load(shipped_name, given)[0], table.variants, here, root)
+        drawn = sampling.draw(sweep)
+        published = sampling.draw(_narrowed(shipped, table.variants, here, root)).trials
+        parts.append(Part(sweep, drawn, here, {trial.id: _changed(trial, published) for trial in drawn.trials}))
     _check_roots(parts)
     return Plan(name, table, asked, tuple(parts))
-
-
-def _part(
-    name: str,
-    variants: Sequence[str] | None,
-    asked: tuple[str, ...],
-    root: Path | None,
-    backbone: str | None,
-    smoke: bool,
-    overrides: Sequence[str],
-) -> Part:
-    shipped, _ = sweep_settings.load(name)
-    prompted = shipped.base["backbone"]["name"] == CLIP
-    if backbone is not None and not prompted:
-        raise ConfigError(f"--backbone {backbone}: {name} does not use CLIP; leave the option out")
-    sweep, _ = sweep_settings.load(
-        name, [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
-    )
-    sweep = _narrowed(sweep, variants, asked, root)
-    drawn = sampling.draw(sweep)
-    published = sampling.draw(_narrowed(shipped, variants, asked, root)).trials
-    changed = {trial.id: _changed(trial, published) for trial in drawn.trials}
-    return Part(sweep, drawn, asked, changed)
 
 
 def _smoke(shipped: Sweep, prompted: bool) -> list[str]:
@@ -170,13 +159,10 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator
     for key in keys:
         named = f"{key.partition('.')[0]}.name"
         if named not in keys:
-            yield f"{key} is {_shown(ours.get(key))}, not {_shown(theirs.get(key))}"
+            our, their = ("left unset" if one.get(key) is None else one[key] for one in (ours, theirs))
+            yield f"{key} is {our}, not {their}"
         elif key == named:
             yield f"{key} is {ours[key]}"
-
-
-def _shown(value: Any) -> str:
-    return "left unset" if value is None else str(value)
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

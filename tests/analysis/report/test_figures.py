@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedpgp.analysis import adapter_analysis
+from fedpgp.analysis import learned
 from fedpgp.analysis.loading import Curve, Entry, compare
-from fedpgp.analysis.report import comparison_tables, convergence, grids, prompt_figures, style, tradeoff
+from fedpgp.analysis.report import comparison_figures, comparison_tables, style
 from fedpgp.analysis.report.figures import MAX_GROUPS, MAX_SCENARIOS, all_figures
 from fedpgp.core.errors import RunError
 
@@ -57,7 +57,7 @@ def compared(made_run):
 
 
 def test_the_trade_off_has_a_point_and_its_spread_for_each_group(compared):
-    figure = tradeoff.local_against_novel(compared.groups)
+    figure = comparison_figures.local_against_novel(compared.groups)
     (axes,) = figure.axes
     points = [(container[0].get_xdata()[0], container[0].get_ydata()[0]) for container in axes.containers]
     assert points == [(81.5, 50.0), (70.0, 63.0)]
@@ -69,7 +69,7 @@ def test_the_trade_off_has_a_point_and_its_spread_for_each_group(compared):
 
 
 def test_a_contour_of_the_trade_off_joins_equal_harmonic_means_of_its_two_axes(compared):
-    (axes,) = tradeoff.local_against_novel(compared.groups).axes
+    (axes,) = comparison_figures.local_against_novel(compared.groups).axes
     (contours,) = [drawn for drawn in axes.collections if hasattr(drawn, "levels")]
     assert [level for level in contours.levels if level != round(level)] == []  # the labels are whole numbers
     for level, path in zip(contours.levels, contours.get_paths(), strict=True):
@@ -78,7 +78,7 @@ def test_a_contour_of_the_trade_off_joins_equal_harmonic_means_of_its_two_axes(c
 
 
 def test_bars_are_means_and_missing_metrics_have_none(compared):
-    (axes,) = tradeoff.bars(compared.groups, ["local", "novel", "held_out"]).axes
+    (axes,) = comparison_figures.bars(compared.groups, ["local", "novel", "held_out"]).axes
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers[1::2]]
     assert np.array(heights) == pytest.approx(np.array([[81.5, 50, np.nan], [70, 63, np.nan]]), nan_ok=True)
 
@@ -86,7 +86,7 @@ def test_bars_are_means_and_missing_metrics_have_none(compared):
 def test_two_settings_span_the_heat_map(made_run):
     cells = {(1, 2): 50, (1, 4): 60, (4, 2): 70}  # nobody ran rank 4 with 4 shots
     entries = [Entry(made_run(f"method.rank={r}", f"protocol.shots={s}", test_hm=[v])) for (r, s), v in cells.items()]
-    figure = grids.settings_heat_map(compare(entries).groups, "method.rank", "protocol.shots", "hm")
+    figure = comparison_figures.settings_heat_map(compare(entries).groups, "method.rank", "protocol.shots", "hm")
     axes = figure.axes[0]
     assert np.array(axes.images[0].get_array().filled(np.nan)) == pytest.approx(
         np.array([[50, 60], [70, np.nan]]), nan_ok=True
@@ -96,13 +96,15 @@ def test_two_settings_span_the_heat_map(made_run):
 
 
 def test_the_held_out_matrix_ends_in_the_mean_of_its_row():
-    figure = grids.held_out_matrix({"art": {"photo": 60.0, "sketch": 70.0}, "photo": {"sketch": 50.0}}, "fedpgp")
+    figure = comparison_figures.held_out_matrix(
+        {"art": {"photo": 60.0, "sketch": 70.0}, "photo": {"sketch": 50.0}}, "fedpgp"
+    )
     values = np.array(figure.axes[0].images[0].get_array().filled(np.nan))
     assert values == pytest.approx(np.array([[60, 70, 65], [np.nan, 50, 50]]), nan_ok=True)
 
 
 def test_the_held_out_matrix_has_one_order_of_domains_and_clients():
-    figure = grids.held_out_matrix({"art": {"photo": 60.0}, "photo": {"art": 50.0}}, "fedpgp")
+    figure = comparison_figures.held_out_matrix({"art": {"photo": 60.0}, "photo": {"art": 50.0}}, "fedpgp")
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["art", "photo", "mean"]
 
 
@@ -116,11 +118,13 @@ def test_two_settings_that_vary_together_span_no_heat_map(made_run):
 
 def test_convergence_shows_rounds_and_bytes_and_a_level_for_untrained_methods():
     curves = {"a": Curve([1, 2], [50.0, 60.0], [1.0, 1.0], [3.0, 6.0]), "zero": Curve([0], [40.0], [0.0], [0.0])}
-    left, right = convergence.convergence(curves, "hm").axes
+    left, right = comparison_figures.convergence(curves, "hm").axes
     assert left.lines[0].get_xydata().tolist() == [[1, 50], [2, 60]]
     assert right.lines[0].get_xydata().tolist() == [[3, 50], [6, 60]]
     assert left.lines[1].get_ydata() == [40, 40]
-    once = convergence.convergence({"a": Curve([20], [50.0], [1.0], [3.0])}, "hm").axes  # trained, evaluated at the end
+    once = comparison_figures.convergence(
+        {"a": Curve([20], [50.0], [1.0], [3.0])}, "hm"
+    ).axes  # trained, evaluated at the end
     assert [axes.lines[0].get_xydata().tolist() for axes in once] == [[[20, 50]], [[3, 50]]]
 
 
@@ -135,9 +139,9 @@ def test_runs_of_a_plug_in_are_shown_without_importing_it(made_run):
     figures, notes = all_figures(compared)
     assert ([figure.name for figure in figures], notes) == (["bars", "convergence"], [])
     with pytest.raises(RunError, match=r"no_such_module:Mine has no adapters that can be analyzed; give a run of fedl"):
-        adapter_analysis.adapters(runs[0])
+        learned.adapters(runs[0])
     with pytest.raises(RunError, match="no_such_module:Mine adds no personal part to a global prompt"):
-        adapter_analysis.personal_parts(runs[0])
+        learned.personal_parts(runs[0])
 
 
 def test_only_the_first_scenarios_are_drawn(made_run):
@@ -155,7 +159,7 @@ def test_all_groups_in_a_figure_look_different():
 
 
 def test_the_spectrum_shows_energy_by_rank():
-    left, right = prompt_figures.spectra(np.array([[3.0, 4.0][::-1], [0.0, 0.0]]), "x").axes
+    left, right = comparison_figures.spectra(np.array([[3.0, 4.0][::-1], [0.0, 0.0]]), "x").axes
     assert left.lines[0].get_ydata().tolist() == [4, 3]
     assert right.lines[0].get_ydata().tolist() == pytest.approx([64, 100])  # 16 and 25 of 25
     assert right.lines[1].get_ydata().tolist() == [0, 0]  # a part that is zero
@@ -163,7 +167,7 @@ def test_the_spectrum_shows_energy_by_rank():
 
 def test_figures_are_files_of_two_kinds_the_same_every_time(tmp_path, compared):
     for name in ("one", "two"):
-        style.save(tradeoff.bars(compared.groups, ["local"]), tmp_path / name / "bars")
+        style.save(comparison_figures.bars(compared.groups, ["local"]), tmp_path / name / "bars")
     for kind in ("png", "svg"):
         assert (tmp_path / "one" / f"bars.{kind}").read_bytes() == (tmp_path / "two" / f"bars.{kind}").read_bytes()
     with Image.open(tmp_path / "one" / "bars.png") as image:
@@ -173,7 +177,7 @@ def test_figures_are_files_of_two_kinds_the_same_every_time(tmp_path, compared):
 def test_a_title_longer_than_its_figure_is_not_cut():
     def width(label):
         with Image.open(
-            io.BytesIO(style.encoded(prompt_figures.similarity(np.eye(2), ["a", "b"], label), "png"))
+            io.BytesIO(style.encoded(comparison_figures.similarity(np.eye(2), ["a", "b"], label), "png"))
         ) as image:
             return image.width
 
@@ -183,7 +187,7 @@ def test_a_title_longer_than_its_figure_is_not_cut():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_long_names_of_clients_leave_room_for_the_matrix(count):
-    figure = prompt_figures.similarity(np.eye(count), ["a client with a name of many words"] * count, "short")
+    figure = comparison_figures.similarity(np.eye(count), ["a client with a name of many words"] * count, "short")
     figure.draw_without_rendering()
     axes, page = figure.axes[0], figure.bbox.padded(1)
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):

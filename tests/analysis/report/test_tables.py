@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fedpgp.analysis.loading import Entry, compare
+from fedpgp.analysis.loading import Entry, compare, read
 from fedpgp.analysis.report import comparison_tables, tables
 
 
@@ -39,7 +39,7 @@ def test_accuracies_mark_best_and_second_best(compared):
 
 
 def test_the_other_readings_are_other_numbers(compared):
-    assert texts(comparison_tables.accuracies(compared, "", "max"))[1][3] == "70.00 ± 0.00"
+    assert tables.statistic_text(compared.groups[1].statistic("hm", "test", "max")) == "70.00 ± 0.00"
     assert texts(comparison_tables.readings(compared.groups))[2:4] == [
         ["fedpgp", "val", "4.00 ± 0.00", "3.50 ± 0.00", "4.00 ± 0.00"],
         ["fedpgp", "test", "64.00 ± 2.00", "67.00 ± 1.00", "70.00 ± 0.00"],  # (70 + 62, 64, 66) / 2
@@ -123,6 +123,25 @@ def test_a_terminal_of_80_columns_cuts_nothing_off():
     """Five text columns of 40 letters each: every letter is printed."""
     letters = "abcde"
     console = Console(file=io.StringIO(), width=80)
-    console.print(tables.Table.of("", ("", "", "", "", ""), [[letter * 40 for letter in letters]], text_columns=5))
+    console.print(tables.Table("", ("", "", "", "", ""), [[letter * 40 for letter in letters]], text_columns=5))
     shown = console.file.getvalue()
     assert [shown.count(letter) for letter in letters] == [40] * 5
+
+
+def test_ranks_use_rounded_values():
+    assert comparison_tables.ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
+    assert comparison_tables.ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
+    assert comparison_tables.ranks([None]) == [None]
+
+
+def test_clients_are_ordered_by_the_largest_change(made_run, counts):
+    first = read(made_run(test_local=[70], clients=counts(local=[6, 8])))
+    second = read(made_run("method.name=coop", test_local=[75], clients=counts(local=[7, 4])))
+    table = comparison_tables.pair_clients(first, second)
+    assert table.headings == ("client", "Local, A", "Local, B", "Local, B - A")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["ben", "80.00", "40.00", "-40.00"],
+        ["anna", "60.00", "70.00", "+10.00"],
+    ]
+    assert table.caption == "Local: 1 clients gain, 1 lose, 0 stay; largest change first"
+    Console(quiet=True).print(comparison_tables.side_by_side(first, second))

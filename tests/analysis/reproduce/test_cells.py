@@ -8,10 +8,8 @@ import io
 import pyarrow as pa
 import pytest
 
-from fedpgp.analysis.report import reproduced
 from fedpgp.analysis.reproduce import cells, planning
-from fedpgp.analysis.reproduce.paper import Key
-from fedpgp.analysis.reproduce.tables import TABLES
+from fedpgp.analysis.reproduce.tables import TABLES, Key
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
@@ -113,7 +111,7 @@ def test_missing_runs_are_named_and_never_averaged_over(root, swept):
     assert found.cells[Key("dtd", "CoOp", "local")].measured is None
     assert found.cells[Key("average", "CoOp", "local")].measured is None
     assert list(found.cells[Key("average", "FedPGP", "local")].measured.by_seed) == [1, 3]
-    text = [[cell.text for cell in row] for row in reproduced.all_tables(found)[3].rows]
+    text = [[cell.text for cell in row] for row in cells.all_tables(found)[3].rows]
     assert text[3:6] == [
         ["CoOp", "-", "-", "-", "-"], ["  paper", "86.38", "39.20", "37.65", "47.13"], ["  difference", "", "", "", ""]
     ]  # fmt: skip
@@ -122,7 +120,7 @@ def test_missing_runs_are_named_and_never_averaged_over(root, swept):
         ["  paper", "89.07", "69.65", "55.25¹", "68.15"],
         ["  difference", "-39.07", "-29.65", "-25.25", "-30.15"],
     ]
-    assert any(line.startswith("¹ the paper's number is doubtful: 54.25") for line in reproduced.remarks(found))
+    assert any(line.startswith("¹ the paper's number is doubtful: 54.25") for line in cells.remarks(found))
 
 
 def test_an_average_of_other_data_sets_is_marked(root, swept):
@@ -169,12 +167,12 @@ def test_every_number_doubt_and_assumption_of_the_paper_is_printed_also_without_
     plan = planning.plan(table, root=root)
     folders = [swept(part, lambda trial, fold: None, ("one", "two")) for part in plan.parts]
     found = cells.fill(plan, folders)
-    known, told = found.paper, reproduced.remarks(found)
+    known, told = found.paper, cells.remarks(found)
     signs = {line.partition(" the paper's number is doubtful: ")[2]: line[0] for line in told if "doubtful" in line}
     assert set(signs) == set(known.doubtful.values())
     shown = [
         cell.text
-        for table in reproduced.all_tables(found)
+        for table in cells.all_tables(found)
         for row in table.rows
         if row[0].text == "  paper"
         for cell in row[1:]
@@ -195,8 +193,8 @@ def test_in_a_smoke_one_data_set_represents_all_and_is_marked(swept):
         cell = found.cells[Key("", "FedPGP", data)]
         assert (cell.measured.mean, cell.marks) == (50, ("backbone", "data", "settings"))
     assert found.changed["data"] == ("data.name is icons",)
-    text = [[cell.text for cell in row] for row in reproduced.all_tables(found)[0].rows]
+    text = [[cell.text for cell in row] for row in cells.all_tables(found)[0].rows]
     assert text[-1] == ["  difference", "-44.82ᵇᵈˢ", "-27.44ᵇᵈˢ"]
-    rows = list(csv.DictReader(io.StringIO(reproduced.as_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(cells.as_csv(found))))
     assert rows[-1]["paper_std"] == "0.15"
     assert rows[-1]["differs"] == "backbone data settings"

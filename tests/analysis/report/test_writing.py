@@ -7,9 +7,9 @@ import re
 import pytest
 
 from fedpgp.analysis.loading import Entry, compare
-from fedpgp.analysis.report import page
+from fedpgp.analysis.report import writing
+from fedpgp.analysis.report.comparison_figures import bars
 from fedpgp.analysis.report.figures import ReportFigure
-from fedpgp.analysis.report.tradeoff import bars
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def compared(made_run):
 def rendered(compared, **changes):
     figures = [ReportFigure("bars", "<i>By metric</i>", "", bars(compared.groups, ["hm"]))]
     given = {"figures": figures, "notes": ["not drawn: <x>"], "commands": ["fedpgp report 'a & b'"], **changes}
-    return page.page(compared, compared.labels[0], "t <script>alert(1)</script>", **given)
+    return writing.page(compared, compared.labels[0], "t <script>alert(1)</script>", **given)
 
 
 def test_all_text_is_escaped(compared):
@@ -58,13 +58,13 @@ def test_it_has_every_part(compared):
 
 
 def test_the_summary_names_the_best_group_and_its_lead(compared):
-    assert page.summary(compared, "<b>coop</b>")[1] == (
+    assert writing.summary(compared, "<b>coop</b>")[1] == (
         "Highest HM: fedpgp with 72.00. That is +10.00 against <b>coop</b>, 95% confidence interval +10.00 to +10.00 "
         "over 3 seeds, which excludes 0."
     )
-    assert page.summary(compared, "fedpgp")[1].endswith("That is the baseline.")
+    assert writing.summary(compared, "fedpgp")[1].endswith("That is the baseline.")
 
 
 def test_the_environment_lists_all_versions(made_run):
     paths = [made_run(test_hm=[1]), made_run("method.name=coop", version="2", test_hm=[1])]
-    assert page.environment(compare([Entry(path) for path in paths]))["fedpgp"] == "1, 2"
+    assert writing.environment(compare([Entry(path) for path in paths]))["fedpgp"] == "1, 2"

@@ -8,9 +8,7 @@ from statistics import fmean, harmonic_mean, stdev
 
 import pytest
 
-from fedpgp.analysis.reproduce import paper
-from fedpgp.analysis.reproduce.paper import Key, Printed
-from fedpgp.analysis.reproduce.tables import FIVE, TABLES
+from fedpgp.analysis.reproduce.tables import FIVE, TABLES, Key, Paper, Printed
 
 POSTER = Path(__file__).parents[3].parent / "shared" / "paper" / "tables.json"
 """The tables as someone else has typed them, where they lie beside the checkout."""
@@ -26,19 +24,19 @@ ROUNDED = 0.0151
 
 def test_every_table_has_an_entry():
     for name in TABLES:
-        assert paper.read(name).source
-        assert paper.read(name).assumed
+        assert Paper.read(name).source
+        assert Paper.read(name).assumed
 
 
 def test_some_numbers_by_hand():
-    assert paper.read("table1").values[Key("dtd", "FedPGP", "novel")] == Printed(55.25)
-    assert paper.read("table5").values[Key("", "CoOp", "cifar100")] == Printed(74.78, 0.41)
-    assert paper.read("table4").values[Key("CoOp", "dslr", "caltech")] == Printed(86.62)
-    assert paper.read("table11").values[Key("dtd", "rank 8", "16 shots")] == Printed(92.00)
+    assert Paper.read("table1").values[Key("dtd", "FedPGP", "novel")] == Printed(55.25)
+    assert Paper.read("table5").values[Key("", "CoOp", "cifar100")] == Printed(74.78, 0.41)
+    assert Paper.read("table4").values[Key("CoOp", "dslr", "caltech")] == Printed(86.62)
+    assert Paper.read("table11").values[Key("dtd", "rank 8", "16 shots")] == Printed(92.00)
 
 
 def test_the_harmonic_means_of_table_1_fit_except_the_doubtful_one():
-    known = paper.read("table1")
+    known = Paper.read("table1")
     wrong = set()
     for block, row in dict.fromkeys((key.block, key.row) for key in known.values):
         parts = [known.values[Key(block, row, metric)].value for metric in ("local", "base", "novel")]
@@ -48,7 +46,7 @@ def test_the_harmonic_means_of_table_1_fit_except_the_doubtful_one():
 
 
 def test_the_averages_of_table_1_fit_except_the_doubtful_one():
-    known = paper.read("table1")
+    known = Paper.read("table1")
     wrong = set()
     for key, printed in known.values.items():
         if key.block == "average" and key.column != "hm":
@@ -60,7 +58,7 @@ def test_the_averages_of_table_1_fit_except_the_doubtful_one():
 
 @pytest.mark.parametrize(("table", "expected"), [("table2", set()), ("table4", {Key("FedPGP", "caltech", "mean")})])
 def test_means_over_domains_and_clients_fit_except_the_doubtful_ones(table, expected):
-    known = paper.read(table)
+    known = Paper.read(table)
     wrong = set()
     for block, row in dict.fromkeys((key.block, key.row) for key in known.values):
         own = {key.column: one.value for key, one in known.values.items() if (key.block, key.row) == (block, row)}
@@ -74,7 +72,7 @@ def test_means_over_domains_and_clients_fit_except_the_doubtful_ones(table, expe
 
 def test_doubtful_numbers_are_cells():
     for name in TABLES:
-        known = paper.read(name)
+        known = Paper.read(name)
         assert set(known.doubtful) <= set(known.values)
 
 
@@ -110,4 +108,4 @@ def typed(table, data):
 @pytest.mark.skipif(not POSTER.is_file(), reason="needs the tables beside the checkout")
 @pytest.mark.parametrize("table", ["table1", "table2", "table4", "table5", "table6", "table7", "table11"])
 def test_every_number_is_as_it_was_typed_from_the_poster(table):
-    assert dict(paper.read(table).values) == dict(typed(table, json.loads(POSTER.read_text())[table]["data"]))
+    assert dict(Paper.read(table).values) == dict(typed(table, json.loads(POSTER.read_text())[table]["data"]))
