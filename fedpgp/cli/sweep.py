@@ -186,6 +186,7 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.tables import as_markdown
     from fedpgp.analysis.report.writing import page
+    from fedpgp.analysis.reproduce import cells
 
     folder.mkdir(parents=True, exist_ok=True)
     name, tables, remarks = found.plan.name, cells.all_tables(found), cells.remarks(found)

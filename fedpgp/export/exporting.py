@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from fedpgp import __version__, config, methods
+from fedpgp.clip.model import ICON_CLIP
 from fedpgp.config import Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import first_of
