@@ -15,7 +15,7 @@ from fedpgp.bench import step
 from fedpgp.bench.measurement import counted
 from fedpgp.bench.workload import BASE, NOVEL, one_batch
 from fedpgp.clip.towers import tensors_of
-from fedpgp.federation.resources import kept_for_backward
+from fedpgp.federation.worker import kept_for_backward
 
 
 def test_the_reference_and_ours_give_the_same_loss_and_gradients(workload):
