@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedpgp.clip import hugging_face
 from fedpgp.clip import weights as checkpoints
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
-from fedpgp.core.text import did_you_mean, one_line
+from fedpgp.core.text import did_you_mean, first_of, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -84,7 +90,7 @@ def load(settings: BackboneSettings) -> Backbone:
     name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
     config, preprocess = read_config(name)
     _check_text_tower(name, config)
-    source = _find_weights(name, settings, "quick_gelu" if config.get("quick_gelu") else "gelu")
+    source = _find_weights(name, settings, _activation(config))
     model = _build(name, config, source.activation)
     if source.weights is None:
         _spread(model)
@@ -106,9 +112,13 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if name == "tiny":
         return deepcopy(TINY), {}
     if name == ICON_CLIP or name.startswith(HUB):
-        path = ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, CONFIG)
-        described = json.loads(path.read_text(encoding="utf-8"))
-        return described["model_cfg"], described.get("preprocess_cfg", {})
+        path = ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, CONFIG, hugging_face.CONFIG)
+        described = hugging_face.read_json(path)
+        if "model_cfg" in described:
+            return described["model_cfg"], described.get("preprocess_cfg", {})
+        with suppress(BackboneError):  # the file is optional
+            _from_hub(name, hugging_face.PREPROCESSOR)
+        return hugging_face.model_config(described, str(path)), hugging_face.preprocessing_beside(path)
     import open_clip
 
     config = open_clip.get_model_config(name)
@@ -150,25 +160,54 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
     if complete:
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
-        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name)
-        return _Source(activation, checkpoints.read(path)[0])
+        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name, None, *hugging_face.WEIGHTS)
+        return _Source(activation, checkpoints.read(path).tensors)
     if weights == "random":
         return _Source(activation)
     if weights is not None and (Path(weights).is_file() or weights.endswith(CHECKPOINT_SUFFIXES)):
-        return _from_file(name, Path(weights), settings.activation)
+        return _from_file(name, Path(weights), settings, configured)
     return _from_tag(name, weights, activation)
 
 
-def _from_file(name: str, path: Path, activation: Activation | None) -> _Source:
-    weights, openai = checkpoints.read(path)
-    if openai and activation == "gelu":
-        raise _disagreement(name, f"OpenAI's {path}", "quick_gelu")
-    if activation is None and not checkpoints.is_archive(path):
+def _from_file(name: str, path: Path, settings: BackboneSettings, configured: Activation) -> _Source:
+    weights, activation = checkpoints.read(path, settings.weights_key), settings.activation
+    trained, preprocess = _beside(path, weights)
+    if weights.place or weights.left_out:
+        others = f"; not used: {first_of(weights.left_out, 3)}" if weights.left_out else ""
+        log.info("%s: the weights are those of %r%s", path, weights.place, others)
+    if trained and trained != (activation or (configured if configured == "quick_gelu" else trained)):
+        raise _disagreement(name, f"OpenAI's {path}" if weights.openai else str(path), trained)
+    if not trained and activation is None:
         raise BackboneError(
             f"backbone.activation: {path} does not say which activation it was trained with; give quick_gelu "
             "(OpenAI's, DFN's and MetaCLIP's weights) or gelu (most others)"
         )
-    return _Source(activation or "quick_gelu", weights)
+    if not trained:
+        log.warning(
+            "backbone.activation=%s: nothing in or beside %s confirms it, and the wrong one costs accuracy without an "
+            "error: OpenAI's, DFN's and MetaCLIP's weights need quick_gelu, most others gelu",
+            activation,
+            path,
+        )
+    return _Source(trained or activation or "gelu", weights.tensors, preprocess)
+
+
+def _beside(path: Path, weights: checkpoints.Weights) -> tuple[Activation | None, Mapping[str, Any]]:
+    """Return what the file or a configuration beside it says of activation and preprocessing."""
+    if weights.openai:
+        return "quick_gelu", {}
+    config = path.with_name(hugging_face.CONFIG if weights.hugging_face else CONFIG)
+    if not config.is_file():
+        return None, {}
+    described = hugging_face.read_json(config)
+    if weights.hugging_face:
+        described = hugging_face.model_config(described, str(config))
+        return _activation(described), hugging_face.preprocessing_beside(config)
+    return _activation(described.get("model_cfg", {})), described.get("preprocess_cfg", {})
+
+
+def _activation(config: Mapping[str, Any]) -> Activation:
+    return "quick_gelu" if config.get("quick_gelu") else "gelu"
 
 
 def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
@@ -178,17 +217,24 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     if not published:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(name)) or "none"
         raise BackboneError(f"backbone.weights: {tag!r} is not a file, `random` or a tag of {name} (tags: {tags})")
-    trained: Activation = "quick_gelu" if published.get("quick_gelu") else "gelu"
+    trained = _activation(published)
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)
     path = _fetch(f"{name} {tag}", lambda: pretrained.download_pretrained(published))
-    return _Source(activation, checkpoints.read(path)[0], published)
+    return _Source(activation, checkpoints.read(path).tensors, published)
 
 
-def _from_hub(name: str, file: str | None = None) -> Path:
+def _from_hub(name: str, *files: str | None) -> Path:
+    """Fetch the first of the files that the repository has. None: open_clip's weights, in any of their formats."""
     from open_clip import pretrained
 
-    return _fetch(name, lambda: pretrained.download_pretrained_from_hf(name.removeprefix(HUB), file))
+    errors = []
+    for file in files:
+        try:
+            return _fetch(name, partial(pretrained.download_pretrained_from_hf, name.removeprefix(HUB), file))
+        except BackboneError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _fetch(what: str, download: Callable[[], str]) -> Path:

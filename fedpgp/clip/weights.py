@@ -1,13 +1,15 @@
-"""Reads checkpoint files without running code from them."""
+"""The tensors of a CLIP checkpoint: found in the file, with open_clip's names, and copied into a model."""
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpgp.clip import hugging_face
+from fedpgp.clip.checkpoint_files import Skipped, is_archive, open_tensors
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.text import first_of
 
@@ -15,49 +17,69 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's state dicts hold these too
+PREFIX = re.compile(r"(|.*?\.)(?:(?:text\.)?token_embedding\.weight|text_model\.embeddings\.token_embedding\.weight)")
+"""Matches the token embedding, which every CLIP model has; its group is what a program put before the model's names."""
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Names that torch.compile, FSDP and activation checkpointing put between those of a model and its parts."""
+DEPTH = 4
+"""Depth of mappings inside mappings that are searched for tensors."""
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read the tensors of a checkpoint, and whether it has OpenAI's format and was thus trained with QuickGELU.
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint by name."""
 
-    It is a state dict, an open_clip training checkpoint, a safetensors file or an archive of OpenAI.
+    tensors: Mapping[str, Tensor]
+    openai: bool
+    """whether the checkpoint has OpenAI's format and was thus trained with QuickGELU"""
+    hugging_face: bool
+    """whether it was in Hugging Face's format"""
+    place: str
+    """where the tensors are in the file: dotted keys of the mappings, and the prefix of the names; "" if neither"""
+    left_out: tuple[str, ...]
+    """names beside the model's"""
+
+
+def read(path: Path, key: str | None = None) -> Weights:
+    """Read the weights of a CLIP model from a checkpoint of any training program.
+
+    Bare state dicts, mappings of them, and names behind a common prefix are read; anything else in the file is ignored
+    and never unpickled. Names of Hugging Face become open_clip's.
+
+    Args:
+        key: `Weights.place`, if the file has several models.
 
     Raises:
-        BackboneError: the file is missing or damaged, contains anything but tensors, or is a TorchScript archive
-            (which is a program) that OpenAI did not publish.
+        BackboneError: the file is missing or damaged, has no model, or several and no `key`, or is a TorchScript
+            archive (which is a program) that OpenAI did not publish.
     """
-    from torch import Tensor
-
     if not path.is_file():
         raise BackboneError(f"backbone.weights: no such file: {path}")
-    archive = is_archive(path)
-    checkpoint = _open_archive(path) if archive else _open(path)
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise _unreadable(path)
-    tensors = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-    extras = [tensors.pop(name, None) for name in OPENAI_EXTRAS]
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise _unreadable(path)
-    return tensors, archive or None not in extras
-
-
-def is_archive(path: Path) -> bool:
-    """Return whether a file is a TorchScript archive, by its list of contents."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        return False
-    return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
-
-
-def published_digests() -> frozenset[str]:
-    """Return the SHA-256 digests of the archives that OpenAI published, which are part of their URLs."""
-    from open_clip import pretrained
-
-    urls = (pretrained.get_pretrained_url(*entry) for entry in pretrained.list_pretrained())
-    return frozenset(url.split("/")[-2] for url in urls if "openaipublic" in url)
+    tree = open_tensors(path)
+    mappings = list(_mappings(tree))
+    models = {
+        ".".join(filter(None, (place, prefix.rstrip(".")))): (prefix, tensors)
+        for place, tensors in mappings
+        for prefix in _prefixes(tensors)
+    }
+    if key is not None and key not in models:
+        raise BackboneError(
+            f"backbone.weights_key: {path} has no model {key!r}, only {_shown(models) or 'other tensors'}"
+        )
+    if len(models) > 1 and key is None:
+        raise BackboneError(f"{path}: several models: {_shown(models)}; choose one by backbone.weights_key")
+    if not models and len(mappings) == 1:  # whose names tell which model it is
+        models = {mappings[0][0]: ("", mappings[0][1])}
+    if not models:
+        raise BackboneError(
+            f"{path}: no weights of a CLIP model, only {_contents(tree)}; save the model's state_dict()"
+        )
+    place, (prefix, tensors) = next((place, model) for place, model in models.items() if key in (None, place))
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    left_out = tuple(name for name in tensors if not name.startswith(prefix))
+    extras = [own.pop(name, None) for name in OPENAI_EXTRAS]
+    openai, foreign = is_archive(path) or None not in extras, hugging_face.is_named_so(own)
+    return Weights(hugging_face.renamed(own) if foreign else own, openai, foreign, place, left_out)
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -72,6 +94,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     tensors = dict(convert_state_dict(model, dict(weights)))
     if hasattr(model, "text"):
         tensors = convert_to_custom_text_state_dict(tensors)
+    else:
+        tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     expected = model.state_dict()
     for name in dict(model.named_buffers()).keys() - expected.keys():
         tensors.pop(name, None)  # a constant, such as the causal mask, which a scripted model saves too
@@ -96,35 +120,36 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     model.load_state_dict(tensors)
 
 
-def _open(path: Path) -> Any:
-    import torch
-    from safetensors.torch import load_file
+def _mappings(tree: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the tensors of each mapping inside `tree` by name, with the dotted keys that lead to it."""
+    from torch import Tensor
 
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # parsers raise anything for foreign or damaged files
-        raise _unreadable(path) from error
-
-
-def _open_archive(path: Path) -> Mapping[str, Tensor]:
-    import torch
-
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest not in published_digests():
-            raise BackboneError(
-                f"{path}: a TorchScript archive is a program, and this one (SHA-256 {digest}) is not among those that "
-                "OpenAI published; save its state_dict() where you trust it and give that file"
-            )
-        file.seek(0)
-        state: Mapping[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
-    return state
+    if not isinstance(tree, Mapping):
+        return
+    tensors = {WRAPPERS.sub("", str(name)): value for name, value in tree.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield place, tensors
+    for name, value in tree.items() if depth else ():
+        yield from _mappings(value, f"{place}.{name}" if place else str(name), depth - 1)
 
 
-def _unreadable(path: Path) -> BackboneError:
-    return BackboneError(
-        f"{path}: not a checkpoint of plain tensors: damaged, another format, or it contains Python objects, which are "
-        "never loaded; save the model's state_dict() with torch.save or safetensors"
-    )
+def _prefixes(names: Iterable[str]) -> list[str]:
+    matches = (PREFIX.fullmatch(name) for name in names)
+    return sorted({match.group(1) for match in matches if match})
+
+
+def _shown(models: Mapping[str, Any]) -> str:
+    return ", ".join(place or '"" (no prefix)' for place in models)
+
+
+def _contents(tree: Any) -> str:
+    """Name the entries of a mapping that holds no model, or the type of another object."""
+    if isinstance(tree, Mapping) and tree:
+        return first_of([f"{name} ({_kind(value)})" for name, value in tree.items()])
+    return f"{_kind(tree)}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Skipped):
+        return f"a {type(value).__module__}.{type(value).__name__}, a Python object, which is never loaded"
+    return "a mapping" if isinstance(value, Mapping) else type(value).__name__

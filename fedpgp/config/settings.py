@@ -119,8 +119,10 @@ class BackboneSettings(Settings):
     weights: str | None = None
     """open_clip tag, path of a checkpoint file, `random` (seeded, for tests), or null for `icon-clip` and a hub id,
     which include weights"""
+    weights_key: str | None = None
+    """which model of a checkpoint file that has several: keys and prefix of its names, with dots; null: the only one"""
     activation: Literal["gelu", "quick_gelu"] | None = None
-    """activation that the weights were trained with; required for a checkpoint file"""
+    """activation that the weights were trained with; required for a checkpoint file that does not say it"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the frozen towers; prompts and losses stay in float32"""
     class_chunk: int | None = Field(None, ge=1)

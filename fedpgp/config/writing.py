@@ -117,7 +117,8 @@ def _numbers(experiment: Experiment) -> dict[str, Any]:
     """Return the settings that can change a result."""
     tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
     tree["data"].pop("root")
-    tree["backbone"].pop("class_chunk")
+    for key in ("class_chunk", "weights_key"):  # the fingerprint identifies the weights
+        tree["backbone"].pop(key)
     return tree
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedpgp.clip import weights
+from fedpgp.clip import checkpoint_files
 from fedpgp.clip.model import TINY, load
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
@@ -165,6 +165,18 @@ def test_a_file_must_state_its_activation(tiny_file):
     assert "quick_gelu" in told
 
 
+def test_an_activation_that_nothing_confirms_is_warned_about(tmp_path, tiny, tiny_file, caplog):
+    load(described(weights=str(tiny_file), activation="gelu"))
+    (told,) = caplog.messages
+    assert told.startswith(f"backbone.activation=gelu: nothing in or beside {tiny_file} confirms it")
+    caplog.clear()
+    load(described(weights=str(save(tiny, "openai_dict", tmp_path)), activation="quick_gelu"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    load(described(weights=str(tiny_file)))
+    assert "trained with gelu" in refusal(weights=str(tiny_file), activation="quick_gelu")
+    assert not caplog.messages
+
+
 def test_openai_state_dict_is_not_run_with_plain_gelu(tmp_path, tiny):
     told = refusal(weights=str(save(tiny, "openai_dict", tmp_path)), activation="gelu")
     assert "trained with quick_gelu" in told
@@ -192,7 +204,7 @@ def test_an_unpublished_torchscript_archive_is_never_opened(archive, monkeypatch
 
 def test_a_published_torchscript_archive_implies_quick_gelu(archive, monkeypatch):
     digest = sha256(archive)
-    monkeypatch.setattr(weights, "published_digests", lambda: frozenset({digest}))
+    monkeypatch.setattr(checkpoint_files, "published_digests", lambda: frozenset({digest}))
     backbone = load(described(weights=str(archive)))
     assert backbone.activation == "quick_gelu"
     oracle = stock(TINY, quick_gelu=True)
@@ -201,7 +213,7 @@ def test_a_published_torchscript_archive_implies_quick_gelu(archive, monkeypatch
 
 
 def test_the_published_digests_are_openais_nine():
-    digests = weights.published_digests()
+    digests = checkpoint_files.published_digests()
     assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in digests  # ViT-B-16
     assert len(digests) == 9
 
@@ -218,21 +230,27 @@ class Intruder:
 
 def test_files_that_are_not_plain_tensors_are_refused(tmp_path, tiny_file):
     trap = tmp_path / "executed"
+    unreadable = "not a checkpoint, or damaged"
     bad = {
-        name: tmp_path / name
-        for name in ("object.pt", "torn.pt", "gap.pt", "empty.pth", "text.bin", "x.safetensors", "n.pt")
+        "object.pt": "only state_dict (a posix.mkdir, a Python object, which is never loaded)",
+        "torn.pt": unreadable,
+        "gap.pt": unreadable,
+        "empty.pth": unreadable,
+        "text.bin": unreadable,
+        "x.safetensors": unreadable,
+        "n.pt": "only layers (int)",
     }
-    torch.save({"state_dict": Intruder(trap)}, bad["object.pt"])
-    bad["torn.pt"].write_bytes(tiny_file.read_bytes()[:-1000])
-    bad["gap.pt"].write_bytes(tiny_file.read_bytes()[-300:])
-    bad["empty.pth"].write_bytes(b"")
-    bad["text.bin"].write_text("hello")
-    bad["x.safetensors"].write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    torch.save({"layers": 3}, bad["n.pt"])
-    for path in bad.values():
-        told = refusal(weights=str(path), activation="gelu")
-        assert str(path) in told
-        assert "not a checkpoint of plain tensors" in told
+    torch.save({"state_dict": Intruder(trap)}, tmp_path / "object.pt")
+    (tmp_path / "torn.pt").write_bytes(tiny_file.read_bytes()[:-1000])
+    (tmp_path / "gap.pt").write_bytes(tiny_file.read_bytes()[-300:])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.bin").write_text("hello")
+    (tmp_path / "x.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    torch.save({"layers": 3}, tmp_path / "n.pt")
+    for name, why in bad.items():
+        told = refusal(weights=str(tmp_path / name), activation="gelu")
+        assert str(tmp_path / name) in told
+        assert why in told
     assert not trap.exists()
 
 
@@ -348,6 +366,7 @@ def hub(tmp_path, tiny_file, monkeypatch):
 
     def download(model_id, filename=None):
         assert model_id == "some/model"
+        assert filename in (None, "open_clip_config.json")
         path = tmp_path / "open_clip_config.json"
         path.write_text(json.dumps(config))
         return str(path if filename else tiny_file)
@@ -413,7 +432,7 @@ def test_vit_b_16_in_every_format(form, vit_b_16, tmp_path, monkeypatch):
         path, activation = tmp_path / "archive.pt", None
         torch.jit.save(torch.jit.script(source), path)
         digest = sha256(path)
-        monkeypatch.setattr(weights, "published_digests", lambda: frozenset({digest}))
+        monkeypatch.setattr(checkpoint_files, "published_digests", lambda: frozenset({digest}))
     else:
         path, activation = save(source, form, tmp_path), "quick_gelu"
     backbone = load(described(name="ViT-B-16", weights=str(path), activation=activation))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpgp.analysis.reproduce.tables import TABLES, Table
+from fedpgp.clip.checkpoint_files import is_archive
 from fedpgp.clip.model import CHECKPOINT_SUFFIXES
-from fedpgp.clip.weights import is_archive
 from fedpgp.config import Experiment, leaves
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
