@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedpgp.config.settings import Experiment
+from fedpgp.config.values import Loader, kinds_of, read_value
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean, one_line, redacted
 
@@ -43,19 +45,22 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> list[str]:
     """Describe each validation error in one line."""
-    lines = []
+    lines: dict[str, str] = {}  # one for each setting, whatever its types are
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        keys = _without_types(model, item["loc"])
+        path = ".".join(str(part) for part in keys)
         if item["type"] == "extra_forbidden":
             known = sorted(_fields_at(model, item["loc"][:-1]))
             hint = did_you_mean(item["loc"][-1], known, f"known keys: {', '.join(known)}", count=2)
-            lines.append(f"{source}: {path}: unknown key; {hint}")
+            lines[path] = f"{source}: {path}: unknown key; {hint}"
         else:
             what = item["msg"].removeprefix("Value error, ")
             given = item["input"]
             shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
-            lines.append(f"{source}: {path + ': ' if path else ''}{what}{shown}")
-    return lines
+            if kinds_of(model, keys) == {"text"} and isinstance(given, int | float | date):
+                shown += "; in a file, write it in quotes"
+            lines.setdefault(path, f"{source}: {path + ': ' if path else ''}{what}{shown}")
+    return list(lines.values())
 
 
 def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
         raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
     where = str(path) if found == path else config
     try:
-        tree = yaml.load(found.read_text(encoding="utf-8"), _Loader)  # a safe one
+        tree = yaml.load(found.read_text(encoding="utf-8"), Loader)  # a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
@@ -98,15 +103,16 @@ def override(
     return assign(tree, values)
 
 
-def read_override(item: str) -> tuple[str, Any]:
-    """Split `a.b=value` into key and value; raise `ConfigError` if it does not have this form."""
+def read_override(item: str, model: type[BaseModel] = Experiment) -> tuple[str, Any]:
+    """Split `a.b=value` into key and value, see `read_value`; raise `ConfigError` if it does not have this form.
+
+    Args:
+        model: settings that have the key.
+    """
     path, separator, text = item.partition("=")
     if not separator or not all(path.split(".")):
         raise ConfigError(f"override {item!r}: write it as a.b=value, for example federation.rounds=5")
-    try:
-        return path, yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
+    return path, read_value(item, path.removeprefix("base."), text, model)
 
 
 def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,15 +160,13 @@ def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str
             log.warning("%s", redacted(f"{section}.name={name}: dropped {', '.join(dropped)} of {source!r}"))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also rejects duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        duplicates = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if duplicates:
-            raise yaml.YAMLError(f"duplicate key {', '.join(duplicates)} near line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+def _without_types(model: type[BaseModel], keys: Sequence[str | int]) -> list[str | int]:
+    """Drop the names of types that pydantic adds to the path of a setting with several."""
+    kept: list[str | int] = []
+    for part in keys:
+        if isinstance(part, int) or not kinds_of(model, kept) - {"other"}:
+            kept.append(part)
+    return kept
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

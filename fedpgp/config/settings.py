@@ -122,7 +122,7 @@ class BackboneSettings(Settings):
     weights_key: str | None = None
     """which model of a checkpoint file that has several: keys and prefix of its names, with dots; null: the only one"""
     activation: Literal["gelu", "quick_gelu"] | None = None
-    """activation that the weights were trained with; required for a checkpoint file that does not say it"""
+    """activation that the weights were trained with; required for a checkpoint file without it"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the frozen towers; prompts and losses stay in float32"""
     class_chunk: int | None = Field(None, ge=1)

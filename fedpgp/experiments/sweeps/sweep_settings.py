@@ -192,9 +192,11 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
 def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> list[str]:
     """Apply overrides to the sweep's mapping; return a message for each replaced entry."""
     own, base = {}, {}
-    for key, value in map(read_override, overrides):
-        first = key.split(".")[0]
-        if first in ("folds", "tune") or key == "name":
+    for item in overrides:
+        first = item.partition("=")[0].split(".")[0]
+        of_sweep = first in ("folds", "tune", "name")
+        key, value = read_override(item, Sweep if of_sweep else config.Experiment)
+        if of_sweep:
             own[key] = value
         elif first in ("space", "variants"):
             raise ConfigError(f"override {key}: override the setting, for example method.rank={{grid_search: [1, 2]}}")
