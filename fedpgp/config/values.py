@@ -61,7 +61,8 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
         return text
     if "#" in text and not _keeps_comments(text, value, loader):
         raise ConfigError(
-            f"override {item!r}: what follows # would be lost, a comment in YAML; put quotes around the value, inside those of the shell"
+            f"override {item!r}: what follows # would be lost, a comment in YAML; put quotes around the value, inside "
+            "those of the shell"
         )
     return value
 
