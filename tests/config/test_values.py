@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedpgp import config
+from fedpgp.config.reading import read_override
 from fedpgp.core.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ from fedpgp.core.errors import ConfigError
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["data.root", "storage.root", "tracking.experiment", "data.template", "method.name"])
 def test_text_stands_as_it_is(key, text):
-    assert config.read_override(f"{key}={text}") == (key, text)
+    assert read_override(f"{key}={text}") == (key, text)
 
 
 def test_a_folder_of_any_name_is_the_root():
@@ -27,17 +28,17 @@ def test_a_folder_of_any_name_is_the_root():
 
 
 def test_quotes_null_and_search_terms_keep_their_meaning():
-    assert config.read_override("data.root='set #2'") == ("data.root", "set #2")
-    assert config.read_override('data.root="a\\tb"') == ("data.root", "a\tb")
-    assert config.read_override("data.root=null") == ("data.root", None)
-    assert config.read_override("data.root=") == ("data.root", None)
-    terms = config.read_override("data.root={grid_search: [2024, 'set #2']}")
+    assert read_override("data.root='set #2'") == ("data.root", "set #2")
+    assert read_override('data.root="a\\tb"') == ("data.root", "a\tb")
+    assert read_override("data.root=null") == ("data.root", None)
+    assert read_override("data.root=") == ("data.root", None)
+    terms = read_override("data.root={grid_search: [2024, 'set #2']}")
     assert terms == ("data.root", {"grid_search": ["2024", "set #2"]})
 
 
 def test_lists_of_names_consist_of_text():
-    assert config.read_override("data.class_names=[1, yes, 2024-11-28, ~]")[1] == ["1", "yes", "2024-11-28", "~"]
-    assert config.read_override('data.class_names=["a #1", b]')[1] == ["a #1", "b"]
+    assert read_override("data.class_names=[1, yes, 2024-11-28, ~]")[1] == ["1", "yes", "2024-11-28", "~"]
+    assert read_override('data.class_names=["a #1", b]')[1] == ["a #1", "b"]
 
 
 @pytest.mark.parametrize(
@@ -47,20 +48,20 @@ def test_lists_of_names_consist_of_text():
 )  # fmt: skip
 def test_what_a_comment_would_swallow_is_refused(item):
     with pytest.raises(ConfigError, match="what follows # would be lost") as caught:
-        config.read_override(item)
+        read_override(item)
     assert repr(item) in str(caught.value)
 
 
 def test_a_number_is_a_number_everywhere(tmp_path):
     for text in ("1e-4", "1.0e-4", "0.0001", "1E-4", "1.e-4", "+1e-4"):
-        assert config.read_override(f"federation.lr={text}") == ("federation.lr", 1e-4)
-        assert config.read_override(f"method.mu={{uniform: [{text}, 1e2]}}")[1] == {"uniform": [1e-4, 100.0]}
+        assert read_override(f"federation.lr={text}") == ("federation.lr", 1e-4)
+        assert read_override(f"method.mu={{uniform: [{text}, 1e2]}}")[1] == {"uniform": [1e-4, 100.0]}
         path = tmp_path / "experiment.yaml"
         path.write_text(f"federation: {{lr: {text}}}\nmethod: {{name: fedpgp, mu: {text}}}\n")
         loaded = config.load(str(path))
         assert loaded.federation.lr == loaded.method.settings["mu"] == 1e-4
     for text in ("e4", "1e", "1e-4x", "v1e4", "1-e4", "-e4"):
-        assert config.read_override(f"method.ctx_init={text}") == ("method.ctx_init", text)
+        assert read_override(f"method.ctx_init={text}") == ("method.ctx_init", text)
 
 
 @pytest.mark.parametrize("given", ["2024", "2024-11-28", "yes", "0x10"])
