@@ -24,6 +24,7 @@ from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import torch_generator
+from fedpgp.core.text import is_blank
 from fedpgp.core.tree import ParamTree
 from fedpgp.data.sources import decoding
 
@@ -176,7 +177,7 @@ class Predictor:
                     f"class names: this prompt of {self._method.name} has a context of its own for each of its "
                     f"{len(self.class_names)} classes and knows no others"
                 )
-            if not all(names) or len(set(names)) < len(names):
+            if any(map(is_blank, names)) or len(set(names)) < len(names):
                 raise DataError(f"class names: each once, and none empty (given: {', '.join(names)})")
             text = freeze(
                 self._backbone,

@@ -50,6 +50,8 @@ class Scan:
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
     rows: pa.Table
+    numbered: bool = False
+    """the data number their classes; false: their labels are names, which the source has put in order"""
 
 
 class Source(ABC):

@@ -12,6 +12,7 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
+from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows, inside
 
@@ -41,7 +42,7 @@ class FolderSource(ImageFiles):
             groups = self._groups()
             classes = {folder: self._folders(folder) for folder, _, _ in groups}
             self._refuse("no class folder", [folder for folder, found in classes.items() if not found])
-            class_names = tuple(sorted({name for found in classes.values() for name in found}))
+            class_names = in_order({name for found in classes.values() for name in found})
             domains = tuple(dict.fromkeys(domain for _, domain, _ in groups))
             labels = {name: label for label, name in enumerate(class_names)}
             tables, empty = [], []

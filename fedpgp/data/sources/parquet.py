@@ -3,7 +3,7 @@
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -21,6 +21,7 @@ from pyarrow import fs
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import one_line, redacted
+from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
@@ -86,10 +87,10 @@ class ParquetSource(Source):
         ).combine_chunks()
         if not len(table):
             raise DataError(f"{self.root}: no images: all *.parquet files are empty")
-        names, labels = self._encode(table, "label", columns.names or self.class_names)
+        names, labels = self._encode(table, "label", columns.names or self._names_given(), sort=in_order)
         domains, domain_ids = self._encode(table, DOMAIN, columns.domain_names)
         rows = table.set_column(2, "label", labels).set_column(3, DOMAIN, domain_ids).cast(ROW_SCHEMA)
-        return Scan(names, domains, rows)
+        return Scan(names, domains, rows, numbered=pa.types.is_integer(table["label"].type))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a row group is read once per run of rows in it."""
@@ -181,11 +182,22 @@ class ParquetSource(Source):
         domain = domain if columns.domain_names else domain.cast(pa.string())
         return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)
 
-    def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
+    def _names_given(self) -> tuple[str, ...] | None:
+        """The names of label ids without metadata, by which a mapping in `data.class_names` knows them: 0, 1, ..."""
+        given = self.class_names
+        return tuple(map(str, range(len(given)))) if isinstance(given, Mapping) else given
+
+    def _encode(
+        self,
+        table: pa.Table,
+        column: str,
+        names: tuple[str, ...] | None,
+        sort: Callable[[Iterable[str]], Iterable[str]] = sorted,
+    ) -> tuple[tuple[str, ...], pa.Array]:
         """Return the ordered names of a column and, per row, the index of its name."""
         values = table[column]
         if pa.types.is_string(values.type):
-            names = tuple(sorted(values.drop_null().unique().to_pylist()))
+            names = tuple(sort(values.drop_null().unique().to_pylist()))
             ids = pc.index_in(values, pa.array(names, pa.string()))
             bad = pc.is_null(ids)
         elif names is None:
