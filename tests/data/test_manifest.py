@@ -120,7 +120,8 @@ def test_files_digest_sees_a_replaced_image_of_equal_size_and_no_names(image_tre
     """Cached features are keyed by it: other labels or splits of the same files need no new encoding."""
     root = image_tree(*images(a=30, b=20))
     before = build(root)
-    for same in (build(root, class_names={"a": "c", "b": "d"}), build(root, train_fraction=0.3), build(root, split_seed=7)):
+    renamed = build(root, class_names={"a": "c", "b": "d"})
+    for same in (renamed, build(root, train_fraction=0.3), build(root, split_seed=7)):
         assert same.digest != before.digest
         assert same.files_digest == before.files_digest
     image = root / "b/001.png"
