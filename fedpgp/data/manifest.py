@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +19,13 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
-from fedpgp.core.text import first_of
+from fedpgp.core.text import first_of, redacted
 from fedpgp.data import sources
 from fedpgp.data.class_names import assign
 from fedpgp.data.sources.base import ROW_SCHEMA
+from fedpgp.data.sources.listing import FOLDERS, counted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,13 @@ def build(settings: DataSettings) -> Manifest:
     """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
     A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
-    the data are invalid, or do not match `data.class_names`.
+    the data are invalid, or do not match `data.class_names`. Log what lies beside the images and is not used.
     """
     scan = sources.scan(settings)
+    if scan.left_out:
+        count = sum(scan.left_out.values())
+        what = "1 file is" if count == 1 else f"{count} files{' and folders' if FOLDERS in scan.left_out else ''} are"
+        log.warning("%s: %s left out: %s", redacted(str(settings.root)), what, counted(scan.left_out))
     class_names, relabel = assign(scan.class_names, settings.class_names, scan.numbered)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))

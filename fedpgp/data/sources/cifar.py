@@ -16,7 +16,8 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.folder import FolderSource, size_and_time
+from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.listing import files_below, size_and_time
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
@@ -64,7 +65,7 @@ class CifarSource(Source):
         for folder in (root, *(root / name for name in self.folders)):
             if any((folder / file).is_file() for file in self.batches):
                 return CifarBatches(folder, self)
-        if any(root.rglob("*.parquet")):
+        if any(files_below(root, ".parquet")):
             return ParquetSource(settings)
         if (root / "train").is_dir() and (root / "test").is_dir():
             return FolderSource(settings)

@@ -25,14 +25,14 @@ from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.folder import size_and_time
+from fedpgp.data.sources.listing import files_below, is_junk, size_and_time
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
 ICONS = Path(__file__).parents[2] / "assets" / "icons"
 """Folder of the data set in the package."""
-_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
+_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Columns:
 class ParquetSource(Source):
     """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split.
 
-    The root is a local folder, whose files are memory-mapped and must be inside it, or a `pyarrow.fs` URI.
+    The root is a local folder, whose files are memory-mapped, or a `pyarrow.fs` URI.
     """
 
     name = "parquet"
@@ -104,15 +104,15 @@ class ParquetSource(Source):
         found: dict[str, tuple[int, int | None]] = {}
         try:
             if self._local:
-                for path in self._local.rglob("*.parquet"):
-                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
+                for file in files_below(self._local, ".parquet"):
+                    found[file] = size_and_time(self._local / file)
             else:
                 for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
-                    if info.type == fs.FileType.File and info.path.endswith(".parquet"):
+                    if info.type == fs.FileType.File and info.path.lower().endswith(".parquet"):
                         found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
         except OSError as error:
             raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
-        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
+        return {name: found[name] for name in sorted(found) if not any(map(is_junk, name.split("/")))}
 
     def _where(self, file: str) -> str:
         """Return the name of a file for messages."""
@@ -234,7 +234,7 @@ class IconsSource(ParquetSource):
 def _split(file: str) -> str | None:
     """Find the split in the name of the file or, failing that, of its nearest folder."""
     matches = (_SPLIT.match(part) for part in reversed(file.split("/")))
-    return next((SPLIT_NAMES[match[1]] for match in matches if match), None)
+    return next((SPLIT_NAMES[match[1].lower()] for match in matches if match), None)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

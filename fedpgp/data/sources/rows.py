@@ -15,7 +15,8 @@ from fedpgp.core.plugins import Plugin, reason
 from fedpgp.core.text import first_of, is_blank
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.folder import listed, read_files
+from fedpgp.data.sources.folder import read_files
+from fedpgp.data.sources.lists import listed
 
 
 class Row(NamedTuple):
@@ -107,7 +108,8 @@ class RowsSource(Source):
         if self._files[0]:
             files = [Path(str(row.image)).as_posix() for row in rows]
             images = list(zip(files, labels, domain_ids, splits, strict=True))
-            return Scan(names, domains, listed(existing_root(self._settings), images, where), numbered=True)
+            table, _ = listed(existing_root(self._settings), images, where)
+            return Scan(names, domains, table, numbered=True)
         named = [f"{number:08d}-{_digest(row.image)}" for number, row in enumerate(rows)]
         table = image_rows(len(rows), file=named, label=labels, domain=domain_ids, split=splits)
         return Scan(names, domains, table, numbered=True)
