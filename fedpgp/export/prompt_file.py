@@ -61,6 +61,8 @@ class Prompt:
     ) -> pd.DataFrame:
         """Classify images: `top` rows per image with `image`, `rank`, `class` and `probability`.
 
+        The EXIF orientation of photos is applied, which a warning says; images of a data set are used as stored.
+
         Args:
             images: files or PIL images.
             classes: other class names; None: those the prompt was trained on.
@@ -74,7 +76,8 @@ class Prompt:
         labels = [str(one) if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(given)]
         predictor = Predictor(self)
         names = tuple(classes) if classes is not None else predictor.class_names
-        found = best(predictor.probabilities([one.convert("RGB") for one in opened], names), names, top)
+        pixels = [one.convert("RGB") for one in decoding.upright(opened, labels)]
+        found = best(predictor.probabilities(pixels, names), names, top)
         return pd.DataFrame(
             [
                 {"image": label, "rank": rank, "class": name, "probability": probability}
