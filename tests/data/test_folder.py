@@ -111,7 +111,8 @@ def test_junk_is_ignored_in_domain_folders_class_lists_and_parquet(
 @pytest.mark.parametrize("odd", ["annotations", "labels", "extra"])
 def test_an_odd_folder_beside_splits_is_named_alone(odd: str, image_tree: Tree) -> None:
     root = image_tree("train/cat/0.png", "test/cat/0.png", f"{odd}/cat/0.xml")
-    with pytest.raises(DataError, match=rf"beside test and train there is {odd}, which is no split: move it away"):
+    (root / "val").mkdir()
+    with pytest.raises(DataError, match=rf"beside test, train, val there is {odd}, which is no split: move it away"):
         build(root)
 
 

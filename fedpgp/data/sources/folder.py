@@ -69,11 +69,11 @@ class FolderSource(ImageFiles):
         tops = self._folders("")
         splits = [top for top in tops if top.lower() in SPLIT_NAMES]
         others = [top for top in tops if top not in splits]
-        if not splits or (others and not all(map(self._has_class_folders, splits))):
+        if not splits or (others and not any(map(self._has_class_folders, splits))):
             return [("", SINGLE_DOMAIN, None)]
         if others:
             raise DataError(
-                f"{self.root}: beside {' and '.join(splits)} there is {first_of(others)}, which is no split: "
+                f"{self.root}: beside {', '.join(splits)} there is {first_of(others)}, which is no split: "
                 "move it away, or rename it to train, val or test"
             )
         return [(top, SINGLE_DOMAIN, SPLIT_NAMES[top.lower()]) for top in splits]
