@@ -58,7 +58,7 @@ def assign(found: Sequence[str], given: Given, numbered: bool) -> tuple[tuple[st
 
 def _labels(names: Sequence[str]) -> dict[str, int]:
     """Map each name, with underscores read as spaces, to its label; raise `DataError` if two are the same then."""
-    words = [name.replace("_", " ") for name in names]
+    words = [_words(name) for name in names]
     double = [name for name, count in Counter(words).items() if count > 1]
     if double:
         raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
@@ -76,23 +76,26 @@ def _check_not_blank(names: Sequence[str]) -> None:
 
 def _renamed(found: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
     """The names found, with those of the mapping replaced."""
-    if unknown := [name for name in names if name not in found]:
+    known = {_words(name) for name in found}
+    if unknown := [name for name in names if _words(name) not in known]:
         hint = did_you_mean(unknown[0], found, f"found are {first_of(found)}")
         raise DataError(f"data.class_names: no class {first_of(unknown)} in the data; {hint}")
-    return tuple(names.get(name, name) for name in found)
+    new = {_words(old): name for old, name in names.items()}
+    return tuple(new.get(_words(name), name) for name in found)
 
 
 def _by_name(old: Iterable[str], new: Iterable[str]) -> np.ndarray | None:
     """The new label of each old name, if the names are equal, or differ in capitals only; else None."""
-    for same in (str, _folded):
+    for same in (str, str.casefold):
         olds, news = [same(name) for name in old], [same(name) for name in new]
         if sorted(olds) == sorted(news) and len(set(news)) == len(news):
             return np.array([news.index(name) for name in olds])
     return None
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+def _words(name: str) -> str:
+    """The name as a prompt has it, in Unicode's composed form: names that look the same are equal then."""
+    return unicodedata.normalize("NFC", name.replace("_", " "))
 
 
 def _order_is_known(found: Sequence[str], numbered: bool) -> bool:
@@ -106,7 +109,7 @@ def _order_is_known(found: Sequence[str], numbered: bool) -> bool:
 
 def _as_read(name: str) -> list[tuple[int, str]]:
     """The key of a dictionary's order: capitals as small letters, and digits as numbers."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", _folded(name.replace("_", " ")))
+    parts = re.findall(r"[0-9]+|[^0-9]+", _words(name).casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 

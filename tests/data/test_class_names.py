@@ -97,6 +97,9 @@ def test_lists_of_new_names_whose_position_nobody_sees_are_refused(
         (("cat", "n01"), ("cat", "tench"), False, ("cat", "tench")),  # one name, whose class is the only one left
         (("Zebra", "apple"), {"apple": "Apfel"}, False, ("Zebra", "Apfel")),
         (("0", "1"), {"1": "one", "0": "zero"}, False, ("zero", "one")),
+        (("ice_cream", "E\u0301t\u00e9"), {"ice cream": "gelato"}, False, ("gelato", "E\u0301t\u00e9")),
+        (("ice_cream", "E\u0301"), {"\u00c9": "letter"}, False, ("ice_cream", "letter")),
+        (("E\u0301", "ice_cream"), ("ice cream", "\u00c9"), False, ("\u00c9", "ice cream")),
     ],
 )
 def test_names_whose_class_is_known_are_taken(
@@ -125,6 +128,8 @@ def test_a_mapping_names_label_ids_without_metadata(parquet_file: Tree) -> None:
 def test_a_mapping_of_unknown_classes_is_refused() -> None:
     with pytest.raises(DataError, match=r"^data.class_names: no class zebra in the data; did you mean Zebra\?"):
         assign(("Zebra", "apple"), {"zebra": "x"}, False)
+    with pytest.raises(DataError, match=r"^duplicate class names .*: \u00c9"):
+        assign(("\u00c9", "E\u0301"), None, False)
     with pytest.raises(DataError, match=r"^duplicate class names .*: apple"):
         assign(("Zebra", "apple"), {"Zebra": "apple"}, False)
 

@@ -68,7 +68,7 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8. The EXIF data are kept."""
-    kept = {key: image.info[key] for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info}
+    kept = [(key, image.info[key]) for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
