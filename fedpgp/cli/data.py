@@ -26,7 +26,7 @@ def check(
     root: Annotated[str | None, typer.Option("--root", help="Folder or URI of the data set (data.root).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not open the images.")] = False,
 ) -> None:
-    """Check a data set: counts, unreadable images, images in both train and test, names that do not fit the images.
+    """Check a data set: counts, unreadable or rotated images, images in train and test, names that do not fit.
 
     The exit code is 2 if the data cannot be used as they are.
     """
@@ -48,6 +48,8 @@ def check(
     _say(itemized("unreadable images", findings.unreadable))
     _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
     _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
+    if findings.rotated:
+        _say(itemized("with an EXIF orientation other than 1, used as stored (not rotated)", findings.rotated))
     typer.echo(f"content digest: {findings.content}")
     problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
     problems += _names_fit(settings)

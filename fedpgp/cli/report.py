@@ -112,7 +112,10 @@ def predict(
     weights: Annotated[str | None, typer.Option(help="Checkpoint file of the backbone, if it has one.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes per image.")] = 5,
 ) -> None:
-    """Classify images with a learned prompt: the best classes with their probabilities."""
+    """Classify images with a learned prompt: the best classes with their probabilities.
+
+    The EXIF orientation of photos is applied.
+    """
     from fedpgp.analysis.report.terminal import predictions
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]

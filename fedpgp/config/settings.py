@@ -30,8 +30,9 @@ class DataSettings(Settings):
     `fedpgp data check NAME --root FOLDER` | MODULE:CLASS, a source in a file of yours"""
     root: Uri | Path | None = None
     """folder of the data set, or for Parquet a `pyarrow.fs` URI (s3://..., gs://...); `icons` and `shapes` need none"""
-    class_names: tuple[str, ...] | None = None
-    """ordered names, tied to label ids 0, 1, ...; null: from the source (folders: sorted)"""
+    class_names: tuple[str, ...] | dict[str, str] | None = None
+    """all names, in label order 0, 1, ...; or new names by those found: {"10": ten}; null: from the source (folders:
+    sorted, numbers as numbers)"""
     template: str | None = None
     """hand-written prompt of zero-shot CLIP and of FedPGP's anchor; {} is the class name; null: the data set's own"""
     train_fraction: float = Field(0.5, gt=0, lt=1)
@@ -43,6 +44,13 @@ class DataSettings(Settings):
     views: int = Field(1, ge=1)
     """1: the evaluation transform; K > 1: K seeded random-crop-and-flip views of each training image"""
 
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _text_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and (numbers := [key for key in value if not isinstance(key, str)]):
+            raise ValueError(f"the name {numbers[0]!r} is not text; write it in quotes")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:
         if self.train_fraction + self.val_fraction >= 1:
@@ -50,6 +58,9 @@ class DataSettings(Settings):
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError("template needs exactly one {} for the class name")
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @property
     def prompt(self) -> str:

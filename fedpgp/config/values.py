@@ -34,7 +34,7 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     """Read the value of an override by the type of its setting.
 
     A setting of text or of a path takes the text as it stands (`null` or nothing: None); quotes around it are removed,
-    and `{grid_search: [...]}` is a mapping. A list of names consists of text. Everything else is YAML.
+    and `{grid_search: [...]}` is a mapping. A list or mapping of names consists of text. Everything else is YAML.
 
     Args:
         item: the override, for messages.
@@ -79,7 +79,7 @@ def _keeps_comments(text: str, value: Any, loader: Any) -> bool:
 
 
 def kinds_of(model: type[BaseModel], keys: Sequence[str | int]) -> set[str]:
-    """What the values of a setting may be, without None: text, texts (a list) or other; empty if it is unknown."""
+    """What the values of a setting may be, without None: text, texts (several) or other; empty if it is unknown."""
     annotation: Any = model
     for part in keys:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -102,4 +102,4 @@ def _kind(annotation: Any) -> str:
         return "none"
     if annotation in (str, Path) or get_origin(annotation) is Literal:
         return "text"
-    return "texts" if annotation == tuple[str, ...] else "other"
+    return "texts" if annotation in (tuple[str, ...], dict[str, str]) else "other"

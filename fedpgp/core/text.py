@@ -1,7 +1,9 @@
 """Text for messages: the nearest known name, the start of a long list, sizes in bytes; removes credentials."""
 
 import difflib
+import html
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 MIB, GIB = 2**20, 2**30
@@ -24,6 +26,11 @@ def first_of(names: Sequence[object], count: int = 10) -> str:
 def one_line(error: Exception) -> str:
     """The message of an error in one line, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_blank(name: str) -> bool:
+    """Whether nothing is left of a class name once underscores are spaces and HTML entities are read, as CLIP does."""
+    return not any(unicodedata.category(char)[0] not in "CZ" for char in html.unescape(name.replace("_", " ")))
 
 
 def redacted(text: str) -> str:

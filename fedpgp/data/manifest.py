@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import Counter
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,13 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
-from fedpgp.core.text import first_of
+from fedpgp.core.text import first_of, redacted
 from fedpgp.data import sources
+from fedpgp.data.class_names import assign
 from fedpgp.data.sources.base import ROW_SCHEMA
+from fedpgp.data.sources.listing import FOLDERS, counted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,14 @@ def build(settings: DataSettings) -> Manifest:
     """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
     A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
-    the data are invalid, or do not match `data.class_names`.
+    the data are invalid, or do not match `data.class_names`. Log what lies beside the images and is not used.
     """
     scan = sources.scan(settings)
-    class_names, relabel = _class_order(scan.class_names, settings.class_names)
+    if scan.left_out:
+        count = sum(scan.left_out.values())
+        what = "1 file is" if count == 1 else f"{count} files{' and folders' if FOLDERS in scan.left_out else ''} are"
+        log.warning("%s: %s left out: %s", redacted(str(settings.root)), what, counted(scan.left_out))
+    class_names, relabel = assign(scan.class_names, settings.class_names, scan.numbered)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))
     counts = np.bincount(rows["label"].to_numpy(), minlength=len(class_names))
@@ -140,34 +148,6 @@ def build(settings: DataSettings) -> Manifest:
             "rename a split, or put all images into one to have it cut by data.train_fraction"
         )
     return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA))
-
-
-def _class_order(found: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names in label order, and the new label of each label found; `given` reorders or renames them."""
-    old = _labels(found)
-    if given is None:
-        return found, np.arange(len(found))
-    new = _labels(given)
-    if len(given) != len(found):
-        raise DataError(f"data.class_names: {len(given)} names for {len(found)} classes ({', '.join(found)})")
-    if old.keys() == new.keys():
-        return given, np.array([new[name] for name in old])
-    moved = [name for name, label in new.items() if old.get(name, label) != label]
-    if moved:
-        raise DataError(
-            f"data.class_names: {', '.join(moved)} not in the data's order; give all names found, in any order, "
-            f"or new names in the order found ({', '.join(found)})"
-        )
-    return given, np.arange(len(found))
-
-
-def _labels(names: Sequence[str]) -> dict[str, int]:
-    """Map each name, with underscores read as spaces, to its label; raise `DataError` if two are the same then."""
-    words = [name.replace("_", " ") for name in names]
-    double = [name for name, count in Counter(words).items() if count > 1]
-    if double:
-        raise DataError(f"duplicate class names (underscores read as spaces): {', '.join(double)}; rename one of each")
-    return {name: label for label, name in enumerate(words)}
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:

@@ -14,6 +14,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.data import sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import SPLITS, FederatedData
+from fedpgp.data.sources import decoding
 
 CHUNK = 512
 
@@ -74,6 +75,8 @@ class Findings:
     """pairs of equal pictures in two splits, each as `SPLIT NAME`, in the order train, val, test"""
     repeated: list[tuple[str, str]]
     """pairs of equal pictures within one split: the first one, and its duplicate"""
+    rotated: list[str]
+    """names of images with an EXIF orientation, which are used as stored"""
     content: str
     """sixteen hex digits over all names and pixels: equal for copies of the data at any location"""
 
@@ -83,10 +86,13 @@ def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int
     unreadable: list[str] = []
     held: dict[bytes, dict[str, int]] = {}
     repeated: list[tuple[str, str]] = []
+    rotated: list[str] = []
     content = hashlib.sha256()
     for row, image in _images(manifest, settings, unreadable, progress):
         picture = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
         content.update(_name(manifest, row).encode() + picture)
+        if decoding.orientation(image) != 1:
+            rotated.append(_name(manifest, row))
         first = held.setdefault(picture, {}).setdefault(str(manifest.splits[row]), row)
         if first != row:
             repeated.append((_name(manifest, first), _name(manifest, row)))
@@ -95,7 +101,7 @@ def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int
         for rows in held.values()
         for one, other in combinations([split for split in SPLITS if split in rows], 2)
     ]
-    return Findings(unreadable, leaks, repeated, content.hexdigest()[:16])
+    return Findings(unreadable, leaks, repeated, rotated, content.hexdigest()[:16])
 
 
 def _counted(keys: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> pa.Table:

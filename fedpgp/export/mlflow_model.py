@@ -18,7 +18,7 @@ from PIL import Image
 
 from fedpgp import __version__, methods
 from fedpgp.core.errors import ConfigError, DataError, RunError, UserError
-from fedpgp.data.sources.decoding import decode
+from fedpgp.data.sources.decoding import decode, upright
 from fedpgp.export.prompt_file import Predictor, Prompt, best
 
 COLUMN = "image"
@@ -59,8 +59,9 @@ class ImageClassifier:
             raise DataError(f"no image: the column `{COLUMN}` has no row")
         given = tuple(name.strip() for name in classes.split(",") if name.strip())
         names = given or self._predictor.class_names
-        images = [_decoded(value, f"image {number}") for number, value in enumerate(table[COLUMN])]
-        found = best(self._predictor.probabilities(images, names), names, int(top))
+        labels = [f"image {number}" for number in range(len(table))]
+        images = [_decoded(value, label) for value, label in zip(table[COLUMN], labels, strict=True)]
+        found = best(self._predictor.probabilities(upright(images, labels), names), names, int(top))
         ranked = [([name for name, _ in row], [value for _, value in row]) for row in found]
         return pd.DataFrame(
             {

@@ -24,6 +24,7 @@ from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import torch_generator
+from fedpgp.core.text import is_blank
 from fedpgp.core.tree import ParamTree
 from fedpgp.data.sources import decoding
 
@@ -60,6 +61,8 @@ class Prompt:
     ) -> pd.DataFrame:
         """Classify images: `top` rows per image with `image`, `rank`, `class` and `probability`.
 
+        The EXIF orientation of photos is applied, which a warning says; images of a data set are used as stored.
+
         Args:
             images: files or PIL images.
             classes: other class names; None: those the prompt was trained on.
@@ -73,7 +76,8 @@ class Prompt:
         labels = [str(one) if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(given)]
         predictor = Predictor(self)
         names = tuple(classes) if classes is not None else predictor.class_names
-        found = best(predictor.probabilities([one.convert("RGB") for one in opened], names), names, top)
+        pixels = [one.convert("RGB") for one in decoding.upright(opened, labels)]
+        found = best(predictor.probabilities(pixels, names), names, top)
         return pd.DataFrame(
             [
                 {"image": label, "rank": rank, "class": name, "probability": probability}
@@ -176,7 +180,7 @@ class Predictor:
                     f"class names: this prompt of {self._method.name} has a context of its own for each of its "
                     f"{len(self.class_names)} classes and knows no others"
                 )
-            if not all(names) or len(set(names)) < len(names):
+            if any(map(is_blank, names)) or len(set(names)) < len(names):
                 raise DataError(f"class names: each once, and none empty (given: {', '.join(names)})")
             text = freeze(
                 self._backbone,

@@ -51,6 +51,16 @@ def test_check_by_name(root: Path) -> None:
     assert "zero-shot check skipped: the backbone does not know such images" in output
 
 
+def test_check_counts_photos_that_are_stored_lying(root: Path) -> None:
+    assert "EXIF" not in call("check", "caltech101", "--root", str(root))
+    exif = Image.Exif()
+    exif[0x112] = 8
+    Image.new("RGB", (8, 8)).save(root / "101_ObjectCategories/ant/0.png", "PNG", exif=exif)
+    output = call("check", "caltech101", "--root", str(root))
+    assert "with an EXIF orientation other than 1, used as stored (not rotated): 1\n" in output
+    assert "  101_ObjectCategories/ant/0.png\n" in output
+
+
 def test_check_lists_all_that_cannot_be_read_and_fails(root: Path, capsys) -> None:
     for image in (3, 7):
         (root / f"101_ObjectCategories/bee/{image}.png").write_bytes(b"")

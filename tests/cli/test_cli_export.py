@@ -43,6 +43,27 @@ def test_a_prompt_leaves_and_classifies(fedpgp, run, tmp_path):
     assert ("owl" in out) != ("oak tree" in out)
 
 
+def test_photos_are_classified_upright(fedpgp, run, tmp_path):
+    import fedpgp as api
+
+    exif = Image.Exif()
+    exif[0x112] = 6
+    upright = Image.new("RGB", (32, 32), "red")
+    upright.paste("blue", (0, 0, 32, 10))
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.save("photo.png", exif=exif)
+    lying.save("lying.png")
+    upright.save("upright.png")
+    prompt = api.Run(run).prompt("global")
+    by_image = {
+        name: one["probability"].tolist()
+        for name, one in prompt.predict(["photo.png", "upright.png", "lying.png", Image.open("photo.png")]).groupby(
+            "image"
+        )
+    }
+    assert by_image["photo.png"] == by_image["upright.png"] == by_image["image 3"] != by_image["lying.png"]
+
+
 def test_what_is_refused_ends_with_2_and_writes_nothing(fedpgp, run, tmp_path):
     def refused(*arguments):
         code, out, err = fedpgp("export", run, *arguments)

@@ -245,8 +245,8 @@ def test_classes_too_small_to_be_cut_are_all_named(write: Write) -> None:
         (split_file(train=[("gone.jpg", 0, "a")]), r"1 images are not in data.root: images/gone.jpg; .* other data"),
         (split_file(train=[("a.jpg", 0, "a"), ("a.jpg", 0, "a")]), r"1 images are listed twice: images/a.jpg"),
         (split_file(train=[("a.jpg", 0, "a")], test=[("a.jpg", 0, "a")]), "listed twice"),
-        (split_file(train=[("../../secret.jpg", 0, "a")]), r"lead out of data.root: images/../../secret.jpg"),
-        (split_file(train=[("a\\..\\b.jpg", 0, "a")]), "lead out of data.root"),
+        (split_file(train=[("../../secret.jpg", 0, "a")]), r"have \.\. in their name: \.\./\.\./secret.jpg"),
+        (split_file(train=[("a\\..\\b.jpg", 0, "a")]), r"have \.\. in their name"),
         (split_file(train=[("a.jpg", 0, "a"), ("b.jpg", 2, "b")]), r"without gaps; wrong or missing: 1"),
         (split_file(train=[("a.jpg", -1, "a")]), r"without gaps; wrong or missing: -1"),
         (split_file(train=[("a.jpg", 0, "a"), ("b.jpg", 0, "b")]), r"label 0 is 'a' and 'b'"),
@@ -268,14 +268,6 @@ def test_bad_split_files(split: str, message: str, write: Write) -> None:
 def test_the_split_of_another_data_set_is_named(pets: Path) -> None:
     (pets / "split_zhou_Food101.json").write_text(split_file())
     with pytest.raises(DataError, match=r"split_zhou_Food101.json is the split of another data set; expected split_zh"):
-        build("oxford_pets", pets)
-
-
-def test_a_link_out_of_the_root_is_refused(pets: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret.jpg").write_bytes(b"x")
-    (pets / "images/Abyssinian_1.jpg").unlink()
-    (pets / "images/Abyssinian_1.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(DataError, match=r"Abyssinian_1.jpg: is outside data.root"):
         build("oxford_pets", pets)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import decoding
@@ -119,3 +119,26 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.M
         decoding.read(path, "large")
     with pytest.raises(DataError, match=r"^gone: cannot be read \(No such file"):
         decoding.read(tmp_path / "gone.png", "gone")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_decoded_as_stored_and_turned_upright_on_request(
+    kind: str, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = Image.fromarray(np.arange(0, 240, 10, np.uint8).reshape(4, 6)).convert("RGBA" if kind == "PNG" else "RGB")
+    data = saved(stored, kind, exif=exif)
+    image = decode(data, "x")
+    assert (image.size, decoding.orientation(image)) == ((6, 4), orientation)
+    (turned,) = decoding.upright([image], ["photo.jpg"])
+    assert turned.tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB").tobytes()
+    assert ["photo.jpg: turned upright" in message for message in caplog.messages] == [True] * (orientation != 1)
+
+
+def test_damaged_exif_data_are_no_orientation() -> None:
+    image = Image.new("RGB", (2, 2))
+    for exif in (b"", b"Exif\0\0not TIFF", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        image.info["exif"] = exif
+        assert decoding.orientation(image) == 1

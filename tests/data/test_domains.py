@@ -169,7 +169,7 @@ def test_domainnet_without_lists_sorts_the_folders(domainnet: Path) -> None:
         ("clipart/bird/clipart_0.jpg 7", "labels must be 0, 1, 2, ... and belong to one class folder each"),
         ("clipart/bird/clipart_0.jpg 99", "labels must be 0, 1, 2"),
         ("clipart/../../x.jpg 1", "is not clipart/CLASS/IMAGE LABEL"),
-        ("clipart/../x.jpg 1", "labels must be|lead out of data.root"),
+        ("clipart/../x.jpg 1", "labels must be|have .. in their name"),
         ("clipart/bird/gone.jpg 1", "not in data.root: clipart/bird/gone.jpg"),
     ],
 )

@@ -95,12 +95,12 @@ def test_domain_folder_may_lack_classes_in_a_domain(image_tree: Tree) -> None:
 def test_folder_names_all_empty_classes(image_tree: Tree) -> None:
     root = image_tree("cat/0.png", "cow/notes.txt")
     (root / "dog").mkdir()
-    with pytest.raises(DataError, match=r"no image in the class folder: cow, dog; expected class/image"):
+    with pytest.raises(DataError, match=r"no image in the class folder: cow \(1 .txt\), dog; expected class/image"):
         manifest.build(folder(root))
 
 
 def test_wrong_layout_names_the_other_one(image_tree: Tree) -> None:
-    with pytest.raises(DataError, match=r"photo; .* give data.name=domain_folder"):
+    with pytest.raises(DataError, match=r"photo \(1 folder\); .* give data.name=domain_folder"):
         manifest.build(folder(image_tree("photo/cat/0.png")))
     with pytest.raises(DataError, match=r"no class folder: cat; .* give data.name=folder"):
         manifest.build(DataSettings(name="domain_folder", root=image_tree("cat/0.png") / "photo"))
@@ -112,16 +112,6 @@ def test_missing_and_empty_roots(name: str, tmp_path: Path) -> None:
         manifest.build(DataSettings(name=name, root=tmp_path / "nowhere"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"no (class folder|domain folder|[*].parquet file)"):
         manifest.build(DataSettings(name=name, root=tmp_path))  # type: ignore[arg-type]
-
-
-def test_links_stay_inside_the_root(image_tree: Tree, tmp_path: Path, png: Callable[[], bytes]) -> None:
-    root = image_tree("cat/0.png")
-    (root / "cat/1.png").symlink_to(root / "cat/0.png")
-    assert len(manifest.build(folder(root))) == 2
-    (tmp_path / "secret.png").write_bytes(png())
-    (root / "cat/2.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(DataError, match=r"cat/2.png: is outside data.root \(.*secret.png\)"):
-        manifest.build(folder(root))
 
 
 def test_broken_and_circular_links_are_named(image_tree: Tree) -> None:

@@ -49,7 +49,7 @@ def test_all_unreadable_images_are_listed(root: Path, chunk: int, monkeypatch: p
 
 
 def test_equal_pixels_in_train_and_test_are_found(root: Path) -> None:
-    assert findings(root) == summary.Findings([], [], [], findings(root).content)
+    assert findings(root) == summary.Findings([], [], [], [], findings(root).content)
     (root / "test/b/0.png").write_bytes((root / "train/a/2.png").read_bytes())
     (root / "train/b/3.png").write_bytes((root / "train/b/2.png").read_bytes())
     found = findings(root)
@@ -101,3 +101,13 @@ def test_classes_without_images_are_listed(root: Path) -> None:
         (root / f"test/b/{number}.png").unlink()
     (root / "test/b").rmdir()
     assert summary.empty_classes(manifest.build(settings)) == ["b: no test image"]
+
+
+def test_photos_that_are_stored_lying_are_listed(root: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    for orientation, file in ((6, "train/a/0.png"), (1, "train/a/1.png"), (3, "test/b/0.png")):
+        exif[0x112] = orientation
+        Image.open(root / file).convert("RGB").save(root / file, "JPEG", exif=exif)
+    assert findings(root).rotated == ["test/b/0.png", "train/a/0.png"]

@@ -141,6 +141,9 @@ def test_other_names_at_prediction_time(run_of, base_images, tmp_path):
     assert torch.allclose(known, backwards.flip(1), atol=1e-6)
     with pytest.raises(DataError, match="each once"):
         predictor.probabilities(images, ["owl", "owl"])
+    for blank in ("", " ", "__"):
+        with pytest.raises(DataError, match="none empty"):
+            predictor.probabilities(images, ["owl", blank])
 
 
 def test_contexts_of_classes_know_no_others(run_of, base_images, tmp_path):

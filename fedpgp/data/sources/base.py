@@ -2,8 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Name of a split in a file or folder name -> its name in the manifest."""
+"""Name of a split in a file or folder name, in small letters -> its name in the manifest."""
 
 SINGLE_DOMAIN = "default"
 """Name of the domain of a source that has no domains."""
@@ -36,10 +36,10 @@ ROW_SCHEMA = pa.schema(
 def image_rows(count: int, **columns: Any) -> pa.Table:
     """Build `count` rows of `ROW_SCHEMA`. A column is an array or one value for all rows; missing ones are null."""
     arrays = []
-    for field in ROW_SCHEMA:
-        value = columns.get(field.name)
+    for column in ROW_SCHEMA:
+        value = columns.get(column.name)
         alike = value is None or isinstance(value, str | int)
-        arrays.append(pa.repeat(pa.scalar(value, field.type), count) if alike else pa.array(value, field.type))
+        arrays.append(pa.repeat(pa.scalar(value, column.type), count) if alike else pa.array(value, column.type))
     return pa.table(arrays, schema=ROW_SCHEMA)
 
 
@@ -50,6 +50,10 @@ class Scan:
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
     rows: pa.Table
+    numbered: bool = False
+    """the data number their classes; false: their labels are names, which the source has put in order"""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """how many files and folders lie where images are expected and are not used, by kind"""
 
 
 class Source(ABC):
@@ -100,11 +104,10 @@ def existing_root(settings: DataSettings) -> Path:
 
 
 def inside(root: Path, file: str) -> Path:
-    """Return the path of `file` under `root` with links resolved; reject a path outside the root."""
-    path = Path(os.path.realpath(root / file))
-    if not path.is_relative_to(root):
-        raise DataError(f"{root / file}: is outside data.root ({path}); copy the file instead of linking it")
-    return path
+    """Return the path of `file` under `root`; reject names that lead out of the root. Links are followed."""
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise DataError(f"{root / file}: is outside data.root; give a name relative to it, without ..")
+    return root / file
 
 
 def own_folder(root: Path, source: type[Source], *needed: str) -> Path:

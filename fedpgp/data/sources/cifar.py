@@ -16,7 +16,8 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.folder import FolderSource, size_and_time
+from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.listing import files_below, size_and_time
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
@@ -64,7 +65,7 @@ class CifarSource(Source):
         for folder in (root, *(root / name for name in self.folders)):
             if any((folder / file).is_file() for file in self.batches):
                 return CifarBatches(folder, self)
-        if any(root.rglob("*.parquet")):
+        if any(files_below(root, ".parquet")):
             return ParquetSource(settings)
         if (root / "train").is_dir() and (root / "test").is_dir():
             return FolderSource(settings)
@@ -113,7 +114,7 @@ class CifarBatches:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; unpack the whole archive")
         names = self._names()
         tables = [self._rows(file, split) for file, split in self.data.batches.items()]
-        return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables))
+        return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables), numbered=True)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a batch is read once per run of rows in it."""

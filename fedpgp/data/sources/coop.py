@@ -11,9 +11,11 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
-from fedpgp.data.sources import splits
+from fedpgp.data.class_names import in_order
+from fedpgp.data.sources import listing, splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
-from fedpgp.data.sources.folder import SUFFIXES, ImageFiles, listed, names_in, read_lines
+from fedpgp.data.sources.folder import ImageFiles
+from fedpgp.data.sources.lists import listed, read_lines, with_slashes
 from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
 _OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
@@ -29,6 +31,7 @@ class CoOpSource(ImageFiles):
     title: ClassVar[str]
     images: ClassVar[str]  # folder of the images
     torchvision: ClassVar[str]  # the class of `torchvision.datasets` that downloads it
+    has_ids: ClassVar[bool] = False  # the official annotations number the classes
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
@@ -49,6 +52,7 @@ class CoOpSource(ImageFiles):
         if others:
             raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
         path = self.root / expected
+        numbered = path.exists() or self.has_ids
         if not path.exists():
             path = self.root / f"split_seed{self.seed}_{self.title}.json"
         if path.exists():
@@ -57,8 +61,9 @@ class CoOpSource(ImageFiles):
             split = self.make_split(random.Random(self.seed))
             splits.save(path, split)
         names = splits.class_names(split, str(path))
-        images = [(f"{self.images}/{item.image}", item.label, 0, name) for name in SPLITS for item in split[name]]
-        return Scan(names, (SINGLE_DOMAIN,), listed(self.root, images, path.name))
+        images = [(item.image, item.label, 0, name) for name in SPLITS for item in split[name]]
+        table, left_out = listed(self.root, images, path.name, self.images)
+        return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out)
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""
@@ -77,6 +82,7 @@ class OxfordPets(CoOpSource):
         _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
     )
     torchvision = "OxfordIIITPet"
+    has_ids = True
 
     def make_split(self, generator: random.Random) -> Split:
         """Breeds are the file names without their number, in lower case."""
@@ -108,6 +114,7 @@ class Flowers102(CoOpSource):
         _OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
     )
     torchvision = "Flowers102"
+    has_ids = True
 
     @classmethod
     def download(cls, root: Path) -> None:
@@ -220,10 +227,10 @@ class Caltech101(CoOpSource):
 
 def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, str, list[str]]]:
     """(label, name, images) of each folder, sorted by name."""
-    names = [name for name in names_in(root, "class folders") if name not in left_out and (root / name).is_dir()]
+    folders = [entry.name for entry in listing.entries(root) if listing.is_folder(entry)]
     found = []
-    for label, name in enumerate(names):
-        images = [file for file in names_in(root / name, "images") if file.lower().endswith(SUFFIXES)]
+    for label, name in enumerate(in_order(set(folders) - set(left_out))):
+        images = [entry.name for entry in listing.entries(root / name) if listing.is_image(entry.name)]
         found.append((label, name, [f"{name}/{image}" for image in images]))
     if not found:
         raise DataError(f"{root}: no class folder; unpack the images there")
@@ -232,7 +239,8 @@ def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, 
 
 def _labelled(split: Mapping[str, Sequence[str]]) -> Split:
     """Turn lists of CLASS/IMAGE into items; labels follow the sorted class names of all lists."""
-    pairs = {name: [(file, file.partition("/")[0]) for file in files] for name, files in split.items()}
-    class_names = sorted({class_name for own in pairs.values() for _, class_name in own})
+    paths = {name: [with_slashes(file) for file in files] for name, files in split.items()}
+    pairs = {name: [(file, file.partition("/")[0]) for file in files] for name, files in paths.items()}
+    class_names = in_order({class_name for own in pairs.values() for _, class_name in own})
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     return {name: [Item(file, labels[own], own) for file, own in files] for name, files in pairs.items()}

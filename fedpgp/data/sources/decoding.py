@@ -1,14 +1,18 @@
 """Decodes image files to RGB."""
 
 import io
+import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fedpgp.core.errors import DataError
-from fedpgp.core.text import one_line
+from fedpgp.core.text import first_of, one_line
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 89_478_485
 """Larger images are rejected as decompression bombs (Pillow's limit, at which it only warns)."""
@@ -16,6 +20,16 @@ MAX_BYTES = 256 << 20
 """Larger files are rejected."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Pillow also reads others, some with external programs (EPS with Ghostscript)."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright; 1: it is stored upright."""
 
 
 def read(path: Path, where: str) -> Image.Image:
@@ -30,6 +44,8 @@ def read(path: Path, where: str) -> Image.Image:
 
 def decode(data: bytes, where: str) -> Image.Image:
     """Decode an image of any mode to RGB, as stored: EXIF orientation is not applied, as in CLIP's own transform.
+
+    `upright` applies it. Pillow does so itself for TIFF.
 
     Raises:
         DataError: not an image, truncated, too large, or of a mode without a defined range; starts with `where`.
@@ -51,7 +67,8 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8."""
+    """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8. The EXIF data are kept."""
+    kept = [(key, image.info[key]) for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
@@ -61,4 +78,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.info.update(kept)
+    return rgb
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, a key of `TURNS`; 1: stored upright, or not known."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF data raise anything
+        return 1
+    return value if value in TURNS else 1
+
+
+def upright(images: Sequence[Image.Image], names: Sequence[str]) -> list[Image.Image]:
+    """Apply the EXIF orientation of photos, and log which; `names` are for that message."""
+    turned = [name for image, name in zip(images, names, strict=True) if orientation(image) != 1]
+    if turned:
+        log.warning(
+            "%s: turned upright, as the EXIF orientation says (images of a data set are used as stored)",
+            first_of(turned),
+        )
+    return [image if (turn := orientation(image)) == 1 else image.transpose(TURNS[turn]) for image in images]

@@ -1,6 +1,7 @@
 """Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -13,7 +14,8 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
-from fedpgp.data.sources.folder import FolderSource, listed, read_lines
+from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.lists import listed, read_lines, with_slashes
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 OFFICE_CLASSES = (
@@ -73,7 +75,7 @@ class DomainsSource(FolderSource):
         """Read a list of DomainNet: `clipart/zebra/clipart_344_000001.jpg 344`."""
         lines, number = [], self.domains.index(domain)
         for line in read_lines(path):
-            file, _, label = line.rpartition(" ")
+            file, _, label = with_slashes(line).rpartition(" ")
             parts = file.split("/")
             if len(parts) != 3 or parts[0] != domain or not label.isdecimal():
                 raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is a list of other data")
@@ -92,7 +94,7 @@ class DomainsSource(FolderSource):
             raise DataError(f"{path}: {len(files)} paths but {len(names)} class names; fetch it again")
         lines = []
         for file, name in zip(files, names, strict=True):
-            parts, known = file.replace("\\", "/").split("/")[-3:], self._class(name)
+            parts, known = with_slashes(file).split("/")[-3:], self._class(name)
             if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != known:
                 raise DataError(f"{path}: {file!r} does not end in {domain}/{name}/IMAGE: image and label do not match")
             if known not in (self.class_names or ()):
@@ -113,11 +115,11 @@ class DomainsSource(FolderSource):
                 )
         number = {name: label for label, name in enumerate(names)}
         images = [(line.file, number[line.class_name], line.domain, line.split) for line in lines]
-        table = listed(self.root, images, source)
+        table, left_out = listed(self.root, images, source)
         absent = sorted(set(number) - {line.class_name for line in lines})
         if absent:
             raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")
-        return Scan(names, self.domains, table)
+        return Scan(names, self.domains, table, self.class_names is None, left_out)
 
     def _from_folders(self, scan: Scan) -> Scan:
         """Relabel the rows with this data set's class order."""
@@ -132,7 +134,7 @@ class DomainsSource(FolderSource):
             raise DataError(f"{self.root}: no folder of the class {first_of(absent)}; unpack all of {self.name}")
         relabel = np.array([self.class_names.index(name) for name in found])
         labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
-        return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))
+        return replace(scan, class_names=self.class_names, rows=scan.rows.set_column(2, "label", labels))
 
     def _groups(self) -> list[tuple[str, str, str | None]]:
         return [(domain, domain, None) for domain in self.domains]

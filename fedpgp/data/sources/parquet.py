@@ -3,7 +3,7 @@
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -21,17 +21,18 @@ from pyarrow import fs
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import one_line, redacted
+from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.folder import size_and_time
+from fedpgp.data.sources.listing import files_below, is_junk, size_and_time
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
 ICONS = Path(__file__).parents[2] / "assets" / "icons"
 """Folder of the data set in the package."""
-_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)")
+_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Columns:
 class ParquetSource(Source):
     """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split.
 
-    The root is a local folder, whose files are memory-mapped and must be inside it, or a `pyarrow.fs` URI.
+    The root is a local folder, whose files are memory-mapped, or a `pyarrow.fs` URI.
     """
 
     name = "parquet"
@@ -86,10 +87,10 @@ class ParquetSource(Source):
         ).combine_chunks()
         if not len(table):
             raise DataError(f"{self.root}: no images: all *.parquet files are empty")
-        names, labels = self._encode(table, "label", columns.names or self.class_names)
+        names, labels = self._encode(table, "label", columns.names or self._names_given(), sort=in_order)
         domains, domain_ids = self._encode(table, DOMAIN, columns.domain_names)
         rows = table.set_column(2, "label", labels).set_column(3, DOMAIN, domain_ids).cast(ROW_SCHEMA)
-        return Scan(names, domains, rows)
+        return Scan(names, domains, rows, numbered=pa.types.is_integer(table["label"].type))
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a row group is read once per run of rows in it."""
@@ -103,15 +104,15 @@ class ParquetSource(Source):
         found: dict[str, tuple[int, int | None]] = {}
         try:
             if self._local:
-                for path in self._local.rglob("*.parquet"):
-                    found[path.relative_to(self._local).as_posix()] = size_and_time(path)
+                for file in files_below(self._local, ".parquet"):
+                    found[file] = size_and_time(self._local / file)
             else:
                 for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
-                    if info.type == fs.FileType.File and info.path.endswith(".parquet"):
+                    if info.type == fs.FileType.File and info.path.lower().endswith(".parquet"):
                         found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
         except OSError as error:
             raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
-        return {name: found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))}
+        return {name: found[name] for name in sorted(found) if not any(map(is_junk, name.split("/")))}
 
     def _where(self, file: str) -> str:
         """Return the name of a file for messages."""
@@ -181,11 +182,22 @@ class ParquetSource(Source):
         domain = domain if columns.domain_names else domain.cast(pa.string())
         return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)
 
-    def _encode(self, table: pa.Table, column: str, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], pa.Array]:
+    def _names_given(self) -> tuple[str, ...] | None:
+        """The names of label ids without metadata, by which a mapping in `data.class_names` knows them: 0, 1, ..."""
+        given = self.class_names
+        return tuple(map(str, range(len(given)))) if isinstance(given, Mapping) else given
+
+    def _encode(
+        self,
+        table: pa.Table,
+        column: str,
+        names: tuple[str, ...] | None,
+        sort: Callable[[Iterable[str]], Iterable[str]] = sorted,
+    ) -> tuple[tuple[str, ...], pa.Array]:
         """Return the ordered names of a column and, per row, the index of its name."""
         values = table[column]
         if pa.types.is_string(values.type):
-            names = tuple(sorted(values.drop_null().unique().to_pylist()))
+            names = tuple(sort(values.drop_null().unique().to_pylist()))
             ids = pc.index_in(values, pa.array(names, pa.string()))
             bad = pc.is_null(ids)
         elif names is None:
@@ -222,7 +234,7 @@ class IconsSource(ParquetSource):
 def _split(file: str) -> str | None:
     """Find the split in the name of the file or, failing that, of its nearest folder."""
     matches = (_SPLIT.match(part) for part in reversed(file.split("/")))
-    return next((SPLIT_NAMES[match[1]] for match in matches if match), None)
+    return next((SPLIT_NAMES[match[1].lower()] for match in matches if match), None)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import ConfigError, DataError, UserError
 from fedpgp.core.plugins import Plugin, reason
-from fedpgp.core.text import first_of
+from fedpgp.core.text import first_of, is_blank
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows
-from fedpgp.data.sources.folder import listed, read_files
+from fedpgp.data.sources.folder import read_files
+from fedpgp.data.sources.lists import listed
 
 
 class Row(NamedTuple):
@@ -107,9 +108,11 @@ class RowsSource(Source):
         if self._files[0]:
             files = [Path(str(row.image)).as_posix() for row in rows]
             images = list(zip(files, labels, domain_ids, splits, strict=True))
-            return Scan(names, domains, listed(existing_root(self._settings), images, where))
+            table, _ = listed(existing_root(self._settings), images, where)
+            return Scan(names, domains, table, numbered=True)
         named = [f"{number:08d}-{_digest(row.image)}" for number, row in enumerate(rows)]
-        return Scan(names, domains, image_rows(len(rows), file=named, label=labels, domain=domain_ids, split=splits))
+        table = image_rows(len(rows), file=named, label=labels, domain=domain_ids, split=splits)
+        return Scan(names, domains, table, numbered=True)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """The images of `rows`, in order."""
@@ -126,7 +129,7 @@ def _check_names(target: str, names: Any) -> None:
     where = f"data {target}: class_names"
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{where}: {names!r} is not a list of names")
-    if empty := [number for number, name in enumerate(names) if not name.strip()]:
+    if empty := [number for number, name in enumerate(names) if is_blank(name)]:
         raise DataError(f"{where}: name {empty[0]} is empty")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{where}: {first_of(twice)} occurs twice")

@@ -59,7 +59,8 @@ class ShapesSource(Source):
         """One row per drawing: `row` is its number within its class and style."""
         labels, styles, rows = np.indices((len(CLASS_NAMES), len(STYLES), PER_CLASS_AND_STYLE)).reshape(3, -1)
         files = [f"{VERSION}/{STYLES[style]}/{CLASS_NAMES[label]}" for label, style in zip(labels, styles, strict=True)]
-        return Scan(CLASS_NAMES, STYLES, image_rows(len(files), file=files, row=rows, label=labels, domain=styles))
+        table = image_rows(len(files), file=files, row=rows, label=labels, domain=styles)
+        return Scan(CLASS_NAMES, STYLES, table, numbered=True)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Draw the images of `rows`, in order."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
+from fedpgp.data.sources.listing import composed
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def class_names(split: Split, source: str) -> tuple[str, ...]:
     """Return the names in label order; raise `DataError` if labels are not 0, 1, 2, ... with one name each."""
     names: dict[int, str] = {}
     for item in (item for name in SPLITS for item in split[name]):
-        if names.setdefault(item.label, item.class_name) != item.class_name:
+        if composed(names.setdefault(item.label, item.class_name)) != composed(item.class_name):
             raise DataError(f"{source}: label {item.label} is {names[item.label]!r} and {item.class_name!r}; fix it")
     gaps = sorted(set(range(max(names, default=-1) + 1)) ^ names.keys())
     if gaps or not names:
@@ -106,7 +107,7 @@ def save(path: Path, split: Split) -> None:
 def read_json(path: Path) -> Any:
     """Read the mapping in a JSON file; raise `DataError` if the file is missing or contains no mapping."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; see `fedpgp data prepare`") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -1,0 +1,101 @@
+"""Lists folders: which entries are images, which are folders, and what is left out."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from fedpgp.core.errors import DataError
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+)  # fmt: skip
+"""Endings, in small letters, of the files that `decoding.FORMATS` reads."""
+JUNK = frozenset(
+    {
+        "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler",
+        "system volume information", "lost+found", "@eadir", "#recycle", "@recycle", "@tmp", "#snapshot",
+    }
+)  # fmt: skip
+"""What operating systems and network drives leave in folders, in small letters; hidden entries are ignored as well."""
+FOLDERS = "folders"
+"""The kind of folders that are left out."""
+
+
+def is_junk(name: str) -> bool:
+    """Whether an entry of a folder is hidden, or left there by an operating system."""
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder, sorted, without junk; raise `DataError` if it is unreadable or a name is not UTF-8."""
+    try:
+        with os.scandir(folder) as found:
+            kept = sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+    wrong = [entry.name for entry in kept if entry.name != entry.name.encode(errors="replace").decode()]
+    if wrong:
+        raise DataError(f"{folder}: a file name is not UTF-8 ({wrong[0]!r}); rename it")
+    return kept
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; raise `DataError` for a link that leads nowhere."""
+    try:
+        if entry.is_symlink() and not is_image(entry.name):
+            entry.stat()
+        return entry.is_dir()
+    except OSError as error:
+        raise _unreadable(error, Path(entry.path)) from error
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the ending of an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def size_and_time(file: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Return the bytes of a file and its modification time in ns; raise `DataError` if it is unreadable."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise _unreadable(error, Path(file)) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def kind(name: str) -> str:
+    """What a message calls a file that is left out: its ending, in small letters."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def counted(left_out: Iterable[str] | Mapping[str, int]) -> str:
+    """Count what is left out by kind, the most frequent first: `4 .heic, 1 without an ending`."""
+    kinds = Counter(left_out).most_common()
+    return ", ".join(
+        f"{count} {name.removesuffix('s') if (count, name) == (1, FOLDERS) else name}" for name, count in kinds
+    )
+
+
+def files_below(root: Path, suffix: str) -> Iterator[str]:
+    """Yield the unhidden files with an ending, relative to `root`; follows links, into each folder once."""
+    seen = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        kept = [name for name in sorted(folders) if not is_junk(name)]
+        targets = [os.path.realpath(os.path.join(folder, name)) for name in kept]
+        folders[:] = [name for name, target in zip(kept, targets, strict=True) if target not in seen]
+        seen.update(targets)
+        for name in files:
+            if not is_junk(name) and name.lower().endswith(suffix):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's composed form: names that look the same are equal then."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _unreadable(error: OSError, path: Path) -> DataError:
+    return DataError(f"{error.filename or path}: cannot be read ({error.strerror}); repair or remove it")
