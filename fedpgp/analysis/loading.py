@@ -1,9 +1,10 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def compare(
         RunError: a strict entry has not finished, or strict entries differ in data, partition, protocol or version.
     """
     lines = list(notes)
-    members = list(_usable(entries, allow_mismatch, lines))
+    members = _told_apart_by_images(list(_usable(entries, allow_mismatch, lines)))
     if not members:
         raise RunError("; ".join(["no finished run to compare", *lines]))
     if not allow_mismatch:
@@ -244,6 +245,22 @@ def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) ->
             notes.append(f"left out: {run.path.name} ({what})")
             continue
         yield entry, run
+
+
+def _told_apart_by_images(members: Sequence[tuple[Entry, Run]]) -> list[tuple[Entry, Run]]:
+    """Add the setting `data.content` to the runs on data whose images were replaced between the runs.
+
+    Runs that recorded no digest of their images, or whose data have only one, stay as they are.
+    """
+    digests: dict[Any, set[str]] = {}
+    for _, run in members:
+        digests.setdefault(run.settings["data.digest"], set()).update(filter(None, [run.content]))
+    return [
+        (entry, replace(run, settings={**run.settings, "data.content": run.content}))
+        if len(digests[run.settings["data.digest"]]) > 1
+        else (entry, run)
+        for entry, run in members
+    ]
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:

@@ -83,8 +83,8 @@ def run(
     """Run an experiment from this process, on client actors if its backend is ray (which must be connected).
 
     Args:
-        resume: continue the newest run of the same digest, if any; a finished run is returned as it is. Refused if an
-            unfinished run of this name has other settings.
+        resume: continue the newest run of the same digest and images, if any; a finished run is returned as it is.
+            Refused if an unfinished run of this name has other settings or images.
         stop: set it to abandon the current round; earlier rounds are kept.
         backend: workers to use; None: new ones, according to the settings.
         restarted: Ray replaced a driver process that died by this one, which continues its run.
@@ -99,10 +99,10 @@ def run(
     name, storage = experiment.name, experiment.storage
     earlier = None
     if resume or restarted:
-        earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri)
+        earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri, ready.content)
     if resume and not restarted and earlier is None:
         refuse_edited(ready)
-        callback.on_message("no earlier run of exactly these settings, data and weights: starting a new one")
+        callback.on_message("no earlier run of exactly these settings, images and weights: starting a new one")
     return run_to_end(advance(ready, earlier, callback, stop, backend))
 
 
@@ -207,7 +207,7 @@ def _cache(plan: Plan, views: int) -> Features:
     experiment = plan.experiment
     code = plan.plugins.get("data", {}).get("digest")  # it may decode images in its own way
     key = FeatureKey(
-        manifest="-".join(filter(None, (plan.manifest.files_digest, code))),
+        manifest="-".join(filter(None, (plan.content or plan.manifest.files_digest, code))),
         weights=plan.weights,
         transform=plan.image.digest,
         views=views,
@@ -266,6 +266,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "class_names": list(plan.data.class_names),
         "num_examples": [len(rows) for rows in plan.data.train_rows],
         "manifest_digest": plan.manifest.digest,
+        **({"content_digest": plan.content} if plan.content else {}),
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
         **({"plugins": plan.plugins} if plan.plugins else {}),

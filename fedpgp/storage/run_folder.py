@@ -92,11 +92,13 @@ class RunFolder(StatusFolder):
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> Self | None:
-        """Return the newest run of this name and digest, or None; fetched from `uri` if given."""
+    def find_resumable(
+        cls, root: Path, name: str, digest: str, uri: str | None = None, content: str | None = None
+    ) -> Self | None:
+        """Return the newest run of this name and digest `has_images` of, or None; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        path = max(runs.find(name, digest), key=number_of, default=None)
-        return None if path is None else cls._fetched(runs, path)
+        found = (cls._fetched(runs, path) for path in sorted(runs.find(name, digest), key=number_of, reverse=True))
+        return next((store for store in found if store is not None and store.has_images(content)), None)
 
     @classmethod
     def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[Self]:
@@ -131,6 +133,10 @@ class RunFolder(StatusFolder):
     def identity(self) -> dict[str, Any]:
         """See `Identity`."""
         return self._read_json("identity.json", IDENTITY)
+
+    def has_images(self, content: str | None) -> bool:
+        """Whether it may have been made with the images of a content digest: it recorded the same one, or none."""
+        return content is None or self.identity.get("content_digest", content) == content
 
     @property
     def summary(self) -> dict[str, Any] | None:

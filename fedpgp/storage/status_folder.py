@@ -43,6 +43,7 @@ class Identity(TypedDict, total=False):
     class_names: list[str]
     num_examples: list[int]  # training images of each client
     manifest_digest: str
+    content_digest: str  # of the images (`data.content.digest`); missing if none of them is a file
     partition_digest: str
     weights_fingerprint: str
     plugins: dict[str, dict[str, str]]  # by section (`method`, `data`): `name` of its plug-in, and `digest` of the code

@@ -113,7 +113,8 @@ def environment(comparison: Comparison) -> dict[str, str]:
     for run in (run for group in comparison.groups for run in group.runs.values()):
         own = run.identity
         facts = {key: own.get(key) for key in ("data", "backbone", "git_commit")} | own.get("hardware", {})
-        facts |= {"data digest": own.get("manifest_digest"), "weights": own.get("weights_fingerprint")}
+        facts |= {"data digest": own.get("manifest_digest"), "content digest": own.get("content_digest")}
+        facts |= {"weights": own.get("weights_fingerprint")}
         facts |= own.get("versions", {})
         for key, value in facts.items():
             if value not in (None, []):

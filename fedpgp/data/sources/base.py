@@ -50,6 +50,8 @@ class Scan:
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
     rows: pa.Table
+    root: Path | None = None
+    """folder of this machine to which the files of the rows are relative; None: there is none"""
 
 
 class Source(ABC):

@@ -58,7 +58,7 @@ class CoOpSource(ImageFiles):
             splits.save(path, split)
         names = splits.class_names(split, str(path))
         images = [(f"{self.images}/{item.image}", item.label, 0, name) for name in SPLITS for item in split[name]]
-        return Scan(names, (SINGLE_DOMAIN,), listed(self.root, images, path.name))
+        return Scan(names, (SINGLE_DOMAIN,), listed(self.root, images, path.name), self.root)
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""

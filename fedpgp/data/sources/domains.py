@@ -1,6 +1,7 @@
 """Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -117,7 +118,7 @@ class DomainsSource(FolderSource):
         absent = sorted(set(number) - {line.class_name for line in lines})
         if absent:
             raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")
-        return Scan(names, self.domains, table)
+        return Scan(names, self.domains, table, self.root)
 
     def _from_folders(self, scan: Scan) -> Scan:
         """Relabel the rows with this data set's class order."""
@@ -132,7 +133,7 @@ class DomainsSource(FolderSource):
             raise DataError(f"{self.root}: no folder of the class {first_of(absent)}; unpack all of {self.name}")
         relabel = np.array([self.class_names.index(name) for name in found])
         labels = pa.array(relabel[scan.rows["label"].to_numpy()], pa.int32())
-        return Scan(self.class_names, scan.domains, scan.rows.set_column(2, "label", labels))
+        return replace(scan, class_names=self.class_names, rows=scan.rows.set_column(2, "label", labels))
 
     def _groups(self) -> list[tuple[str, str, str | None]]:
         return [(domain, domain, None) for domain in self.domains]

@@ -59,7 +59,7 @@ class FolderSource(ImageFiles):
         except UnicodeEncodeError as error:
             raise DataError(f"{self.root}: a file name is not UTF-8 ({error.object!r}); rename it") from error
         self._refuse("no image in the class folder", empty)
-        return Scan(class_names, domains, pa.concat_tables(tables))
+        return Scan(class_names, domains, pa.concat_tables(tables), self.root)
 
     def _groups(self) -> list[tuple[str, str, str | None]]:
         """List the folders of class folders, relative to the root, each with its domain and split."""
