@@ -63,6 +63,8 @@ class Run:
     bytes_down: int = 0
     seconds_per_round: float = 0.0
     """wall-clock, mean over its rounds"""
+    stretches: Sequence[Mapping[str, Any]] = ()
+    """the versions and hardware that made its rounds, by first round"""
 
     @property
     def version(self) -> str:

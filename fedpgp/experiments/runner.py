@@ -133,7 +133,7 @@ def advance(
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
-            yield from _rounds(plan, Server(job, workers), store, callback)
+            yield from _rounds(plan, Server(job, workers), store, callback, resumed=earlier is not None)
     return store.path
 
 
@@ -184,9 +184,17 @@ def reason(error: BaseException) -> str:
     return redacted(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
 
 
-def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback) -> Iterator[RoundRow]:
+def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback, resumed: bool) -> Iterator[RoundRow]:
     """Run and commit the remaining rounds."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
+    if resumed and state.round < server.rounds:
+        changed = store.continue_with(state.round + 1, provenance.describe())
+        if changed:
+            callback.on_message(
+                f"{store.path.name}: round {state.round} and the next ones are made with different "
+                f"{provenance.as_text(changed)}: they may differ from an uninterrupted run; `fedpgp report` shows both",
+                warning=True,
+            )
     size = server.memory(state)
     memory = "" if size is None else f", about {memory_size(size)} of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"

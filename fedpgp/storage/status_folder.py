@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Required, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -50,6 +50,19 @@ class Identity(TypedDict, total=False):
     versions: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str
+    code_digest: str  # of the Python files of the package
+
+
+class Stretch(TypedDict, total=False):
+    """Consecutive rounds of a run that were made by the same versions on the same hardware."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    first_round: Required[int]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    git_commit: str
+    code_digest: str
 
 
 class JsonObject(dict[str, Any]):
@@ -61,7 +74,12 @@ class JsonObject(dict[str, Any]):
         raise _damaged(self.path, f"missing key {key!r}")
 
 
+class _StretchesFile(TypedDict):
+    stretches: list[Stretch]
+
+
 ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity), TypeAdapter(Status)
+STRETCHES = TypeAdapter(_StretchesFile)
 
 
 class StatusFolder:

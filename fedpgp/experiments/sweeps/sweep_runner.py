@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.plugins import to_send
@@ -155,6 +156,13 @@ def _select(
         if count:
             hint = "; run them again with --rerun failed" if state == "failed" else ""
             callback.on_message(f"{count} of {len(work)} trials {state} before{hint}")
+    today = [provenance.describe()] if todo else []
+    if changed := provenance.differing([*folder.made_with(), *today]):
+        callback.on_message(
+            f"the trials are ranked although they are made with different {provenance.as_text(changed)}; "
+            "--rerun all runs every trial anew",
+            warning=True,
+        )
     if outdated:
         callback.on_message(f"{outdated} of {len(work)} trials run anew: their images have been replaced since")
     return todo
