@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -324,5 +324,5 @@ class RunFolder(StatusFolder):
 
 def _stretch(first_round: int, identity: Mapping[str, Any]) -> Stretch:
     """The versions and hardware of an identity, or of what `provenance.describe` returned."""
-    made_with: Any = {key: identity[key] for key in provenance.KEYS if key in identity}
-    return Stretch(first_round=first_round, **made_with)
+    made_with = {key: identity[key] for key in provenance.KEYS if key in identity}
+    return cast(Stretch, {"first_round": first_round, **made_with})
