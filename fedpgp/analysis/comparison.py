@@ -40,7 +40,7 @@ SCENARIO_SECTIONS = ("data", "partition", "protocol")
 """Sections of the settings that define on what a run was trained and tested."""
 NO_SCENARIO = ("data.template", "data.views")
 """Settings in these sections that do not."""
-DIGESTS = ("digest", "fingerprint")
+DIGESTS = ("digest", "fingerprint", "content")
 """Last parts of keys of settings that are digests of files."""
 
 
@@ -63,11 +63,18 @@ class Run:
     bytes_down: int = 0
     seconds_per_round: float = 0.0
     """wall-clock, mean over its rounds"""
+    stretches: Sequence[Mapping[str, Any]] = ()
+    """the versions and hardware that made its rounds, by first round"""
 
     @property
     def version(self) -> str:
         """Version of fedpgp that made the run."""
         return str(self.identity.get("versions", {}).get("fedpgp", "unknown"))
+
+    @property
+    def content(self) -> str | None:
+        """Digest of the images; None: not recorded."""
+        return self.identity.get("content_digest")
 
     @property
     def partition(self) -> str:
@@ -299,7 +306,10 @@ def _marks(runs: Mapping[Fold, Run], other: str, others: Mapping[Fold, Run]) -> 
     marks = [f"{fold}: {run.state}" for fold, run in runs.items() if run.state != "finished"]
     scenarios = [next(iter(group.values())).scenario for group in (runs, others)]
     common = runs.keys() & others.keys()
-    if differing(scenarios) or any(runs[fold].partition != others[fold].partition for fold in common):
+    if "data.content" in (changed := differing(scenarios)):
+        marks.append(f"other images than {other}")
+        changed.remove("data.content")
+    if changed or any(runs[fold].partition != others[fold].partition for fold in common):
         marks.append(f"another partition than {other}")
     versions = {run.version for group in (runs, others) for run in group.values()}
     if len(versions) > 1:

@@ -1,15 +1,17 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from fedpgp import __version__, config
 from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.config import differing
+from fedpgp.core import provenance
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.data.sources import complete
 from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
@@ -71,7 +73,8 @@ def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, 
         RunError: one has not finished, or data, partition or protocol differ.
     """
     entries = [Entry(path, label=path.name, strict=True) for path in (first, second)]
-    marks = compare(entries, allow_mismatch).groups[-1].marks
+    comparison = compare(entries, allow_mismatch)
+    marks = (*comparison.groups[-1].marks, *comparison.notes)
     ours, theirs = read(first), read(second)
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
@@ -114,6 +117,7 @@ def read(path: Path) -> Run:
         bytes_up=sum(row.bytes_up for row in rounds),
         bytes_down=sum(row.bytes_down for row in rounds),
         seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
+        stretches=store.stretches,
     )
 
 
@@ -131,11 +135,12 @@ def compare(
         RunError: a strict entry has not finished, or strict entries differ in data, partition, protocol or version.
     """
     lines = list(notes)
-    members = list(_usable(entries, allow_mismatch, lines))
+    members = _told_apart_by_images(list(_usable(entries, allow_mismatch, lines)))
     if not members:
         raise RunError("; ".join(["no finished run to compare", *lines]))
     if not allow_mismatch:
         _check_comparable([run for entry, run in members if entry.strict])
+    lines += _made_with([run for _, run in members])
     groups, left_out = grouped([(entry.label, run) for entry, run in members], merge_scenarios=allow_mismatch)
     return Comparison(tuple(groups), (*lines, *left_out), tuple(dict.fromkeys(selected)))
 
@@ -244,6 +249,33 @@ def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) ->
             notes.append(f"left out: {run.path.name} ({what})")
             continue
         yield entry, run
+
+
+def _made_with(runs: Sequence[Run]) -> list[str]:
+    """Notes on the versions and hardware that made the runs, if they differ among runs or among rounds of a run."""
+    lines = []
+    if changed := provenance.differing([stretch for run in runs for stretch in run.stretches]):
+        lines.append(f"made with different {provenance.as_text(changed)}, which may change a number a little")
+    for run in runs:
+        if rounds := provenance.by_rounds(run.stretches, run.rounds):
+            lines.append(f"{run.path.name}: {'; '.join(rounds)}")
+    return lines
+
+
+def _told_apart_by_images(members: Sequence[tuple[Entry, Run]]) -> list[tuple[Entry, Run]]:
+    """Add the setting `data.content` to the runs on data whose images were replaced between the runs.
+
+    Runs that recorded no digest of their images, or whose data have only one, stay as they are.
+    """
+    digests: dict[Any, set[str]] = {}
+    for _, run in members:
+        digests.setdefault(run.settings["data.digest"], set()).update(filter(None, [run.content]))
+    return [
+        (entry, replace(run, settings={**run.settings, "data.content": run.content}))
+        if len(digests[run.settings["data.digest"]]) > 1
+        else (entry, run)
+        for entry, run in members
+    ]
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:

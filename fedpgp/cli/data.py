@@ -32,7 +32,7 @@ def check(
     """
     from fedpgp.analysis.report.terminal import itemized, split_counts
     from fedpgp.core.errors import DataError
-    from fedpgp.data import manifest, summary
+    from fedpgp.data import content, manifest, summary
 
     settings = _settings(target, overrides or [], root)
     built = manifest.build(settings.data)
@@ -50,7 +50,9 @@ def check(
     _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
     if findings.rotated:
         _say(itemized("with an EXIF orientation other than 1, used as stored (not rotated)", findings.rotated))
-    typer.echo(f"content digest: {findings.content}")
+    typer.echo(f"pixel digest: {findings.content}")
+    if not findings.unreadable and (recorded := content.digest(built, settings.storage.root, keep=False)):
+        typer.echo(f"content digest: {recorded} (of the files, as runs record it)")
     problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
     problems += _names_fit(settings)
     if problems:

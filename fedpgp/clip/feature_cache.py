@@ -35,7 +35,7 @@ SHARDS = ".shards"
 class FeatureKey:
     """Everything that features depend on: caches with equal keys hold equal features."""
 
-    manifest: str  # `Manifest.files_digest`, which identifies the images behind the row numbers
+    manifest: str  # identifies the images behind the row numbers: digest of their content, or of files and times
     weights: str  # fingerprint of the backbone
     transform: str  # digest of its `ImageSpec`
     views: int = 1  # 1: the evaluation transform; K > 1: K random-crop-and-flip views

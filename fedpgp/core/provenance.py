@@ -1,9 +1,12 @@
 """Describes the environment of a run: commit of the code, versions of the libraries, and hardware."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,73 @@ from fedpgp.core.text import GIB
 
 LIBRARIES = ("fedpgp", "torch", "open_clip_torch", "timm", "ray", "mlflow", "numpy", "pyarrow")
 COMMIT_VARIABLE = "FEDPGP_GIT_COMMIT"
+KEYS = ("versions", "hardware", "git_commit", "code_digest")
+"""What `describe` returns, as parts of the identity of a run."""
+COMPUTE = ("python", "fedpgp", "torch", "open_clip_torch", "timm", "numpy")
+"""Libraries that compute; the others of `LIBRARIES` move data and leave the bits of a result as they are."""
 
 
 def describe() -> dict[str, Any]:
-    """Return `versions`, `hardware` (of this node) and, if known, `git_commit`."""
-    found = {"versions": versions(), "hardware": hardware()}
+    """Return `versions`, `hardware` (of this node), `code_digest` and, if known, `git_commit`."""
+    found = {"versions": versions(), "hardware": hardware(), "code_digest": code_digest()}
     commit = git_commit()
     return {**found, "git_commit": commit} if commit else found
+
+
+@cache
+def code_digest() -> str:
+    """Sixteen hex digits over the Python files of the package, which also tell uncommitted changes apart."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def causes(identity: Mapping[str, Any]) -> dict[str, str]:
+    """What can change the bits of a result beside settings, images and weights, by name, as far as it is recorded.
+
+    `identity` has the keys of `describe`.
+    """
+    hardware, commit = identity.get("hardware", {}), identity.get("git_commit")
+    found = {name: identity.get("versions", {}).get(name) for name in COMPUTE}
+    found |= {"commit": commit and f"{commit[:12]}{'+' * commit.endswith('+')}", "code": identity.get("code_digest")}
+    found |= {"machine": hardware.get("machine"), "processor": hardware.get("processor")}
+    found |= {"GPU": (", ".join(hardware["gpus"]) or "none") if "gpus" in hardware else None}
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def differing(identities: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Map each of `causes` that is not the same in all identities that recorded it to its values, in their order.
+
+    `code` is left out if the commits, which say more, differ as well.
+    """
+    values: dict[str, dict[str, None]] = {}
+    for one in map(causes, identities):
+        for name, value in one.items():
+            values.setdefault(name, {})[value] = None
+    found = {name: list(own) for name, own in values.items() if len(own) > 1}
+    if "commit" in found:
+        found.pop("code", None)
+    return found
+
+
+def as_text(differing: Mapping[str, Sequence[str]]) -> str:
+    """`torch (2.3.0, 2.5.1), processor (A, B)`."""
+    return ", ".join(f"{name} ({', '.join(values)})" for name, values in differing.items())
+
+
+def by_rounds(stretches: Sequence[Mapping[str, Any]], last_round: int) -> list[str]:
+    """`rounds 1-3: torch 2.3.0` for each stretch of a run, with what differs among them; empty if nothing does."""
+    if not (names := differing(stretches)):
+        return []
+    starts = [int(one["first_round"]) for one in stretches]
+    ends = [*(start - 1 for start in starts[1:]), max(last_round, starts[-1])]
+    found = []
+    for start, end, own in zip(starts, ends, map(causes, stretches), strict=True):
+        what = ", ".join(f"{name} {own.get(name, 'unknown')}" for name in names)
+        found.append(f"rounds {start}-{end}: {what}")
+    return found
 
 
 def versions() -> dict[str, str]:

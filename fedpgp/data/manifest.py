@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Manifest:
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
     table: pa.Table
+    root: Path | None = field(default=None, compare=False)
+    """folder of this machine to which the files are relative; None: there is none, or it is not known; not saved"""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,16 +61,18 @@ class Manifest:
     def digest(self) -> str:
         """Sixteen hex digits over class names, domains and rows: relative names and sizes, not the root or the times.
 
-        It is equal for copies of the data, so that runs can be compared. Pixels are hashed by `fedpgp data check` only.
+        It is equal for copies of the data, so that runs can be compared. The content of the
+        files is not part, see `content.digest`.
         """
         about = json.dumps([self.class_names, self.domains])
         return self._digest(about, [name for name in ROW_SCHEMA.names if name != "modified"])
 
     @cached_property
     def files_digest(self) -> str:
-        """Sixteen hex digits over the files, their sizes and modification times: the key of cached features.
+        """Sixteen hex digits over the files, their sizes and modification times.
 
-        A replaced image is encoded again, even if its size is equal. Names of classes, splits and domains are not part.
+        It stands for the images where the content of the files is not known. Names of classes, splits and domains are
+        not part.
         """
         return self._digest("", ["file", "row", "size", "modified"])
 
@@ -147,7 +151,7 @@ def build(settings: DataSettings) -> Manifest:
             f"{settings.root}: no {missing.pop()} split, only {' and '.join(sorted(named))}; "
             "rename a split, or put all images into one to have it cut by data.train_fraction"
         )
-    return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA))
+    return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA), scan.root)
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:

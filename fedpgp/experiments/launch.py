@@ -13,7 +13,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
 from fedpgp.experiments import estimation, runner
-from fedpgp.experiments.planning import plan, settle
+from fedpgp.experiments.planning import Library, plan, settle
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.extraction import Forecast
@@ -35,7 +35,7 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
     """Estimate bytes and time of `extract`, by encoding a few images in this process."""
     with forward_warnings(callback):
         callback.on_prepare()
-        return estimation.of_extraction(plan(config.absolute(experiment)))
+        return estimation.of_extraction(plan(config.absolute(experiment), Library(keep=False)))
 
 
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:

@@ -1,4 +1,4 @@
-"""Plan an experiment: complete and check settings, partition the data, and load the model, without reading images."""
+"""Plan an experiment: complete and check settings, hash and partition the data, load the model; decode no image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,8 +22,8 @@ from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.text import first_of
+from fedpgp.data import content, protocol, sources
 from fedpgp.data import manifest as manifests
-from fedpgp.data import protocol, sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods import plugin_check
@@ -50,6 +51,8 @@ class Plan:
     text: FrozenText
     weights: str
     """fingerprint of the frozen weights, or `none`"""
+    content: str | None
+    """`data.content.digest`: the images, which are not part of `digest`"""
     digest: str
     plugins: Mapping[str, Mapping[str, str]]
     """name and digest of the code of the method and the data, where they are from outside the package"""
@@ -68,10 +71,15 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
 
 
 class Library:
-    """Cache for several plans of one process: data by their settings, the last backbone, and the last text side."""
+    """Cache for several plans of one process: data by their settings, the last backbone, and the last text side.
 
-    def __init__(self) -> None:
+    `keep`: whether the hashes of the images are kept in the storage root.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self._keep = keep
         self._manifests: dict[DataSettings, Manifest] = {}
+        self._contents: dict[tuple[DataSettings, Path], str | None] = {}
         self._last: dict[str, tuple[Any, Any]] = {}
 
     def manifest(self, settings: DataSettings) -> Manifest:
@@ -82,6 +90,12 @@ class Library:
             self._manifests[settings] = built
         return self._manifests[settings]
 
+    def content(self, settings: DataSettings, root: Path) -> str | None:
+        """Hash the images once for equal settings; `root` is the storage root. See `data.content.digest`."""
+        if (key := (settings, root)) not in self._contents:
+            self._contents[key] = content.digest(self.manifest(settings), root, self._keep)
+        return self._contents[key]
+
     def once(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once for consecutive plans with the same key; one of each kind is in memory."""
         if kind not in self._last or self._last[kind][0] != key:
@@ -91,7 +105,7 @@ class Library:
 
 
 def plan(experiment: Experiment, library: Library | None = None) -> Plan:
-    """Plan an experiment; raise `UserError` if what can be checked without reading images is invalid."""
+    """Plan an experiment; raise `UserError` if what can be checked without decoding images is invalid."""
     library = library or Library()
     experiment, method = settle(sources.complete(experiment))
     manifest = library.manifest(experiment.data)
@@ -114,7 +128,8 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     _check_storage(experiment.storage)
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
-    return Plan(experiment, method, manifest, data, backbone, image, text, weights, digest, found)
+    images = library.content(experiment.data, experiment.storage.root)
+    return Plan(experiment, method, manifest, data, backbone, image, text, weights, images, digest, found)
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
@@ -162,17 +177,20 @@ def _check_storage(storage: StorageSettings) -> None:
 def refuse_edited(plan: Plan) -> None:
     """Raise `ConfigError` if an unfinished run here has the plan's name, seed and held-out domain, but other settings.
 
-    Call it if no run has exactly the settings of the plan.
+    Other images count as another setting. Call it if no run has exactly the settings and the images of the plan.
     """
     experiment = plan.experiment
     now = config.dotted(experiment, manifest=plan.manifest.digest, weights=plan.weights, plugins=plan.plugins)
+    now |= {"data.content": plan.content}
     for store, then in sorted(_unfinished(experiment), key=lambda found: -found[0].identity["created_ms"]):
         if all(then[key] == now[key] for key in ("seed", "protocol.held_out")):
+            then = {**then, "data.content": store.identity.get("content_digest", plan.content)}
             edited = [f"  {key}: was {then.get(key)}, is {now.get(key)}" for key in config.differing([then, now])]
+            what = "settings" if then["data.content"] == plan.content else "settings and images (data.content)"
             raise ConfigError(
-                f"--resume: no run has exactly these settings; {store.path} ({store.state}) has others:\n"
+                f"--resume: no run has exactly these {what}; {store.path} ({store.state}) has others:\n"
                 + "\n".join(edited)
-                + "\nrestore its settings to continue it, or start a new run without --resume"
+                + f"\nrestore its {what} to continue it, or start a new run without --resume"
             )
 
 

@@ -83,8 +83,8 @@ def run(
     """Run an experiment from this process, on client actors if its backend is ray (which must be connected).
 
     Args:
-        resume: continue the newest run of the same digest, if any; a finished run is returned as it is. Refused if an
-            unfinished run of this name has other settings.
+        resume: continue the newest run of the same digest and images, if any; a finished run is returned as it is.
+            Refused if an unfinished run of this name has other settings or images.
         stop: set it to abandon the current round; earlier rounds are kept.
         backend: workers to use; None: new ones, according to the settings.
         restarted: Ray replaced a driver process that died by this one, which continues its run.
@@ -99,10 +99,10 @@ def run(
     name, storage = experiment.name, experiment.storage
     earlier = None
     if resume or restarted:
-        earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri)
+        earlier = RunFolder.find_resumable(storage.root, name, ready.digest, storage.uri, ready.content)
     if resume and not restarted and earlier is None:
         refuse_edited(ready)
-        callback.on_message("no earlier run of exactly these settings, data and weights: starting a new one")
+        callback.on_message("no earlier run of exactly these settings, images and weights: starting a new one")
     return run_to_end(advance(ready, earlier, callback, stop, backend))
 
 
@@ -133,7 +133,7 @@ def advance(
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
-            yield from _rounds(plan, Server(job, workers), store, callback)
+            yield from _rounds(plan, Server(job, workers), store, callback, resumed=earlier is not None)
     return store.path
 
 
@@ -184,9 +184,17 @@ def reason(error: BaseException) -> str:
     return redacted(str(error) if isinstance(error, FedPGPError) else f"{type(error).__name__}: {error}")
 
 
-def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback) -> Iterator[RoundRow]:
+def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback, resumed: bool) -> Iterator[RoundRow]:
     """Run and commit the remaining rounds."""
     state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
+    if resumed and state.round < server.rounds:
+        changed = store.continue_with(state.round + 1, provenance.describe())
+        if changed:
+            callback.on_message(
+                f"{store.path.name}: round {state.round} and the next ones are made with different "
+                f"{provenance.as_text(changed)}: they may differ from an uninterrupted run; `fedpgp report` shows both",
+                warning=True,
+            )
     size = server.memory(state)
     memory = "" if size is None else f", about {memory_size(size)} of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
@@ -207,7 +215,7 @@ def _cache(plan: Plan, views: int) -> Features:
     experiment = plan.experiment
     code = plan.plugins.get("data", {}).get("digest")  # it may decode images in its own way
     key = FeatureKey(
-        manifest="-".join(filter(None, (plan.manifest.files_digest, code))),
+        manifest="-".join(filter(None, (plan.content or plan.manifest.files_digest, code))),
         weights=plan.weights,
         transform=plan.image.digest,
         views=views,
@@ -266,6 +274,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "class_names": list(plan.data.class_names),
         "num_examples": [len(rows) for rows in plan.data.train_rows],
         "manifest_digest": plan.manifest.digest,
+        **({"content_digest": plan.content} if plan.content else {}),
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
         **({"plugins": plan.plugins} if plan.plugins else {}),

@@ -10,19 +10,20 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from fedpgp.core import provenance
 from fedpgp.core.errors import FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY, sync_folder
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_index import ObjectStore, RunIndex, number_of
-from fedpgp.storage.status_folder import IDENTITY, StatusFolder, new_draft, now_ms
+from fedpgp.storage.status_folder import IDENTITY, STRETCHES, StatusFolder, Stretch, new_draft, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunFolder(StatusFolder):
       to its checkpoint. A round is committed once this file exists.
     * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
     * `confusion.arrow`: confusion matrix after the last round
+    * `stretches.json`: which rounds were made with which versions and hardware, if not all with those of the beginning
     * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished; `traceback.txt`: once failed
 
     With a URI, every file is written to the object store first; this folder is a copy that is never ahead of it.
@@ -92,11 +94,13 @@ class RunFolder(StatusFolder):
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, digest: str, uri: str | None = None) -> Self | None:
-        """Return the newest run of this name and digest, or None; fetched from `uri` if given."""
+    def find_resumable(
+        cls, root: Path, name: str, digest: str, uri: str | None = None, content: str | None = None
+    ) -> Self | None:
+        """Return the newest run of this name and digest `has_images` of, or None; fetched from `uri` if given."""
         runs = RunIndex(root, uri)
-        path = max(runs.find(name, digest), key=number_of, default=None)
-        return None if path is None else cls._fetched(runs, path)
+        found = (cls._fetched(runs, path) for path in sorted(runs.find(name, digest), key=number_of, reverse=True))
+        return next((store for store in found if store is not None and store.has_images(content)), None)
 
     @classmethod
     def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[Self]:
@@ -131,6 +135,31 @@ class RunFolder(StatusFolder):
     def identity(self) -> dict[str, Any]:
         """See `Identity`."""
         return self._read_json("identity.json", IDENTITY)
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The versions and hardware that made the rounds, from the first on; each stretch ends before the next one."""
+        if (self.path / "stretches.json").exists():
+            return self._parse("stretches.json", STRETCHES)["stretches"]
+        return [_stretch(1, self.identity)]
+
+    def continue_with(self, first_round: int, described: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Record that the rounds from `first_round` on are made with what `provenance.describe` returned.
+
+        Return what differs from the rounds before, as `provenance.differing` does; empty if there are none.
+        """
+        before = self.stretches
+        kept = [one for one in before if one["first_round"] < first_round]
+        changed = provenance.differing([kept[-1], described]) if kept else {}
+        if changed or not kept:
+            kept.append(_stretch(first_round, described))
+        if kept != before:
+            self._write_json("stretches.json", {"stretches": kept})
+        return changed
+
+    def has_images(self, content: str | None) -> bool:
+        """Whether it may have been made with the images of a content digest: it recorded the same one, or none."""
+        return content is None or self.identity.get("content_digest", content) == content
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -291,3 +320,9 @@ class RunFolder(StatusFolder):
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
+
+
+def _stretch(first_round: int, identity: Mapping[str, Any]) -> Stretch:
+    """The versions and hardware of an identity, or of what `provenance.describe` returned."""
+    made_with = {key: identity[key] for key in provenance.KEYS if key in identity}
+    return cast(Stretch, {"first_round": first_round, **made_with})

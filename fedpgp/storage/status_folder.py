@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Required, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -43,12 +43,26 @@ class Identity(TypedDict, total=False):
     class_names: list[str]
     num_examples: list[int]  # training images of each client
     manifest_digest: str
+    content_digest: str  # of the images (`data.content.digest`); missing if none of them is a file
     partition_digest: str
     weights_fingerprint: str
     plugins: dict[str, dict[str, str]]  # by section (`method`, `data`): `name` of its plug-in, and `digest` of the code
     versions: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str
+    code_digest: str  # of the Python files of the package
+
+
+class Stretch(TypedDict, total=False):
+    """Consecutive rounds of a run that were made by the same versions on the same hardware."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    first_round: Required[int]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    git_commit: str
+    code_digest: str
 
 
 class JsonObject(dict[str, Any]):
@@ -60,7 +74,12 @@ class JsonObject(dict[str, Any]):
         raise _damaged(self.path, f"missing key {key!r}")
 
 
+class _StretchesFile(TypedDict):
+    stretches: list[Stretch]
+
+
 ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity), TypeAdapter(Status)
+STRETCHES = TypeAdapter(_StretchesFile)
 
 
 class StatusFolder:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from fedpgp.core.files import TEMPORARY, sync_folder
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.status_folder import StatusFolder, new_draft, now_ms
+from fedpgp.storage.status_folder import StatusFolder, Stretch, new_draft, now_ms
 
 State = Literal["finished", "failed", "stopped"]
 
@@ -189,6 +189,12 @@ class SweepFolder(StatusFolder):
     def runs(self, result: Result) -> list[RunFolder]:
         """The runs of a trial, by fold."""
         return [RunFolder.open(self.root / "runs" / fold.run) for fold in result.folds]
+
+    def made_with(self) -> list[Stretch]:
+        """The versions and the hardware that made the finished trials, for `provenance.differing`."""
+        finished = [result for result in self.results().values() if result.state == "finished"]
+        paths = [self.root / "runs" / fold.run for result in finished for fold in result.folds]
+        return [one for path in paths if path.is_dir() for one in RunFolder.open(path).stretches]
 
     def labelled(self) -> list[tuple[str, Path]]:
         """The trial's label and the folder of every run of a finished trial."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 RUN_TAG = "fedpgp.run"
 """The tag that holds the unique id of a run on disk, as `RunFolder.create` assigned it."""
+STRETCHES_TAG = "fedpgp.stretches"
+"""The tag that says which rounds were made with which versions and hardware, if they are not the same for all."""
 LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round. It is sent in one batch with the round's others."""
 ROUNDS_PER_BATCH = 25
@@ -97,6 +100,8 @@ class RunWriter(Writer):
                 return
             best = next((row for row in rows if row.round == store.best), None)
             mlflow_runs.log_metrics(self._client, run_id, mlflow_runs.of_row(best, BEST))
+            if made := provenance.by_rounds(store.stretches, rows[-1].round if rows else 0):
+                self._client.set_tag(run_id, STRETCHES_TAG, "; ".join(made)[: mlflow_runs.MAX_LENGTH])
             note = descriptions.of_run(store, self._settings)
             self._finish(run_id, mark, state, status, note, partial(artifacts.of_run, store, self._config))
 

@@ -262,3 +262,46 @@ def test_the_held_out_matrix_is_the_mean_over_seeds(made_run, counts):
     (group,) = compare(entries).groups
     assert loading.held_out_accuracies(group) == {"photo": {"anna": 30.0, "ben": 40.0}, "art": {"ben": 90.0}}
     assert figures._pooled_clients([group], "held_out") == {group.label: [90.0, 20.0, 40.0, 40.0, 40.0]}
+
+
+def recorded(path, **identity):
+    """The run, with more in its identity."""
+    file = path / "identity.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **identity}))
+    return path
+
+
+def test_runs_on_replaced_images_are_runs_on_other_data(made_run):
+    first, second = (recorded(made_run(name=name, **HM), content_digest=name) for name in ("one", "two"))
+    with pytest.raises(RunError, match=r"differ in data, partition or protocol: data\.content is one and two"):
+        compare(strict(first, second))
+    with pytest.raises(RunError, match=r"data\.content is one and two"):
+        pair(first, second)
+    found = compare([Entry(first), Entry(second)])
+    assert list(found.scenarios) == ["content=one", "content=two"]
+    marked = compare(strict(first, second), allow_mismatch=True)
+    assert marked.groups[1].marks == (f"other images than {marked.groups[0].label}",)
+
+
+def test_runs_that_recorded_no_images_compare_as_before(made_run):
+    """Only where two are recorded for the same data, a run without one may be on either."""
+    old, one = made_run(*PROMPTFL, **HM), recorded(made_run(**HM), content_digest="one")
+    found = compare(strict(old, one))
+    assert [group.scenario for group in found.groups] == ["", ""]
+    two = recorded(made_run("method.name=coop", **HM), content_digest="two")
+    assert list(compare([Entry(path) for path in (old, one, two)]).scenarios) == [
+        "content=null", "content=one", "content=two",
+    ]  # fmt: skip
+
+
+def test_other_versions_and_rounds_made_with_them_are_noted(made_run):
+    one = recorded(made_run(*PROMPTFL, test_hm=[1, 2, 3]), versions={"fedpgp": "1", "torch": "2.3"})
+    two = recorded(made_run(test_hm=[1, 2, 3]), versions={"fedpgp": "1", "torch": "2.3"})
+    assert compare(strict(one, two)).notes == ()
+    RunFolder.open(two).continue_with(3, {"versions": {"torch": "2.5"}})
+    expected = (
+        "made with different torch (2.3, 2.5), which may change a number a little",
+        f"{two.name}: rounds 1-2: torch 2.3; rounds 3-3: torch 2.5",
+    )
+    assert compare(strict(one, two)).notes == expected
+    assert pair(one, two)[2] == list(expected)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 
 import pytest
 
 from fedpgp import config
+from fedpgp.core import provenance
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, Interrupted
-from fedpgp.experiments import runner
+from fedpgp.experiments import planning, runner
 from fedpgp.storage.run_folder import RunFolder
 
 TREE = {
@@ -103,3 +105,96 @@ def test_a_restarted_driver_ignores_edits(begun):
 def test_without_resume_edits_are_a_new_run(begun):
     run(settings(begun, "federation.lr=0.5"))
     assert len(RunFolder.find(begun)) == 2
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Bitmaps, which are of one size in bytes: gives a function that writes them in a tone and restores their times."""
+    from PIL import Image
+
+    def write(tone):
+        for number in range(24):
+            path = tmp_path / "data" / "abcd"[number % 4] / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (tone, 10 * number, 90)).save(path)
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+        return ["data.name=folder", f"data.root={tmp_path / 'data'}"]
+
+    return write
+
+
+def stopped(wanted):
+    stop = threading.Event()
+
+    def after_first(event):
+        if event.method == "on_round":
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        runner.run(wanted, False, EventStream(after_first), stop)
+
+
+def test_a_run_is_not_continued_on_replaced_images(pictures, tmp_path):
+    wanted = settings(tmp_path / "store", *pictures(20), "partition.clients=2")
+    stopped(wanted)
+    (store,) = RunFolder.find(tmp_path / "store")
+    before = store.identity["content_digest"]
+    pictures(200)
+    now = planning.plan(wanted).content
+    with pytest.raises(ConfigError) as refused:
+        run(wanted, resume=True)
+    first, edited, advice = str(refused.value).splitlines()
+    assert f"no run has exactly these settings and images (data.content); {store.path} (stopped) has others" in first
+    assert edited == f"  data.content: was {before}, is {now}"
+    assert "restore its settings and images" in advice
+    pictures(20)
+    assert run(wanted, resume=True) == store.path
+
+
+def test_a_finished_run_on_replaced_images_is_not_the_result(pictures, tmp_path):
+    wanted = settings(tmp_path / "store", *pictures(20), "partition.clients=2")
+    first = run(wanted)
+    pictures(200)
+    second = run(wanted, resume=True)
+    assert second != first
+    assert len(list((tmp_path / "store" / "features").glob("*.arrow"))) == 2
+    assert run(wanted, resume=True) == second
+    pictures(20)
+    assert run(wanted, resume=True) == first
+
+
+def test_a_run_that_recorded_no_images_is_continued(pictures, tmp_path):
+    wanted = settings(tmp_path / "store", *pictures(20), "partition.clients=2")
+    stopped(wanted)
+    (store,) = RunFolder.find(tmp_path / "store")
+    identity = {key: value for key, value in store.identity.items() if key != "content_digest"}
+    (store.path / "identity.json").write_text(json.dumps(identity))
+    assert run(wanted, resume=True) == store.path
+
+
+def test_a_run_continued_with_other_versions_says_so_and_records_the_rounds(tmp_path):
+    wanted, events = settings(tmp_path), []
+    stopped(wanted)
+    (store,) = RunFolder.find(tmp_path)
+    identity = store.identity
+    identity["versions"]["torch"], identity["git_commit"] = "2.3.0", "0" * 40
+    identity["hardware"]["processor"] = "another"
+    (store.path / "identity.json").write_text(json.dumps(identity))
+    runner.run(wanted, True, EventStream(events.append), threading.Event())
+    (warned,) = (
+        event.arguments[0] for event in events if event.method == "on_message" and "torch" in event.arguments[0]
+    )
+    assert "round 1 and the next ones are made with different torch (2.3.0, " in warned
+    assert "processor (another, " in warned
+    first, second = store.stretches
+    assert (first["versions"]["torch"], first["git_commit"], first["first_round"]) == ("2.3.0", "0" * 40, 1)
+    assert (second["versions"], second["first_round"]) == (provenance.versions(), 2)
+
+
+def test_a_run_continued_with_the_same_versions_says_nothing(tmp_path):
+    wanted, events = settings(tmp_path), []
+    stopped(wanted)
+    runner.run(wanted, True, EventStream(events.append), threading.Event())
+    assert not [event for event in events if event.method == "on_message"]
+    (store,) = RunFolder.find(tmp_path)
+    assert not (store.path / "stretches.json").exists()

@@ -215,3 +215,39 @@ def test_rounds_after_a_damaged_one_are_dropped(store, caplog):
     assert state is None
     assert names(store.path / "rounds") == []
     assert "round 3 is dropped and will be run again" in caplog.text
+
+
+def made_with(torch, **more):
+    return {"versions": {"torch": torch}, **more}
+
+
+def test_rounds_made_with_other_versions_are_recorded(tmp_path):
+    store = RunFolder.create(tmp_path, "demo", DIGEST, "", made_with("2.3"))
+    assert store.continue_with(3, made_with("2.3")) == {}
+    assert "stretches.json" not in names(store.path)
+    assert store.continue_with(4, made_with("2.5")) == {"torch": ["2.3", "2.5"]}
+    assert store.continue_with(6, made_with("2.5")) == {}
+    assert store.continue_with(8, made_with("2.6")) == {"torch": ["2.5", "2.6"]}
+    assert [(one["first_round"], one["versions"]["torch"]) for one in RunFolder.open(store.path).stretches] == [
+        (1, "2.3"), (4, "2.5"), (8, "2.6"),
+    ]  # fmt: skip
+
+
+def test_dropped_rounds_leave_no_record(tmp_path):
+    """Rounds 4 to 7 were dropped, then all: what made them does not count any more."""
+    store = RunFolder.create(tmp_path, "demo", DIGEST, "", made_with("2.3"))
+    store.continue_with(5, made_with("2.5"))
+    assert store.continue_with(4, made_with("2.6")) == {"torch": ["2.3", "2.6"]}
+    assert [one["first_round"] for one in store.stretches] == [1, 4]
+    assert store.continue_with(1, made_with("2.6")) == {}
+    assert store.stretches == [{"first_round": 1, **made_with("2.6")}]
+
+
+def test_a_run_of_other_images_is_not_resumed(tmp_path):
+    paths = [
+        RunFolder.create(tmp_path, "demo", DIGEST, "", {"content_digest": content} if content else {}).path
+        for content in (None, "one", "two")
+    ]
+    found = [RunFolder.find_resumable(tmp_path, "demo", DIGEST, content=content) for content in ("two", "one", "three")]
+    assert [store.path for store in found] == [paths[2], paths[1], paths[0]]  # the first has no record: earlier code
+    assert RunFolder.find_resumable(tmp_path, "demo", DIGEST).path == paths[2]

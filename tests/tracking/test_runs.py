@@ -272,3 +272,15 @@ def test_errors_are_one_line_without_secrets(store, tmp_path):
 def test_redaction_leaves_everything_else_alone():
     assert redacted("a://u:p@h/x b://h/y@z c@d") == "a://***@h/x b://h/y@z c@d"
     assert redacted("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+
+
+def test_rounds_made_with_other_versions_are_a_tag(store, uri, client):
+    commit(store, 1)
+    store.stop("SIGTERM")
+    run_id = tracking.sync_run(store.path, uri)
+    assert "fedpgp.stretches" not in client.get_run(run_id).data.tags
+    store.continue_with(2, {"versions": {"torch": "2.5"}})
+    commit(store, 2)
+    store.finish({})
+    tracking.sync_run(store.path, uri)
+    assert client.get_run(run_id).data.tags["fedpgp.stretches"] == "rounds 1-1: torch 2.0; rounds 2-2: torch 2.5"

@@ -16,6 +16,7 @@ from rich.text import Text
 from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
 from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
+from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import disk_size
@@ -50,7 +51,8 @@ def show(run_dir: Path) -> Lines:
     """
     store = RunFolder.open(run_dir)
     numbers = summarize(store.identity, store.rounds())
-    return Lines(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store))
+    made = provenance.by_rounds(store.stretches, numbers["rounds"])
+    return Lines(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store), *made)
 
 
 def method_table(
@@ -255,12 +257,14 @@ def ranking(folder: SweepFolder) -> Table:
     for number, (order, trial, state, value) in enumerate(sorted(found, key=lambda one: one[0]), 1):
         best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
         rows.append((str(number), trial.label, state, starred(mean_std(value), best), str(len(trial.folds))))
+    changed = provenance.differing(folder.made_with())
+    made = f"made with different {provenance.as_text(changed)}" if changed else ""
     return Table(
         f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
         ("", "trial", "state", metric, "folds"),
         rows,
         text_columns=3,
-        caption="chosen on the test images" if metric.startswith("test/") else "",
+        caption="; ".join(filter(None, ("chosen on the test images" * metric.startswith("test/"), made))),
         max_rows=MAX_TRIALS,
     )
 

@@ -15,6 +15,7 @@ from fedpgp.analysis.report import comparison_tables
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
 from fedpgp.analysis.report.style import encoded, save
 from fedpgp.analysis.report.tables import Table, as_markdown
+from fedpgp.core import provenance
 from fedpgp.core.text import first_of
 from fedpgp.storage.run_folder import RunFolder
 
@@ -112,11 +113,15 @@ def environment(comparison: Comparison) -> dict[str, str]:
     rows: dict[str, dict[str, None]] = {}
     for run in (run for group in comparison.groups for run in group.runs.values()):
         own = run.identity
-        facts = {key: own.get(key) for key in ("data", "backbone", "git_commit")} | own.get("hardware", {})
-        facts |= {"data digest": own.get("manifest_digest"), "weights": own.get("weights_fingerprint")}
-        facts |= own.get("versions", {})
-        for key, value in facts.items():
-            if value not in (None, []):
+        facts = [(key, own.get(key)) for key in ("data", "backbone")]
+        facts += [("data digest", own.get("manifest_digest")), ("content digest", own.get("content_digest"))]
+        facts += [("weights", own.get("weights_fingerprint"))]
+        for made in run.stretches:
+            facts += [("git_commit", made.get("git_commit")), ("code_digest", made.get("code_digest"))]
+            facts += [*made.get("hardware", {}).items(), *made.get("versions", {}).items()]
+        facts += [(run.path.name, "; ".join(provenance.by_rounds(run.stretches, run.rounds)))]
+        for key, value in facts:
+            if value not in (None, [], ""):
                 rows.setdefault(key.replace("_", " "), {})[str(value)] = None
     return {key: ", ".join(values) for key, values in rows.items()}
 

@@ -189,13 +189,13 @@ def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
 def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:
     """Check that the images exist, and then the actors, the plan, the features to encode and the memory.
 
-    The images are listed, not opened. Without a plan there are no features and no memory to check.
+    The images are listed and hashed, not decoded. Without a plan there are no features and no memory to check.
 
     Args:
         nodes: the available nodes; empty: unknown.
         planned: false: only the data are checked.
     """
-    library = Library()
+    library = Library(keep=False)
     try:
         manifest = library.manifest(experiment.data)
     except FedPGPError as error:

@@ -54,6 +54,8 @@ class Scan:
     """the data number their classes; false: their labels are names, which the source has put in order"""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """how many files and folders lie where images are expected and are not used, by kind"""
+    root: Path | None = None
+    """folder of this machine to which the files of the rows are relative; None: there is none"""
 
 
 class Source(ABC):

@@ -114,7 +114,7 @@ class CifarBatches:
             raise DataError(f"{self.root}: {', '.join(missing)} missing; unpack the whole archive")
         names = self._names()
         tables = [self._rows(file, split) for file, split in self.data.batches.items()]
-        return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables), numbered=True)
+        return Scan(names, (SINGLE_DOMAIN,), pa.concat_tables(tables), numbered=True, root=self.root)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a batch is read once per run of rows in it."""

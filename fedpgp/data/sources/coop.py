@@ -63,7 +63,7 @@ class CoOpSource(ImageFiles):
         names = splits.class_names(split, str(path))
         images = [(item.image, item.label, 0, name) for name in SPLITS for item in split[name]]
         table, left_out = listed(self.root, images, path.name, self.images)
-        return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out)
+        return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out, self.root)
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""

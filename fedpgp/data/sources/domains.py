@@ -119,7 +119,7 @@ class DomainsSource(FolderSource):
         absent = sorted(set(number) - {line.class_name for line in lines})
         if absent:
             raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")
-        return Scan(names, self.domains, table, self.class_names is None, left_out)
+        return Scan(names, self.domains, table, self.class_names is None, left_out, self.root)
 
     def _from_folders(self, scan: Scan) -> Scan:
         """Relabel the rows with this data set's class order."""

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -55,14 +54,15 @@ class FolderSource(ImageFiles):
         for group, domain, split in groups:
             for name in classes[group]:
                 folder = os.path.join(group, name)
-                images = self._images(folder)
-                count = len(images["file"])
-                if not count:
+                files, stats = self._images(folder)
+                if not files:
                     empty.append(self._described(folder))
                 about = {"label": labels[shown[composed(name)]], "domain": domains.index(domain), "split": split}
-                tables.append(image_rows(count, **images, **about))
+                sizes, times = zip(*stats, strict=True) if stats else ((), ())
+                tables.append(image_rows(len(files), file=files, size=sizes, modified=times, **about))
         self._refuse("no image in the class folder", empty)
-        return Scan(class_names, domains, pa.concat_tables(tables), left_out=Counter(self._left_out.values()))
+        left_out = Counter(self._left_out.values())
+        return Scan(class_names, domains, pa.concat_tables(tables), left_out=left_out, root=self.root)
 
     def _groups(self) -> list[tuple[str, str, str | None]]:
         """List the folders of class folders, relative to the root, each with its domain and split."""
@@ -92,16 +92,16 @@ class FolderSource(ImageFiles):
                 self._left_out[entry.path] = f"{listing.kind(entry.name)} outside the class folders"
         return folders
 
-    def _images(self, folder: str) -> dict[str, list[Any]]:
+    def _images(self, folder: str) -> tuple[list[str], list[tuple[int, int]]]:
+        """The images of a class folder, relative to the root, and their sizes and modification times."""
         images = []
         for entry in listing.entries(self.root / folder):
             if listing.is_image(entry.name) and not listing.is_folder(entry):
                 images.append(entry)
             else:
                 self._left_out[entry.path] = listing.FOLDERS if entry.is_dir() else listing.kind(entry.name)
-        stats = [listing.size_and_time(entry) for entry in images]
         files = [os.path.join(folder, entry.name) for entry in images]
-        return {"file": files, "size": [size for size, _ in stats], "modified": [time for _, time in stats]}
+        return files, [listing.size_and_time(entry) for entry in images]
 
     def _described(self, folder: str) -> str:
         """The folder and what lies in it."""

@@ -90,7 +90,8 @@ class ParquetSource(Source):
         names, labels = self._encode(table, "label", columns.names or self._names_given(), sort=in_order)
         domains, domain_ids = self._encode(table, DOMAIN, columns.domain_names)
         rows = table.set_column(2, "label", labels).set_column(3, DOMAIN, domain_ids).cast(ROW_SCHEMA)
-        return Scan(names, domains, rows, numbered=pa.types.is_integer(table["label"].type))
+        local = self._local or (Path(self._path) if isinstance(self._fs, fs.LocalFileSystem) else None)
+        return Scan(names, domains, rows, numbered=pa.types.is_integer(table["label"].type), root=local)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a row group is read once per run of rows in it."""

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from fedpgp.config import DataSettings
@@ -46,7 +48,16 @@ def scan(target: str, source: type[Source], settings: DataSettings) -> Scan:
     count, least, most = len(found.class_names), labels.min(), labels.max()
     if least < 0 or most >= count:
         raise DataError(f"data {target}: labels {least} to {most} for {count} class names")
-    return found
+    return found if found.root is not None else replace(found, root=_root(settings, found.rows))
+
+
+def _root(settings: DataSettings, rows: pa.Table) -> Path | None:
+    """The folder of the data set if all files of the rows are below it; None: the source reads them elsewhere."""
+    if not isinstance(settings.root, Path):
+        return None
+    root = existing_root(settings)
+    files = rows.filter(pc.is_valid(rows["size"]))["file"].unique().to_pylist()
+    return root if all((root / file).is_file() for file in files) else None
 
 
 def adapted(plugin: Plugin) -> type[Source]:
@@ -108,8 +119,9 @@ class RowsSource(Source):
         if self._files[0]:
             files = [Path(str(row.image)).as_posix() for row in rows]
             images = list(zip(files, labels, domain_ids, splits, strict=True))
-            table, _ = listed(existing_root(self._settings), images, where)
-            return Scan(names, domains, table, numbered=True)
+            root = existing_root(self._settings)
+            table, _ = listed(root, images, where)
+            return Scan(names, domains, table, numbered=True, root=root)
         named = [f"{number:08d}-{_digest(row.image)}" for number, row in enumerate(rows)]
         table = image_rows(len(rows), file=named, label=labels, domain=domain_ids, split=splits)
         return Scan(names, domains, table, numbered=True)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.plugins import to_send
@@ -56,7 +57,9 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             sweep=folder.path,
             id=trial.id,
             label=trial.label,
-            folds=tuple(FoldWork(fold, plan.experiment, plan.digest) for fold, plan in plans[trial.id].items()),
+            folds=tuple(
+                FoldWork(fold, plan.experiment, plan.digest, plan.content) for fold, plan in plans[trial.id].items()
+            ),
             metric=drawn.metric,
             report_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
             force=rerun == "all",
@@ -125,8 +128,10 @@ def _check_shared_settings(trials: Sequence[Trial]) -> None:
 def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:
     ended = sum(_ended(folder, one) is not None for one in work)
     if ended < len(work):
+        outdated = sum(_outdated(folder, one) for one in work)
+        images = f"; the images of {outdated} have been replaced since" if outdated else ""
         raise RunError(
-            f"{folder.path}: this sweep exists ({folder.state}, {ended} of {len(work)} trials ended); "
+            f"{folder.path}: this sweep exists ({folder.state}, {ended} of {len(work)} trials ended{images}); "
             "continue with --resume, or start over with --rerun all"
         )
 
@@ -136,10 +141,11 @@ def _select(
 ) -> list[TrialWork]:
     """Choose the trials to run now, and record those whose folds all finished in other sweeps."""
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
-    todo = []
+    todo, outdated = [], 0
     for one in work:
         known = None if one.force else _ended(folder, one)
         if known is None or (known.state == "failed" and rerun == "failed"):
+            outdated += _outdated(folder, one)
             folder.forget(one.id)
             todo.append(one)
         else:
@@ -150,6 +156,15 @@ def _select(
         if count:
             hint = "; run them again with --rerun failed" if state == "failed" else ""
             callback.on_message(f"{count} of {len(work)} trials {state} before{hint}")
+    today = [provenance.describe()] if todo else []
+    if changed := provenance.differing([*folder.made_with(), *today]):
+        callback.on_message(
+            f"the trials are ranked although they are made with different {provenance.as_text(changed)}; "
+            "--rerun all runs every trial anew",
+            warning=True,
+        )
+    if outdated:
+        callback.on_message(f"{outdated} of {len(work)} trials run anew: their images have been replaced since")
     return todo
 
 
@@ -160,7 +175,16 @@ def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
     if len(own) == len(runs):
         return Result(work.id, "finished", trial_runner.value_of(folder.root, own, work.metric), own)
     known = folder.result(work.id)  # finished: its runs were removed, or its data changed
-    return None if known is None or known.state == "finished" or known.disk_full else known
+    if known is None or known.state == "finished" or known.disk_full or _outdated(folder, work):
+        return None
+    return known
+
+
+def _outdated(folder: SweepFolder, work: TrialWork) -> bool:
+    """Whether a trial of this sweep ended, or was stopped, on images that have been replaced since."""
+    result = folder.result(work.id)
+    outdated = {store.path.name for one in work.folds for store in one.outdated()}
+    return result is not None and any(fold.run in outdated for fold in result.folds)
 
 
 def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:

@@ -34,15 +34,24 @@ class FoldWork:
     experiment: Experiment
     digest: str
     """of its run"""
+    content: str | None = None
+    """digest of its images"""
 
     def runs(self) -> list[RunFolder]:
         """List its runs under any name, newest first."""
-        storage = self.experiment.storage
-        return RunFolder.with_digest(storage.root, self.digest, storage.uri)
+        return [store for store in self._stored() if store.has_images(self.content)]
+
+    def outdated(self) -> list[RunFolder]:
+        """List the runs of its settings whose images have been replaced since, newest first."""
+        return [store for store in self._stored() if not store.has_images(self.content)]
 
     def newest(self, *states: str) -> RunFolder | None:
         """Return the newest run in one of these states, or None."""
         return next((store for store in self.runs() if store.state in states), None)
+
+    def _stored(self) -> list[RunFolder]:
+        storage = self.experiment.storage
+        return RunFolder.with_digest(storage.root, self.digest, storage.uri)
 
 
 @dataclass(frozen=True)

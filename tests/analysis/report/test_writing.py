@@ -10,6 +10,7 @@ from fedpgp.analysis.loading import Entry, compare
 from fedpgp.analysis.report import writing
 from fedpgp.analysis.report.comparison_figures import bars
 from fedpgp.analysis.report.figures import ReportFigure
+from fedpgp.storage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -68,3 +69,11 @@ def test_the_summary_names_the_best_group_and_its_lead(compared):
 def test_the_environment_lists_all_versions(made_run):
     paths = [made_run(test_hm=[1]), made_run("method.name=coop", version="2", test_hm=[1])]
     assert writing.environment(compare([Entry(path) for path in paths]))["fedpgp"] == "1, 2"
+
+
+def test_the_environment_says_which_rounds_were_made_with_which_versions(made_run):
+    path = made_run(test_hm=[1, 2, 3])
+    RunFolder.open(path).continue_with(2, {"versions": {"fedpgp": "2"}, "hardware": {"machine": "arm64"}})
+    found = writing.environment(compare([Entry(path)]))
+    assert (found["fedpgp"], found["machine"]) == ("1, 2", "arm64")
+    assert found[path.name] == "rounds 1-1: fedpgp 1; rounds 2-3: fedpgp 2"

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
 from fedpgp import config
-from fedpgp.core.callbacks import RunCallback
+from fedpgp.analysis.report.terminal import ranking
+from fedpgp.core.callbacks import EventStream, RunCallback
+from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
 from fedpgp.experiments import planning
 from fedpgp.experiments import runner as experiments
 from fedpgp.experiments.planning import Library
-from fedpgp.experiments.sweeps import trial_runner
+from fedpgp.experiments.sweeps import sweep_runner, trial_runner
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
+from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
@@ -145,3 +148,65 @@ def test_a_fold_that_another_sweep_runs_is_waited_for(root, library, backend, mo
         assert next(going).note == next(going).note == "waiting for another sweep that runs it"
         assert not finished_at(root, 3, 3)
     assert list(going)[-1].result.state == "finished"
+
+
+def with_images(todo, content):
+    return replace(todo, folds=tuple(replace(fold, content=content) for fold in todo.folds))
+
+
+def recorded(root, todo, **identity):
+    """The runs of a trial, with more in their identity."""
+    stores = [RunFolder.open(root / "runs" / fold.run) for fold in trial_runner.begun(todo)]
+    for store in stores:
+        (store.path / "identity.json").write_text(json.dumps({**store.identity, **identity}))
+    return stores
+
+
+def test_a_trial_that_finished_on_other_images_runs_anew(root, library, backend):
+    todo = work(root, library, seeds=(3,), sweep="images", rounds=1)
+    list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))
+    folder, (before,) = SweepFolder.open(todo.sweep), recorded(root, todo, content_digest="one")
+    assert selected(folder, with_images(todo, "one")) == ([], ["1 of 1 trials finished before"])
+    replaced = with_images(todo, "two")
+    with pytest.raises(RunError, match=r"0 of 1 trials ended; the images of 1 have been replaced since\); continue"):
+        sweep_runner._refuse_unfinished(folder, [replaced])
+    assert selected(folder, replaced) == (["it"], ["1 of 1 trials run anew: their images have been replaced since"])
+    result = list(trial_runner.run(replaced, lambda: backend, library, RunCallback(), Tracker()))[-1].result
+    assert result.folds[0].run != before.path.name
+
+
+def test_a_trial_that_was_stopped_on_other_images_runs_anew(root, library, backend):
+    todo = work(root, library, seeds=(4,), sweep="stopped images", report_every=1, rounds=3)
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker())
+    next(going)
+    going.close()
+    folder = SweepFolder.open(todo.sweep)
+    folder.record(Result("abc", "stopped", 1.0, trial_runner.begun(todo), "stopped at round 1 by asha"))
+    (before,) = recorded(root, todo, content_digest="one")
+    assert selected(folder, with_images(todo, "one"))[0] == []
+    replaced = with_images(todo, "two")
+    assert selected(folder, replaced)[0] == ["it"]
+    result = list(trial_runner.run(replaced, lambda: backend, library, RunCallback(), Tracker()))[-1].result
+    assert result.folds[0].run != before.path.name
+    assert before.state == "stopped"
+
+
+def test_trials_made_with_other_versions_are_not_mixed_silently(root, library, backend):
+    todo = work(root, library, seeds=(5,), sweep="versions", rounds=1)
+    list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))
+    folder = SweepFolder.open(todo.sweep)
+    assert ranking(folder).caption == ""
+    (store,) = recorded(root, todo)
+    recorded(root, todo, versions={**store.identity["versions"], "torch": "2.3.0"})
+    other = replace(todo, id="other", folds=(replace(todo.folds[0], digest="f" * 12),))
+    chosen, (_, warned) = selected(folder, todo, other)
+    assert chosen == ["it"]  # the other one, of the same label
+    assert "the trials are ranked although they are made with different torch (2.3.0, " in warned
+    assert selected(folder, todo) == ([], ["1 of 1 trials finished before"])
+
+
+def selected(folder, *works):
+    """Labels of the trials that would run, and the messages."""
+    events = []
+    todo = sweep_runner._select(folder, works, "missing", EventStream(events.append))
+    return [one.label for one in todo], [event.arguments[0] for event in events]
