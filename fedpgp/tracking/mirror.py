@@ -99,7 +99,7 @@ def _store(folder: SweepFolder | RunFolder) -> str:
 def _checked_store(folder: SweepFolder | RunFolder) -> str:
     """As `_store`; raise `UserError` if it cannot be found from here, or never be opened."""
     named, uri = _named_store(folder), _store(folder)
-    check_uri(uri, f"{folder.path}: tracking.uri" if named else tracking_uri.URI_VARIABLE, "--uri ")
+    check_uri(named or uri, f"{folder.path}: tracking.uri" if named else tracking_uri.URI_VARIABLE, "--uri ")
     if named is not None and tracking_uri.is_relative(named):
         raise RunError(
             f"{folder.path}: tracking.uri: {named} is relative to the folder in which this was started, which is not "
