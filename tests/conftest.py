@@ -18,7 +18,11 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 # home of the process that started it, which removes all of them, also that of a worker that crashed.
 os.environ["HOME"] = os.path.join(os.environ["HOME"], WORKER) if WORKER else tempfile.mkdtemp(prefix="fedpgp-test-")
 os.makedirs(os.environ["HOME"], exist_ok=True)
-for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
+UNSET = (
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_ALLOW_FILE_STORE",
+)  # fmt: skip
+for variable in UNSET:
     os.environ.pop(variable, None)
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex

@@ -9,6 +9,7 @@ import typer
 
 import fedpgp
 from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out, writable
+from fedpgp.core.text import redacted
 
 track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sweeps.")
 
@@ -131,19 +132,30 @@ def ui(
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser if there is a display.")] = True,
 ) -> None:
-    """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it."""
-    import webbrowser
+    """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it.
 
+    If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
+    """
     from fedpgp.tracking import ui as interface
+    from fedpgp.tracking.uri_check import is_server
 
     store = interface.store_of(root)
+    if is_server(store):
+        _show(store, "MLFLOW_TRACKING_URI", browser)
+        return
     page = interface.page_of(store)
     with interface.serving(store, port) as (base, process):
-        address = base + page
-        typer.echo(f"MLflow: {address}   (Ctrl-C stops it)")
-        if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            webbrowser.open(address)
+        _show(base + page, "Ctrl-C stops it", browser)
         process.wait()
+
+
+def _show(address: str, note: str, browser: bool) -> None:
+    """Print the address of MLflow's interface, and open it if wanted and possible."""
+    import webbrowser
+
+    typer.echo(f"MLflow: {redacted(address)}   ({note})")
+    if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(address)
 
 
 @track.command()

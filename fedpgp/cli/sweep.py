@@ -165,10 +165,12 @@ def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     from fedpgp.analysis.report.terminal import dry_run
     from fedpgp.experiments import estimation
     from fedpgp.experiments.sweeps import sampling
+    from fedpgp.tracking import MLflowTracker
 
     for note in notes or ():
         typer.echo(note, err=True)
     drawn = sampling.draw(settings)
+    MLflowTracker().check(drawn.trials[0].experiment)
     out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)
 
 

@@ -236,10 +236,11 @@ class TrackingSettings(Settings):
     mlflow: bool = True
     """false: rows on disk only"""
     uri: str | None = None
-    """tracking URI; null: a SQLite store under storage.root. Passwords are not stored: give `fedpgp track sync` --uri,
-    or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"""
-    experiment: str = "fedpgp"
-    """MLflow experiment"""
+    """sqlite:///FILE, http://HOST:PORT or another tracking URI; null: MLFLOW_TRACKING_URI if set, else a SQLite store
+    under storage.root. Passwords are not stored: give `fedpgp track sync` --uri, or set MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD"""
+    experiment: str | None = None
+    """MLflow experiment; null: MLFLOW_EXPERIMENT_NAME if set, else fedpgp"""
 
 
 class StorageSettings(Settings):

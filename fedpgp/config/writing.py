@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from fedpgp.config import tracking_uri
 from fedpgp.config.settings import Experiment, MethodSettings, Settings
 from fedpgp.core.plugins import code_keys
 
@@ -98,7 +99,7 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def absolute(experiment: Experiment) -> Experiment:
-    """Make every path absolute, for processes with another working folder."""
+    """Make every path absolute, and fill in MLflow's environment variables, for processes with other ones."""
     data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
     root = data.root.expanduser().absolute() if isinstance(data.root, Path) else data.root
     weights = backbone.weights
@@ -109,6 +110,7 @@ def absolute(experiment: Experiment) -> Experiment:
             "data": data.model_copy(update={"root": root}),
             "backbone": backbone.model_copy(update={"weights": weights}),
             "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
+            "tracking": tracking_uri.resolved(experiment.tracking),
         }
     )
 

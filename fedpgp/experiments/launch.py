@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpgp import config
-from fedpgp.config import Experiment
+from fedpgp.config import Experiment, tracking_uri
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
 from fedpgp.experiments import estimation, runner
@@ -21,6 +21,7 @@ from fedpgp.federation.extraction import Forecast
 
 def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
     """Run an experiment on the backend of its settings, and return its folder. See `runner.run`."""
+    tracker.check(experiment)
     result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback)
     return result
 
@@ -48,6 +49,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
             "resources.address=auto (or set RAY_ADDRESS)"
         )
     settle(experiment)
+    tracker.check(experiment)
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
         driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)
@@ -99,14 +101,20 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callba
 
 
 def placed(experiment: Experiment) -> Experiment:
-    """Make all paths absolute; raise `ResourceError` if storage.root is relative and no working folder is shared."""
+    """Make all paths absolute; raise `ResourceError` if a store is relative and no working folder is shared."""
     from fedpgp.federation.backends import driver
 
-    root = experiment.storage.root
-    if not root.expanduser().is_absolute() and not driver.one_folder(experiment.resources):
+    root, uri = experiment.storage.root, tracking_uri.given_uri(experiment.tracking.uri)
+    relative = {}
+    if not root.expanduser().is_absolute():
+        relative[f"storage.root: {root}"] = "an absolute folder that every node can access, or s3://BUCKET/FOLDER"
+    if experiment.tracking.mlflow and uri is not None and tracking_uri.is_relative(uri):
+        relative[f"tracking.uri: {uri}"] = "an absolute path that every node can access, or http://HOST:PORT"
+    if relative and not driver.one_folder(experiment.resources):
+        setting, instead = next(iter(relative.items()))
         raise ResourceError(
-            f"storage.root: {root} is relative, but the nodes of a cluster and submitted jobs do not share a working "
-            "directory; give an absolute folder that every node can access, or a URI such as s3://BUCKET/FOLDER"
+            f"{setting} is relative, but the nodes of a cluster and submitted jobs do not share a working directory; "
+            f"give {instead}"
         )
     return config.absolute(experiment)
 

@@ -16,7 +16,15 @@ from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
-from fedpgp.config import DataSettings, Experiment, MethodSettings, ResourceSettings, StorageSettings
+from fedpgp.config import (
+    DataSettings,
+    Experiment,
+    MethodSettings,
+    ResourceSettings,
+    StorageSettings,
+    TrackingSettings,
+    tracking_uri,
+)
 from fedpgp.core.errors import BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import in_the_way
 from fedpgp.core.plugins import code_keys
@@ -126,6 +134,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         if name == data.train_set or method.supports_unseen_classes:
             method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
     _check_storage(experiment.storage)
+    _check_tracking(experiment.tracking)
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
     images = library.content(experiment.data, experiment.storage.root)
@@ -172,6 +181,15 @@ def _check_storage(storage: StorageSettings) -> None:
         raise RunError(f"storage.root: {storage.root.absolute()}: MLflow supports no ? in a path; use another folder")
     if storage.uri:
         ObjectStore.at(storage.uri).make()
+
+
+def _check_tracking(settings: TrackingSettings) -> None:
+    uri = settings.uri or ""
+    path = tracking_uri.local_path(uri) if settings.mlflow and uri.startswith("sqlite") else None
+    if path is not None and path.is_dir():
+        raise ConfigError(f"tracking.uri: {path} is a folder; give the file of a database, as sqlite:///FILE")
+    if path is not None and (found := in_the_way(path.parent)) is not None:
+        raise ConfigError(f"tracking.uri: {found} is not a writable folder; give another place, as sqlite:///FILE")
 
 
 def refuse_edited(plan: Plan) -> None:

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 from fedpgp.core.errors import FedPGPError
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
+from fedpgp.tracking.uri_check import is_server
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment, RunInfo
     from mlflow.tracking import MlflowClient
+
+log = logging.getLogger("fedpgp.tracking")
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # no usage statistics
@@ -42,16 +46,26 @@ def default_uri(root: Path) -> str:
 def prepare(root: Path, uri: str, experiment: str) -> str:
     """Create the MLflow store and the experiment if they are missing, and return the experiment's id.
 
-    Several processes may call this at once. Artifacts go to `root/mlartifacts`, unless `uri` is that of a server.
+    An experiment that was deleted is restored with its runs, until MLflow has removed it for good: MLflow accepts no
+    other one of its name. Several processes may call this at once. Artifacts go to `root/mlartifacts`, unless `uri` is
+    that of a server.
     """
     root.mkdir(parents=True, exist_ok=True)
-    remote = uri.startswith(("http:", "https:", "databricks"))
+    remote = is_server(uri)
     with mlflow_errors(uri), nullcontext() if remote else locked(root / ".mlflow.lock"):
         client = connect(uri)
         if (found := client.get_experiment_by_name(experiment)) is not None:
+            if is_deleted(found):
+                client.restore_experiment(found.experiment_id)
+                log.warning("MLflow at %s: experiment %r was deleted; it is restored", redacted(uri), experiment)
             return str(found.experiment_id)
         location = None if remote else (root.absolute() / "mlartifacts").as_uri()
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
+
+
+def is_deleted(entry: Experiment | RunInfo) -> bool:
+    """Whether an experiment or a run was deleted; MLflow keeps it until `mlflow gc`."""
+    return bool(entry.lifecycle_stage == "deleted")
 
 
 def connect(uri: str) -> MlflowClient:

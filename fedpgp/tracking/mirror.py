@@ -2,18 +2,20 @@
 
 import json
 import logging
+import shlex
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedpgp import config
-from fedpgp.config import Experiment
+from fedpgp.config import Experiment, tracking_uri
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import ConfigError, FedPGPError, RunError
+from fedpgp.core.errors import ConfigError, FedPGPError, RunError, UserError
 from fedpgp.core.text import redacted, without_user
 from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.experiments.tracker import Tracker
@@ -21,8 +23,9 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
 from fedpgp.tracking.connection import default_uri
-from fedpgp.tracking.mlflow_runs import Writer
-from fedpgp.tracking.writers import RUN_TAG, SWEEP_TAG, SweepWriter, run_writer
+from fedpgp.tracking.mlflow_runs import SWEEP_TAG, Writer
+from fedpgp.tracking.uri_check import check_settings, check_uri
+from fedpgp.tracking.writers import RUN_TAG, SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
 
@@ -42,30 +45,67 @@ def sync_run(run_dir: Path, uri: str, parent: TrialRef | None = None) -> str:
 
 
 def sync_all(path: Path, uri: str | None = None) -> Iterator[Path]:
-    """Mirror a storage root, its `runs`, one run, or one sweep to `uri`, by default to the `tracking.uri` of each run.
+    """Mirror a storage root, its `runs`, one run, or one sweep to `uri`, by default to the store that each names.
 
-    Yields each folder when it is done; raises `RunError` if there is no run and no sweep.
+    Yields each folder when it is done. Raises `RunError` if there is no run and no sweep, `ConfigError` if MLflow can
+    never open `uri`, and at the end `RunError` if folders were left out because their own store cannot be found again.
     """
+    if uri is not None:
+        uri = tracking_uri.absolute_uri(uri)
+        check_uri(uri, "--uri", "--uri ")
+    left_out: list[str] = []
+    for folder in _folders(path):
+        try:
+            target = uri or _checked_store(folder)
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        if isinstance(folder, SweepFolder):
+            for trial, run_dir in _begun(folder):
+                sync_run(run_dir, target, TrialRef(folder.path, trial))
+            SweepWriter(folder, target).push()
+        else:
+            sync_run(folder.path, target)
+        yield folder.path
+    if left_out:
+        raise RunError(left_out[0] + (f" (so are {len(left_out) - 1} more folders)" if len(left_out) > 1 else ""))
+
+
+def _folders(path: Path) -> Iterator[SweepFolder | RunFolder]:
+    """The sweep in this folder, or all sweeps and then all runs of this storage root."""
     sweeps = SweepFolder.find(path)
-    for sweep in sweeps:
-        named = (yaml.safe_load(sweep.spec_yaml)["base"].get("tracking") or {}).get("uri")
-        target = uri or without_user(named or default_uri(sweep.root))
-        for trial, run_dir in _begun(sweep):
-            sync_run(run_dir, target, TrialRef(sweep.path, trial))
-        SweepWriter(sweep, target).push()
-        yield sweep.path
+    yield from sweeps
     if [sweep.path for sweep in sweeps] == [path.absolute()]:
         return
     try:
-        stores = RunFolder.find(path)
+        yield from RunFolder.find(path)
     except RunError:
         if not sweeps:
-            raise
-        return  # the sweeps were stopped before their first run
-    for store in stores:
-        named = yaml.safe_load(store.config_yaml)["tracking"]["uri"]
-        sync_run(store.path, uri or without_user(named or default_uri(store.root)))
-        yield store.path
+            raise  # otherwise the sweeps were stopped before their first run
+
+
+def _named_store(folder: SweepFolder | RunFolder) -> str | None:
+    """The `tracking.uri` in the settings of a run or a sweep, without credentials."""
+    settings = yaml.safe_load(folder.config_yaml if isinstance(folder, RunFolder) else folder.spec_yaml)
+    tracking = (settings if isinstance(folder, RunFolder) else settings["base"]).get("tracking") or {}
+    return without_user(tracking["uri"]) if tracking.get("uri") else None
+
+
+def _store(folder: SweepFolder | RunFolder) -> str:
+    """The store that a run or a sweep names, else that of the environment, else that of its storage root."""
+    return tracking_uri.uri_of(_named_store(folder)) or default_uri(folder.root)
+
+
+def _checked_store(folder: SweepFolder | RunFolder) -> str:
+    """As `_store`; raise `UserError` if it cannot be found from here, or never be opened."""
+    named, uri = _named_store(folder), _store(folder)
+    check_uri(named or uri, f"{folder.path}: tracking.uri" if named else tracking_uri.URI_VARIABLE, "--uri ")
+    if named is not None and tracking_uri.is_relative(named):
+        raise RunError(
+            f"{folder.path}: tracking.uri: {named} is relative to the folder in which this was started, which is not "
+            "recorded; give the store with its absolute path: --uri sqlite:////FOLDER/FILE"
+        )
+    return uri
 
 
 def stale_runs(uri: str, ended: Set[str]) -> list[str]:
@@ -83,6 +123,13 @@ def stale_runs(uri: str, ended: Set[str]) -> list[str]:
             for run in running
             if {run.data.tags.get(RUN_TAG), run.data.tags.get(SWEEP_TAG)} & ended
         ]
+
+
+def experiment_deleted(uri: str, experiment: str) -> bool:
+    """Whether the experiment was deleted in MLflow, and can be restored."""
+    with connection.mlflow_errors(uri):
+        found = connection.connect(uri).get_experiment_by_name(experiment)
+        return found is not None and connection.is_deleted(found)
 
 
 class Mirror:
@@ -135,8 +182,17 @@ class Mirror:
 
     def _warn(self, what: str) -> None:
         if not self._warned:
-            log.warning("%s; the run goes on, `fedpgp track sync %s` catches up", what, self._folder)
+            log.warning("%s; the run goes on; once this is solved, `%s` catches up", what, self._sync_command())
         self._warned = True
+
+    def _sync_command(self) -> str:
+        """The command that sends all that is missing, also if the folder itself does not lead to this store."""
+        command = f"fedpgp track sync {shlex.quote(str(self._folder))}"
+        kind = SweepFolder if (self._folder / SweepFolder.marker).is_file() else RunFolder
+        with suppress(OSError):  # the folder may be gone
+            if _store(kind(self._folder)) != self._uri:
+                return f"{command} --uri {shlex.quote(redacted(self._uri))}"
+        return command
 
 
 class MLflowTracker(Tracker):
@@ -144,6 +200,10 @@ class MLflowTracker(Tracker):
 
     def __init__(self) -> None:
         self._ending: deque[Mirror] = deque()
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `ConfigError` if MLflow can never open the store."""
+        check_settings(experiment.tracking)
 
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """Mirror the run from the moment its folder exists."""

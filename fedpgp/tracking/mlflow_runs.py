@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as the description, in Markdown."""
+SWEEP_TAG = "fedpgp.sweep"
+"""The tag that identifies a sweep, see `writers.sweep_tag`."""
+TRIAL_TAG = "fedpgp.trial"
 COMMIT_TAG = "mlflow.source.git.commit"
 SOURCE = {"mlflow.source.name": "fedpgp", "mlflow.source.type": "LOCAL"}
 DIGEST_TAG = "fedpgp.config_digest"
@@ -66,11 +69,17 @@ class Writer(ABC):
     ) -> Run:
         """The MLflow run with the same tag `key` and parent as in `tags`, with its parameters (nested or flat).
 
-        Several processes may call this at once.
+        One below an earlier MLflow run of the same parent is moved below the present one. Several processes may call
+        this at once.
         """
         with locked(self._lock):
             known = find(self._client, self._experiment, key, tags[key])
-            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == tags.get(PARENT_TAG)), None)
+            parent = tags.get(PARENT_TAG)
+            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == parent), None)
+            if found is None and parent is not None:
+                found = next((run for run in known if replaces(self._client, parent, run.data.tags)), None)
+                if found is not None:
+                    self._client.set_tag(found.info.run_id, PARENT_TAG, parent)
             if found is None:
                 every = {**SOURCE, **tags}
                 found = self._client.create_run(self._experiment, start_time=created_ms, tags=every, run_name=name)
@@ -99,6 +108,27 @@ class Writer(ABC):
 def find(client: MlflowClient, experiment: str, tag: str, value: str) -> list[Run]:
     """The MLflow runs with this tag, at any level."""
     return list(client.search_runs([experiment], f"tags.`{tag}` = '{value}'"))
+
+
+def replaces(client: MlflowClient, parent: str, tags: Mapping[str, str]) -> bool:
+    """Whether `parent` is the present MLflow run of the sweep or trial below which a run with these tags was created.
+
+    It is if the run's own parent is of the same sweep or trial, and was deleted or is below the same parent itself. A
+    parent that MLflow has removed for good cannot be compared: every present one replaces it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (earlier_id := tags.get(PARENT_TAG)) is None:
+        return False
+    try:
+        earlier = client.get_run(earlier_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+    present = client.get_run(parent)
+    same = [SWEEP_TAG, TRIAL_TAG, *(() if connection.is_deleted(earlier.info) else (PARENT_TAG,))]
+    return all(earlier.data.tags.get(key) == present.data.tags.get(key) for key in same)
 
 
 def add_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,10 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from fedpgp.config import TrackingSettings, tracking_uri
 from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
-from fedpgp.tracking.writers import SPACE, SWEEP_TAG
+from fedpgp.tracking.mlflow_runs import SWEEP_TAG
+from fedpgp.tracking.uri_check import check_settings
+from fedpgp.tracking.writers import SPACE
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,13 +44,23 @@ MAX_SWEEPS = 20
 
 
 def store_of(root: Path) -> str:
-    """The URI of a storage root's MLflow store; raise `RunError` if it has none."""
-    if not (root / "mlflow.db").is_file():
+    """The URI of the MLflow store of the runs: that of the environment, else that of their storage root.
+
+    Raises `ConfigError` if MLflow can never open it, and `RunError` if it does not exist yet.
+    """
+    uri = tracking_uri.uri_of(None)
+    if uri is not None:
+        check_settings(TrackingSettings())
+    path = tracking_uri.local_path(uri or default_uri(root))
+    if path is not None and not path.exists():
+        variable = f"{tracking_uri.URI_VARIABLE}: {path}: no MLflow store here"
+        here = f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs"
+        sync = f"fedpgp track sync {shlex.quote(str(root))}"
         raise RunError(
-            f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs. `fedpgp track sync "
-            f"{root}` creates it from runs that were not mirrored; runs with their own tracking.uri are in that store"
+            f"{variable if uri else here}. `{sync}` creates it from runs that were not mirrored; runs with their own "
+            "tracking.uri are in that store"
         )
-    return default_uri(root)
+    return uri or default_uri(root)
 
 
 def page_of(uri: str) -> str:

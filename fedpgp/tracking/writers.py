@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fedpgp.config.tracking_uri import DEFAULT_EXPERIMENT, experiment_of
 from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
@@ -21,7 +22,16 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialRef
 from fedpgp.tracking import artifacts, connection, descriptions, mlflow_runs
 from fedpgp.tracking.descriptions import Outcome
-from fedpgp.tracking.mlflow_runs import BEST, DIGEST_TAG, MIRRORED_TAG, NOTE_TAG, PARENT_TAG, Writer
+from fedpgp.tracking.mlflow_runs import (
+    BEST,
+    DIGEST_TAG,
+    MIRRORED_TAG,
+    NOTE_TAG,
+    PARENT_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+    Writer,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -34,9 +44,6 @@ LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round. It is sent in one batch with the round's others."""
 ROUNDS_PER_BATCH = 25
 """MLflow accepts 1000 metrics per batch; a round has at most 40."""
-SWEEP_TAG = "fedpgp.sweep"
-"""The tag that identifies a sweep, see `sweep_tag`."""
-TRIAL_TAG = "fedpgp.trial"
 SPACE = "space."
 """Prefix of the parameters that define the search space of a sweep."""
 
@@ -54,8 +61,8 @@ class RunWriter(Writer):
         with connection.mlflow_errors(uri):
             self._config = redacted(store.config_yaml)
             self._settings = yaml.safe_load(self._config)
-            tracking = self._settings["tracking"]
-            trial, experiment = parent or (None, connection.prepare(store.root, uri, tracking["experiment"]))
+            name = experiment_of(self._settings["tracking"]["experiment"])
+            trial, experiment = parent or (None, connection.prepare(store.root, uri, name))
             super().__init__(store.path, uri, experiment)
             runs = mlflow_runs.find(self._client, experiment, RUN_TAG, store.identity["id"])
             own = runs[0] if runs and trial is None else self._own(trial)
@@ -116,7 +123,8 @@ class SweepWriter(Writer):
             self._settings = yaml.safe_load(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
-            experiment = connection.prepare(folder.root, uri, tracking.get("experiment", "fedpgp"))
+            name = experiment_of(tracking.get("experiment", DEFAULT_EXPERIMENT))  # earlier code left out the default
+            experiment = connection.prepare(folder.root, uri, name)
             super().__init__(folder.path, uri, experiment)
             tags = {SWEEP_TAG: sweep_tag(self._head), DIGEST_TAG: self._head["id"]}
             params = _params(self._settings, self._head)

@@ -213,6 +213,49 @@ def test_refuses_a_storage_that_mlflow_would_misread(fedpgp, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["run"], ["sweep"], ["sweep", "--dry-run"], ["run", "resources.backend=ray"]])
+def test_refuses_a_store_that_mlflow_can_never_open(fedpgp, tmp_path, monkeypatch, command):
+    first, *more = command
+    given = [first, "shapes", *SMALL, f"storage.root={tmp_path / 'store'}", *more]
+    code, _, err = fedpgp(*given, "tracking.uri=nonsense://x")
+    assert code == 2
+    assert "error: tracking.uri: nonsense://x: MLflow knows no store of the kind 'nonsense'" in err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    code, _, err = fedpgp(*given)
+    assert code == 2
+    assert "error: MLFLOW_TRACKING_URI: ./mlruns: MLflow refuses a folder as a store" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/file/x.db"])
+def test_refuses_a_store_whose_file_cannot_be_written(fedpgp, tmp_path, place):
+    (tmp_path / "file").touch()
+    given = f"tracking.uri=sqlite:///{place.format(tmp_path)}"
+    code, _, err = fedpgp("run", "shapes", *SMALL, f"storage.root={tmp_path / 'store'}", given)
+    assert code == 2
+    assert "error: tracking.uri: " in err
+    assert "folder; give" in err
+
+
+def test_the_store_and_experiment_of_the_environment_are_used_and_recorded(fedpgp, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    _, out, _ = fedpgp("run", "shapes", *SMALL, f"storage.root={tmp_path / 'store'}")
+    run = Path(out.rsplit("run: ", 1)[1].strip())
+    uri = f"sqlite:///{tmp_path}/mine.db"
+    recorded = yaml.safe_load((run / "config.yaml").read_text())["tracking"]
+    assert recorded == {"mlflow": True, "uri": uri, "experiment": "mine"}
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("mine").experiment_id
+    assert [(one.info.run_name, one.info.status) for one in client.search_runs([experiment])] == [
+        (run.name, "FINISHED")
+    ]
+    assert not (tmp_path / "store" / "mlflow.db").exists()
+
+
 def test_a_path_is_printed_as_it_is(fedpgp, tmp_path):
     """Brackets are no colours."""
     for name in ("st [red] 'q\"", "a[/b]"):

@@ -236,7 +236,7 @@ def test_a_mirror_that_fails_is_told_once_and_catches_up(store, uri, client, cap
     assert [step for step, _, _ in history(client, tracking.sync_run(store.path, uri))] == [1, 2]
     assert [record.levelno for record in caplog.records if record.name == "fedpgp.tracking"] == [logging.WARNING]
     assert "cannot reach http://***@host:5000/api; the run goes on" in caplog.text
-    assert f"fedpgp track sync {store.path}" in caplog.text
+    assert f"`fedpgp track sync '{store.path}'` catches up" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -17,7 +17,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
-from fedpgp.core.errors import RunError, UserError
+from fedpgp.core.errors import ConfigError, RunError, UserError
 from fedpgp.tracking import ui
 
 
@@ -37,6 +37,26 @@ def children(group: int) -> list[int]:
 def test_a_folder_without_a_store_is_rejected(tmp_path):
     with pytest.raises(RunError, match=r"no MLflow store here.*fedpgp track sync"):
         ui.store_of(tmp_path)
+
+
+def test_the_store_of_the_environment_is_shown(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").touch()
+    assert ui.store_of(tmp_path) == tracking.default_uri(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    with pytest.raises(RunError, match=f"^MLFLOW_TRACKING_URI: {tmp_path}/mine.db: no MLflow store here"):
+        ui.store_of(tmp_path)
+    (tmp_path / "mine.db").touch()
+    assert ui.store_of(tmp_path) == f"sqlite:///{tmp_path}/mine.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: nonsense://x: "):
+        ui.store_of(tmp_path)
+
+
+def test_a_server_of_the_environment_is_named_instead_of_served(fedpgp, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    code, out, _ = fedpgp("ui", tmp_path, "--no-browser")
+    assert (code, out) == (0, "MLflow: http://***@host:5000   (MLFLOW_TRACKING_URI)\n")
 
 
 def test_a_taken_port_is_rejected_and_the_default_falls_back_to_a_free_one(monkeypatch):

@@ -1,6 +1,7 @@
 """Check the machine, the cluster and the storage root, without changing them, and what an experiment needs."""
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -15,9 +16,9 @@ import torch
 from fedpgp import tracking
 from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.clip import feature_cache
-from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.config import Experiment, ResourceSettings, TrackingSettings, tracking_uri
 from fedpgp.core import provenance
-from fedpgp.core.errors import FedPGPError, ResourceError, RunError
+from fedpgp.core.errors import ConfigError, FedPGPError, ResourceError, RunError
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
@@ -27,7 +28,8 @@ from fedpgp.federation.resources import shortfall
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking.mirror import stale_runs
+from fedpgp.tracking import uri_check
+from fedpgp.tracking.mirror import experiment_deleted, stale_runs
 from fedpgp.tracking.writers import sweep_tag
 
 Node = Mapping[str, float]
@@ -36,8 +38,6 @@ LITTLE = 10**9
 """Free bytes on a disk below which there is a warning."""
 RAY_STOPS_AT = 0.95
 """Used share of a disk from which Ray stores no more objects on it."""
-FILE = "sqlite:///"
-"""Scheme of an MLflow store in a file. Opening a missing one would create it."""
 
 
 def machine(experiment: Experiment) -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def storage(experiment: Experiment) -> Iterator[Finding]:
     yield from _folders("run", root / "runs", _run, ended)
     yield from _folders("sweep", root / "sweeps", _sweep, ended)
     if experiment.tracking.mlflow:
-        yield _mirror(root, experiment.tracking.uri, ended)
+        yield _mirror(root, experiment.tracking, ended)
 
 
 def _folders(
@@ -173,17 +173,34 @@ def _sweep(path: Path) -> tuple[StatusFolder, str]:
     return folder, sweep_tag(folder.head)
 
 
-def _mirror(root: Path, given: str | None, ended: set[str]) -> Finding:
-    uri = given or tracking.default_uri(root)
-    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).is_file():
-        return ok("tracking", f"no MLflow store at {uri} yet; the first run makes one")
+def _mirror(root: Path, settings: TrackingSettings, ended: set[str]) -> Finding:
+    uri, experiment = settings.uri or tracking.default_uri(root), tracking_uri.experiment_of(settings.experiment)
+    sync = f"fedpgp track sync {shlex.quote(str(root))}"
+    if uri != tracking.default_uri(root):
+        sync += f" --uri {shlex.quote(uri)}"
+    given = {tracking_uri.URI_VARIABLE: uri_check.from_environment(uri)}
+    given[tracking_uri.EXPERIMENT_VARIABLE] = experiment == os.environ.get(tracking_uri.EXPERIMENT_VARIABLE)
+    names = " and ".join(name for name, used in given.items() if used)
+    source = f" ({names}: experiment {experiment!r})" if names else ""
     try:
-        stale = stale_runs(uri, ended)
+        uri_check.check_settings(settings)
+        path = tracking_uri.local_path(uri)
+        if path is not None and not path.exists():  # opening it would create it
+            return ok("tracking", f"no MLflow store at {uri}{source} yet; the first run makes one")
+        deleted, stale = experiment_deleted(uri, experiment), stale_runs(uri, ended)
+    except ConfigError as error:
+        return problem("tracking", str(error))
     except FedPGPError as error:
-        return warning("tracking", str(error), "runs go on without it; once it is back: fedpgp track sync STORAGE_ROOT")
+        return warning("tracking", f"{error}{source}", f"runs go on without it; once it is back: {sync}")
+    if deleted:
+        return warning(
+            "tracking",
+            f"{uri}{source}: experiment {experiment!r} is deleted there",
+            f"the next run restores it, or: {sync}",
+        )
     if stale:
-        return warning("tracking", f"{uri}: RUNNING there, but ended: {', '.join(stale)}", f"fedpgp track sync {root}")
-    return ok("tracking", f"{uri} opens, and what is RUNNING there is running")
+        return warning("tracking", f"{uri}{source}: RUNNING there, but ended: {', '.join(stale)}", sync)
+    return ok("tracking", f"{uri}{source} opens, and what is RUNNING there is running")
 
 
 def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:

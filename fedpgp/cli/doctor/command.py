@@ -71,7 +71,7 @@ def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterato
     """Checks that need the packages."""
     from fedpgp import config, methods
 
-    experiment = config.Experiment()
+    experiment = config.absolute(config.Experiment())
     if given is not None:
         try:
             experiment = config.absolute(config.load(given, overrides, methods.defaults))

@@ -44,13 +44,15 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     callback.on_prepare()
     drawn = sampling.draw(sweep)
     _check_shared_settings(drawn.trials)
+    tracker.check(drawn.trials[0].experiment)
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
     exists = SweepFolder.exists(root, sweep.name, digest)
-    content = redacted(config.dump(sweep))
+    tracking = trials[0].experiment.tracking.model_dump()  # so that it is found again from another place
+    content = redacted(config.dump(sweep.model_copy(update={"base": {**sweep.base, "tracking": tracking}})))
     folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
     work = [
         TrialWork(

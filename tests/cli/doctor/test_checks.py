@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from small_experiment import SMALL, found_in, small
 
 from fedpgp import config, tracking
@@ -274,6 +275,37 @@ def test_what_mlflow_shows_as_running_after_a_kill_is_named_until_it_is_synced(t
     assert found.what.endswith(f"RUNNING there, but ended: {run.name}")
     tracking.sync_run(run, uri)
     assert found_in(tmp_path, "tracking", on)[0].state is State.ok
+
+
+def test_a_deleted_experiment_is_named(tmp_path):
+    uri = tracking.default_uri(tmp_path)
+    client = MlflowClient(uri)
+    client.delete_experiment(tracking.prepare(tmp_path, uri, "mine"))
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true", "tracking.experiment=mine")
+    assert (found.state, found.what) == (State.warning, f"{uri}: experiment 'mine' is deleted there")
+    assert found.advice.endswith(f"fedpgp track sync {tmp_path}")
+    assert found_in(tmp_path, "tracking", "tracking.mlflow=true")[0].state is State.ok
+
+
+def test_the_variables_that_name_the_store_and_the_experiment_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mine.db")
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true", "tracking.experiment=other")
+    where = f"no MLflow store at sqlite:///{tmp_path}/mine.db"
+    assert found.what == f"{where} (MLFLOW_TRACKING_URI: experiment 'other') yet; the first run makes one"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true")
+    assert f"{where} (MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME: experiment 'mine') yet" in found.what
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true", f"tracking.uri=sqlite:///{tmp_path}/own.db")
+    assert f"{tmp_path}/own.db (MLFLOW_EXPERIMENT_NAME: experiment 'mine') yet" in found.what
+    assert found_in(tmp_path, "tracking") == []
+
+
+def test_a_store_that_can_never_open_is_a_problem(tmp_path, monkeypatch):
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true", "tracking.uri=nonsense://x")
+    assert (found.state, found.what.startswith("tracking.uri: nonsense://x: ")) == (State.problem, True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true")
+    assert (found.state, found.what.startswith("MLFLOW_TRACKING_URI: ")) == (State.problem, True)
 
 
 def test_an_mlflow_store_that_does_not_open_is_a_warning(tmp_path):

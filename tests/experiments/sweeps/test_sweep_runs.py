@@ -87,6 +87,16 @@ def test_mlflow_has_the_sweep_its_trials_and_their_folds(done, tmp_path):
     assert [point.step for point in client.get_metric_history(fold.info.run_id, "val/hm")] == [1, 2]
 
 
+def test_the_settings_of_a_sweep_name_its_store_from_everywhere(done, tmp_path, monkeypatch):
+    root, _, _, _ = done
+    monkeypatch.chdir(tmp_path)
+    settings = sweep(root, [0.1], seeds=(1, 2))
+    settings.base["tracking"]["uri"] = "sqlite:///rel.db"
+    recorded = sweep_settings.load(str(run(settings)[0].path / "sweep.yaml"))[0]
+    assert recorded.base["tracking"] == {"mlflow": False, "uri": f"sqlite:///{tmp_path}/rel.db", "experiment": None}
+    assert recorded.base | {"tracking": None} == settings.base | {"tracking": None}
+
+
 def test_parent_runs_in_mlflow_have_provenance_tags(done):
     root, _, folder, _ = done
     client = MlflowClient(tracking.default_uri(root))
