@@ -166,9 +166,10 @@ def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     from fedpgp.experiments import estimation
     from fedpgp.experiments.sweeps import sampling
 
-    for note in notes or ():
-        typer.echo(note, err=True)
     drawn = sampling.draw(settings)
+    for note in (*(notes or ()), drawn.dropped):
+        if note:
+            typer.echo(note, err=True)
     out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpgp import config
+from fedpgp import config, methods
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import code_keys
@@ -58,6 +58,8 @@ class SampledTrials:
     """number of duplicates that were dropped"""
     metric: str
     """metric that selects the best trial"""
+    dropped: str
+    """settings of the base that trials drop with another method, data set or backbone; empty: none"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
@@ -67,12 +69,17 @@ def draw(sweep: Sweep) -> SampledTrials:
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
+    dropped: dict[tuple[str, str], dict[str, None]] = {}
     count = 0
     for variant, point in _points(sweep):
         count += 1
         label = _label(sweep, variant, point)
+        settings = config.leaves({**sweep.variants.get(variant, {}), **point})
+        for name, text in config.dropped(sweep.base, settings, methods.carry).items():
+            key, _, value = name.partition("=")
+            dropped.setdefault((key, text), {})[value] = None
         try:
-            trial = _trial(sweep, label, variant, config.leaves({**sweep.variants.get(variant, {}), **point}))
+            trial = _trial(sweep, label, variant, settings)
         except ConfigError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
@@ -81,7 +88,8 @@ def draw(sweep: Sweep) -> SampledTrials:
     if wrong:
         raise ConfigError("\n".join(format_error(line, labels, count) for line, labels in wrong.items()))
     chosen = tuple(trials.values())
-    return SampledTrials(chosen, count - len(chosen), _metric(sweep, chosen))
+    lines = (f"{key}={', '.join(values)}: dropped {text} of the base" for (key, text), values in dropped.items())
+    return SampledTrials(chosen, count - len(chosen), _metric(sweep, chosen), "; ".join(lines))
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
@@ -118,7 +126,7 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) -> Trial:
-    tree = config.assign(copy.deepcopy(sweep.base), settings)
+    tree = config.assign(copy.deepcopy(sweep.base), settings, methods.carry)
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
     experiment, _ = planning.settle(config.parse(tree, source="base"))

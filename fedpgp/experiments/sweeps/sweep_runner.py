@@ -42,6 +42,8 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     """
     callback.on_prepare()
     drawn = sampling.draw(sweep)
+    if drawn.dropped:
+        callback.on_message(drawn.dropped)
     _check_shared_settings(drawn.trials)
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
