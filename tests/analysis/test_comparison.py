@@ -137,6 +137,17 @@ def test_seeds_are_one_group_and_names_say_what_differs(made_run):
     assert left_out == []
 
 
+def test_labels_have_as_many_digits_as_tell_the_groups_apart(made_run):
+    groups, _ = of(*(made_run(f"method.mu={mu}", **HM) for mu in (0.12341, 0.12349, 0.9995)))
+    assert [one.label for one in groups] == ["fedpgp, mu=0.12341", "fedpgp, mu=0.12349", "fedpgp, mu=0.9995"]
+
+
+def test_scenarios_have_as_many_digits_as_tell_them_apart(made_run):
+    split = (0.300001, 0.300002)
+    groups, _ = of(*(made_run(f"data.train_fraction={one}", **HM) for one in split))
+    assert [one.scenario for one in groups] == [f"train_fraction={one}" for one in split]
+
+
 def test_given_labels_are_kept(made_run):
     groups, _ = of(made_run(**HM), made_run(*PROMPTFL, **HM), labels=["ours", "theirs"])
     assert [one.label for one in groups] == ["ours", "theirs"]

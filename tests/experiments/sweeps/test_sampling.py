@@ -71,6 +71,33 @@ def test_settings_that_searched_methods_do_not_have_are_said_in_one_line(tree):
     )
 
 
+@pytest.mark.parametrize(
+    ("space", "labels"),
+    [
+        ({"method.mu": {"grid_search": [0.12341, 0.12349]}}, ["mu=0.12341", "mu=0.12349"]),
+        ({"federation.momentum": {"grid_search": [0.9995]}}, ["momentum=0.9995"]),
+        (
+            {"method": {"grid_search": [{"name": "fedpgp", "mu": 0.1}, {"name": "fedpgp", "mu": 0.2}]}},
+            ["method=fedpgp, mu=0.1", "method=fedpgp, mu=0.2"],
+        ),
+        (
+            {"data": {"grid_search": [{"name": "shapes"}, {"name": "shapes", "template": "a {}"}, {"name": "icons"}]}},
+            ["data=shapes", "data=shapes, template=a {}", "data=icons"],
+        ),
+        ({"method.ctx_init": {"grid_search": [None, "a photo"]}}, ["ctx_init=null", "ctx_init=a photo"]),
+    ],
+)
+def test_labels_tell_the_trials_apart(space, labels):
+    assert [trial.label for trial in draw(sweep(space=space)).trials] == labels
+
+
+def test_random_values_have_as_many_digits_as_tell_them_apart():
+    drawn = draw(sweep(space={"method.mu": {"uniform": [0.1, 0.1005]}}, tune={"num_samples": 40}))
+    labels = [trial.label for trial in drawn.trials]
+    assert len(set(labels)) == 40
+    assert max(map(len, labels)) <= len("mu=0.1001234")
+
+
 def test_a_section_is_merged_into_the_base():
     values = [{"name": "icons"}, {"name": "shapes", "template": "a {}"}]
     base = {**BASE, "data": {"name": "dtd", "root": "/dtd", "template": "{} texture.", "val_fraction": 0.1}}
