@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from fedpgp.analysis.coverage import Coverage, lines
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import distinct
@@ -64,6 +65,8 @@ class Run:
     bytes_down: int = 0
     seconds_per_round: float = 0.0
     """wall-clock, mean over its rounds"""
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    """over how many clients its means are, by metric (`test/local`)"""
 
     @property
     def version(self) -> str:
@@ -131,6 +134,20 @@ class Group:
     def settings(self) -> Mapping[str, Any]:
         """Settings that all its runs share."""
         return next(iter(self.runs.values())).settings
+
+    @property
+    def coverage(self) -> dict[str, str]:
+        """By metric (`test/local`): over how many clients its mean is, if not over all of them."""
+        return lines((run.coverage for run in self.runs.values()), METRIC_TITLES)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The marks, and over how many clients the means are."""
+        return (*self.marks, *dict.fromkeys(self.coverage.values()))
+
+    def notes_on(self, metric: str) -> str:
+        """The marks, and over how many clients the mean of a metric (`test/local`) is, as one text."""
+        return "; ".join([*self.marks, *(text for name, text in self.coverage.items() if name == metric)])
 
     @property
     def seeds(self) -> list[int]:

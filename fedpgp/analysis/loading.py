@@ -8,6 +8,7 @@ from statistics import fmean
 import numpy as np
 
 from fedpgp import __version__, config
+from fedpgp.analysis import coverage
 from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError, RunError
@@ -71,7 +72,8 @@ def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, 
         RunError: one has not finished, or data, partition or protocol differ.
     """
     entries = [Entry(path, label=path.name, strict=True) for path in (first, second)]
-    marks = compare(entries, allow_mismatch).groups[-1].marks
+    groups = compare(entries, allow_mismatch).groups
+    marks = dict.fromkeys([*groups[-1].marks, *(text for group in groups for text in group.coverage.values())])
     ours, theirs = read(first), read(second)
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
@@ -114,6 +116,7 @@ def read(path: Path) -> Run:
         bytes_up=sum(row.bytes_up for row in rounds),
         bytes_down=sum(row.bytes_down for row in rounds),
         seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
+        coverage=coverage.of_run(store),
     )
 
 
