@@ -91,9 +91,9 @@ def lines(runs: Iterable[Mapping[str, Coverage]], titles: Mapping[str, str]) -> 
     texts: dict[tuple[str, str], list[str]] = {}
     for split, images in SPLITS.items():
         for metric in METRICS:
-            one = merged.get(f"{split}/{metric}")
-            if one is not None and one.least < one.clients:
-                texts.setdefault((split, one.text(images)), []).append(metric)
+            found = merged.get(f"{split}/{metric}")
+            if found is not None and found.least < found.clients:
+                texts.setdefault((split, found.text(images)), []).append(metric)
     return {
         f"{split}/{metric}": f"{', '.join(titles[one] for one in metrics)} ({split}): {text}"
         for (split, text), metrics in texts.items()
