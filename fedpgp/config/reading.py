@@ -23,12 +23,12 @@ TIED_TO_NAME = {"data": ("root", "class_names", "template"), "backbone": ("weigh
 """Settings of a section that belong to its `name`: an override of the name drops them."""
 
 
-def keep_all(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Keep every setting of a method, for callers that do not know the methods."""
-    return dict(given), ""
+def drop_all(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Keep no setting of a method, for callers that do not know the methods."""
+    return {}, ""
 
 
-def load(config: str, overrides: Sequence[str] = (), carry: Carry = keep_all) -> Experiment:
+def load(config: str, overrides: Sequence[str] = (), carry: Carry = drop_all) -> Experiment:
     """Read an experiment from a YAML file, or a shipped one by its name, and apply `a.b=value` overrides.
 
     Raises `ConfigError` if the file is missing or not YAML, or settings are invalid (reports all of them).
@@ -93,7 +93,7 @@ def shipped_configs() -> Path:
 
 
 def override(
-    tree: dict[str, Any], overrides: Sequence[str], source: str = "settings", carry: Carry = keep_all
+    tree: dict[str, Any], overrides: Sequence[str], source: str = "settings", carry: Carry = drop_all
 ) -> dict[str, Any]:
     """Apply `a.b=value` overrides, see `assign` and `warn_dropped`; raise `ConfigError` if one cannot be read."""
     values = dict(read_override(item) for item in overrides)
@@ -113,7 +113,7 @@ def read_override(item: str, model: type[BaseModel] = Experiment) -> tuple[str, 
     return path, read_value(item, path.removeprefix("base."), text, model)
 
 
-def assign(tree: dict[str, Any], values: Mapping[str, Any], carry: Carry = keep_all) -> dict[str, Any]:
+def assign(tree: dict[str, Any], values: Mapping[str, Any], carry: Carry = drop_all) -> dict[str, Any]:
     """Set values by their dotted keys, names first; the value of a section is merged into it.
 
     Another name of data or a backbone drops the settings in `TIED_TO_NAME`, another method those that `carry` drops.
