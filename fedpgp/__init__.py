@@ -196,15 +196,15 @@ def _experiment(config: str | Path | Mapping[str, Any] | Experiment, overrides: 
     from fedpgp import config as configs
 
     if isinstance(config, str | Path):
-        return configs.load(str(config), overrides, _method_defaults)
+        return configs.load(str(config), overrides, _carry)
     tree = dict(config) if isinstance(config, Mapping) else config.model_dump(mode="json")
-    return configs.parse(configs.override(tree, overrides, "settings", _method_defaults), source="settings")
+    return configs.parse(configs.override(tree, overrides, "settings", _carry), source="settings")
 
 
-def _method_defaults(name: str) -> Mapping[str, Any]:
-    from fedpgp.methods import defaults
+def _carry(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    from fedpgp.methods import carry
 
-    return defaults(name)
+    return carry(old, new, given)
 
 
 def _sweep(

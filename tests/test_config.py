@@ -84,32 +84,42 @@ def test_a_file_that_is_not_utf_8(tmp_path):
         config.load(str(tmp_path / "experiment.yaml"))
 
 
-def test_another_method_drops_the_settings_of_the_one_before(tmp_path):
-    file = write(tmp_path, "method: {name: fedpgp, rank: 4, n_ctx: 2}\n")
-    loaded = config.load(file, ["method.n_ctx=3", "method.name=coop"])
-    assert (loaded.method.name, loaded.method.settings) == ("coop", {"n_ctx": 3})
-    assert config.load(file, ["method.name=fedpgp"]).method.settings == {"rank": 4, "n_ctx": 2}
+def test_another_method_keeps_the_settings_that_it_has_too(tmp_path):
+    file = write(tmp_path, "method: {name: fedpgp, rank: 4, n_ctx: 2, position: front, ctx_init: a photo of a}\n")
+    kept = {"n_ctx": 2, "position": "front", "ctx_init": "a photo of a"}
+    loaded = config.load(file, ["method.name=coop"], methods.carry)
+    assert (loaded.method.name, loaded.method.settings) == ("coop", kept)
+    loaded = config.load(file, ["method.n_ctx=3", "method.name=coop"], methods.carry)
+    assert loaded.method.settings == {**kept, "n_ctx": 3}
+    assert config.load(file, ["method.name=fedpgp"], methods.carry).method.settings == {**kept, "rank": 4}
+
+
+def test_the_value_of_a_section_is_merged_into_it(tmp_path):
+    file = write(tmp_path, "method: {name: fedpgp, rank: 4, n_ctx: 2}\nfederation: {rounds: 7, lr: 0.1}\n")
+    loaded = config.load(file, ["method={name: promptfl, position: front}", "federation={lr: 0.2}"], methods.carry)
+    assert (loaded.method.name, loaded.method.settings) == ("promptfl", {"n_ctx": 2, "position": "front"})
+    assert (loaded.federation.rounds, loaded.federation.lr) == (7, 0.2)
 
 
 def test_settings_dropped_by_a_new_name_are_reported_unless_they_are_defaults(tmp_path, caplog):
     text = (
         "data: {name: folder, root: /x, template: null, views: 2}\nbackbone: {name: tiny, weights: random}\n"
-        "method: {name: promptfl, n_ctx: 4, position: end}\n"
+        "method: {name: prompt_prox, n_ctx: 4, position: end, class_specific: true, prox: 0.1}\n"
     )
-    file, names = write(tmp_path, text), ["data.name=cifar10", "backbone.name=ViT-B-16", "method.name=coop"]
-    config.load(file, [*names, "data.root=/y"], methods.defaults)
+    file, names = write(tmp_path, text), ["data.name=cifar10", "backbone.name=ViT-B-16", "method.name=fedcocoop"]
+    config.load(file, [*names, "data.root=/y"], methods.carry)
     assert caplog.messages == [
-        f"method.name=coop: dropped method.n_ctx=4 of {file!r}",
-        f"backbone.name=ViT-B-16: dropped backbone.weights=random of {file!r}",
+        f"method.name=fedcocoop: dropped class_specific=True, prox=0.1 (which it does not take) of {file!r}",
+        f"backbone.name=ViT-B-16: dropped weights=random of {file!r}",
     ]
     caplog.clear()
     config.load(file, ["data.name=cifar10", "backbone.name=tiny", "federation.rounds=2"])
-    assert caplog.messages == [f"data.name=cifar10: dropped data.root=/x of {file!r}"]
+    assert caplog.messages == [f"data.name=cifar10: dropped root=/x of {file!r}"]
 
 
 def test_a_dropped_root_is_reported_without_its_password(caplog):
     config.override({"data": {"name": "parquet", "root": "s3://me:S3CRET@bucket/x"}}, ["data.name=shapes"])
-    assert caplog.messages == ["data.name=shapes: dropped data.root=s3://***@bucket/x of 'settings'"]
+    assert caplog.messages == ["data.name=shapes: dropped root=s3://***@bucket/x of 'settings'"]
 
 
 def test_a_missing_file_names_the_shipped_ones():

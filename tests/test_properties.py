@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from fedpgp import config
+from fedpgp import config, methods
 from fedpgp.clip import model
 from fedpgp.clip.feature_cache import FeatureCache, FeatureKey, write_shard
 from fedpgp.clip.text_backbone import freeze, readable
@@ -181,7 +181,7 @@ def test_any_settings_run_a_round_or_are_refused_by_name(root, changes):
         "federation": {"rounds": 1, "local_epochs": 1, "eval_every": 1}, "storage": {"root": str(root)},
     }  # fmt: skip
     try:
-        wanted = config.parse(config.assign(base, changes))
+        wanted = config.parse(config.assign(base, changes, methods.carry))
         path = runner.run(wanted, False, RunCallback(), threading.Event())
     except UserError as error:
         check_message(error, "")

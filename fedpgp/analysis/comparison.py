@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from fedpgp.analysis.coverage import Coverage, lines
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import distinct
 from fedpgp.federation.metrics import METRICS
 from fedpgp.storage.sweep_folder import Fold
 
@@ -65,6 +67,8 @@ class Run:
     """wall-clock, mean over its rounds"""
     stretches: Sequence[Mapping[str, Any]] = ()
     """the versions and hardware that made its rounds, by first round"""
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    """over how many clients its means are, by metric (`test/local`)"""
 
     @property
     def version(self) -> str:
@@ -137,6 +141,20 @@ class Group:
     def settings(self) -> Mapping[str, Any]:
         """Settings that all its runs share."""
         return next(iter(self.runs.values())).settings
+
+    @property
+    def coverage(self) -> dict[str, str]:
+        """By metric (`test/local`): over how many clients its mean is, if not over all of them."""
+        return lines((run.coverage for run in self.runs.values()), METRIC_TITLES)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The marks, and over how many clients the means are."""
+        return (*self.marks, *dict.fromkeys(self.coverage.values()))
+
+    def notes_on(self, metric: str) -> str:
+        """The marks, and over how many clients the mean of a metric (`test/local`) is, as one text."""
+        return "; ".join([*self.marks, *(text for name, text in self.coverage.items() if name == metric)])
 
     @property
     def seeds(self) -> list[int]:
@@ -258,9 +276,10 @@ def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) ->
     kinds = [dict(sorted(runs.items(), key=str)) for runs in by_settings.values()]
     samples = [next(iter(runs.values())) for runs in kinds]
     keys = [] if merge_scenarios else differing([run.scenario for run in samples])
-    scenarios = [_named(run.settings, keys) for run in samples]
+    shown = _texts([run.settings for run in samples])
+    scenarios = [_named(texts, keys) for texts in shown]
     names = [(name, scenario) for (name, _), scenario in zip(by_settings, scenarios, strict=True)]
-    labels = _labels(names, [run.settings for run in samples], merge_scenarios)
+    labels = _labels(names, [run.settings for run in samples], shown, merge_scenarios)
     folds: dict[str, set[Fold]] = {}
     for scenario, runs in zip(scenarios, kinds, strict=True):
         folds.setdefault(scenario, set()).update(runs)
@@ -273,7 +292,10 @@ def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) ->
 
 
 def _labels(
-    names: Sequence[tuple[str, str]], settings: Sequence[Mapping[str, Any]], merge_scenarios: bool
+    names: Sequence[tuple[str, str]],
+    settings: Sequence[Mapping[str, Any]],
+    shown: Sequence[Mapping[str, str]],
+    merge_scenarios: bool,
 ) -> list[str]:
     """The names, followed by the differing settings of groups that share a name and a scenario."""
     same: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -284,21 +306,24 @@ def _labels(
     for (name, _), trees in same.items():
         keys[name].update(dict.fromkeys(key for key in differing(trees) if not is_scenario(key)))
     return [
-        ", ".join(filter(None, (name, _named(tree, [*keys[name], *common]))))
-        for (name, _), tree in zip(names, settings, strict=True)
+        ", ".join(filter(None, (name, _named(texts, [*keys[name], *common]))))
+        for (name, _), texts in zip(names, shown, strict=True)
     ]
 
 
-def _named(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+def _texts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The values of the settings that differ, each with as many digits as tell it apart from those of the others."""
+    keys = differing(settings)
+    columns = [distinct([tree.get(key, "-") for tree in settings]) for key in keys]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] if keys else [{} for _ in settings]
+
+
+def _named(texts: Mapping[str, str], keys: Sequence[str]) -> str:
     """`rank=4, shots=2`; digests are shown only if nothing else differs."""
     plain = [key for key in keys if key.rpartition(".")[2] not in DIGESTS] or keys
     last = [key.rpartition(".")[2] for key in plain]
     shown = [one if last.count(one) == 1 and one != "name" else key for key, one in zip(plain, last, strict=True)]
-    return ", ".join(f"{name}={_value(settings.get(key))}" for key, name in zip(plain, shown, strict=True))
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
+    return ", ".join(f"{name}={texts[key]}" for key, name in zip(plain, shown, strict=True))
 
 
 def _marks(runs: Mapping[Fold, Run], other: str, others: Mapping[Fold, Run]) -> tuple[str, ...]:

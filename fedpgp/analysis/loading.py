@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedpgp import __version__, config
+from fedpgp.analysis import coverage
 from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.config import differing
 from fedpgp.core import provenance
@@ -74,7 +75,8 @@ def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, 
     """
     entries = [Entry(path, label=path.name, strict=True) for path in (first, second)]
     comparison = compare(entries, allow_mismatch)
-    marks = (*comparison.groups[-1].marks, *comparison.notes)
+    counted = [text for group in comparison.groups for text in group.coverage.values()]
+    marks = dict.fromkeys([*comparison.groups[-1].marks, *comparison.notes, *counted])
     ours, theirs = read(first), read(second)
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
@@ -118,6 +120,7 @@ def read(path: Path) -> Run:
         bytes_down=sum(row.bytes_down for row in rounds),
         seconds_per_round=fmean(sum(row.seconds.values()) for row in rounds) if rounds else 0.0,
         stretches=store.stretches,
+        coverage=coverage.of_run(store),
     )
 
 

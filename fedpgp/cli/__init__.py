@@ -223,8 +223,9 @@ def upload(folder: FolderArgument = Path(".")) -> None:
 
 def _load(config: str, overrides: list[str] | None) -> Experiment:
     from fedpgp import config as configs
+    from fedpgp import methods
 
-    settings = configs.load(config, overrides or [])
+    settings = configs.load(config, overrides or [], methods.carry)
     if settings.resources.address:
         use_token()
     return settings

@@ -93,14 +93,14 @@ def show(
 
 def _settings(target: str, overrides: list[str], root: str | None) -> Experiment:
     """The experiment, or the default experiment on a data set given by name."""
-    from fedpgp import config
+    from fedpgp import config, methods
     from fedpgp.data import sources
 
     given = [*overrides, *([f"data.root={root}"] if root is not None else [])]
     shipped = (config.shipped_configs() / "experiments" / f"{target}.yaml").is_file()
     if (target in sources.names() or ":" in target) and not shipped and not Path(target).is_file():
         return config.parse(config.override({"data": {"name": target}}, given), source=target)
-    return config.load(target, given)
+    return config.load(target, given, methods.carry)
 
 
 def _names_fit(settings: Experiment) -> list[str]:

@@ -167,10 +167,11 @@ def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     from fedpgp.experiments.sweeps import sampling
     from fedpgp.tracking import MLflowTracker
 
-    for note in notes or ():
-        typer.echo(note, err=True)
     drawn = sampling.draw(settings)
     MLflowTracker().check(drawn.trials[0].experiment)
+    for note in (*(notes or ()), drawn.dropped):
+        if note:
+            typer.echo(note, err=True)
     out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)
 
 

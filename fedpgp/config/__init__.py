@@ -1,6 +1,6 @@
 """Experiments as frozen, validated settings, read from YAML and `a.b=value` overrides, with a digest."""
 
-from fedpgp.config.reading import assign, explain, leaves, load, override, parse, read_yaml, shipped_configs
+from fedpgp.config.reading import assign, dropped, explain, leaves, load, override, parse, read_yaml, shipped_configs
 from fedpgp.config.settings import (
     BackboneSettings,
     DataSettings,
@@ -19,6 +19,6 @@ from fedpgp.config.writing import absolute, annotated, differing, digest, dotted
 __all__ = [
     "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings", "PartitionSettings",
     "ProtocolSettings", "ResourceSettings", "Settings", "StorageSettings", "TrackingSettings", "absolute",
-    "annotated", "assign", "differing", "digest", "dotted", "dump", "explain", "leaves", "load", "override", "parse",
-    "read_yaml", "schema", "shipped_configs",
+    "annotated", "assign", "differing", "digest", "dotted", "dropped", "dump", "explain", "leaves", "load", "override",
+    "parse", "read_yaml", "schema", "shipped_configs",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Reads experiments from YAML and `a.b=value` overrides. Reports all errors at once, with the nearest known keys."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,24 @@ from fedpgp.core.text import did_you_mean, one_line, redacted
 
 log = logging.getLogger(__name__)
 
-Defaults = Callable[[str], Mapping[str, Any]]
-"""The default settings of a method by its name; empty if it is unknown."""
+Carry = Callable[[str, str, Mapping[str, Any]], tuple[dict[str, Any], str]]
+"""Of the settings of an old method, what a new one keeps, and a text on the others; see `methods.carry`."""
 
-TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
-    "method": None,
-    "data": ("root", "class_names", "template"),
-    "backbone": ("weights", "activation"),
-}
-"""Settings of a section that belong to its `name`: an override of the name drops them. None: all."""
+TIED_TO_NAME = {"data": ("root", "class_names", "template"), "backbone": ("weights", "activation")}
+"""Settings of a section that belong to its `name`: an override of the name drops them."""
 
 
-def load(config: str, overrides: Sequence[str] = (), method_defaults: Defaults = lambda name: {}) -> Experiment:
+def drop_all(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Keep no setting of a method, for callers that do not know the methods."""
+    return {}, ""
+
+
+def load(config: str, overrides: Sequence[str] = (), carry: Carry = drop_all) -> Experiment:
     """Read an experiment from a YAML file, or a shipped one by its name, and apply `a.b=value` overrides.
 
     Raises `ConfigError` if the file is missing or not YAML, or settings are invalid (reports all of them).
     """
-    return parse(override(read_yaml(config), overrides, config, method_defaults), source=config)
+    return parse(override(read_yaml(config), overrides, config, carry), source=config)
 
 
 def parse(tree: Mapping[str, Any], source: str = "config") -> Experiment:
@@ -92,15 +93,12 @@ def shipped_configs() -> Path:
 
 
 def override(
-    tree: dict[str, Any],
-    overrides: Sequence[str],
-    source: str = "settings",
-    method_defaults: Defaults = lambda name: {},
+    tree: dict[str, Any], overrides: Sequence[str], source: str = "settings", carry: Carry = drop_all
 ) -> dict[str, Any]:
     """Apply `a.b=value` overrides, see `assign` and `warn_dropped`; raise `ConfigError` if one cannot be read."""
     values = dict(read_override(item) for item in overrides)
-    warn_dropped(tree, values, source, method_defaults)
-    return assign(tree, values)
+    warn_dropped(tree, values, source, carry)
+    return assign(tree, values, carry)
 
 
 def read_override(item: str, model: type[BaseModel] = Experiment) -> tuple[str, Any]:
@@ -115,9 +113,12 @@ def read_override(item: str, model: type[BaseModel] = Experiment) -> tuple[str, 
     return path, read_value(item, path.removeprefix("base."), text, model)
 
 
-def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Set values by their dotted keys, names first: a new name drops the settings in `TIED_TO_NAME`."""
-    for path, value in sorted(values.items(), key=lambda item: not item[0].endswith(".name")):
+def assign(tree: dict[str, Any], values: Mapping[str, Any], carry: Carry = drop_all) -> dict[str, Any]:
+    """Set values by their dotted keys, names first; the value of a section is merged into it.
+
+    Another name of data or a backbone drops the settings in `TIED_TO_NAME`, another method those that `carry` drops.
+    """
+    for path, value in sorted(_merged(values).items(), key=lambda item: not item[0].endswith(".name")):
         keys = path.split(".")
         node = tree
         for key in keys[:-1]:
@@ -125,11 +126,22 @@ def assign(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
             node[key] = dict(child) if isinstance(child, dict) else {}
             node = node[key]
         if path.endswith(".name") and node.get("name", value) != value:
-            tied = TIED_TO_NAME.get(path.removesuffix(".name"), ())
-            for key in tied if tied is not None else tuple(node):
+            tied: Iterable[str] = TIED_TO_NAME.get(path.removesuffix(".name"), ())
+            if path == "method.name":
+                tied = node.keys() - carry(str(node["name"]), str(value), node)[0].keys()
+            for key in tied:
                 node.pop(key, None)
         node[keys[-1]] = value
     return tree
+
+
+def _merged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the value of a section by those of its keys."""
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        section = isinstance(value, Mapping) and "." not in path
+        flat |= {f"{path}.{key}": one for key, one in value.items()} if section else {path: value}
+    return flat
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,24 +152,29 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, method_defaults: Defaults) -> None:
-    """Log a warning for each new name, with those settings of `source` that `assign` will drop, except defaults."""
-    for section, tied in TIED_TO_NAME.items():
+def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, carry: Carry) -> None:
+    """Log a warning for each new name that drops settings of `source`."""
+    for name, text in dropped(tree, values, carry).items():
+        log.warning("%s: dropped %s of %r", name, text, redacted(source))
+
+
+def dropped(tree: Mapping[str, Any], values: Mapping[str, Any], carry: Carry) -> dict[str, str]:
+    """Describe the settings that `assign` will drop, except defaults, by new name (`method.name=coop`)."""
+    values, texts = _merged(values), {}
+    for section in ("method", *TIED_TO_NAME):
         given, name = tree.get(section), values.get(f"{section}.name")
         if name is None or not isinstance(given, Mapping) or given.get("name", name) == name:
             continue
+        left = {key: value for key, value in given.items() if f"{section}.{key}" not in values}
         if section == "method":
-            defaults = method_defaults(str(given["name"]))
+            _, text = carry(str(given["name"]), str(name), left)
         else:
             defaults = getattr(Experiment(), section).model_dump()
-        dropped = [
-            f"{section}.{key}={given[key]}"
-            for key in (given if tied is None else tied)
-            if key in given and key != "name" and f"{section}.{key}" not in values
-            if key not in defaults or given[key] != defaults[key]
-        ]
-        if dropped:
-            log.warning("%s", redacted(f"{section}.name={name}: dropped {', '.join(dropped)} of {source!r}"))
+            lost = [key for key in TIED_TO_NAME[section] if key in left and left[key] != defaults[key]]
+            text = ", ".join(f"{key}={left[key]}" for key in lost)
+        if text:
+            texts[f"{section}.name={name}"] = redacted(text)
+    return texts
 
 
 def _without_types(model: type[BaseModel], keys: Sequence[str | int]) -> list[str | int]:

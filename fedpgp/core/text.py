@@ -1,10 +1,12 @@
-"""Text for messages: the nearest known name, the start of a long list, sizes in bytes; removes credentials."""
+"""Text for messages: the nearest known name, the start of a list, values told apart, sizes; removes credentials."""
 
 import difflib
 import html
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 MIB, GIB = 2**20, 2**30
 HIDDEN = "***"
@@ -21,6 +23,40 @@ def first_of(names: Sequence[object], count: int = 10) -> str:
     """The first `count` names and the number of the others: `a, b and 3 more`."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(map(str, names[:count])) + more
+
+
+def distinct(values: Sequence[object]) -> list[str]:
+    """Short texts of values: the same for equal values, different ones for others.
+
+    Numbers have three significant digits, or as many as tell them apart; a number of up to six digits is not rounded.
+    Mappings are shown by their `name`, and by the keys in which they differ from others of that name.
+    """
+    numbers = {value for value in values if isinstance(value, float)}
+    told_apart = (count for count in range(3, 17) if len({_rounded(one, count) for one in numbers}) == len(numbers))
+    digits = next(told_apart, 17)
+    texts = [_short(value, digits, values) for value in values]
+    exact = [json.dumps(value, sort_keys=True, ensure_ascii=False, default=str) for value in values]
+    meanings = Counter(text for text, _ in set(zip(texts, exact, strict=True)))
+    return [full if meanings[text] > 1 else text for text, full in zip(texts, exact, strict=True)]
+
+
+def _short(value: object, digits: int, others: Sequence[object]) -> str:
+    if isinstance(value, Mapping):
+        if "name" not in value:
+            return json.dumps(value, default=str)
+        alike = [one for one in others if isinstance(one, Mapping) and one.get("name") == value["name"]]
+        keys = [key for key in value if any(one.get(key) != value[key] for one in alike)]
+        shown = (f"{key}={distinct([value[key], *(one.get(key) for one in alike)])[0]}" for key in keys)
+        return ", ".join([str(value["name"]), *shown])
+    return _rounded(value, digits) if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def _rounded(number: float, digits: int) -> str:
+    """At least so many significant digits; six are not rounded, and a fraction does not become a whole number."""
+    if float(f"{number:g}") == number:
+        return f"{number:g}"
+    texts = (f"{number:.{count}g}" for count in range(digits, 18))
+    return next(text for text in texts if number.is_integer() or not float(text).is_integer())
 
 
 def one_line(error: Exception) -> str:

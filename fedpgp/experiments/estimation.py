@@ -26,7 +26,7 @@ from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import METRICS
-from fedpgp.federation.server import Server
+from fedpgp.federation.server import Server, participants, rounding
 from fedpgp.methods.size import parameter_counts
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold
@@ -93,6 +93,8 @@ class Estimate:
     """parameters sent up and down on the simulated wire"""
     skipped: tuple[str, ...]
     """checks that need missing data or weights"""
+    rounded: tuple[str, ...]
+    """numbers of participants that are not exactly the fraction asked for"""
 
 
 def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
@@ -100,11 +102,13 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     manifests, skipped = _manifests(drawn.trials)
     measured = _measured(drawn.trials)
     folds, seconds, disk, wire, computed = [], 0.0, 0, 0, 0
+    rounded = []
     for trial in drawn.trials:
         experiment, found = trial.experiment, manifests[trial.experiment.data]
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
         own = sampling.folds(sweep, trial, None if found is None else found.domains)
         folds.append(own)
+        rounded.append(rounding(_shape(trial.fold(own[0]), found)[0], experiment.federation.participation))
         for fold in own:
             rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
             computed += known is None
@@ -124,6 +128,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         disk_bytes=disk,
         wire_bytes=wire,
         skipped=tuple(skipped),
+        rounded=tuple(dict.fromkeys(filter(None, rounded))),
     )
 
 
@@ -150,15 +155,15 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
         shared, personal = parameter_counts(method)
     except ConfigError:  # it does not fit the reference tower; whether it fits its own is known once that is loaded
         shared, personal = 0, 0
-    participants = max(1, round(clients * federation.participation))
-    steps = participants * federation.local_epochs * -(-images // federation.batch_size)
+    trained = participants(clients, federation.participation)
+    steps = trained * federation.local_epochs * -(-images // federation.batch_size)
     layers, width = _text_tower(experiment.backbone)
     flops = PASSES * 2 * 12 * layers * width**2 * (classes * TOKENS_PER_CLASS + 20) * (2 if personal else 1)
-    workers = min(resources.workers, -(-participants // federation.block_size))
+    workers = min(resources.workers, -(-trained // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
     rows = 2 * (rounds / federation.eval_every + 1) * clients * len(METRICS) / 3 * (1 + domains * (domains > 1))
     disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal))
-    return max(1, rounds), steps * flops / rate, disk_bytes, 2 * 4 * shared * participants * rounds
+    return max(1, rounds), steps * flops / rate, disk_bytes, 2 * 4 * shared * trained * rounds
 
 
 def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import RoundRow, summarize
-from fedpgp.federation.server import Server
+from fedpgp.federation.server import Server, rounding
 from fedpgp.federation.worker import FederationJob
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
@@ -199,7 +199,9 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     memory = "" if size is None else f", about {memory_size(size)} of memory each"
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     where = describe_resources(plan.experiment.resources)
-    callback.on_plan(f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}")
+    lines = [f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"]
+    lines += filter(None, [rounding(plan.data.num_clients, plan.experiment.federation.participation)])
+    callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)

@@ -231,7 +231,7 @@ def compare(
                     "difference": difference.mean if difference else None,
                     "low": low,
                     "high": high,
-                    "notes": "; ".join(group.marks),
+                    "notes": group.notes_on(f"test/{metric}"),
                 }
             )
     frame = pd.DataFrame(rows)

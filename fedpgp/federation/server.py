@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,30 @@ from fedpgp.methods.base import LimitsBlocks
 log = logging.getLogger(__name__)
 
 
+def participants(clients: int, participation: float) -> int:
+    """The number of clients that train in a round: `max(1, floor(participation * clients))`.
+
+    The product is that of the machine: 0.29 of 100 is 28.99..., so 28 clients.
+    """
+    return max(1, int(participation * clients))
+
+
+def rounding(clients: int, participation: float) -> str | None:
+    """Say how many clients train in a round if that is not exactly the fraction asked for; None: it is."""
+    count = participants(clients, participation)
+    if Decimal(repr(participation)) * clients == count:
+        return None
+    trained = f"{count} client{'' if count == 1 else 's'} of {clients}"
+    return f"federation.participation={participation:g}: {trained} in a round, a fraction of {count / clients:.3g}"
+
+
 def sample_clients(seed: int, round: int, clients: int, participation: float, everyone_first: bool) -> np.ndarray:
     """The clients that train in `round` (1, 2, ...), sorted: a function of the seed and the round.
 
-    `max(1, floor(participation * clients))` of them, drawn without replacement; all of them for `participation` 1, and
-    in round 1 with `everyone_first` (as in the authors' code).
+    See `participants` for their number; they are drawn without replacement. All clients train for `participation` 1,
+    and in round 1 with `everyone_first` (as in the authors' code).
     """
-    count = max(1, int(participation * clients))
+    count = participants(clients, participation)
     if count == clients or (everyone_first and round == 1):
         return np.arange(clients)
     return np.sort(numpy_generator(seed, "cohort", round).choice(clients, count, replace=False))

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedpgp.config import explain
+from fedpgp.config import Settings, explain
 from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import Plugin
+from fedpgp.core.text import first_of
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
@@ -32,10 +33,50 @@ _BUILT_IN: list[type[Method]] = [
 METHODS: dict[str, type[Method]] = {method.name: method for method in _BUILT_IN}
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The default settings of a method; empty if it is unknown."""
-    fields = METHODS[name].settings_type.model_fields if name in METHODS else {}
-    return {key: field.default for key, field in fields.items()}
+def carry(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Of the settings given for one method, return those that hold for another one, and a text on the others.
+
+    A default of the old method gives way to that of the new one. If there is no method `new`, all settings are kept.
+    """
+    try:
+        kind = find(new).settings_type
+    except ConfigError:  # reported where the method is created
+        return dict(given), ""
+    before, after = _defaults(old), _defaults(new)
+    kept, unknown, replaced = {}, [], []
+    for key, value in given.items():
+        was_default = key in before and value == before[key]
+        if key in after and (not was_default or value == after[key]) and _accepts(kind, key, value):
+            kept[key] = value
+        elif key in after and was_default:
+            replaced.append(f"{key}={_shown(value)} (its default is {_shown(after[key])})")
+        elif key != "name" and not was_default:
+            unknown.append(f"{key}={_shown(value)}")
+    unknown = [f"{first_of(unknown, 5)} (which it does not take)"] if unknown else []
+    return kept, ", ".join([*unknown, *replaced])
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The default settings of a method as YAML has them; empty if it cannot be used."""
+    try:
+        fields = find(name).settings_type.model_fields
+    except ConfigError:
+        return {}
+    values = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _accepts(kind: type[Settings], key: str, value: Any) -> bool:
+    """Whether a value of one setting is valid, whatever the others are."""
+    try:
+        kind.model_validate({key: value})
+    except ValidationError as error:
+        return all(item["loc"][:1] != (key,) for item in error.errors())
+    return True
 
 
 def find(name: str) -> type[Method]:

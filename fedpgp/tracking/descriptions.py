@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from fedpgp.analysis import coverage
+from fedpgp.analysis.comparison import METRIC_TITLES
 from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import METRICS, RoundRow, selections
@@ -97,6 +99,7 @@ def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
     if store.status["reason"]:
         lines += [f"**{store.status['state']}**: {redacted(store.status['reason'])}", ""]
     lines += _accuracies(rounds, next((row for row in rounds if row.round == best), None))
+    lines += _coverage([store])
     return "\n".join([*lines, f"Rows: `{store.path}`"])
 
 
@@ -116,6 +119,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
         ]
         mean = ["mean", *(spread(trial, name) for name in names)]
         lines += [Table("", ["fold, last round", *names], [*rows, mean]).markdown(), ""]
+        lines += _coverage(trial.runs.values())
     return "\n".join(lines)
 
 
@@ -170,6 +174,12 @@ def what(settings: Mapping[str, Any]) -> str:
         f"**{settings['method']['name']}** on {where}: {clients} ({partition['scheme']}), {protocol['name']}, {shots}, "
         f"{settings['federation']['rounds']} rounds"
     )
+
+
+def _coverage(runs: Iterable[RunFolder]) -> list[str]:
+    """Over how many clients the means of runs are, where these are not all clients."""
+    texts = dict.fromkeys(coverage.lines(map(coverage.of_run, runs), METRIC_TITLES).values())
+    return [line for text in texts for line in (f"{text}.", "")]
 
 
 def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, grouped
 from fedpgp.analysis.loading import read
+from fedpgp.analysis.report import comparison_tables
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
+from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.sweep_folder import Fold
 
 HM = {"test_hm": [50, 60]}
@@ -137,6 +140,17 @@ def test_seeds_are_one_group_and_names_say_what_differs(made_run):
     assert left_out == []
 
 
+def test_labels_have_as_many_digits_as_tell_the_groups_apart(made_run):
+    groups, _ = of(*(made_run(f"method.mu={mu}", **HM) for mu in (0.12341, 0.12349, 0.9995)))
+    assert [one.label for one in groups] == ["fedpgp, mu=0.12341", "fedpgp, mu=0.12349", "fedpgp, mu=0.9995"]
+
+
+def test_scenarios_have_as_many_digits_as_tell_them_apart(made_run):
+    split = (0.300001, 0.300002)
+    groups, _ = of(*(made_run(f"data.train_fraction={one}", **HM) for one in split))
+    assert [one.scenario for one in groups] == [f"train_fraction={one}" for one in split]
+
+
 def test_given_labels_are_kept(made_run):
     groups, _ = of(made_run(**HM), made_run(*PROMPTFL, **HM), labels=["ours", "theirs"])
     assert [one.label for one in groups] == ["ours", "theirs"]
@@ -168,3 +182,19 @@ def test_of_two_equal_runs_the_newer_counts(made_run):
     groups, left_out = of(new, old)
     assert groups[0].statistic("hm").by_seed == {1: 60.0}
     assert left_out == [f"left out: {old.name}, since {new.name} is newer"]
+
+
+def test_a_group_says_over_how_many_clients_its_means_are(made_run):
+    rows = [
+        {"round": 1, "client": client, "split": "test", "metric": "local", "correct": 1, "total": total}
+        for client, total in enumerate((2, 0))
+    ]
+    groups, _ = of(made_run(clients=pa.Table.from_pylist(rows, CLIENT_SCHEMA), test_local=[50], val_local=[50]))
+    said = "Local (test): mean over 1 of 2 clients (1 has no test image)"
+    assert groups[0].notes == (said,)
+    assert (groups[0].notes_on("test/local"), groups[0].notes_on("val/local")) == (said, "")
+    comparison = Comparison(tuple(groups))
+    assert f"† {said}" in comparison_tables.remarks(comparison)
+    assert [row[0].text for row in comparison_tables.accuracies(comparison, "").rows] == ["fedpgp †"]
+    lines = comparison_tables.as_csv(comparison, "fedpgp").splitlines()
+    assert [said in line for line in lines[1:]] == ["test,local" in line for line in lines[1:]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedpgp.core.text import did_you_mean, disk_size, first_of, memory_size, one_line
+import pytest
+
+from fedpgp.core.text import did_you_mean, disk_size, distinct, first_of, memory_size, one_line
 
 
 def test_similar_names_are_suggested():
@@ -29,3 +31,25 @@ def test_disks_count_in_thousands_and_memory_in_1024s():
         "0 bytes", "999 bytes", "1.0 kB", "585.4 MB", "20.3 GB", "5,000.0 TB",
     ]  # fmt: skip
     assert [memory_size(size) for size in (10, 2**20, 3 * 2**29)] == ["10 bytes", "1.0 MiB", "1.5 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.12341, 0.12349, 0.12341], ["0.12341", "0.12349", "0.12341"]),
+        ([0.9995], ["0.9995"]),
+        ([0.999912345], ["0.9999"]),
+        ([0.123456789, 0.5], ["0.123", "0.5"]),
+        ([0.123456781, 0.123456789, 1e30, 1e-5], ["0.12345678", "0.12345679", "1e+30", "1e-05"]),
+        ([1234567.0, 1234568.0, 12345.678901], ["1234567", "1234568", "12345.68"]),
+        ([1.0, 1.0 + 2**-52], ["1", "1.0000000000000002"]),
+        ([float("nan"), float("nan")], ["nan", "nan"]),
+        ([1, "1", True, None, "word"], ["1", '"1"', "True", "null", "word"]),
+        ([{"name": "dtd", "root": "/a"}, {"name": "dtd", "root": "/b"}], ["dtd, root=/a", "dtd, root=/b"]),
+        ([{"name": "dtd", "root": "/a"}, {"name": "icons"}, {"x": 1}], ["dtd", "icons", '{"x": 1}']),
+        ([{"name": "a", "mu": 0.12341111}, {"name": "a", "mu": 0.12341112}], ["a, mu=0.12341111", "a, mu=0.12341112"]),
+        ([], []),
+    ],
+)
+def test_texts_tell_values_apart_with_few_digits(values, texts):
+    assert distinct(values) == texts

@@ -14,7 +14,7 @@ from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
 from fedpgp.federation.messages import Call, Features
-from fedpgp.federation.server import Server, blocks, sample_clients
+from fedpgp.federation.server import Server, blocks, participants, rounding, sample_clients
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase
 
@@ -347,3 +347,20 @@ def test_everyone_or_at_least_one_client_trains():
 
 def test_blocks_are_cut_from_the_sorted_clients():
     assert [part.tolist() for part in blocks(np.array([1, 3, 4, 7, 9]), 2)] == [[1, 3], [4, 7], [9]]
+
+
+@pytest.mark.parametrize(
+    ("clients", "participation", "count", "line"),
+    [
+        (100, 0.1, 10, None),
+        (7, 1.0, 7, None),
+        (8, 0.25, 2, None),
+        (10, 0.01, 1, "federation.participation=0.01: 1 client of 10 in a round, a fraction of 0.1"),
+        (100, 0.29, 28, "federation.participation=0.29: 28 clients of 100 in a round, a fraction of 0.28"),
+        (50, 0.58, 28, "federation.participation=0.58: 28 clients of 50 in a round, a fraction of 0.56"),
+        (10, 0.25, 2, "federation.participation=0.25: 2 clients of 10 in a round, a fraction of 0.2"),
+    ],
+)
+def test_participation_that_is_rounded_is_said(clients, participation, count, line):
+    assert participants(clients, participation) == count == len(sample_clients(1, 2, clients, participation, False))
+    assert rounding(clients, participation) == line

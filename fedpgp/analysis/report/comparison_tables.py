@@ -38,7 +38,7 @@ def accuracies(comparison: Comparison, scenario: str) -> Table:
     metrics = measured(groups)
     columns = [_ranked(groups, metric) for metric in metrics]
     signs = _signs(comparison)
-    names = [" ".join([group.label, *(signs[mark] for mark in group.marks)]) for group in groups]
+    names = [" ".join([group.label, *(signs[note] for note in group.notes)]) for group in groups]
     return Table(
         _titled("Accuracy on test images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
@@ -109,7 +109,7 @@ def costs(groups: Sequence[Group], scenario: str = "") -> Table:
 
 def remarks(comparison: Comparison) -> list[str]:
     """Notes below the tables: marks, what is missing or left out, and on which images settings were selected."""
-    lines = [f"{sign} {mark}" for mark, sign in _signs(comparison).items()]
+    lines = [f"{sign} {note}" for note, sign in _signs(comparison).items()]
     lines += [f"missing: {line}" for line in comparison.missing()]
     lines += list(comparison.notes)
     for metric in comparison.selected:
@@ -143,7 +143,7 @@ def as_csv(comparison: Comparison, baseline: str) -> str:
                 gained = comparison.difference(group, baseline, metric, reading) if split == "test" else None
                 low, high = (gained.interval if gained else None) or (None, None)
                 difference = (baseline, gained.mean if gained else None, low, high)
-                marks = "; ".join(group.marks)
+                marks = group.notes_on(f"{split}/{metric}")
                 rows.append((group.scenario, group.label, split, metric, reading, *numbers, *difference, marks))
     return tables.as_csv(CSV_HEADINGS, rows)
 
@@ -227,9 +227,9 @@ def _titled(title: str, scenario: str) -> str:
 
 
 def _signs(comparison: Comparison) -> dict[str, str]:
-    """A sign for each mark."""
-    marks = dict.fromkeys(mark for group in comparison.groups for mark in group.marks)
-    return {mark: MARKS[number % len(MARKS)] * (1 + number // len(MARKS)) for number, mark in enumerate(marks)}
+    """A sign for each note on a group."""
+    notes = dict.fromkeys(note for group in comparison.groups for note in group.notes)
+    return {note: MARKS[number % len(MARKS)] * (1 + number // len(MARKS)) for number, note in enumerate(notes)}
 
 
 def _change(before: float | None, after: float | None) -> float | None:

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from fedpgp.analysis.report.style import COLORS, DASHES, MAX_NAME, panel, save, short, styled
+from fedpgp.analysis.report.fonts import font_file
+from fedpgp.analysis.report.style import COLORS, DASHES, MAX_NAME, panel, render, save, short, styled
 from fedpgp.config import Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.data import manifest as manifests
@@ -109,7 +110,11 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path)
     pen = ImageDraw.Draw(sheet)
     for number, (name, images) in enumerate(rows):
         top = MARGIN + number * (cell + LABEL)
-        pen.text((MARGIN, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black")
+        label = name.encode("latin-1", "replace").decode("latin-1")
+        if label != name and (file := font_file(name)) is not None:
+            pen.text((MARGIN, top), name, fill="black", font=ImageFont.truetype(file, LABEL - 4))
+        else:
+            pen.text((MARGIN, top), label, fill="black")
         for column, image in enumerate(images):
             sheet.paste(fitted(image), (MARGIN + column * cell, top + LABEL))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +223,7 @@ def _line(rounds: Sequence[RoundRow], metric: str) -> Line:
 
 def _save(figure: Figure, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None}, **options)
+    render(figure, path, dpi=DPI, metadata={"Software": None}, **options)
 
 
 def _panels(named: Sequence[tuple[Sequence[str], np.ndarray]]) -> tuple[Figure, Sequence[Axes]]:

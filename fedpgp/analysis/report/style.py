@@ -3,6 +3,7 @@
 import functools
 import io
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -10,6 +11,8 @@ from typing import Any, ParamSpec
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fedpgp.analysis.report.fonts import use_fonts
 
 COLORS = ("#4d4d4d", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
           "#8b1fe0", "#772200", "#7fb35a", "#440055", "#9a86f5")  # fmt: skip
@@ -45,12 +48,15 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorate a function that draws, so that it uses this style."""
+    """Decorate a function that draws, so that it uses this style, and fonts that have the characters of its texts."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with rc_context(RC):
-            return draw(*args, **kwargs)
+        with rc_context(RC), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            figure = draw(*args, **kwargs)
+            use_fonts(figure)
+            return figure
 
     return drawn
 
@@ -102,8 +108,16 @@ def encoded(figure: Figure, format: str) -> bytes:
     sink = io.BytesIO()
     metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
     with rc_context(RC):
-        figure.savefig(sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
+        render(figure, sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
     return sink.getvalue()
+
+
+def render(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
+    """Save the figure; matplotlib's warnings, of missing glyphs or too little room, are not for its reader."""
+    use_fonts(figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(target, **options)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

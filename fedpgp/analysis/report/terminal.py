@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group as Lines
 from rich.text import Text
 
-from fedpgp.analysis import loading
+from fedpgp.analysis import coverage, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
 from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
@@ -52,7 +52,7 @@ def show(run_dir: Path) -> Lines:
     store = RunFolder.open(run_dir)
     numbers = summarize(store.identity, store.rounds())
     made = provenance.by_rounds(store.stretches, numbers["rounds"])
-    return Lines(_accuracies(store.path.name, numbers), _costs(store, numbers), _clients(store), *made)
+    return Lines(_accuracies(store, numbers), _costs(store, numbers), _clients(store), *made)
 
 
 def method_table(
@@ -90,7 +90,7 @@ def _counted(keys: Set[str], number: int) -> str:
     return f"{', '.join(shown)} ({number:,})" if keys else "-"
 
 
-def _accuracies(run: str, numbers: Mapping[str, Any]) -> Table:
+def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
     found = numbers["metrics"]
     rows = [
         (split, METRIC_TITLES[metric], *(f"{found[f'{split}/{metric}'][reading]:.2f}" for reading in READING_TITLES))
@@ -99,8 +99,9 @@ def _accuracies(run: str, numbers: Mapping[str, Any]) -> Table:
         if f"{split}/{metric}" in found
     ]
     headings = ("split", "metric", *READING_TITLES.values())
-    caption = "mean over clients\nmax on test selects on the test images"
-    return Table(f"{run}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
+    fewer = dict.fromkeys(coverage.lines([coverage.of_run(store)], METRIC_TITLES).values())
+    caption = "\n".join(["mean over clients", *fewer, "max on test selects on the test images"])
+    return Table(f"{store.path.name}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
 
 
 def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
@@ -238,6 +239,7 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
         f"time:       about {duration(found.seconds)} ({found.basis}), and the frozen features once",
         f"disk:       about {disk_size(found.disk_bytes)} of rows and checkpoints, and the frozen features once",
         f"wire:       about {disk_size(found.wire_bytes)} of parameters up and down (simulated)",
+        *(f"rounded:    {line}" for line in found.rounded),
         *(f"not checked: {line}" for line in found.skipped),
     ]
     return Lines(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))

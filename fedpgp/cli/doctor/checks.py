@@ -25,6 +25,7 @@ from fedpgp.experiments import estimation
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import driver
 from fedpgp.federation.resources import shortfall
+from fedpgp.federation.server import rounding
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
@@ -237,6 +238,8 @@ def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: boo
     data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
     trained = f"{data.num_clients} clients, {len(data.class_sets[data.train_set])} classes to train on"
     yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
+    if rounded := rounding(data.num_clients, experiment.federation.participation):
+        yield ok("participation", rounded)
     free = sum(node.get("memory", 0.0) for node in nodes)
     for name, look in (("features", features), ("memory", partial(memory, free=free))):
         try:

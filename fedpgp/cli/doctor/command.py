@@ -74,7 +74,7 @@ def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterato
     experiment = config.absolute(config.Experiment())
     if given is not None:
         try:
-            experiment = config.absolute(config.load(given, overrides, methods.defaults))
+            experiment = config.absolute(config.load(given, overrides, methods.carry))
         except ConfigError as error:
             yield from (problem("settings", line) for line in str(error).splitlines())
             given = None

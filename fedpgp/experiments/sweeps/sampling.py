@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpgp import config
+from fedpgp import config, methods
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import numpy_generator
+from fedpgp.core.text import distinct
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
@@ -58,6 +59,8 @@ class SampledTrials:
     """number of duplicates that were dropped"""
     metric: str
     """metric that selects the best trial"""
+    dropped: str
+    """settings of the base that trials drop with another method, data set or backbone; empty: none"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
@@ -67,21 +70,25 @@ def draw(sweep: Sweep) -> SampledTrials:
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
-    count = 0
-    for variant, point in _points(sweep):
-        count += 1
-        label = _label(sweep, variant, point)
+    dropped: dict[tuple[str, str], dict[str, None]] = {}
+    points = list(_points(sweep))
+    for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
+        settings = config.leaves({**sweep.variants.get(variant, {}), **point})
+        for name, text in config.dropped(sweep.base, settings, methods.carry).items():
+            key, _, value = name.partition("=")
+            dropped.setdefault((key, text), {})[value] = None
         try:
-            trial = _trial(sweep, label, variant, config.leaves({**sweep.variants.get(variant, {}), **point}))
+            trial = _trial(sweep, label, variant, settings)
         except ConfigError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
         else:
             trials.setdefault(trial.id, trial)
     if wrong:
-        raise ConfigError("\n".join(format_error(line, labels, count) for line, labels in wrong.items()))
+        raise ConfigError("\n".join(format_error(line, labels, len(points)) for line, labels in wrong.items()))
     chosen = tuple(trials.values())
-    return SampledTrials(chosen, count - len(chosen), _metric(sweep, chosen))
+    lines = (f"{key}={', '.join(values)}: dropped {text} of the base" for (key, text), values in dropped.items())
+    return SampledTrials(chosen, len(points) - len(chosen), _metric(sweep, chosen), "; ".join(lines))
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
@@ -118,7 +125,7 @@ def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) -> Trial:
-    tree = config.assign(copy.deepcopy(sweep.base), settings)
+    tree = config.assign(copy.deepcopy(sweep.base), settings, methods.carry)
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
     experiment, _ = planning.settle(config.parse(tree, source="base"))
@@ -140,15 +147,17 @@ def _identity(experiment: Experiment) -> str:
     )
 
 
-def _label(sweep: Sweep, variant: str, point: Mapping[str, Any]) -> str:
-    names = [key.rsplit(".", 1)[-1] for key in point]
-    parts = [variant] if variant else []
-    for key, name in zip(point, names, strict=True):
-        value = point[key]
-        value = value.get("name", json.dumps(value)) if isinstance(value, Mapping) else value
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        parts.append(f"{name if names.count(name) == 1 else key}={shown}")
-    return ", ".join(parts) or sweep.name
+def _labels(sweep: Sweep, points: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """A label for each variant and point: its values, with as many digits as tell those of the sweep apart."""
+    keys = list(sweep.terms)
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    names = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    columns = [
+        [f"{name}={text}" for text in distinct([point[key] for _, point in points])]
+        for key, name in zip(keys, names, strict=True)
+    ]
+    rows = zip((variant for variant, _ in points), *columns, strict=True)
+    return [", ".join(filter(None, row)) or sweep.name for row in rows]
 
 
 def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str:

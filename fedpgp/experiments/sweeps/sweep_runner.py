@@ -24,6 +24,7 @@ from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.resources import capacity, shortfall
+from fedpgp.federation.server import rounding
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 Rerun = Literal["missing", "failed", "all"]
@@ -43,11 +44,17 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     """
     callback.on_prepare()
     drawn = sampling.draw(sweep)
+    if drawn.dropped:
+        callback.on_message(drawn.dropped)
     _check_shared_settings(drawn.trials)
     tracker.check(drawn.trials[0].experiment)
     launch.placed(drawn.trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
+    first = [next(iter(own.values())) for own in plans.values()]
+    for line in dict.fromkeys(rounding(one.data.num_clients, one.experiment.federation.participation) for one in first):
+        if line is not None:
+            callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
     exists = SweepFolder.exists(root, sweep.name, digest)

@@ -215,8 +215,8 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> li
     if terms:
         tree["space"] = space | terms
     fixed = {key: value for key, value in base.items() if key not in terms}
-    warn_dropped(tree["base"], fixed, source, methods.defaults)
-    tree["base"] = config.assign(tree["base"], fixed)
+    warn_dropped(tree["base"], fixed, source, methods.carry)
+    tree["base"] = config.assign(tree["base"], fixed, methods.carry)
     config.assign(tree, own)
     return messages
 

@@ -38,13 +38,64 @@ def test_a_grid_in_the_order_of_its_keys():
     assert (drawn.metric, drawn.repeated) == ("val/hm", 0)
 
 
-def test_variants_are_a_dimension_and_another_method_drops_settings():
+def test_variants_are_a_dimension_and_another_method_keeps_what_it_has():
     variants = {"CoOp": {"method.name": "coop", "federation.lr": 0.03}, "FedPGP": {}}
     drawn = draw(sweep(variants=variants, space={"protocol.shots": {"grid_search": [4, 16]}}))
     assert [trial.label for trial in drawn.trials] == [f"{m}, shots={s}" for m in ("CoOp", "FedPGP") for s in (4, 16)]
     assert [trial.experiment.method.name for trial in drawn.trials] == ["coop", "coop", "fedpgp", "fedpgp"]
     assert [trial.experiment.federation.lr for trial in drawn.trials] == [0.03, 0.03, 0.001, 0.001]
-    assert "n_ctx" in drawn.trials[0].experiment.method.settings  # coop's own default
+    assert [trial.experiment.method.settings["n_ctx"] for trial in drawn.trials] == [4, 4, 4, 4]
+    assert drawn.dropped == ""
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"space": {"method.name": {"grid_search": ["promptfl", "zero_shot", "coop", "fedpgp"]}}},
+        {
+            "space": {
+                "method": {"grid_search": [{"name": name} for name in ("promptfl", "zero_shot", "coop", "fedpgp")]}
+            }
+        },
+        {"variants": {name: {"method.name": name} for name in ("promptfl", "zero_shot", "coop", "fedpgp")}},
+        {"variants": {name: {"method": {"name": name}} for name in ("promptfl", "zero_shot", "coop", "fedpgp")}},
+    ],
+)
+def test_settings_that_searched_methods_do_not_have_are_said_in_one_line(tree):
+    drawn = draw(sweep({"method": {"name": "fedpgp", "n_ctx": 4, "rank": 2}}, **tree))
+    settings = [trial.experiment.method.settings for trial in drawn.trials]
+    assert [own.get("n_ctx") for own in settings] == [4, None, 4, 4]
+    assert drawn.dropped == (
+        "method.name=promptfl, coop: dropped rank=2 (which it does not take) of the base; "
+        "method.name=zero_shot: dropped n_ctx=4, rank=2 (which it does not take) of the base"
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "labels"),
+    [
+        ({"method.mu": {"grid_search": [0.12341, 0.12349]}}, ["mu=0.12341", "mu=0.12349"]),
+        ({"federation.momentum": {"grid_search": [0.9995]}}, ["momentum=0.9995"]),
+        (
+            {"method": {"grid_search": [{"name": "fedpgp", "mu": 0.1}, {"name": "fedpgp", "mu": 0.2}]}},
+            ["method=fedpgp, mu=0.1", "method=fedpgp, mu=0.2"],
+        ),
+        (
+            {"data": {"grid_search": [{"name": "shapes"}, {"name": "shapes", "template": "a {}"}, {"name": "icons"}]}},
+            ["data=shapes", "data=shapes, template=a {}", "data=icons"],
+        ),
+        ({"method.ctx_init": {"grid_search": [None, "a photo"]}}, ["ctx_init=null", "ctx_init=a photo"]),
+    ],
+)
+def test_labels_tell_the_trials_apart(space, labels):
+    assert [trial.label for trial in draw(sweep(space=space)).trials] == labels
+
+
+def test_random_values_have_as_many_digits_as_tell_them_apart():
+    drawn = draw(sweep(space={"method.mu": {"uniform": [0.1, 0.1005]}}, tune={"num_samples": 40}))
+    labels = [trial.label for trial in drawn.trials]
+    assert len(set(labels)) == 40
+    assert max(map(len, labels)) <= len("mu=0.1001234")
 
 
 def test_a_section_is_merged_into_the_base():

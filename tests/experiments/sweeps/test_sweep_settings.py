@@ -30,7 +30,7 @@ def test_a_sweep_is_loaded_and_dumped_without_changes(tmp_path):
 def test_settings_of_the_base_dropped_by_a_new_name_are_reported(tmp_path, caplog):
     path = write(tmp_path, base={"data": {"name": "folder", "root": "/x"}})
     sweep_settings.load(path, ["data.name=shapes"])
-    assert caplog.messages == [f"data.name=shapes: dropped data.root=/x of {path!r}"]
+    assert caplog.messages == [f"data.name=shapes: dropped root=/x of {path!r}"]
 
 
 def test_an_experiment_is_a_sweep_of_one_trial():

@@ -1,0 +1,101 @@
+"""Over how many clients a mean is taken, in words, where these are not all clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fedpgp.federation.metrics import METRICS
+from fedpgp.storage.run_folder import RunFolder
+
+SPLITS = {"val": "validation", "test": "test"}
+MEANS_OF_HM = ("local", "base", "novel")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Clients in the mean of a metric, over rounds and runs."""
+
+    least: int
+    most: int
+    clients: int
+    tested: bool
+    """every client was tested, not only those that trained"""
+
+    def union(self, other: Coverage) -> Coverage:
+        """The range of both."""
+        return Coverage(
+            min(self.least, other.least),
+            max(self.most, other.most),
+            max(self.clients, other.clients),
+            self.tested and other.tested,
+        )
+
+    def text(self, images: str) -> str:
+        """`mean over 6 of 8 clients (2 have no test image)`."""
+        if not self.tested:
+            why = f"those that trained in the round and have a {images} image"
+        elif self.least < self.most:
+            why = f"some have no {images} image"
+        else:
+            missing = self.clients - self.least
+            why = f"{missing} {'has' if missing == 1 else 'have'} no {images} image"
+        count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+        differs = "" if self.least == self.most else ", not the same for all rounds and runs"
+        return f"mean over {count} of {self.clients} clients ({why}{differs})"
+
+
+def of_run(store: RunFolder) -> dict[str, Coverage]:
+    """The clients in each mean of a run; empty for a run that does not name its clients."""
+    names = store.identity.get("client_names")
+    return coverage(store.clients(), len(names)) if names else {}
+
+
+def coverage(rows: pa.Table, clients: int) -> dict[str, Coverage]:
+    """The clients in each mean of a run, by metric (`test/local`).
+
+    Args:
+        rows: of a run, in `CLIENT_SCHEMA`.
+        clients: their number in the run.
+    """
+    rows = rows.filter((pc.field("split") != "train") & pc.field("domain").is_null())
+    rows = rows.append_column("counts", pc.cast(pc.greater(rows["total"], 0), pa.int64()))
+    groups = rows.group_by(["round", "split", "metric"], use_threads=False)
+    sums = groups.aggregate([("counts", "sum"), ("counts", "count")])
+    found: dict[str, Coverage] = {}
+    for row in sums.to_pylist():
+        if row["counts_sum"]:
+            name = f"{row['split']}/{row['metric']}"
+            one = Coverage(row["counts_sum"], row["counts_sum"], clients, row["counts_count"] == clients)
+            found[name] = found[name].union(one) if name in found else one
+    for split in SPLITS:
+        parts = [found[f"{split}/{metric}"] for metric in MEANS_OF_HM if f"{split}/{metric}" in found]
+        if len(parts) == len(MEANS_OF_HM):
+            found[f"{split}/hm"] = min(parts, key=lambda one: one.least)
+    return found
+
+
+def lines(runs: Iterable[Mapping[str, Coverage]], titles: Mapping[str, str]) -> dict[str, str]:
+    """By metric of runs that are averaged: over how many clients its mean is, if not over all of them.
+
+    Args:
+        titles: names of the metrics, for the text.
+    """
+    merged: dict[str, Coverage] = {}
+    for run in runs:
+        for name, one in run.items():
+            merged[name] = merged[name].union(one) if name in merged else one
+    texts: dict[tuple[str, str], list[str]] = {}
+    for split, images in SPLITS.items():
+        for metric in METRICS:
+            found = merged.get(f"{split}/{metric}")
+            if found is not None and found.least < found.clients:
+                texts.setdefault((split, found.text(images)), []).append(metric)
+    return {
+        f"{split}/{metric}": f"{', '.join(titles[one] for one in metrics)} ({split}): {text}"
+        for (split, text), metrics in texts.items()
+        for metric in metrics
+    }
