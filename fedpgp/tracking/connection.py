@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpgp.core.errors import FedPGPError
-from fedpgp.core.files import locked
-from fedpgp.core.text import redacted
+from fedpgp.core.errors import AccessError, FedPGPError
+from fedpgp.core.files import check_readable, check_writable, explain, locked, make_folder, share_with_group
+from fedpgp.core.text import cause_line, redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -30,6 +30,9 @@ QUIET = {
     "urllib3.connectionpool": logging.ERROR,  # a line per retry; the final error is reported below
 }
 
+SQLITE = "sqlite:///"
+"""Scheme of a store in a file. Opening a missing one creates it."""
+
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's user interface show runs instead of pages for language models."""
 
@@ -39,23 +42,40 @@ def default_uri(root: Path) -> str:
     return f"sqlite:///{root.absolute()}/mlflow.db"
 
 
+def file_of(uri: str) -> Path | None:
+    """The file of a SQLite store; None: another kind of store."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 def prepare(root: Path, uri: str, experiment: str) -> str:
     """Create the MLflow store and the experiment if they are missing, and return the experiment's id.
 
-    Several processes may call this at once. Artifacts go to `root/mlartifacts`, unless `uri` is that of a server.
+    Several processes may call this at once, also of several users of a group, who then share the store. Artifacts go
+    to `root/mlartifacts`, unless `uri` is that of a server. Raises `AccessError` if this user may not write there.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     remote = uri.startswith(("http:", "https:", "databricks"))
     with mlflow_errors(uri), nullcontext() if remote else locked(root / ".mlflow.lock"):
+        artifacts, database = root.absolute() / "mlartifacts", file_of(uri)
+        for path in () if remote else filter(None, (artifacts, database)):
+            check_writable(path)
         client = connect(uri)
-        if (found := client.get_experiment_by_name(experiment)) is not None:
+        found = client.get_experiment_by_name(experiment)
+        if database is not None:
+            share_with_group(database)
+        if not remote:
+            make_folder(artifacts)
+            share_with_group(artifacts)
+        if found is not None:
             return str(found.experiment_id)
-        location = None if remote else (root.absolute() / "mlartifacts").as_uri()
+        location = None if remote else artifacts.as_uri()
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
 
 
 def connect(uri: str) -> MlflowClient:
-    """Connect to the store."""
+    """Connect to the store; raise `AccessError` for a file that may not be read, which MLflow would retry for long."""
+    if (database := file_of(uri)) is not None:
+        check_readable(database)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -70,8 +90,12 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     """Turn any error inside into a `FedPGPError` of one line that names the store, without credentials."""
     try:
         yield
+    except AccessError as error:
+        raise AccessError(f"MLflow at {redacted(uri)}: {error}") from None
     except FedPGPError:
         raise
+    except PermissionError as error:
+        what = explain(error, file_of(uri) or Path())
+        raise AccessError(f"MLflow at {redacted(uri)}: {what}") from None
     except Exception as error:  # whatever MLflow and its libraries raise must not end a run
-        what = redacted(str(error)).strip().partition("\n")[0] or type(error).__name__
-        raise FedPGPError(f"MLflow at {redacted(uri)}: {what}") from None
+        raise FedPGPError(f"MLflow at {redacted(uri)}: {redacted(cause_line(error))}") from None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fedpgp.core.errors import FedPGPError, RunError, UserError
+from fedpgp.core.files import check_readable
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
 from fedpgp.tracking.writers import SPACE, SWEEP_TAG
@@ -40,7 +41,8 @@ MAX_SWEEPS = 20
 
 
 def store_of(root: Path) -> str:
-    """The URI of a storage root's MLflow store; raise `RunError` if it has none."""
+    """The URI of a storage root's MLflow store; raise `RunError` if it has none or it may not be read."""
+    check_readable(root / "mlflow.db")
     if not (root / "mlflow.db").is_file():
         raise RunError(
             f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs. `fedpgp track sync "

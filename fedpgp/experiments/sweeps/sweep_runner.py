@@ -11,6 +11,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
+from fedpgp.core.files import check_writable
 from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, planning, runner
@@ -48,6 +49,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     plans = _plans(sweep, trials)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
+    check_writable(trial_runner.lock_folder(root))
     exists = SweepFolder.exists(root, sweep.name, digest)
     content = redacted(config.dump(sweep))
     folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
