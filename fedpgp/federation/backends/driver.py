@@ -23,7 +23,7 @@ from fedpgp.config import ResourceSettings
 from fedpgp.core import plugins
 from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
-from fedpgp.core.files import denied, in_the_way
+from fedpgp.core.files import denied, explain, in_the_way
 from fedpgp.core.plugins import Code
 from fedpgp.core.text import disk_size
 from fedpgp.federation.backends.actors import cause, first_line, nodes
@@ -108,6 +108,8 @@ def _check_temporary_folder(variable: str, folder: Path) -> None:
             f"{about}: the path has {length} bytes, and Ray's sockets below it allow {longest}; "
             f"set {variable} to a shorter one"
         )
+    if not folder.is_absolute():
+        raise ResourceError(f"{about}: the path is relative; set {variable} to an absolute one")
     sessions = folder / "ray"
     if (problem := denied(sessions, writing=True)) is not None:
         raise ResourceError(f"{about}: {problem}, or {advice}")
@@ -120,6 +122,8 @@ def _check_temporary_folder(variable: str, folder: Path) -> None:
 
 def _not_started(error: Exception) -> ResourceError:
     variable, folder = temporary_folder()
+    if isinstance(error, PermissionError):  # such as a home folder, where Ray writes its token
+        return ResourceError(f"Ray cannot start on this machine: {explain(error, folder)}")
     return ResourceError(
         f"Ray cannot start on this machine: {_what(error)}; its logs are in {folder}/ray/session_latest/logs; "
         f"check {variable}, the RAY_* variables, and free ports, memory and disk space"

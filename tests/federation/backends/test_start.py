@@ -74,6 +74,24 @@ def test_a_file_or_a_full_disk_instead_of_a_folder(short, monkeypatch):
     assert refused().endswith("4.1 kB are free; make room, or set TMPDIR to another folder")
 
 
+def test_a_relative_folder_which_ray_waits_for_in_vain(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "rel")
+    assert refused() == "RAY_TMPDIR: Ray cannot start in rel: the path is relative; set RAY_TMPDIR to an absolute one"
+
+
+def test_a_home_that_may_not_be_written(short, shared_root, as_user, monkeypatch):
+    def init(**settings):
+        (shared_root / ".ray").mkdir()
+
+    shared_root.chmod(0o755)
+    short.chmod(0o777)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("TMPDIR", str(short))
+    told = rf"machine: {shared_root} may not be written by you \(uid 1502\)"
+    with as_user(1502), pytest.raises(ResourceError, match=told), driver.connected(LOCAL):
+        pass
+
+
 def test_a_folder_of_another_user(shared_root, as_user, monkeypatch):
     shared_root.chmod(0o755)
     monkeypatch.setenv("RAY_TMPDIR", str(shared_root))
