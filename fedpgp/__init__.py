@@ -215,6 +215,9 @@ def _sweep(
     rerun: Literal["failed", "all"] | None,
     progress: bool | RunCallback,
 ) -> Sweep:
+    from fedpgp.federation.backends import check_variables
+
+    check_variables()
     from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
     from fedpgp.export.results import Sweep
     from fedpgp.tracking import MLflowTracker

@@ -7,6 +7,8 @@ import shutil
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,41 @@ def made_run(tmp_path):
         return store.path
 
     return make
+
+
+GROUP = 1500
+
+
+@pytest.fixture
+def shared_root():
+    """A folder that two users of one group share: setgid and writable for the group, where all can enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as two users")
+    with tempfile.TemporaryDirectory(prefix="fedpgp-shared-") as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "store"
+        root.mkdir()
+        os.chown(root, -1, GROUP)
+        root.chmod(0o2775)
+        yield root
+
+
+@pytest.fixture
+def as_user() -> Callable[..., AbstractContextManager[None]]:
+    """A context in which this process acts as another user of the group; import what it needs before."""
+
+    @contextmanager
+    def acting(uid: int, umask: int = 0o022):
+        groups, before = os.getgroups(), os.umask(umask)
+        os.setgroups([])
+        os.setegid(GROUP)
+        os.seteuid(uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+            os.umask(before)
+
+    return acting

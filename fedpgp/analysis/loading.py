@@ -14,6 +14,7 @@ from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.config import differing
 from fedpgp.core import provenance
 from fedpgp.core.errors import ConfigError, RunError
+from fedpgp.core.files import check_readable, folders_with
 from fedpgp.data.sources import complete
 from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
 from fedpgp.storage.run_folder import RunFolder
@@ -52,15 +53,16 @@ def find(paths: Sequence[Path]) -> Found:
     """Find the runs of folders of runs, folders of sweeps and storage roots, in the order of the folders.
 
     Raises:
-        RunError: a folder is none of these, or a storage root without runs.
+        RunError: a folder is none of these, or a storage root without runs, or may not be read.
     """
     found = Found()
     for path in paths:
+        check_readable(path)
         if (path / "identity.json").is_file():
             found.entries.append(Entry(path, strict=True))
         elif (path / "trials.json").is_file():
             _add_sweep(found, SweepFolder.open(path))
-        elif any(path.glob("runs/*/identity.json")) or any(path.glob("*/identity.json")):
+        elif folders_with(RunFolder.marker, path / "runs") or folders_with(RunFolder.marker, path):
             _add_root(found, path)
         else:
             raise RunError(f"{path}: not a run folder or a sweep folder, nor a storage root with runs")

@@ -18,8 +18,8 @@ from fedpgp.cli import bench, data, report, settings, sweep
 from fedpgp.cli.doctor import command as doctor
 from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, display, err, out
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
-from fedpgp.core.files import is_full
-from fedpgp.federation.backends import use_token
+from fedpgp.core.files import explain, is_full
+from fedpgp.federation.backends import check_variables, use_token
 
 if TYPE_CHECKING:
     from fedpgp.config import Experiment, ResourceSettings
@@ -57,6 +57,11 @@ def main() -> None:
         for line in str(error).splitlines():
             err.print(f"{label}{escape(line)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        err.print(f"[red]error[/]: {escape(explain(error, Path()))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
     except OSError as error:
         if error.filename is None and not is_full(error):  # not about a path that the user gave
             raise
@@ -125,6 +130,7 @@ def run(
 
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C detaches; the run continues."""
+    check_variables()
     from fedpgp.analysis.report.terminal import show
     from fedpgp.federation.backends import driver as drivers
 
@@ -139,6 +145,7 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
 
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     """Stop a detached run: its current round is discarded, those before are kept; `--resume` continues."""
+    check_variables()
     from fedpgp.federation.backends import driver as drivers
 
     with drivers.connected(_cluster(address)):
@@ -157,6 +164,7 @@ def runs(
 
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
     if cluster:
+        check_variables()
         from fedpgp.federation.backends import driver
 
         with driver.connected(_cluster(address)):

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fedpgp.core.errors import CacheError
-from fedpgp.core.files import TEMPORARY, durable_file, locked
+from fedpgp.core.errors import AccessError, CacheError
+from fedpgp.core.files import TEMPORARY, access_errors, check_readable, durable_file, locked, make_folder
 from fedpgp.core.text import first_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -98,9 +98,14 @@ class Chunk:
     shard: Path
 
 
-def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError]]:
-    """Open every cache of a folder: images and bytes of the complete ones, and the errors of the others."""
-    complete, errors = [], []
+def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError | AccessError]]:
+    """Open every cache of a folder: images and bytes of the complete ones, and the errors of the others.
+
+    Raises `AccessError` if this user may not read the folder.
+    """
+    check_readable(folder)
+    complete: list[tuple[int, int]] = []
+    errors: list[CacheError | AccessError] = []
     for path in sorted(folder.glob("[!.]*.arrow")):
         try:
             table = _read(path)
@@ -108,7 +113,7 @@ def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError]]:
             if path.stem != digest:
                 raise CacheError(f"{path}: contains the features of {digest}, not of its name; delete it")
             complete.append((len(table), path.stat().st_size))
-        except CacheError as error:
+        except (CacheError, AccessError) as error:
             errors.append(error)
     return complete, errors
 
@@ -120,14 +125,16 @@ def cache_path(folder: Path, key: FeatureKey) -> Path:
 
 def missing(path: Path, key: FeatureKey, rows: Array) -> Array:
     """Return the sorted rows that a cache does not hold yet; all of them if the file is missing."""
+    check_readable(path)
     requested = np.unique(np.asarray(rows, dtype=np.int64))
     return np.setdiff1d(requested, FeatureCache.open(path, key).rows) if path.exists() else requested
 
 
 def done_in_shards(path: Path, key: FeatureKey, rows: Array) -> int:
     """Count the `rows` in the shards of an interrupted extraction, which the next one will reuse."""
-    held = []
-    for shard in path.with_suffix(SHARDS).glob("[!.]*.arrow"):
+    held, folder = [], path.with_suffix(SHARDS)
+    check_readable(folder)
+    for shard in folder.glob("[!.]*.arrow"):
         with suppress(CacheError):  # damaged: will be extracted again
             held.append(_read(shard, key))
     return int(np.isin(rows, _rows(held)).sum())
@@ -143,7 +150,7 @@ def extract(
     """Encode the `rows` (n,) that the cache of `key` is missing, and return the cache's path.
 
     Finished shards survive a failure and are reused by the next call. Processes that extract the same cache wait for
-    each other.
+    each other; if nothing is missing, the cache is only read.
 
     Args:
         run_chunks: writes the shard of each chunk (`Encoder.encode_chunk`) in any process, then yields the chunk
@@ -151,11 +158,14 @@ def extract(
 
     Raises:
         CacheError: the existing file is damaged or belongs to another key.
+        AccessError: this user may not read the existing file, or may not write to the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = cache_path(folder, key)
     shards = path.with_suffix(SHARDS)
-    with locked(folder / f"{key.digest}.lock"):
+    if not missing(path, key, rows).size:
+        return path
+    make_folder(folder)
+    with locked(folder / f"{key.digest}.lock"), access_errors(folder):
         requested = missing(path, key, rows)
         if not requested.size:
             return path
@@ -198,6 +208,7 @@ def _write(path: Path, tables: Sequence[pa.Table]) -> None:
 
 def _read(path: Path, key: FeatureKey | None = None) -> pa.Table:
     """Map a cache or shard, which must be complete and belong to `key` or, without one, to the key stored in it."""
+    check_readable(path)
     if not path.is_file():
         raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
     try:

@@ -33,6 +33,10 @@ class RunError(UserError):
     """A run folder is missing, damaged, in use, or not a run."""
 
 
+class AccessError(RunError):
+    """This user may not read or write a file or a folder. Built by `core.files`."""
+
+
 class ResourceError(UserError):
     """The plan does not fit the cluster."""
 

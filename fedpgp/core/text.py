@@ -69,6 +69,21 @@ def is_blank(name: str) -> bool:
     return not any(unicodedata.category(char)[0] not in "CZ" for char in html.unescape(name.replace("_", " ")))
 
 
+def cause_line(error: BaseException) -> str:
+    """The line of an error's message that names its cause, or its type if the message is empty.
+
+    It is the line with the message of the exception that the others were raised from, and the first line otherwise; a
+    cause that the message leaves out is added to its first line.
+    """
+    first = _first_line(str(error)) or type(error).__name__
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    why = _first_line(str(root))
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in (first, *lines) if why in line), f"{first}: {why}")
+
+
 def redacted(text: str) -> str:
     """Replace the user and password of every URI in `text`, before it is stored or shown."""
     return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", text)
@@ -87,6 +102,10 @@ def disk_size(num_bytes: float) -> str:
 def memory_size(num_bytes: float) -> str:
     """Bytes of memory, in powers of 1024: `1.5 GiB`."""
     return _scaled(num_bytes, 1024, ("KiB", "MiB", "GiB", "TiB"))
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _scaled(num_bytes: float, base: int, units: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from fedpgp.core.errors import Interrupted, ResourceError
 from fedpgp.experiments import estimation, runner
 from fedpgp.experiments.planning import Library, plan, settle
 from fedpgp.experiments.tracker import Tracker
+from fedpgp.federation.backends import check_variables
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.extraction import Forecast
 
@@ -41,6 +42,7 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
 
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     """Start an experiment and return its driver's name; raise `ResourceError` if Ray would end with this command."""
+    check_variables()
     from fedpgp.federation.backends import driver
 
     if experiment.resources.backend == "serial" or driver.cluster_address(experiment.resources) is None:
@@ -94,6 +96,7 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callba
             return function(config.absolute(experiment), *args, callback=callback, stop=threading.Event())
         except KeyboardInterrupt:
             raise Interrupted("stopped; continue with --resume") from None
+    check_variables()
     from fedpgp.federation.backends import driver
 
     with driver.connected(experiment.resources):

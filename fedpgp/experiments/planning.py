@@ -25,8 +25,8 @@ from fedpgp.config import (
     TrackingSettings,
     tracking_uri,
 )
-from fedpgp.core.errors import BackboneError, ConfigError, FedPGPError, RunError
-from fedpgp.core.files import in_the_way
+from fedpgp.core.errors import AccessError, BackboneError, ConfigError, FedPGPError, RunError
+from fedpgp.core.files import denied, in_the_way
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.text import first_of
@@ -175,6 +175,9 @@ def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: Fe
 
 
 def _check_storage(storage: StorageSettings) -> None:
+    problem = denied(storage.root, writing=True) or denied(storage.root / "runs", writing=True)
+    if problem is not None:
+        raise AccessError(f"storage.root: {problem}, or set storage.root=FOLDER")
     if (found := in_the_way(storage.root)) is not None:
         raise RunError(f"storage.root: {found} is not a writable folder; set storage.root=FOLDER")
     if "?" in str(storage.root.absolute()):

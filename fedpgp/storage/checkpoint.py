@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from fedpgp.core.errors import RunError
-from fedpgp.core.files import write_durably
+from fedpgp.core.files import access_errors, write_durably
 from fedpgp.core.tree import rows
 from fedpgp.federation.state import State
 
@@ -84,7 +84,8 @@ def superfluous(folder: Path, keep: Collection[str]) -> list[Path]:
 def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     path = folder / item["file"]
     try:
-        content = path.read_bytes()
+        with access_errors(path):
+            content = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: checkpoint cannot be read ({error.strerror})") from None
     if len(content) != item["bytes"]:

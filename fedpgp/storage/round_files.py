@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from fedpgp.core.errors import RunError
+from fedpgp.core.errors import AccessError, RunError
+from fedpgp.core.files import access_errors
 from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,11 @@ def table(path: Path) -> pa.Table:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the whole file can be read; if not, log a warning."""
+    """Whether the whole file can be read; if not, log a warning. Raise `AccessError` if this user may not read it."""
     try:
         _read(path).read_all()
+    except AccessError:
+        raise
     except (RunError, pa.ArrowInvalid, OSError) as error:
         log.warning("%s", error)
         return False
@@ -59,7 +62,8 @@ def arrow_bytes(table: pa.Table) -> bytes:
 
 def _read(path: Path) -> pa.RecordBatchFileReader:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        with access_errors(path):
+            return pa.ipc.open_file(pa.memory_map(str(path)))
     except (pa.ArrowInvalid, OSError) as error:
         raise RunError(f"{path}: round cannot be read ({error}); resuming the run repairs it") from None
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from fedpgp.core import provenance
-from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.core.files import TEMPORARY, sync_folder
+from fedpgp.core.errors import AccessError, FedPGPError, RunError
+from fedpgp.core.files import TEMPORARY, access_errors, check_readable, folders_with, sync_folder
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
@@ -86,9 +86,13 @@ class RunFolder(StatusFolder):
 
     @classmethod
     def find(cls, path: Path) -> list[Self]:
-        """List the run in this folder, or all below this storage root or its `runs`, by name; `RunError` if none."""
+        """List the run in this folder, or all below this storage root or its `runs`, by name; `RunError` if none.
+
+        Runs that this user may not read are listed, too.
+        """
+        check_readable(path)
         folders = [path] if (path / cls.marker).is_file() else []
-        folders += [found.parent for pattern in ("*", "runs/*") for found in path.glob(f"{pattern}/identity.json")]
+        folders += [found for parent in (path, path / "runs") for found in folders_with(cls.marker, parent)]
         if not folders:
             raise RunError(f"{path}: no run found (no {cls.marker}); give a run folder or a storage root")
         return [cls(folder.absolute()) for folder in sorted(folders) if not folder.name.startswith(TEMPORARY)]
@@ -118,7 +122,8 @@ class RunFolder(StatusFolder):
         if store._remote and not (path / "identity.json").exists():
             return None  # killed before the run was published
         for folder in (store.checkpoints, store._rounds):  # object stores have no empty folders
-            folder.mkdir(exist_ok=True)
+            with access_errors(folder):
+                folder.mkdir(exist_ok=True)
         return store
 
     @property
@@ -129,7 +134,7 @@ class RunFolder(StatusFolder):
     @property
     def config_yaml(self) -> str:
         """The configuration as YAML, for `config.parse`."""
-        return self.config_path.read_text(encoding="utf-8")
+        return self._read_text("config.yaml")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,6 +175,7 @@ class RunFolder(StatusFolder):
     def partition(self) -> pa.Table | None:
         """The table given to `save_partition`; None before."""
         path = self.path / "partition.csv"
+        check_readable(path)
         try:
             return pyarrow.csv.read_csv(path, convert_options=PARTITION)
         except FileNotFoundError:
@@ -227,7 +233,7 @@ class RunFolder(StatusFolder):
         """Return the newest readable state with its reference; None: start from the beginning.
 
         Later rounds are removed with a warning and will be run again. Requires `lock`. Raises `RunError` if the run
-        belongs to another configuration.
+        belongs to another configuration, `AccessError` if a round may not be read.
         """
         if config_digest != (own := self.identity["config_digest"]):
             raise RunError(f"{self.path}: belongs to configuration {own}, not {config_digest}; start a new run")
@@ -237,6 +243,8 @@ class RunFolder(StatusFolder):
             try:
                 reference = round_files.reference(good[-1])
                 found = checkpoint.load(self.checkpoints, reference, config_digest), reference
+            except AccessError:  # not a reason to drop the round
+                raise
             except RunError as error:
                 log.warning("%s", error)
                 good.pop()
@@ -305,6 +313,7 @@ class RunFolder(StatusFolder):
         }
 
     def _round_paths(self) -> list[Path]:
+        check_readable(self._rounds)
         return sorted(self._rounds.glob("[0-9]*.arrow"))
 
     def _put(self, name: str, content: bytes) -> None:

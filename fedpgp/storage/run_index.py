@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import fs
 
 from fedpgp.core.errors import FedPGPError, RunError
-from fedpgp.core.files import TEMPORARY, locked, sync_folder
+from fedpgp.core.files import TEMPORARY, check_readable, locked, sync_folder
 from fedpgp.storage.status_folder import new_draft
 
 ATOMIC = ("s3", "gcs", "abfs", "mock")
@@ -135,6 +135,7 @@ class RunIndex:
             shutil.rmtree(draft)
 
     def _local_names(self) -> list[str]:
+        check_readable(self.path)
         return os.listdir(self.path) if self.path.is_dir() else []
 
     def _matching(self, names: list[str], name: str | None, digest: str | None) -> list[Path]:

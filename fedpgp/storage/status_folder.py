@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +13,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedpgp.core.errors import RunError
-from fedpgp.core.files import TEMPORARY, locked, shared_lock, write_durably
+from fedpgp.core.files import (
+    TEMPORARY,
+    access_errors,
+    check_readable,
+    locked,
+    make_folder,
+    shared_lock,
+    write_durably,
+)
 
 T = TypeVar("T")
 
@@ -93,7 +101,8 @@ class StatusFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing folder; raise `RunError` if `path` is not a folder of this kind."""
+        """Open an existing folder; raise `RunError` if `path` is not a folder of this kind or may not be read."""
+        check_readable(path / cls.marker)
         if not (path / cls.marker).is_file():
             where = f"ROOT/{cls.kind}s/NAME-DIGEST"
             raise RunError(f"{path}: not a {cls.kind} folder (no {cls.marker}); give a folder {where}")
@@ -151,10 +160,15 @@ class StatusFolder:
 
     def _remove(self, path: Path) -> None:
         """Delete a file or a folder below."""
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with access_errors(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _read_text(self, name: str) -> str:
+        with access_errors(self.path / name):
+            return (self.path / name).read_text(encoding="utf-8")
 
     def _read_json(self, name: str, form: TypeAdapter[Any] = ANYTHING) -> JsonObject:
         content = JsonObject(self._parse(name, form))
@@ -165,7 +179,9 @@ class StatusFolder:
         """Read and validate a JSON file."""
         path = self.path / name
         try:
-            return form.validate_json(path.read_bytes(), strict=True)
+            with access_errors(path):
+                content = path.read_bytes()
+            return form.validate_json(content, strict=True)
         except ValidationError as error:
             (first, *_) = error.errors()
             where = "".join(f"{part}: " for part in first["loc"])
@@ -175,10 +191,9 @@ class StatusFolder:
 
 
 def new_draft(parent: Path) -> Path:
-    """Create a folder beside the others to write into before it has a name."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-    folder.chmod(0o755)
+    """Create a folder beside the others to write into before it has a name; its mode follows the umask."""
+    folder = parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    make_folder(folder)
     return folder
 
 

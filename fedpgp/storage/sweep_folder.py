@@ -10,7 +10,7 @@ from typing import Any, Literal, NotRequired, Self
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from fedpgp.core.files import TEMPORARY, sync_folder
+from fedpgp.core.files import TEMPORARY, check_readable, folders_with, sync_folder
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder, Stretch, new_draft, now_ms
 
@@ -130,9 +130,10 @@ class SweepFolder(StatusFolder):
     @classmethod
     def find(cls, path: Path) -> list[Self]:
         """List the sweep in this folder, or all sweeps of this storage root, by name; may be empty."""
-        if (path / "trials.json").is_file():
+        check_readable(path)
+        if (path / cls.marker).is_file():
             return [cls(path.absolute())]
-        found = sorted(file.parent for file in path.glob("sweeps/*/trials.json"))
+        found = folders_with(cls.marker, path / "sweeps")
         return [cls(folder.absolute()) for folder in found if not folder.name.startswith(TEMPORARY)]
 
     def lock(self, on_message: Callable[[str], None]) -> AbstractContextManager[None]:
@@ -142,7 +143,7 @@ class SweepFolder(StatusFolder):
     @property
     def spec_yaml(self) -> str:
         """The settings as YAML, for `sweep_settings.load`."""
-        return (self.path / "sweep.yaml").read_text(encoding="utf-8")
+        return self._read_text("sweep.yaml")
 
     @property
     def head(self) -> dict[str, Any]:
@@ -161,14 +162,15 @@ class SweepFolder(StatusFolder):
 
     def result(self, trial: str) -> Result | None:
         """Result of a trial; None: it has not ended."""
+        check_readable(self.path / f"trials/{trial}.json")
         if not (self.path / f"trials/{trial}.json").exists():
             return None
         return Result(trial, **self._parse(f"trials/{trial}.json", RESULT))
 
     def traceback(self, trial: str) -> str | None:
         """Traceback of a failed trial; None: it did not fail."""
-        path = self.path / f"trials/{trial}.txt"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        name = f"trials/{trial}.txt"
+        return self._read_text(name) if (self.path / name).exists() else None
 
     def record(self, result: Result, traceback: str | None = None) -> None:
         """Write the result of a trial, durably."""

@@ -9,9 +9,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpgp.core.errors import FedPGPError
-from fedpgp.core.files import locked
-from fedpgp.core.text import redacted
+from fedpgp.config.tracking_uri import local_path
+from fedpgp.core.errors import AccessError, FedPGPError
+from fedpgp.core.files import check_readable, check_writable, explain, locked, make_folder, share_with_group
+from fedpgp.core.text import cause_line, redacted
 from fedpgp.tracking.uri_check import is_server
 
 if TYPE_CHECKING:
@@ -47,19 +48,29 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
     """Create the MLflow store and the experiment if they are missing, and return the experiment's id.
 
     An experiment that was deleted is restored with its runs, until MLflow has removed it for good: MLflow accepts no
-    other one of its name. Several processes may call this at once. Artifacts go to `root/mlartifacts`, unless `uri` is
-    that of a server.
+    other one of its name. Several processes may call this at once, also of several users of a group, who then share the
+    store. Artifacts go to `root/mlartifacts`, unless `uri` is that of a server. Raises `AccessError` if this user may
+    not write there.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     remote = is_server(uri)
     with mlflow_errors(uri), nullcontext() if remote else locked(root / ".mlflow.lock"):
+        artifacts, database = root.absolute() / "mlartifacts", local_path(uri)
+        for path in () if remote else filter(None, (artifacts, database)):
+            check_writable(path)
         client = connect(uri)
-        if (found := client.get_experiment_by_name(experiment)) is not None:
+        found = client.get_experiment_by_name(experiment)
+        if database is not None:
+            share_with_group(database)
+        if not remote:
+            make_folder(artifacts)
+            share_with_group(artifacts)
+        if found is not None:
             if is_deleted(found):
                 client.restore_experiment(found.experiment_id)
                 log.warning("MLflow at %s: experiment %r was deleted; it is restored", redacted(uri), experiment)
             return str(found.experiment_id)
-        location = None if remote else (root.absolute() / "mlartifacts").as_uri()
+        location = None if remote else artifacts.as_uri()
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
 
 
@@ -69,7 +80,9 @@ def is_deleted(entry: Experiment | RunInfo) -> bool:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Connect to the store."""
+    """Connect to the store; raise `AccessError` for a file that may not be read, which MLflow would retry for long."""
+    if (database := local_path(uri)) is not None:
+        check_readable(database)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -84,8 +97,12 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     """Turn any error inside into a `FedPGPError` of one line that names the store, without credentials."""
     try:
         yield
+    except AccessError as error:
+        raise AccessError(f"MLflow at {redacted(uri)}: {error}") from None
     except FedPGPError:
         raise
+    except PermissionError as error:
+        what = explain(error, local_path(uri) or Path())
+        raise AccessError(f"MLflow at {redacted(uri)}: {what}") from None
     except Exception as error:  # whatever MLflow and its libraries raise must not end a run
-        what = redacted(str(error)).strip().partition("\n")[0] or type(error).__name__
-        raise FedPGPError(f"MLflow at {redacted(uri)}: {what}") from None
+        raise FedPGPError(f"MLflow at {redacted(uri)}: {redacted(cause_line(error))}") from None

@@ -15,7 +15,8 @@ import yaml
 from fedpgp import config
 from fedpgp.config import Experiment, tracking_uri
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import ConfigError, FedPGPError, RunError, UserError
+from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, RunError, UserError
+from fedpgp.core.files import denied, folders_with
 from fedpgp.core.text import redacted, without_user
 from fedpgp.experiments.sweeps import sampling, sweep_settings
 from fedpgp.experiments.tracker import Tracker
@@ -79,8 +80,8 @@ def _folders(path: Path) -> Iterator[SweepFolder | RunFolder]:
         return
     try:
         yield from RunFolder.find(path)
-    except RunError:
-        if not sweeps:
+    except RunError as error:
+        if not sweeps or isinstance(error, AccessError):
             raise  # otherwise the sweeps were stopped before their first run
 
 
@@ -273,7 +274,9 @@ def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
         drawn = sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
     except ConfigError:  # written by a version with other settings
         return
-    paths = sorted(sweep.root.glob("runs/[!.]*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    folders = [path for path in folders_with("config.yaml", sweep.root / "runs") if not path.name.startswith(".")]
+    paths = [path / "config.yaml" for path in folders if denied(path / "config.yaml") is None]
+    paths.sort(key=lambda path: path.stat().st_mtime)
     newest = {_settings_of(path): path.parent for path in paths}
     for trial in drawn:
         for fold in open_trials.get(trial.id, ()):

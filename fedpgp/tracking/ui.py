@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from fedpgp.config import TrackingSettings, tracking_uri
 from fedpgp.core.errors import FedPGPError, RunError, UserError
+from fedpgp.core.files import check_readable
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
 from fedpgp.tracking.mlflow_runs import SWEEP_TAG
@@ -46,12 +47,15 @@ MAX_SWEEPS = 20
 def store_of(root: Path) -> str:
     """The URI of the MLflow store of the runs: that of the environment, else that of their storage root.
 
-    Raises `ConfigError` if MLflow can never open it, and `RunError` if it does not exist yet.
+    Raises `ConfigError` if MLflow can never open it, and `RunError` if it does not exist yet or may not be
+    read.
     """
     uri = tracking_uri.uri_of(None)
     if uri is not None:
         check_settings(TrackingSettings())
     path = tracking_uri.local_path(uri or default_uri(root))
+    if path is not None:
+        check_readable(path)
     if path is not None and not path.exists():
         variable = f"{tracking_uri.URI_VARIABLE}: {path}: no MLflow store here"
         here = f"{root}: no MLflow store here (no mlflow.db); give the storage.root of your runs"

@@ -24,7 +24,7 @@ from fedpgp.clip.feature_cache import (
     missing,
     write_shard,
 )
-from fedpgp.core.errors import CacheError
+from fedpgp.core.errors import AccessError, CacheError
 
 KEY = FeatureKey(manifest="m" * 16, weights="w" * 16, transform="t" * 16)
 
@@ -285,3 +285,39 @@ def test_cut_at_any_byte_a_cache_is_refused(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert "damaged or incomplete feature cache" in refusal(FeatureCache.open, path, KEY)
+
+
+def test_another_user_reads_the_cache_without_a_lock(shared_root, as_user):
+    folder, nothing = shared_root / "features", Runner()
+    with as_user(1501):
+        extract(folder, KEY, np.arange(6), Runner(), silent)
+    (folder / f"{KEY.digest}.lock").unlink()
+    with as_user(1502):
+        path = extract(folder, KEY, np.arange(4), nothing, silent)
+        assert FeatureCache.open(path, KEY).gather(np.arange(4)).shape == (4, 3)
+        with pytest.raises(AccessError, match=r"features may not be written by you \(uid 1502\); its owner"):
+            extract(folder, KEY, np.arange(8), nothing, silent)
+    assert nothing.seen == []
+
+
+def test_a_cache_that_may_not_be_read_is_not_called_damaged(shared_root, as_user):
+    path = extract(shared_root, KEY, np.arange(6), Runner(), silent)
+    path.chmod(0o600)
+    with as_user(1502):
+        for call in (lambda: missing(path, KEY, np.arange(6)), lambda: FeatureCache.open(path, KEY)):
+            with pytest.raises(AccessError, match="arrow may not be read"):
+                call()
+        assert [str(error)[-20:] for error in feature_cache.scan(shared_root)[1]] == [f"chmod g+r {path}"[-20:]]
+    shared_root.chmod(0o700)
+    with as_user(1502), pytest.raises(AccessError, match="store may not be read"):
+        missing(path, KEY, np.arange(6))
+
+
+def test_shards_that_may_not_be_read_are_not_deleted(shared_root, as_user):
+    with as_user(1501, 0o002), pytest.raises(RuntimeError, match="lost"):
+        extract(shared_root, KEY, np.arange(8), Runner(fail_at=1), silent)
+    (shard,) = (shared_root / f"{KEY.digest}.shards").iterdir()
+    shard.chmod(0o600)
+    with as_user(1502, 0o002), pytest.raises(AccessError, match="arrow may not be read"):
+        extract(shared_root, KEY, np.arange(8), Runner(), silent)
+    assert shard.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpgp.core.text import did_you_mean, disk_size, distinct, first_of, memory_size, one_line
+from fedpgp.core.text import cause_line, did_you_mean, disk_size, distinct, first_of, memory_size, one_line
 
 
 def test_similar_names_are_suggested():
@@ -53,3 +53,29 @@ def test_disks_count_in_thousands_and_memory_in_1024s():
 )
 def test_texts_tell_values_apart_with_few_digits(values, texts):
     assert distinct(values) == texts
+
+
+def caused(text, cause):
+    error = ValueError(text)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(raised by a flush; use a block)\n(OSError) a readonly file\n[SQL: x]", "(OSError) a readonly file"),
+        ("the store failed\nsee its log", "the store failed: a readonly file"),
+        ("Max retries (Caused by: a readonly file)\nmore", "Max retries (Caused by: a readonly file)"),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_message_that_names_the_cause(text, expected):
+    assert cause_line(caused(text, OSError("a readonly file"))) == expected
+    assert cause_line(caused(text, caused("in between", OSError("a readonly file")))) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ValueError("\n  no such run\nmore"), "no such run"), (ValueError(""), "ValueError")]
+)
+def test_a_message_without_a_cause_is_its_first_line(error, expected):
+    assert cause_line(error) == expected

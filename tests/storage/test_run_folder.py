@@ -1,6 +1,7 @@
 """Run folders: committed rounds are kept, incomplete files are removed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.core.errors import AccessError, FedPGPError, RunError
 from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
@@ -251,3 +252,44 @@ def test_a_run_of_other_images_is_not_resumed(tmp_path):
     found = [RunFolder.find_resumable(tmp_path, "demo", DIGEST, content=content) for content in ("two", "one", "three")]
     assert [store.path for store in found] == [paths[2], paths[1], paths[0]]  # the first has no record: earlier code
     assert RunFolder.find_resumable(tmp_path, "demo", DIGEST).path == paths[2]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o2775), (0o022, 0o2755), (0o077, 0o2700)])
+def test_a_run_has_the_modes_of_the_umask_and_the_group_of_the_root(shared_root, as_user, umask, mode):
+    with as_user(1501, umask):
+        store = RunFolder.create(shared_root, "demo", DIGEST, "", {})
+        commit(store, 1)
+    for path in (shared_root / "runs", store.path, *store.path.rglob("*")):
+        expected = mode if path.is_dir() else mode & 0o666
+        assert (path.stat().st_mode & 0o7777, path.stat().st_gid) == (expected, 1500), path
+
+
+def test_runs_that_may_not_be_read_are_not_left_out(shared_root, as_user):
+    stores = [RunFolder.create(shared_root, name, DIGEST, "", {}) for name in ("a", "b", "c")]
+    (stores[1].path).chmod(0o700)
+    with as_user(1502):
+        found = RunFolder.find(shared_root)
+        assert [store.path.name[0] for store in found] == ["a", "b", "c"]
+        with pytest.raises(AccessError, match=r"b-0123456789ab may not be read by you \(uid 1502\)"):
+            found[1].rounds()
+        with pytest.raises(AccessError, match="may not be read"):
+            RunFolder.open(stores[1].path)
+    (shared_root / "runs").chmod(0o700)
+    with as_user(1502):
+        with pytest.raises(AccessError, match="runs may not be read"):
+            RunFolder.find(shared_root)
+        with pytest.raises(AccessError, match="runs may not be read"):
+            RunFolder.find_resumable(shared_root, "a", DIGEST)
+
+
+@pytest.mark.parametrize("name", ["rounds/000002.arrow", "checkpoints/000002.safetensors"])
+def test_a_round_that_may_not_be_read_is_not_dropped(shared_root, as_user, name):
+    with as_user(1501, 0o002):
+        store = RunFolder.create(shared_root, "demo", DIGEST, "", {})
+        commit(store, 1)
+        commit(store, 2)
+        (store.path / name).chmod(0o600)
+    refused = pytest.raises(AccessError, match=f"{os.path.basename(name)} may not be")
+    with as_user(1502, 0o002), RunFolder.open(store.path).lock(), refused:
+        RunFolder.open(store.path).last_good(DIGEST)
+    assert (store.path / name).exists()

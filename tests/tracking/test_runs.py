@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from fedpgp import config, tracking
-from fedpgp.core.errors import FedPGPError, RunError
+from fedpgp.core.errors import AccessError, FedPGPError, RunError
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, RoundRow
 from fedpgp.federation.state import State
@@ -284,3 +285,63 @@ def test_rounds_made_with_other_versions_are_a_tag(store, uri, client):
     store.finish({})
     tracking.sync_run(store.path, uri)
     assert client.get_run(run_id).data.tags["fedpgp.stretches"] == "rounds 1-1: torch 2.0; rounds 2-2: torch 2.5"
+
+
+def test_a_new_store_is_shared_with_the_group_if_the_root_is(tmp_path, monkeypatch):
+    """The umask is that of most systems, with which only the user who creates a file may write to it."""
+
+    class Client:
+        def get_experiment_by_name(self, name):
+            (tmp_path / "mlflow.db").touch()
+
+        def create_experiment(self, name, **settings):
+            return "1"
+
+    monkeypatch.setattr(connection, "connect", lambda uri: Client())
+    before = os.umask(0o022)
+    try:
+        for mode, file, folder in ((0o755, 0o644, 0o755), (0o775, 0o664, 0o775)):
+            tmp_path.chmod(mode)
+            connection.prepare(tmp_path, connection.default_uri(tmp_path), "fedpgp")
+            modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("mlflow.db", ".mlflow.lock", "mlartifacts")]
+            assert modes == [file, file, folder]
+    finally:
+        os.umask(before)
+
+
+def test_a_store_that_may_not_be_written_is_said_at_once(shared_root, as_user):
+    uri = connection.default_uri(shared_root)
+    (shared_root / "mlflow.db").touch()
+    with (
+        as_user(1502),
+        pytest.raises(AccessError, match=r"mlflow.db may not be written by you \(uid 1502\); its owner"),
+    ):
+        connection.prepare(shared_root, uri, "fedpgp")
+    (shared_root / "mlflow.db").chmod(0o600)
+    with as_user(1502), pytest.raises(AccessError, match=r"mlflow\.db may not be read"):
+        connection.connect(uri)
+
+
+def test_the_cause_of_a_failed_write_is_named(tmp_path):
+    """SQLAlchemy puts advice on its own session before the database's message."""
+    import sqlalchemy
+
+    database = tmp_path / "store.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{database}")
+    with engine.begin() as session:
+        session.execute(sqlalchemy.text("create table runs (id integer)"))
+    engine = sqlalchemy.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
+
+    def write():
+        with connection.mlflow_errors("sqlite:///store.db"), engine.begin() as session:
+            try:
+                session.execute(sqlalchemy.text("insert into runs values (1)"))
+            except sqlalchemy.exc.OperationalError as error:
+                error.add_detail("raised as a result of Query-invoked autoflush")
+                raise
+
+    with pytest.raises(FedPGPError) as caught:
+        write()
+    assert str(caught.value) == (
+        "MLflow at sqlite:///store.db: (sqlite3.OperationalError) attempt to write a readonly database"
+    )

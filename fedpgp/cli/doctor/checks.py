@@ -18,7 +18,8 @@ from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.clip import feature_cache
 from fedpgp.config import Experiment, ResourceSettings, TrackingSettings, tracking_uri
 from fedpgp.core import provenance
-from fedpgp.core.errors import ConfigError, FedPGPError, ResourceError, RunError
+from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, ResourceError, RunError
+from fedpgp.core.files import denied
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
@@ -39,6 +40,14 @@ LITTLE = 10**9
 """Free bytes on a disk below which there is a warning."""
 RAY_STOPS_AT = 0.95
 """Used share of a disk from which Ray stores no more objects on it."""
+SHARED = {
+    "features": "features that are missing cannot be extracted",
+    "sweeps": "no sweep can be run",
+    "locks": "no sweep can be run",
+    "mlflow.db": "runs are not mirrored to MLflow",
+    "mlartifacts": "runs are not mirrored to MLflow",
+}
+"""What another user of a storage root may have created, and what cannot be done if this one may not write to it."""
 
 
 def machine(experiment: Experiment) -> Iterator[Finding]:
@@ -50,7 +59,7 @@ def machine(experiment: Experiment) -> Iterator[Finding]:
     yield gpus([torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], here["gpus"])
     yield disk("disk", "runs, features and MLflow", experiment.storage.root.expanduser().absolute())
     if experiment.resources.backend == "ray":
-        yield disk("ray disk", "Ray's sessions", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()), busy=True)
+        yield disk("ray disk", "Ray's sessions", driver.temporary_folder()[1], busy=True)
 
 
 def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
@@ -68,6 +77,8 @@ def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
         use: what is written there.
         busy: Ray writes there too, and stops when the disk is nearly full.
     """
+    if (what := denied(folder, writing=True)) is not None:
+        return problem(name, f"{use}: {what}")
     place, advice = nearest(folder), f"make room, or give another folder: {'RAY_TMPDIR' if busy else 'storage.root'}"
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
@@ -96,8 +107,10 @@ def free_memory() -> int | None:
 
 
 def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
-    """Check the cluster, if one is given; also returns the nodes for actors, none if the cluster is unreachable."""
+    """Check the cluster, or whether a local Ray can start; also returns the nodes for actors, none after a problem."""
     try:
+        if resources.backend != "serial":
+            driver.check_start(resources)
         found = None if resources.backend == "serial" else driver.cluster(resources)
     except ResourceError as error:
         return problem("ray", str(error)), []
@@ -115,7 +128,14 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
 def storage(experiment: Experiment) -> Iterator[Finding]:
     """Check everything below `storage.root`: feature caches, runs, sweeps, and their mirror in MLflow."""
     root = experiment.storage.root.expanduser().absolute()
-    whole, errors = feature_cache.scan(root / "features")
+    if (what := denied(root)) is not None:
+        yield problem("access", what)
+        return
+    yield from access(root)
+    try:
+        whole, errors = feature_cache.scan(root / "features")
+    except AccessError as error:
+        whole, errors = [], [error]
     yield from (problem("caches", str(error)) for error in errors)
     if whole or not errors:
         images, num_bytes = sum(images for images, _ in whole), sum(num_bytes for _, num_bytes in whole)
@@ -127,6 +147,15 @@ def storage(experiment: Experiment) -> Iterator[Finding]:
         yield _mirror(root, experiment.tracking, ended)
 
 
+def access(root: Path) -> Iterator[Finding]:
+    """Check that this user may write what a run writes to a storage root, which another user may have created."""
+    if (what := denied(root / "runs", writing=True)) is not None:
+        yield problem("access", what)
+    for name, then in SHARED.items():
+        if (what := denied(root / name, writing=(root / name).exists())) is not None:
+            yield warning("access", f"{then}: {what}")
+
+
 def _folders(
     kind: str, folder: Path, read: Callable[[Path], tuple[StatusFolder, str]], ended: set[str]
 ) -> Iterator[Finding]:
@@ -136,12 +165,19 @@ def _folders(
         read: opens a folder and reads all that a report needs; returns it and the value of its tag in MLflow.
         ended: the tags of those that have ended are added to it.
     """
+    if (what := denied(folder)) is not None:
+        yield problem(f"{kind}s", what)
+        return
     states: Counter[str] = Counter()
     interrupted, damaged = [], False
     for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
         try:
             found, tag = read(path)
             state = found.state
+        except AccessError as error:
+            yield problem(f"{kind}s", str(error))
+            damaged = True
+            continue
         except (RunError, OSError) as error:
             what = f"{path}: cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
             yield problem(f"{kind}s", what, "resume it if it is to go on, else move the folder away")
@@ -186,7 +222,7 @@ def _mirror(root: Path, settings: TrackingSettings, ended: set[str]) -> Finding:
     try:
         uri_check.check_settings(settings)
         path = tracking_uri.local_path(uri)
-        if path is not None and not path.exists():  # opening it would create it
+        if path is not None and denied(path) is None and not path.exists():  # opening it would create it
             return ok("tracking", f"no MLflow store at {uri}{source} yet; the first run makes one")
         deleted, stale = experiment_deleted(uri, experiment), stale_runs(uri, ended)
     except ConfigError as error:
@@ -270,6 +306,8 @@ def features(ready: Plan) -> Finding:
         return ok("features", "all there")
     seconds = sum(one.images * one.seconds_per_image for one in found) / ready.experiment.resources.workers
     folder, duration = found[0].path.parent, timedelta(seconds=ceil(seconds))
+    if (what := denied(folder, writing=True)) is not None:
+        return problem("features", f"{images:,} images to encode, but {what}")
     text = f"{images:,} images to encode into {folder}, {disk_size(num_bytes)}, about {duration}"
     free = shutil.disk_usage(nearest(folder)).free
     if num_bytes > free:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from fedpgp.cli.doctor.findings import Finding, State, problem, verdict
 from fedpgp.cli.shared import SettingsArgument, err, out
-from fedpgp.core.errors import ConfigError
-from fedpgp.federation.backends import use_token
+from fedpgp.core.errors import ConfigError, ResourceError
+from fedpgp.federation.backends import check_variables, use_token
 
 COLORS = {State.ok: "green", State.warning: "yellow", State.problem: "red"}
 
@@ -80,6 +80,11 @@ def _beyond_the_packages(given: str | None, overrides: Sequence[str]) -> Iterato
             given = None
     if experiment.resources.address:
         use_token()  # before ray is imported
+    try:
+        check_variables()
+    except ResourceError as error:
+        yield problem("ray", str(error))
+        return
 
     from fedpgp.cli.doctor import checks
 

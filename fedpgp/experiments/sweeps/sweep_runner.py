@@ -12,6 +12,7 @@ from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
+from fedpgp.core.files import check_writable
 from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, planning, runner
@@ -57,6 +58,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
     root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
+    check_writable(trial_runner.lock_folder(root))
     exists = SweepFolder.exists(root, sweep.name, digest)
     tracking = trials[0].experiment.tracking.model_dump()  # so that it is found again from another place
     content = redacted(config.dump(sweep.model_copy(update={"base": {**sweep.base, "tracking": tracking}})))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.files import is_full, locked
+from fedpgp.core.files import is_full, locked, make_folder
 from fedpgp.core.plugins import Code
 from fedpgp.core.text import redacted
 from fedpgp.experiments import planning, runner
@@ -245,10 +245,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(values) else None
 
 
+def lock_folder(root: Path) -> Path:
+    """The folder of the locks that keep two sweeps of a storage root from running the same fold."""
+    return root / "locks"
+
+
 def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
     """Lock a fold of this storage root until the stack closes; return whether it was free."""
-    locks = root / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    locks = lock_folder(root)
+    make_folder(locks)
     with suppress(BlockingIOError):
         stack.enter_context(locked(locks / digest, wait=False))
         return True

@@ -313,3 +313,42 @@ def test_an_mlflow_store_that_does_not_open_is_a_warning(tmp_path):
     (found,) = found_in(tmp_path, "tracking", "tracking.mlflow=true")
     assert found.state is State.warning
     assert found.what.startswith("MLflow at sqlite:///")
+
+
+def test_what_another_user_does_not_share_is_found_before(shared_root, as_user):
+    for name, mode in (("runs", 0o2755), ("features", 0o2700), ("locks", 0o2755)):
+        (shared_root / name).mkdir()
+        (shared_root / name).chmod(mode)
+    (shared_root / "mlflow.db").touch(mode=0o600)
+    experiment = small(shared_root, "tracking.mlflow=true")
+    with as_user(1502):
+        found = [
+            (one.name, one.state.name, one.what.replace(f"{shared_root}/", "")) for one in checks.storage(experiment)
+        ]
+    told = "{} may not be {} by you (uid 1502); its owner (uid 0) can allow it: chmod g+{} {}"
+    mlflow = told.format("mlflow.db", "read", "r", "mlflow.db")
+    assert found == [
+        ("access", "problem", told.format("runs", "written", "w", "runs")),
+        ("access", "warning", "features that are missing cannot be extracted: "
+         + told.format("features", "read or written", "rwx", "features")),
+        ("access", "warning", "no sweep can be run: " + told.format("locks", "written", "w", "locks")),
+        ("access", "warning", "runs are not mirrored to MLflow: "
+         + told.format("mlflow.db", "read or written", "rw", "mlflow.db")),
+        ("caches", "problem", told.format("features", "read", "rx", "features")),
+        ("runs", "ok", "none yet"),
+        ("sweeps", "ok", "none yet"),
+        ("tracking", "warning", "MLflow at sqlite:///mlflow.db: " + mlflow),
+    ]  # fmt: skip
+    shared_root.chmod(0o700)
+    with as_user(1502):
+        (only,) = checks.storage(experiment)
+    assert only.what.startswith(f"{shared_root} may not be read by you")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_local_ray_that_cannot_start_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
+    found, nodes = checks.ray(small(tmp_path, "resources.backend=ray").resources)
+    assert (found.state, nodes) == (State.problem, [])
+    assert found.what.startswith("RAY_TMPDIR: Ray cannot start in ")
+    assert found.what.endswith("set RAY_TMPDIR to a shorter one")

@@ -47,6 +47,11 @@ def wait_for_stop(marker: Path, *, restarted, callback, stop):
     return "stopped"
 
 
+def test_the_socket_path_whose_length_is_checked_is_that_of_ray():
+    socket = ray._private.worker._global_node.plasma_store_socket_name
+    assert len(socket) == len(str(driver.temporary_folder()[1] / driver.SOCKET.format(pid=os.getpid())))
+
+
 def test_events_and_result_pass_through():
     seen = []
     assert driver.drive(count_to, 5, name="count", callback=EventStream(seen.append)) == 5
