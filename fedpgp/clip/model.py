@@ -96,6 +96,8 @@ def load(settings: BackboneSettings) -> Backbone:
         _spread(model)
     else:
         checkpoints.fill(model, source.weights, f"backbone {name}, weights {settings.weights or 'from the hub'}")
+    if source.doubt:
+        log.warning(source.doubt)
     return Backbone(
         name=name,
         model=model,
@@ -150,6 +152,7 @@ class _Source:
     activation: Activation
     weights: Mapping[str, Tensor] | None = None  # None: random ones
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # open_clip's preprocessing options for the weights
+    doubt: str | None = None  # a warning about the activation
 
 
 def _find_weights(name: str, settings: BackboneSettings, configured: Activation) -> _Source:
@@ -182,14 +185,11 @@ def _from_file(name: str, path: Path, settings: BackboneSettings, configured: Ac
             f"backbone.activation: {path} does not say which activation it was trained with; give quick_gelu "
             "(OpenAI's, DFN's and MetaCLIP's weights) or gelu (most others)"
         )
-    if not trained:
-        log.warning(
-            "backbone.activation=%s: nothing in or beside %s confirms it, and the wrong one costs accuracy without an "
-            "error: OpenAI's, DFN's and MetaCLIP's weights need quick_gelu, most others gelu",
-            activation,
-            path,
-        )
-    return _Source(trained or activation or "gelu", weights.tensors, preprocess)
+    doubt = (
+        f"backbone.activation={activation}: nothing in or beside {path} confirms it, and the wrong one costs accuracy "
+        "without an error: OpenAI's, DFN's and MetaCLIP's weights need quick_gelu, most others gelu"
+    )
+    return _Source(trained or activation or "gelu", weights.tensors, preprocess, None if trained else doubt)
 
 
 def _beside(path: Path, weights: checkpoints.Weights) -> tuple[Activation | None, Mapping[str, Any]]:

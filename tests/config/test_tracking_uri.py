@@ -21,7 +21,7 @@ def resolved(**settings):
         ("sqlite:///below/rel.db?timeout=5", "sqlite:///HERE/below/rel.db?timeout=5"),
         ("sqlite+pysqlite:///rel.db", "sqlite+pysqlite:///HERE/rel.db"),
         ("sqlite:///file:rel.db?uri=true", "sqlite:///file:HERE/rel.db?uri=true"),
-        ("sqlite:///~/rel.db", f"sqlite:///{Path.home()}/rel.db"),
+        ("sqlite:///~/rel.db", "sqlite:///HOME/rel.db"),
         ("./mlruns", "HERE/mlruns"),
         ("mlruns", "HERE/mlruns"),
         ("file:mlruns", "file:HERE/mlruns"),
@@ -35,7 +35,7 @@ def resolved(**settings):
 )
 def test_local_stores_become_absolute_wherever_they_are_given(tmp_path, monkeypatch, given, absolute):
     monkeypatch.chdir(tmp_path)
-    expected = absolute.replace("HERE", str(tmp_path))
+    expected = absolute.replace("HERE", str(tmp_path)).replace("HOME", str(Path.home()))
     assert resolved(uri=given).uri == expected
     assert resolved(uri=expected).uri == expected
     assert tracking_uri.is_relative(given) == ("HERE" in absolute)

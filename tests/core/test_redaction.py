@@ -60,7 +60,7 @@ def test_a_run_its_report_and_its_prompt_hold_no_secret(fedpgp, tmp_path):
 def test_a_failed_run_holds_no_secret(fedpgp, tmp_path):
     code, out, err = fedpgp(
         "run", "shapes", *SMALL, f"storage.root={tmp_path}", "federation.lr=1.0e+30", "federation.rounds=2",
-        f"tracking.uri=postgresql://me:{SECRET}@127.0.0.1:9/db",
+        f"tracking.uri=http://me:{SECRET}@127.0.0.1:9",
     )  # fmt: skip
     assert code == 1
     assert list(tmp_path.glob("runs/*/traceback.txt"))

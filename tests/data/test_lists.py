@@ -151,7 +151,7 @@ def test_files_that_a_list_does_not_name_are_counted(image_tree: Tree, caplog: p
     with caplog.at_level(logging.WARNING, "fedpgp"):
         assert len(pets(root, "a.jpg", "b.jpg")) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"{root}: 2 files are left out: 1 not in split_zhou_OxfordPets.json, 1 .mat"
+        f"{root}: 2 files are left out: 1 .mat, 1 not in split_zhou_OxfordPets.json"
     ]
 
 

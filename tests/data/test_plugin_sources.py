@@ -146,7 +146,7 @@ def test_a_built_in_source_can_be_changed(folder: Path, image_tree: Callable[...
             "Mixed",
             "data more:Mixed: row 6: its image is a str; give file names for all rows, or bytes and PIL images for all",
         ),
-        ("Raises", "data more:Raises: it raised ZeroDivisionError: division by zero ({0}/more.py, line 38)"),
+        ("Raises", "data more:Raises: it raised ZeroDivisionError: division by zero ({0}/more.py, line 39)"),
         ("Bases", "data.name: more has no class Bases; did you mean Base?"),
     ],
 )

@@ -73,7 +73,7 @@ def kind(name: str) -> str:
 
 def counted(left_out: Iterable[str] | Mapping[str, int]) -> str:
     """Count what is left out by kind, the most frequent first: `4 .heic, 1 without an ending`."""
-    kinds = Counter(left_out).most_common()
+    kinds = sorted(Counter(left_out).items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(
         f"{count} {name.removesuffix('s') if (count, name) == (1, FOLDERS) else name}" for name, count in kinds
     )
