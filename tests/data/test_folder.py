@@ -54,15 +54,25 @@ def test_no_ending_of_a_readable_format_is_missing() -> None:
 
 def test_what_is_left_out_is_counted_by_kind(image_tree: Tree, messages: Callable[[], list[str]]) -> None:
     root = image_tree(
-        *(f"{name}/{file}" for name in ("cat", "dog") for file in ("0.png", "1.heic", "2.HEIC", "noending")),
+        *(f"{name}/{file}" for name in ("cat", "dog") for file in ("0.png", "1.heic", "2.HEIC")),
         "cat/inner/3.png", "cat/Thumbs.db", "cat/.hidden.png", "dog/list.csv", "top.png", "LICENSE",
     )  # fmt: skip
+    for name in ("cat", "dog"):
+        (root / name / "noending").write_text("text")
     assert files(build(root)) == ["cat/0.png", "dog/0.png"]
     (message,) = messages()
     assert message == (
-        f"{root}: 9 files and folders are left out: 4 .heic, 2 without an ending, "
-        "1 .png outside the class folders, 1 folder, 1 .csv"
+        f"{root}: 9 files and folders are left out: 4 .heic, 2 without an ending, 1 .csv, "
+        "1 .png outside the class folders, 1 folder"
     )
+
+
+def test_a_file_without_an_ending_is_an_image_if_its_content_is(image_tree: Tree) -> None:
+    root = image_tree("cat/0.png", "dog/0.png", "dog/b")
+    Image.new("RGB", (4, 4)).save(root / "cat" / "a", "JPEG")
+    (root / "cat" / "torn").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "dog" / "notes").write_text("text")
+    assert files(build(root)) == ["cat/0.png", "cat/a", "dog/0.png", "dog/b"]
 
 
 def test_nothing_is_said_if_nothing_is_left_out(image_tree: Tree, messages: Callable[[], list[str]]) -> None:
@@ -71,10 +81,13 @@ def test_nothing_is_said_if_nothing_is_left_out(image_tree: Tree, messages: Call
 
 
 def test_a_class_folder_without_images_says_what_it_has(image_tree: Tree) -> None:
+    root = image_tree("cat/0.png", "dog/c.heic")
+    for name in ("a", "b"):
+        (root / "dog" / name).write_text("text")
     with pytest.raises(
         DataError, match=r"no image in the class folder: dog \(2 without an ending, 1 .heic\); expected"
     ):
-        build(image_tree("cat/0.png", "dog/a", "dog/b", "dog/c.heic"))
+        build(root)
 
 
 JUNK = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", ".git", "#recycle")

@@ -230,7 +230,7 @@ def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, 
     folders = [entry.name for entry in listing.entries(root) if listing.is_folder(entry)]
     found = []
     for label, name in enumerate(in_order(set(folders) - set(left_out))):
-        images = [entry.name for entry in listing.entries(root / name) if listing.is_image(entry.name)]
+        images = [entry.name for entry in listing.entries(root / name) if listing.is_image_file(entry)]
         found.append((label, name, [f"{name}/{image}" for image in images]))
     if not found:
         raise DataError(f"{root}: no class folder; unpack the images there")

@@ -42,6 +42,17 @@ def read(path: Path, where: str) -> Image.Image:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from error
 
 
+def is_known(path: Path) -> bool:
+    """Whether a file begins like an image of a known format."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.open(path, formats=FORMATS).close()
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def decode(data: bytes, where: str) -> Image.Image:
     """Decode an image of any mode to RGB, as stored: EXIF orientation is not applied, as in CLIP's own transform.
 

@@ -96,7 +96,7 @@ class FolderSource(ImageFiles):
         """The images of a class folder, relative to the root, and their sizes and modification times."""
         images = []
         for entry in listing.entries(self.root / folder):
-            if listing.is_image(entry.name) and not listing.is_folder(entry):
+            if listing.is_image_file(entry):
                 images.append(entry)
             else:
                 self._left_out[entry.path] = listing.FOLDERS if entry.is_dir() else listing.kind(entry.name)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fedpgp.core.errors import DataError
+from fedpgp.data.sources import decoding
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif",
@@ -55,6 +56,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def is_image(name: str) -> bool:
     """Whether a file has the ending of an image."""
     return name.lower().endswith(SUFFIXES)
+
+
+def is_image_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is an image: a file with the ending of one or, without an ending, with the content of one."""
+    if is_image(entry.name):
+        return not is_folder(entry)
+    return "." not in entry.name and not is_folder(entry) and decoding.is_known(Path(entry.path))
 
 
 def size_and_time(file: os.DirEntry[str] | Path) -> tuple[int, int]:
