@@ -215,11 +215,9 @@ def _sweep(
     rerun: Literal["failed", "all"] | None,
     progress: bool | RunCallback,
 ) -> Sweep:
-    from fedpgp.federation.backends import check_variables
-
-    check_variables()
-    from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
+    from fedpgp.experiments.sweeps import sweep_settings
     from fedpgp.export.results import Sweep
+    from fedpgp.federation.backends import check_variables
     from fedpgp.tracking import MLflowTracker
 
     with _callback(progress) as callback:
@@ -231,7 +229,10 @@ def _sweep(
             settings = sweep_settings.leave_one_domain_out(settings)
         for note in notes:
             callback.on_message(note)
+        check_variables()
         _authenticate(settings.base.get("resources", {}).get("address"))
+        from fedpgp.experiments.sweeps import sweep_runner  # imports Ray
+
         return Sweep(
             sweep_runner.run(settings, rerun or ("missing" if resume else None), callback, MLflowTracker()).path
         )

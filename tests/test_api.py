@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -200,3 +202,17 @@ def test_renamed_commands_and_options_keep_working(fedpgp, done):
     code, _, err = fedpgp("compare", done.path, done.path, "--anyway")
     assert (code, "use --allow-mismatch" in err) == (0, True)
     assert "deprecated" not in fedpgp("compare", done.path, done.path, "--allow-mismatch")[2]
+
+
+def test_the_token_is_sent_before_ray_is_imported(tmp_path):
+    code = """
+import sys, fedpgp
+from fedpgp.federation import backends
+backends.use_token = lambda: sys.exit(f"ray imported: {'ray' in sys.modules}")
+getattr(fedpgp, sys.argv[1])("shapes", "resources.address=127.0.0.1:9", "storage.root=store", progress=False)
+"""
+    for name in ("run", "sweep"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.stderr.splitlines(True)[-1] == "ray imported: False\n"
