@@ -191,7 +191,7 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
         changed = store.continue_with(state.round + 1, provenance.describe())
         if changed:
             callback.on_message(
-                f"{store.path.name}: round {state.round} and the next ones are made with different "
+                f"{store.path.name}: round {state.round + 1} and the next ones are made with different "
                 f"{provenance.as_text(changed)}: they may differ from an uninterrupted run; `fedpgp report` shows both",
                 warning=True,
             )

@@ -184,7 +184,7 @@ def test_a_run_continued_with_other_versions_says_so_and_records_the_rounds(tmp_
     (warned,) = (
         event.arguments[0] for event in events if event.method == "on_message" and "torch" in event.arguments[0]
     )
-    assert "round 1 and the next ones are made with different torch (2.3.0, " in warned
+    assert "round 2 and the next ones are made with different torch (2.3.0, " in warned
     assert "processor (another, " in warned
     first, second = store.stretches
     assert (first["versions"]["torch"], first["git_commit"], first["first_round"]) == ("2.3.0", "0" * 40, 1)
