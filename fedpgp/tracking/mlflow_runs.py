@@ -75,7 +75,8 @@ class Writer(ABC):
         with locked(self._lock):
             known = find(self._client, self._experiment, key, tags[key])
             parent = tags.get(PARENT_TAG)
-            found = next((run for run in known if run.data.tags.get(PARENT_TAG) == parent), None)
+            own = [run for run in known if run.data.tags.get(PARENT_TAG) == parent]
+            found = max(own, key=self._children) if len(own) > 1 else next(iter(own), None)
             if found is None and parent is not None:
                 found = next((run for run in known if replaces(self._client, parent, run.data.tags)), None)
                 if found is not None:
@@ -85,6 +86,10 @@ class Writer(ABC):
                 found = self._client.create_run(self._experiment, start_time=created_ms, tags=every, run_name=name)
             add_params(self._client, found, params)
         return found
+
+    def _children(self, run: Run) -> int:
+        """How many runs are below an entry: none, if it was deleted, replaced and restored."""
+        return len(find(self._client, self._experiment, PARENT_TAG, run.info.run_id))
 
     def _finish(
         self,
