@@ -59,7 +59,7 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
         raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
     if plain and not isinstance(value, Mapping if text[0] == "{" else str):
         return text
-    if "#" in text and not _keeps_comments(text, value, loader):
+    if "#" in text and not _keeps_number_signs(text, value, loader):
         raise ConfigError(
             f"override {item!r}: what follows # would be lost, a comment in YAML; put quotes around the value, inside "
             "those of the shell"
@@ -67,7 +67,7 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     return value
 
 
-def _keeps_comments(text: str, value: Any, loader: Any) -> bool:
+def _keeps_number_signs(text: str, value: Any, loader: Any) -> bool:
     """Whether every # of `text` is in the `value` that was read from it."""
     other = "\N{FULLWIDTH NUMBER SIGN}"
     try:
