@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedpgp"
 
 ORDER = (
-    "core", "config", "data", "clip", "methods", "federation", "storage", "experiments", "analysis", "export",
-    "tracking", "bench", "cli",
+    "core", "config", "data", "clip", "methods", "server_rules", "federation", "storage", "experiments", "analysis",
+    "export", "tracking", "bench", "cli",
 )  # fmt: skip
 """A package imports only itself and the packages before it."""
 

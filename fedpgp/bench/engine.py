@@ -67,10 +67,14 @@ class IdleJob(FederationJob):
         ones = np.ones(count)
         return TrainResult(
             clients=call.clients,
-            shared_sum={key: value.astype(np.float64) * count for key, value in shared.items()},
+            accepted=ones.astype(bool),
+            weights=ones.astype(np.int64),
+            total={key: value.astype(np.float64) * count for key, value in shared.items()},
+            stack={},
             personal=call.personal,
+            kept=call.kept,
             num_examples=ones.astype(np.int64),
-            weight=float(count),
+            bytes_up=count * sum(value.nbytes for value in shared.values()),
             loss=ones,
             events=(None,) * count,
         )

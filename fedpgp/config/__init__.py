@@ -2,14 +2,17 @@
 
 from fedpgp.config.reading import assign, dropped, explain, leaves, load, override, parse, read_yaml, shipped_configs
 from fedpgp.config.settings import (
+    AttackSettings,
     BackboneSettings,
     DataSettings,
     Experiment,
     FederationSettings,
     MethodSettings,
     PartitionSettings,
+    PrivacySettings,
     ProtocolSettings,
     ResourceSettings,
+    ServerSettings,
     Settings,
     StorageSettings,
     TrackingSettings,
@@ -17,8 +20,8 @@ from fedpgp.config.settings import (
 from fedpgp.config.writing import absolute, annotated, differing, digest, dotted, dump, schema
 
 __all__ = [
-    "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings", "PartitionSettings",
-    "ProtocolSettings", "ResourceSettings", "Settings", "StorageSettings", "TrackingSettings", "absolute",
-    "annotated", "assign", "differing", "digest", "dotted", "dropped", "dump", "explain", "leaves", "load", "override",
-    "parse", "read_yaml", "schema", "shipped_configs",
+    "AttackSettings", "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings",
+    "PartitionSettings", "PrivacySettings", "ProtocolSettings", "ResourceSettings", "ServerSettings", "Settings",
+    "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest", "dotted",
+    "dropped", "dump", "explain", "leaves", "load", "override", "parse", "read_yaml", "schema", "shipped_configs",
 ]  # fmt: skip

@@ -19,8 +19,12 @@ log = logging.getLogger(__name__)
 Carry = Callable[[str, str, Mapping[str, Any]], tuple[dict[str, Any], str]]
 """Of the settings of an old method, what a new one keeps, and a text on the others; see `methods.carry`."""
 
-TIED_TO_NAME = {"data": ("root", "class_names", "template"), "backbone": ("weights", "activation")}
-"""Settings of a section that belong to its `name`: an override of the name drops them."""
+TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
+    "data": ("root", "class_names", "template"),
+    "backbone": ("weights", "activation"),
+    "federation.server": None,
+}
+"""Settings of a section that belong to its `name` (None: all): an override of the name drops them."""
 
 
 def drop_all(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -126,10 +130,10 @@ def assign(tree: dict[str, Any], values: Mapping[str, Any], carry: Carry = drop_
             node[key] = dict(child) if isinstance(child, dict) else {}
             node = node[key]
         if path.endswith(".name") and node.get("name", value) != value:
-            tied: Iterable[str] = TIED_TO_NAME.get(path.removesuffix(".name"), ())
+            tied: Iterable[str] | None = TIED_TO_NAME.get(path.removesuffix(".name"), ())
             if path == "method.name":
                 tied = node.keys() - carry(str(node["name"]), str(value), node)[0].keys()
-            for key in tied:
+            for key in list(node) if tied is None else tied:
                 node.pop(key, None)
         node[keys[-1]] = value
     return tree
@@ -162,19 +166,28 @@ def dropped(tree: Mapping[str, Any], values: Mapping[str, Any], carry: Carry) ->
     """Describe the settings that `assign` will drop, except defaults, by new name (`method.name=coop`)."""
     values, texts = _merged(values), {}
     for section in ("method", *TIED_TO_NAME):
-        given, name = tree.get(section), values.get(f"{section}.name")
+        given, name = _section(tree, section), values.get(f"{section}.name")
         if name is None or not isinstance(given, Mapping) or given.get("name", name) == name:
             continue
         left = {key: value for key, value in given.items() if f"{section}.{key}" not in values}
         if section == "method":
             _, text = carry(str(given["name"]), str(name), left)
         else:
-            defaults = getattr(Experiment(), section).model_dump()
-            lost = [key for key in TIED_TO_NAME[section] if key in left and left[key] != defaults[key]]
+            defaults = _section(Experiment().model_dump(), section)
+            tied = TIED_TO_NAME[section] or left.keys() - {"name"}
+            lost = [key for key in left if key in tied and left[key] != defaults.get(key)]
             text = ", ".join(f"{key}={left[key]}" for key in lost)
         if text:
             texts[f"{section}.name={name}"] = redacted(text)
     return texts
+
+
+def _section(tree: Mapping[str, Any], path: str) -> Any:
+    """What is at a dotted path; None: nothing."""
+    found: Any = tree
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _without_types(model: type[BaseModel], keys: Sequence[str | int]) -> list[str | int]:

@@ -90,6 +90,8 @@ class PartitionSettings(Settings):
     """dirichlet, and domain with label_skew: minimum number of training images per client"""
     authors: bool = False
     """dirichlet: true: draw like the authors' code, which limits clients to an equal share and rounds down"""
+    unseen_clients: float = Field(0.0, ge=0, lt=1)
+    """share of clients that never train and test what the others have learned (`new_client/*`); 0: none"""
 
     @model_validator(mode="after")
     def _used(self) -> PartitionSettings:
@@ -140,18 +142,43 @@ class BackboneSettings(Settings):
     """maximum number of classes encoded at once, to limit memory; null: all"""
 
 
-class MethodSettings(BaseModel):
-    """The method: its name and its keys."""
+class Named(BaseModel):
+    """A name, and the keys of what it chooses."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys besides the name."""
+        return dict(self.model_extra or {})
+
+
+class MethodSettings(Named):
+    """The method: its name and its keys."""
 
     name: str = "fedpgp"
     """see `fedpgp methods`, or MODULE:CLASS, a method in a file of yours"""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keys of the method."""
-        return dict(self.model_extra or {})
+
+class ServerSettings(Named):
+    """The server rule: its name and its keys."""
+
+    name: str = "fedavg"
+    """see `fedpgp methods --server`, or MODULE:CLASS, a rule in a file of yours"""
+
+
+class AttackSettings(Settings):
+    """Clients that send something else than they have learned."""
+
+    kind: Literal["sign_flip", "gaussian", "label_flip", "same_value"]
+    """sign_flip (the update times -scale) | gaussian (noise as long as scale updates instead of the update) |
+    label_flip (trains with label C - 1 - y) | same_value (every shared value is scale)"""
+    fraction: float = Field(gt=0, le=1)
+    """share of the clients that attack, at least one; a seeded choice for the whole run"""
+    scale: float = Field(1.0, gt=0)
+    """strength; no effect on label_flip"""
+    start_round: int = Field(1, ge=1)
+    """first round in which they attack"""
 
 
 class FederationSettings(Settings):
@@ -167,10 +194,22 @@ class FederationSettings(Settings):
     """true: skip a smaller last batch if the client has a full one (like the authors' code)"""
     participation: float = Field(1.0, gt=0, le=1)
     """fraction of the clients that train in a round, sampled each round"""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """fixed (the same number of clients in every round) | poisson (each client with probability participation)"""
     everyone_first: bool = False
     """true: all clients train in the first round, regardless of participation (like the authors' code)"""
     lr: float = Field(0.001, gt=0)
-    """learning rate of SGD, constant"""
+    """learning rate of SGD, the largest of its schedule"""
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    """constant | cosine (to 0 at the end of the run) | step (times lr_step_factor every lr_step_rounds rounds)"""
+    lr_schedule_per: Literal["round", "step"] = "round"
+    """round: one learning rate for all local steps of a round | step: one for each local step"""
+    lr_warmup_rounds: int = Field(0, ge=0)
+    """rounds in which the learning rate grows linearly to lr; 0: none"""
+    lr_step_rounds: int = Field(10, ge=1)
+    """step: rounds between two reductions"""
+    lr_step_factor: float = Field(0.1, gt=0, le=1)
+    """step: factor of a reduction; 1: constant"""
     momentum: float = Field(0.9, ge=0, lt=1)
     """momentum of SGD; 0: none. Optimizers are fresh for each local update"""
     weight_decay: float = Field(5e-4, ge=0)
@@ -191,6 +230,39 @@ class FederationSettings(Settings):
     """true: also test each participant right after local training (`local_before_aggregation`)"""
     evaluate_global: bool = False
     """true: also test the server's parameters without personal parts (`local_global`, `base_global`, ...)"""
+    server: ServerSettings = ServerSettings.model_validate({"name": "fedavg", "lr": 1.0})
+    """the server rule, which turns what clients send into the next shared parameters"""
+    attack: AttackSettings | None = None
+    """clients that attack; null: none"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """share of a round's clients that are lost after local training: their update does not arrive; 0: none"""
+    dropout_keeps_personal: bool = True
+    """true: a lost client keeps the personal parameters that it has trained; false: those from before"""
+    straggler: float = Field(0.0, ge=0, le=1)
+    """share of a round's clients that do fewer local epochs, a seeded number from 1 to local_epochs - 1; 0: none"""
+    new_client_epochs: int = Field(5, ge=0)
+    """local epochs of a client that never trains (partition.unseen_clients) before it is tested a second time"""
+
+
+class PrivacySettings(Settings):
+    """Differential privacy of the shared parameters."""
+
+    level: Literal["none", "client"] = "none"
+    """none | client (DP-FedAvg: hides whether a client took part, with all its images)"""
+    clip_norm: float = Field(1.0, gt=0)
+    """longest update of a client (Euclidean norm over all shared parameters); longer ones are scaled to it"""
+    noise_multiplier: float | None = Field(None, ge=0)
+    """standard deviation of the noise on the sum of the updates, divided by clip_norm; 0: clipping alone"""
+    epsilon: float | None = Field(None, gt=0)
+    """budget, with delta: the least noise multiplier that keeps to it over all rounds is computed"""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """probability with which epsilon may not hold; less than 1 / clients"""
+    adaptive_clip: bool = False
+    """true: clip_norm is only the start, and follows the median length of updates (Andrew et al., 2021)"""
+    where: Literal["server", "client"] = "server"
+    """who adds the noise: the server, to the sum | each client, its part, to its own update"""
+    accounting: Literal["fixed", "poisson"] | None = None
+    """sampling of clients that the accountant assumes; null: federation.sampling"""
 
 
 class ResourceSettings(Settings):
@@ -286,6 +358,7 @@ class Experiment(Settings):
     backbone: BackboneSettings = BackboneSettings()
     method: MethodSettings = MethodSettings()
     federation: FederationSettings = FederationSettings()
+    privacy: PrivacySettings = PrivacySettings()
     resources: ResourceSettings = ResourceSettings()
     tracking: TrackingSettings = TrackingSettings()
     storage: StorageSettings = StorageSettings()

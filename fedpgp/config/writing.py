@@ -10,9 +10,20 @@ import yaml
 from pydantic import BaseModel
 
 from fedpgp.config import tracking_uri
-from fedpgp.config.settings import Experiment, MethodSettings, Settings
+from fedpgp.config.reading import leaves
+from fedpgp.config.settings import Experiment, MethodSettings, PrivacySettings, Settings
 from fedpgp.core.plugins import code_keys
 
+NEUTRAL = {
+    "partition": {"unseen_clients"},
+    "federation": {
+        "lr_schedule", "lr_schedule_per", "lr_warmup_rounds", "lr_step_rounds", "lr_step_factor", "sampling", "server",
+        "attack", "dropout", "dropout_keeps_personal", "straggler", "new_client_epochs",
+    },
+    "privacy": set(PrivacySettings.model_fields),
+}  # fmt: skip
+"""Settings that are younger than the first runs and whose defaults change nothing: a digest leaves these defaults out,
+so that it is that of the earlier runs."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -68,6 +79,11 @@ def digest(experiment: Experiment, **identities: str) -> str:
     tree = _numbers(experiment)
     if "weights" in identities:
         tree["backbone"].pop("weights")
+    defaults = _numbers(Experiment())
+    for section, keys in NEUTRAL.items():
+        own = defaults[section]
+        tree[section] = {key: one for key, one in tree[section].items() if key not in keys or one != own[key]}
+    tree = {section: value for section, value in tree.items() if value != {}}
     text = json.dumps({"settings": tree, "identities": identities}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -88,6 +104,7 @@ def dotted(
     tree["backbone"].pop("weights")
     tree["data"]["digest"], tree["backbone"]["fingerprint"] = manifest, weights
     seed = {"seed": tree.pop("seed")}
+    tree["federation"] = leaves(tree["federation"])  # it has sections of its own
     found = {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
     return seed | found | code_keys(plugins or {})
 
@@ -125,5 +142,10 @@ def _numbers(experiment: Experiment) -> dict[str, Any]:
 
 
 def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
-    text = f"{key}: " + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True).strip()[1:-1]
+    text = (
+        f"{key}: "
+        + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True, sort_keys=False).strip()[
+            1:-1
+        ]
+    )
     return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"

@@ -24,7 +24,7 @@ from fedpgp.core.text import did_you_mean, first_of
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
 
-METHODS, SOURCES = "fedpgp.methods", "fedpgp.sources"
+METHODS, SOURCES, SERVER_RULES = "fedpgp.methods", "fedpgp.sources", "fedpgp.server_rules"
 """Groups of entry points."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedpgp import config, methods
+from fedpgp import config, methods, server_rules
 from fedpgp.clip import model
 from fedpgp.clip.images import check_patches
 from fedpgp.clip.model import Backbone, ImageSpec
@@ -21,6 +21,7 @@ from fedpgp.config import (
     Experiment,
     MethodSettings,
     ResourceSettings,
+    ServerSettings,
     StorageSettings,
     TrackingSettings,
     tracking_uri,
@@ -36,6 +37,7 @@ from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import BringsNetwork, Method
+from fedpgp.server_rules.base import ServerRule
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import ObjectStore, RunIndex
 
@@ -51,6 +53,7 @@ class Plan:
 
     experiment: Experiment
     method: Method
+    rule: ServerRule
     manifest: Manifest
     data: FederatedData
     backbone: Backbone | None
@@ -71,11 +74,16 @@ class Plan:
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
-    """Fill in every setting of the method; raise `ConfigError` for unknown methods or data and invalid settings."""
+    """Fill in every setting of the method and the server rule; raise `ConfigError` for an unknown name or setting."""
     method = methods.create(experiment.method.name, experiment.method.settings)
-    complete = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
+    of_method = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
+    server = experiment.federation.server
+    rule = server_rules.create(server.name, server.settings)
+    of_rule = ServerSettings(name=server.name, **rule.settings.model_dump(mode="json"))
+    server_rules.check_fit(rule, server.name, method)
     sources.check(experiment.data)
-    return experiment.model_copy(update={"method": complete}), method
+    federation = experiment.federation.model_copy(update={"server": of_rule})
+    return experiment.model_copy(update={"method": of_method, "federation": federation}), method
 
 
 class Library:
@@ -116,6 +124,8 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     """Plan an experiment; raise `UserError` if what can be checked without decoding images is invalid."""
     library = library or Library()
     experiment, method = settle(sources.complete(experiment))
+    server = experiment.federation.server
+    rule = server_rules.create(server.name, server.settings)
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     if isinstance(method, BringsNetwork):
@@ -138,12 +148,17 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
     images = library.content(experiment.data, experiment.storage.root)
-    return Plan(experiment, method, manifest, data, backbone, image, text, weights, images, digest, found)
+    return Plan(experiment, method, rule, manifest, data, backbone, image, text, weights, images, digest, found)
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Name and digest of the code of the method and the data, where they are from outside the package."""
-    found = {"method": methods.plugin(experiment.method.name), "data": sources.plugin(experiment.data.name)}
+    server = experiment.federation.server.name
+    found = {
+        "method": methods.plugin(experiment.method.name),
+        "federation.server": server_rules.plugin(server),
+        "data": sources.plugin(experiment.data.name),
+    }
     return {section: plugin.identity for section, plugin in found.items() if plugin}
 
 

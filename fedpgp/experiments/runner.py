@@ -263,6 +263,7 @@ def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
         federation=experiment.federation,
         seed=experiment.seed,
         dtype=getattr(torch, experiment.backbone.dtype),
+        rule=plan.rule,
     )
 
 

@@ -69,6 +69,10 @@ class Optimizer:
     weight_decay: float
     key_lr: Mapping[str, float] = field(default_factory=dict)  # learning rates of single keys
 
+    def of(self, key: str) -> float:
+        """The learning rate of a key."""
+        return self.key_lr.get(key, self.lr)
+
     def within(self, phase: Phase, round: int) -> Optimizer:
         """The settings in a phase of a round (counted from 1): those that the phase sets override these."""
         decay = phase.decay ** (round - 1)
@@ -106,6 +110,8 @@ def local_update(
     orders: Sequence[Sequence[Order]],
     optimizer: Optimizer,
     round: int = 1,
+    factors: Sequence[float | np.ndarray] | None = None,
+    correction: ParamTree | None = None,
 ) -> Update:
     """Train the clients of a block together, each as it would be trained alone. Optimizers start fresh.
 
@@ -115,46 +121,68 @@ def local_update(
 
     Args:
         params: stacked parameters (K, ...), the received shared ones included; not changed.
-        received: what the server sent, without the client axis.
+        received: what the server sent, see `Method.loss`.
         orders: for each phase of the method, each client's batches.
         optimizer: settings of SGD, which those of a phase override.
         round: counted from 1, for learning rates that decay.
+        factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
+        correction: added to the gradients of its keys in every step (K, ...); None: nothing.
     """
     device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
     finite = torch.ones(len(data.starts), dtype=torch.bool, device=device)
     means = {"loss": torch.zeros(len(data.starts), device=device)}
-    for phase, phase_orders in zip(method.phases, orders, strict=True):
+    for index, (phase, phase_orders) in enumerate(zip(method.phases, orders, strict=True)):
+        factor = 1.0 if factors is None else factors[index]
+        by_step = torch.as_tensor(factor, dtype=torch.float32, device=device)
         settings, trained, sums = optimizer.within(phase, round), finite.clone(), dict[str, Tensor]()
         learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
         momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
         steps = torch.tensor([len(order) for order in phase_orders], device=device)
-        for batch in schedule(data, phase_orders):
+        for step, batch in enumerate(schedule(data, phase_orders)):
             loss, parts = method.loss(params, received, frozen, batch)
             if reserved := RESERVED_PARTS & parts.keys():
                 raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
             active = batch.mask.any(1) & finite
             for name, value in {"loss": loss, **parts}.items():
-                step = torch.where(active, value.detach(), 0.0)
-                sums[name] = sums[name] + step if name in sums else step
+                own = torch.where(active, value.detach(), 0.0)
+                sums[name] = sums[name] + own if name in sums else own
             finite &= ~active | torch.isfinite(loss)
             active &= finite
             gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
+            scale = factor if isinstance(factor, float) else by_step[step]
             with torch.no_grad():
                 for (key, value), gradient in zip(learned.items(), gradients, strict=True):
-                    _sgd(value, gradient, momentum[key], active, settings.key_lr.get(key, settings.lr), settings)
+                    if correction is not None and key in correction:
+                        gradient = gradient + correction[key]
+                    _sgd(value, gradient, momentum[key], active, settings.of(key) * scale, settings)
         for value in learned.values():
             value.requires_grad_(False)
         means |= {name: torch.where(trained, sums[name] / steps, means.get(name, torch.nan)) for name in sums}
     return Update(params, means.pop("loss"), finite, means)
 
 
-def _sgd(value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float, optimizer: Optimizer) -> None:
-    """Take a step of torch.optim.SGD on the rows of active clients, in place."""
+def _sgd(
+    value: Tensor, gradient: Tensor, momentum: Tensor, active: Tensor, lr: float | Tensor, optimizer: Optimizer
+) -> None:
+    """Take a step of torch.optim.SGD on the rows of active clients, in place; `lr` is a number or (K,)."""
     rows = active.view(-1, *[1] * (value.dim() - 1))
+    rate = lr.view_as(rows) if isinstance(lr, Tensor) else lr
     fresh = optimizer.momentum * momentum + gradient + optimizer.weight_decay * value
     momentum.copy_(torch.where(rows, fresh, momentum))
-    value.sub_(torch.where(rows, lr * momentum, 0.0))
+    value.sub_(torch.where(rows, rate * momentum, 0.0))
+
+
+def travel(steps: np.ndarray, factors: float | np.ndarray, momentum: float) -> np.ndarray:
+    """How far SGD with learning rate 1 and a constant gradient of 1 goes in each client's `steps` (K,).
+
+    `factors` as in `learning_rates.factors`. Without momentum and schedule it is the number of steps.
+    """
+    number = np.arange(1, steps.max(initial=0) + 1)[:, None]
+    velocity = (1 - momentum**number) / (1 - momentum)
+    done = np.where(number <= steps, velocity * factors, 0.0)
+    total: np.ndarray = done.sum(0)
+    return total
 
 
 def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:

@@ -32,6 +32,8 @@ class Call:
     round: int
     clients: np.ndarray  # (K,)
     personal: Arrays  # (K, ...)
+    kept: Arrays = field(default_factory=dict)  # (K, ...) what the server rule lets each client keep
+    sent: Arrays = field(default_factory=dict)  # (K, ...) what the server sends to each of them alone
     confusion: bool = False  # whether an evaluation counts confusion matrices
 
 
@@ -49,13 +51,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of training a block. Shared parameters are summed in the worker, never sent per client."""
+    """The result of training a block. What clients send is summed in the worker, unless the rule needs every update."""
 
     clients: np.ndarray  # (K,)
-    shared_sum: Arrays  # float64, weighted by num_examples
+    accepted: np.ndarray  # (K,) bool: the client's update counts
+    weights: np.ndarray  # (K,) weights in the sum
+    total: Arrays  # float64, weighted sum of what the accepted clients send; empty if the rule stacks
+    stack: Arrays  # (accepted, ...) what each accepted client sends; empty if the rule sums
     personal: Arrays  # (K, ...)
+    kept: Arrays  # (K, ...)
     num_examples: np.ndarray  # (K,)
-    weight: float  # num_examples of the clients in the sum
+    bytes_up: int  # sent by all clients of the block
     loss: np.ndarray  # (K,)
     events: tuple[str | None, ...]  # (K,) what went wrong and what was done
     before_aggregation: list[Counts] = field(default_factory=list)

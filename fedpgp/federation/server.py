@@ -9,15 +9,17 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import RoundRow, confusion_table, count_tables, round_metrics, train_tables
-from fedpgp.federation.state import State, add, average
+from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
+from fedpgp.server_rules.base import ClientHalf, Received
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +89,19 @@ class Server:
         job = self.job
         frozen = job.text.on(job.data.class_sets[job.data.train_set])
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
-        personal = stack(without(tree, job.method.shared_keys), job.data.num_clients)
-        return State(0, select(tree, job.method.shared_keys), personal)
+        shared, clients = select(tree, job.method.shared_keys), job.data.num_clients
+        kept = job.rule.init_kept(shared) if isinstance(job.rule, ClientHalf) else {}
+        personal = stack(without(tree, shared), clients)
+        return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients))
 
     def memory(self, state: State) -> int | None:
         """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
         if not self.rounds:
             return None
         block = blocks(np.arange(self.job.data.num_clients), self.block_size)[0]
-        calls = [Call(1, block, _rows_of(state.personal, block))]
-        (size,) = self.backend.map("memory", calls, to_arrays(state.shared))
+        common, sent = self.job.rule.broadcast(state.server, state.shared, block)
+        calls = [Call(1, block, _rows_of(state.personal, block), sent=to_arrays(sent))]
+        (size,) = self.backend.map("memory", calls, to_arrays(common))
         return int(size)
 
     def run(self, state: State) -> Iterator[RoundResult]:
@@ -116,17 +121,19 @@ class Server:
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.num_clients
         seconds: dict[str, float] = {}
         sampled = sample_clients(self.job.seed, number, clients, federation.participation, federation.everyone_first)
+        common, sent = self.job.rule.broadcast(state.server, state.shared, sampled)
         with _timed(seconds, "train"):
-            results, total = self._train(state, number, sampled)
+            results, total, stacked = self._train(state, number, sampled, to_arrays(common), to_arrays(sent))
         with _timed(seconds, "aggregate"):
-            state = _aggregate(state, results, total)
+            state = self._aggregate(state, results, total, stacked)
         counts = [part for result in results for part in result.before_aggregation]
         last, confusion = number == self.rounds, None
         if number % federation.eval_every == 0 or last:
             with _timed(seconds, "evaluate"):
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
-        return self._result(state, results, counts, confusion, sampled, seconds)
+        down = num_bytes(common) * len(sampled) + num_bytes(sent)
+        return self._result(state, results, counts, confusion, sampled, seconds, down)
 
     def _result(
         self,
@@ -136,34 +143,65 @@ class Server:
         confusion: pa.Table | None,
         trained: np.ndarray,
         seconds: dict[str, float],
+        bytes_down: int = 0,
     ) -> RoundResult:
         tables = train_tables(state.round, results)
         for part in counts:
             tables += count_tables(state.round, part, self.job.data.domains)
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
         clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
-        wire = num_bytes(state.shared) * len(trained)
         row = RoundRow(
             round=state.round,
             metrics=round_metrics(clients),
             participants=len(trained),
-            bytes_up=wire,
-            bytes_down=wire,
+            bytes_up=sum(result.bytes_up for result in results),
+            bytes_down=bytes_down,
             seconds=seconds,
             timestamp_ms=time.time_ns() // 1_000_000,
         )
         return RoundResult(state, row, clients, trained, confusion)
 
-    def _train(self, state: State, number: int, sampled: np.ndarray) -> tuple[list[TrainResult], ParamTree]:
-        """Results of the blocks without their shared sums, and the total of these, added up as they arrive."""
-        parts = blocks(sampled, self.block_size)
-        calls = [Call(number, block, _rows_of(state.personal, block)) for block in parts]
+    def _train(
+        self, state: State, number: int, sampled: np.ndarray, common: Arrays, sent: Arrays
+    ) -> tuple[list[TrainResult], ParamTree, ParamTree]:
+        """Results of the blocks without what the clients send; the total of that, and the stack of it (M, ...).
+
+        Both are filled as the results arrive.
+        """
+        calls = []
+        for block in blocks(sampled, self.block_size):
+            own = {key: value[np.searchsorted(sampled, block)] for key, value in sent.items()}
+            calls.append(Call(number, block, _rows_of(state.personal, block), _rows_of(state.kept, block), own))
         results: list[TrainResult] = []
         total: ParamTree = {}
-        for result in self.backend.map("train", calls, to_arrays(state.shared)):
-            add(total, result.shared_sum)
-            results.append(replace(result, shared_sum={}))
-        return results, total
+        stacked = Stack(len(sampled))
+        for result in self.backend.map("train", calls, common):
+            add(total, result.total)
+            stacked.append(result.stack)
+            results.append(replace(result, total={}, stack={}))
+        return results, total, stacked.filled()
+
+    def _aggregate(self, state: State, results: Sequence[TrainResult], total: ParamTree, stacked: ParamTree) -> State:
+        """The next state: the rule's for the shared parameters; those of each client are written back in place."""
+        for result in results:
+            for tree, own in ((state.personal, result.personal), (state.kept, result.kept)):
+                for key, value in own.items():
+                    tree[key].numpy()[_index(result.clients)] = value
+        number = state.round + 1
+        weights = np.concatenate([result.weights[result.accepted] for result in results])
+        if not len(weights):
+            log.warning("round %d: every client was excluded; the shared parameters are unchanged", number)
+            return replace(state, round=number)
+        received = Received(
+            clients=np.concatenate([result.clients[result.accepted] for result in results]),
+            weights=torch.from_numpy(weights).double(),
+            mean=average([total], float(weights.sum()), like=state.shared),
+            stack=stacked,
+            num_clients=self.job.data.num_clients,
+            generator=torch_generator(self.job.seed, "server", number),
+        )
+        server, shared = self.job.rule.aggregate(state.server, state.shared, received)
+        return State(number, shared, state.personal, server, state.kept)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of all clients and, after the last round, the confusion matrices."""
@@ -171,7 +209,7 @@ class Server:
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         several = state.personal or self.job.federation.finetune_epochs
         parts = blocks(everyone, self.block_size) if several else [everyone]
-        calls = [Call(state.round, block, _rows_of(state.personal, block), last) for block in parts]
+        calls = [Call(state.round, block, _rows_of(state.personal, block), confusion=last) for block in parts]
         counts: list[Counts] = []
         matrices: dict[tuple[str, str], np.ndarray] = {}
         for result in self.backend.map("evaluate", calls, to_arrays(state.shared)):
@@ -188,18 +226,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-def _aggregate(state: State, results: Sequence[TrainResult], summed: ParamTree) -> State:
-    """The next state: averages the shared parameters of those who trained and writes personal ones back in place."""
-    total = sum(result.weight for result in results)
-    for result in results:
-        for key, value in result.personal.items():
-            state.personal[key].numpy()[_index(result.clients)] = value
-    if not total:
-        log.warning("round %d: every client was excluded; the shared parameters are unchanged", state.round + 1)
-    shared = average([summed], total, like=state.shared) if total else state.shared
-    return State(state.round + 1, shared, state.personal)
 
 
 def _rows_of(tree: ParamTree, clients: np.ndarray) -> Arrays:

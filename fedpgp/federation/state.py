@@ -1,7 +1,7 @@
 """The state of a federation between two rounds, and averages of shared parameters (FedAvg, McMahan et al., 2017)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
@@ -17,6 +17,8 @@ class State:
     round: int  # last completed round; 0: none
     shared: ParamTree  # the server's parameters
     personal: ParamTree  # the clients' parameters, stacked: every entry is (K, ...)
+    server: ParamTree = field(default_factory=dict)  # the server rule's own state
+    kept: ParamTree = field(default_factory=dict)  # what the server rule lets each client keep, stacked (K, ...)
 
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
@@ -33,6 +35,30 @@ def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
             total[key] = torch.tensor(value)
 
 
+class Stack:
+    """What up to `most` clients send, one after the other, in arrays that are allocated once."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def append(self, part: Mapping[str, np.ndarray]) -> None:
+        """Add the clients of a block."""
+        for key, value in part.items():
+            if key not in self._arrays:
+                self._arrays[key] = np.empty((self._most, *value.shape[1:]), value.dtype)
+            self._arrays[key][self._count : self._count + len(value)] = value
+        self._count += len(next(iter(part.values()), ()))
+
+    def filled(self) -> ParamTree:
+        """What has been added (M, ...)."""
+        return {key: torch.from_numpy(value[: self._count]) for key, value in self._arrays.items()}
+
+
 def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTree:
-    """Divide the sum of the blocks' weighted sums by `total`, the sum of the weights, in the dtype of `like`."""
-    return {key: (reduce(torch.add, [part[key] for part in sums]) / total).to(like[key].dtype) for key in like}
+    """Divide the sum of the blocks' weighted sums by `total`, the sum of the weights.
+
+    In the dtype of `like`; keys that it does not have are float32.
+    """
+    means = {key: reduce(torch.add, [part[key] for part in sums]) / total for key in sums[0]}
+    return {key: value.to(like[key].dtype if key in like else torch.float32) for key, value in means.items()}

@@ -16,12 +16,25 @@ from fedpgp.clip.text_backbone import FrozenText
 from fedpgp.clip.towers import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.core.tree import ParamTree, choose, repeated, rows, without
+from fedpgp.core.tree import ParamTree, choose, num_bytes, repeated, rows, select, without
 from fedpgp.data.protocol import EvaluationSet, FederatedData
-from fedpgp.federation.client import LocalData, Optimizer, Order, Update, batches, local_update, schedule, validate
+from fedpgp.federation.client import (
+    LocalData,
+    Optimizer,
+    Order,
+    Update,
+    batches,
+    local_update,
+    schedule,
+    travel,
+    validate,
+)
+from fedpgp.federation.learning_rates import factors
 from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
 from fedpgp.federation.state import weighted_sum
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+from fedpgp.server_rules.base import ClientHalf, ServerRule
+from fedpgp.server_rules.fedavg import FEDAVG
 
 PROCESS_BYTES = 1024**3 // 2  # memory of a process that has loaded torch and Ray and nothing else
 MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
@@ -40,6 +53,7 @@ class FederationJob:
     federation: FederationSettings
     seed: int
     dtype: torch.dtype = torch.float32
+    rule: ServerRule = FEDAVG
 
     def build(self, device: torch.device) -> FederationWorker:
         """Create the worker on a device."""
@@ -58,56 +72,94 @@ class FederationWorker:
         self._train_cache = FeatureCache.open(job.train_features.path, job.train_features.key)
         self._test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
 
-    def train(self, call: Call, shared: Arrays) -> TrainResult:
+    def train(self, call: Call, common: Arrays) -> TrainResult:
         """Train a block locally, and validate and sum its updates; raise `ClientError` if `federation.policy` says so.
 
-        Excluded clients keep their personal parameters. `shared`, which the server sends to all clients, is only read.
+        Excluded clients keep their own entries. `common`, which the server sends to all clients, is only read.
         """
-        federation = self.job.federation
-        received, personal = self._tree(shared), self._tree(call.personal)
-        num_examples = self._num_examples[call.clients]
-        update = self._update(call, received, personal, "batches", federation.local_epochs)
+        federation, rule = self.job.federation, self.job.rule
+        received = self._tree(common) | self._tree(call.sent)
+        personal, kept = self._tree(call.personal), self._tree(call.kept)
+        correction = rule.correction(kept, received) if isinstance(rule, ClientHalf) else None
+        update = self._update(call, received, personal, "batches", federation.local_epochs, correction)
         valid = validate(update, received, federation, call)
-        weights = torch.from_numpy(num_examples).to(self.device)[valid.accepted]
+        uploads, kept_now = valid.shared, kept
+        if isinstance(rule, ClientHalf):
+            trained = select(update.params, valid.shared)
+            kept_now, more = rule.after_training(kept, received, trained, self._travel(call, trained))
+            uploads = uploads | more
+        num_examples = self._num_examples[call.clients]
+        weights = num_examples if rule.weighting == "images" else np.ones_like(num_examples)
+        sent = rows(uploads, valid.accepted)
+        summed = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[valid.accepted])
         return TrainResult(
             clients=call.clients,
-            shared_sum=to_arrays(weighted_sum(rows(valid.shared, valid.accepted), weights)),
-            personal=to_arrays(choose(valid.accepted, without(update.params, received), personal)),
+            accepted=valid.accepted.cpu().numpy(),
+            weights=weights,
+            total=to_arrays(summed if rule.uploads == "sum" else {}),
+            stack=to_arrays(sent if rule.uploads == "stack" else {}),
+            personal=to_arrays(choose(valid.accepted, without(update.params, valid.shared), personal)),
+            kept=to_arrays(choose(valid.accepted, kept_now, kept)),
             num_examples=num_examples,
-            weight=float(weights.sum()),
+            bytes_up=num_bytes(uploads),
             loss=update.loss.cpu().numpy(),
             parts=to_arrays(update.parts),
             events=valid.events,
             before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
 
-    def _update(self, call: Call, received: ParamTree, personal: ParamTree, purpose: str, epochs: int) -> Update:
+    def _update(
+        self,
+        call: Call,
+        received: ParamTree,
+        personal: ParamTree,
+        purpose: str,
+        epochs: int,
+        correction: ParamTree | None = None,
+    ) -> Update:
         """Train the clients in chunks of `chunk_size`, each as one batch."""
         federation = self.job.federation
         size = federation.chunk_size or len(call.clients)
         phases = range(len(self.job.method.phases))
+        start = self._start(call, received) | personal
         parts = []
-        for part in (slice(start, start + size) for start in range(0, len(call.clients), size)):
+        for part in (slice(first, first + size) for first in range(0, len(call.clients), size)):
             chunk = call.clients[part]
+            orders = [self._orders(purpose, phase, call.round, chunk, epochs) for phase in phases]
             parts.append(
                 local_update(
                     self.job.method,
                     self._class_sets[self.job.data.train_set],
-                    {**repeated(received, len(chunk)), **{key: value[part] for key, value in personal.items()}},
-                    received,
+                    _part(start, part),
+                    {key: value[part] if key in call.sent else value for key, value in received.items()},
                     self._local_data(chunk),
-                    [self._orders(purpose, phase, call.round, chunk, epochs) for phase in phases],
+                    orders,
                     Optimizer(federation.lr, federation.momentum, federation.weight_decay),
                     call.round,
+                    [factors(federation, call.round, _steps(own)) for own in orders] if purpose == "batches" else None,
+                    None if correction is None else _part(correction, part),
                 )
             )
         return Update.concatenate(parts)
 
-    def memory(self, call: Call, shared: Arrays) -> int:
+    def _start(self, call: Call, received: ParamTree) -> ParamTree:
+        """The shared parameters that the clients of a call start from (K, ...)."""
+        shared = select(received, self.job.method.shared_keys)
+        return repeated(without(shared, call.sent), len(call.clients)) | select(shared, call.sent)
+
+    def _travel(self, call: Call, shared: ParamTree) -> dict[str, Tensor]:
+        """See `ClientHalf.after_training`."""
+        federation, (phase,) = self.job.federation, self.job.method.phases
+        settings = Optimizer(federation.lr, federation.momentum, federation.weight_decay).within(phase, call.round)
+        steps = _steps(self._orders("batches", 0, call.round, call.clients, federation.local_epochs))
+        far = travel(steps, factors(federation, call.round, steps), settings.momentum)
+        return {key: torch.from_numpy(settings.of(key) * far).float().to(self.device) for key in shared}
+
+    def memory(self, call: Call, common: Arrays) -> int:
         """Bytes to train a block: frozen weights, a chunk's features and, measured on one client, its activations."""
         first = call.clients[:1]
-        received = self._tree(shared)
-        params = {**repeated(received, 1), **{key: value[:1] for key, value in self._tree(call.personal).items()}}
+        received = self._tree(common) | _part(self._tree(call.sent), slice(1))
+        params = _part(self._start(call, received) | self._tree(call.personal), slice(1))
         data = self._local_data(first)
         orders = self._orders("batches", 0, call.round, first, epochs=1)
         frozen = self._class_sets[self.job.data.train_set]
@@ -237,6 +289,14 @@ class FederationWorker:
 
     def _tree(self, arrays: Mapping[str, np.ndarray]) -> ParamTree:
         return {key: torch.from_numpy(value.copy()).to(self.device) for key, value in arrays.items()}
+
+
+def _part(tree: ParamTree, part: slice) -> ParamTree:
+    return {key: value[part] for key, value in tree.items()}
+
+
+def _steps(orders: Sequence[Order]) -> np.ndarray:
+    return np.array([len(order) for order in orders])
 
 
 def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:

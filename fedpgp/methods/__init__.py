@@ -1,15 +1,15 @@
 """The registry of methods: creates a method from its name and a mapping of settings."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from fedpgp.config import Settings, explain
+from fedpgp.config import Settings
+from fedpgp.config.registry import Registry
 from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.plugins import Plugin
 from fedpgp.core.text import first_of
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import Method
@@ -30,7 +30,9 @@ _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
 ]  # fmt: skip
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in _BUILT_IN}
+REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)
+METHODS = REGISTRY.built_in
+find, plugin, available = REGISTRY.find, REGISTRY.plugin, REGISTRY.available
 
 
 def carry(old: str, new: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -79,38 +81,10 @@ def _accepts(kind: type[Settings], key: str, value: Any) -> bool:
     return True
 
 
-def find(name: str) -> type[Method]:
-    """The class of a method: built in, an entry point, or MODULE:CLASS; raise `ConfigError` if it cannot be used."""
-    if name in METHODS:
-        return METHODS[name]
-    if (found := plugin(name)) is None:
-        raise plugins.unknown("method.name", "method", plugins.METHODS, name, METHODS)
-    plugin_check.check_class(found)
-    return found.kind
-
-
-def plugin(name: str) -> Plugin | None:
-    """The plug-in that a method is; None: it is built in."""
-    return None if name in METHODS else plugins.find("method.name", plugins.METHODS, name)
-
-
 def code_paths(name: str) -> list[str] | None:
     """The file or the folder with the code of a method that no environment has; None: there is none to take along."""
     found = plugin(name)
     return None if found is None or found.code.installed else [str(found.code.path)]
-
-
-def available() -> Iterator[tuple[str, str, type[Method] | ConfigError]]:
-    """Name and origin of each built-in and installed method, with its class or why it cannot be used."""
-    for name, kind in METHODS.items():
-        yield name, "built in", kind
-    for name, package in plugins.installed(plugins.METHODS):
-        try:
-            if name in METHODS:
-                raise ConfigError(f"the name {name} is that of a built-in method")
-            yield name, f"package {package}", find(name)
-        except ConfigError as error:
-            yield name, f"package {package}", error
 
 
 def create(name: str, settings: Mapping[str, Any], code: str | None = None) -> Method:
@@ -118,11 +92,7 @@ def create(name: str, settings: Mapping[str, Any], code: str | None = None) -> M
 
     `code` is the digest of the code with which parameters were trained; other code gives a warning.
     """
-    kind = find(name)
-    try:
-        checked = kind.settings_type.model_validate(dict(settings))
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, kind.settings_type, f"method {name}"))) from None
+    kind, checked = REGISTRY.settings(name, settings)
     if (found := plugin(name)) is None:
         return kind(checked)
     if code not in (None, found.code.digest):

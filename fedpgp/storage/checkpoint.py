@@ -1,7 +1,7 @@
 """Checkpoints of a federation: a base and deltas with checksums, from which a run resumes bit for bit."""
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import access_errors, write_durably
-from fedpgp.core.tree import rows
+from fedpgp.core.tree import ParamTree, rows
 from fedpgp.federation.state import State
 
 LONGEST_CHAIN = 20  # most files that a state is read from; then a new base is written
 DELTA_SHARE = 1 / 3  # largest share of clients in a delta; a larger delta would cost as much as a base
 ROWS = "rows"
+COMMON, OF_CLIENTS = ("shared", "server"), ("personal", "kept")
+"""The trees of a state that have no client axis, and those that are stacked (K, ...)."""
 
 
 def save(
@@ -32,27 +34,29 @@ def save(
     with lengths and checksums.
 
     Args:
-        changed: clients whose personal parameters differ from those of `previous`; None: all.
+        changed: clients whose own entries differ from those of `previous`; None: all.
         previous: reference of the previous round; None: write a base.
     """
-    clients = len(next(iter(state.personal.values()), ()))
+    common = {name: getattr(state, name) for name in COMMON}
+    of_clients = {name: getattr(state, name) for name in OF_CLIENTS}
+    stacked = _prefixed(of_clients)
+    clients = len(next(iter(stacked.values()), ()))
     files: list[dict[str, Any]] = list(previous["files"]) if previous else []
     delta = changed is not None and 0 < len(files) < LONGEST_CHAIN and len(changed) <= DELTA_SHARE * clients
-    tensors = {f"shared/{key}": value for key, value in state.shared.items()}
+    tensors = _prefixed(common)
     if delta and clients:
         index = torch.from_numpy(np.asarray(changed, dtype=np.int64))
-        tensors |= {ROWS: index, **{f"personal/{key}": value for key, value in rows(state.personal, index).items()}}
+        tensors |= {ROWS: index, **rows(stacked, index)}
     else:
         files = []
-        tensors |= {f"personal/{key}": value for key, value in state.personal.items()}
+        tensors |= stacked
     content = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     path = folder / f"{state.round:06d}.safetensors"
     write_durably(path, content)
     return {
         "round": state.round,
         "config_digest": config_digest,
-        "shared": list(state.shared),
-        "personal": list(state.personal),
+        **{name: list(tree) for name, tree in {**common, **of_clients}.items()},
         "files": [*files, {"file": path.name, "bytes": len(content), "crc32": zlib.crc32(content)}],
     }
 
@@ -63,12 +67,14 @@ def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> Stat
         newest = folder / reference["files"][-1]["file"]
         raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not {config_digest}")
     first, *deltas = (_read(folder, item) for item in reference["files"])
-    personal = {key: first[f"personal/{key}"].clone() for key in reference["personal"]}  # writable
     newest = deltas[-1] if deltas else first
+    stacked = {name: first[name].clone() for name in _names(reference, OF_CLIENTS)}  # writable
     for delta in deltas:
-        for key, value in personal.items():
-            value[delta[ROWS]] = delta[f"personal/{key}"]
-    return State(reference["round"], {key: newest[f"shared/{key}"] for key in reference["shared"]}, personal)
+        for name, value in stacked.items():
+            value[delta[ROWS]] = delta[name]
+    tensors = {name: newest[name] for name in _names(reference, COMMON)} | stacked
+    trees = {tree: {key: tensors[f"{tree}/{key}"] for key in reference.get(tree, ())} for tree in COMMON + OF_CLIENTS}
+    return State(reference["round"], **trees)
 
 
 def files_of(reference: Mapping[str, Any]) -> set[str]:
@@ -79,6 +85,14 @@ def files_of(reference: Mapping[str, Any]) -> set[str]:
 def superfluous(folder: Path, keep: Collection[str]) -> list[Path]:
     """List the checkpoint files whose names are not in `keep`."""
     return [path for path in folder.glob("*.safetensors") if path.name not in keep]
+
+
+def _prefixed(trees: Mapping[str, ParamTree]) -> ParamTree:
+    return {f"{name}/{key}": value for name, tree in trees.items() for key, value in tree.items()}
+
+
+def _names(reference: Mapping[str, Any], trees: Sequence[str]) -> list[str]:
+    return [f"{tree}/{key}" for tree in trees for key in reference.get(tree, ())]  # older ones have fewer trees
 
 
 def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
