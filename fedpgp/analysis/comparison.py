@@ -33,6 +33,12 @@ METRIC_TITLES = {
     "all_global": "All, global model",
     "held_out_global": "Held-out, global model",
     "local_before_aggregation": "Local before aggregation",
+    "local_adapted": "Local, adapted",
+    "base_adapted": "Base, adapted",
+    "novel_adapted": "Novel, adapted",
+    "hm_adapted": "HM, adapted",
+    "all_adapted": "All, adapted",
+    "held_out_adapted": "Held-out, adapted",
 }
 PROTOCOL_METRICS = ("local", "base", "novel", "hm", "all", "held_out")
 """The metrics of tables and figures."""

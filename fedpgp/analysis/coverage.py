@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpgp.federation.metrics import METRICS
+from fedpgp.federation.metrics import METRICS, NEW_CLIENT
 from fedpgp.storage.run_folder import RunFolder
 
-SPLITS = {"val": "validation", "test": "test"}
+SPLITS = {"val": "validation", "test": "test", NEW_CLIENT: "test"}
 MEANS_OF_HM = ("local", "base", "novel")
 
 
@@ -23,7 +23,11 @@ class Coverage:
     most: int
     clients: int
     tested: bool
-    """every client was tested, not only those that trained"""
+    """every client that is neither unseen nor an attacker was tested, not only those that trained"""
+    attack: int = 0
+    """those that attack, which are left out"""
+    unseen: int = 0
+    """those that never train, which are left out"""
 
     def union(self, other: Coverage) -> Coverage:
         """The range of both."""
@@ -32,17 +36,21 @@ class Coverage:
             max(self.most, other.most),
             max(self.clients, other.clients),
             self.tested and other.tested,
+            max(self.attack, other.attack),
+            max(self.unseen, other.unseen),
         )
 
     def text(self, images: str) -> str:
         """`mean over 6 of 8 clients (2 have no test image)`."""
+        missing = self.clients - self.attack - self.unseen - self.least
+        reasons = [f"{self.attack} attack" * bool(self.attack), f"{self.unseen} never train" * bool(self.unseen)]
         if not self.tested:
-            why = f"those that trained in the round and have a {images} image"
+            reasons.append(f"those that trained in the round and have a {images} image")
         elif self.least < self.most:
-            why = f"some have no {images} image"
-        else:
-            missing = self.clients - self.least
-            why = f"{missing} {'has' if missing == 1 else 'have'} no {images} image"
+            reasons.append(f"some have no {images} image")
+        elif missing:
+            reasons.append(f"{missing} {'has' if missing == 1 else 'have'} no {images} image")
+        why = ", ".join(filter(None, reasons))
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         differs = "" if self.least == self.most else ", not the same for all rounds and runs"
         return f"mean over {count} of {self.clients} clients ({why}{differs})"
@@ -50,16 +58,19 @@ class Coverage:
 
 def of_run(store: RunFolder) -> dict[str, Coverage]:
     """The clients in each mean of a run; empty for a run that does not name its clients."""
-    names = store.identity.get("client_names")
-    return coverage(store.clients(), len(names)) if names else {}
+    names, attack = store.identity.get("client_names"), store.identity.get("attack", {})
+    unseen = len(store.identity.get("unseen_clients", ()))
+    return coverage(store.clients(), len(names), len(attack.get("clients", ())), unseen) if names else {}
 
 
-def coverage(rows: pa.Table, clients: int) -> dict[str, Coverage]:
+def coverage(rows: pa.Table, clients: int, attack: int = 0, unseen: int = 0) -> dict[str, Coverage]:
     """The clients in each mean of a run, by metric (`test/local`).
 
     Args:
         rows: of a run, in `CLIENT_SCHEMA`.
         clients: their number in the run.
+        attack: the number of those that attack.
+        unseen: the number of those that never train, which are all of the split `new_client`.
     """
     rows = rows.filter((pc.field("split") != "train") & pc.field("domain").is_null())
     rows = rows.append_column("counts", pc.cast(pc.greater(rows["total"], 0), pa.int64()))
@@ -69,7 +80,10 @@ def coverage(rows: pa.Table, clients: int) -> dict[str, Coverage]:
     for row in sums.to_pylist():
         if row["counts_sum"]:
             name = f"{row['split']}/{row['metric']}"
-            one = Coverage(row["counts_sum"], row["counts_sum"], clients, row["counts_count"] == clients)
+            left_out = (0, 0) if row["split"] == NEW_CLIENT else (attack, unseen)
+            of = unseen if row["split"] == NEW_CLIENT else clients
+            tested = row["counts_count"] == of - sum(left_out)
+            one = Coverage(row["counts_sum"], row["counts_sum"], of, tested, *left_out)
             found[name] = found[name].union(one) if name in found else one
     for split in SPLITS:
         parts = [found[f"{split}/{metric}"] for metric in MEANS_OF_HM if f"{split}/{metric}" in found]

@@ -91,7 +91,8 @@ class PartitionSettings(Settings):
     authors: bool = False
     """dirichlet: true: draw like the authors' code, which limits clients to an equal share and rounds down"""
     unseen_clients: float = Field(0.0, ge=0, lt=1)
-    """share of clients that never train and test what the others have learned (`new_client/*`); 0: none"""
+    """share of clients that never train and test what the others have learned (`new_client/*`): rounded to the nearest
+    number, at least one, and never all; 0: none"""
 
     @model_validator(mode="after")
     def _used(self) -> PartitionSettings:
@@ -171,14 +172,21 @@ class AttackSettings(Settings):
     """Clients that send something else than they have learned."""
 
     kind: Literal["sign_flip", "gaussian", "label_flip", "same_value"]
-    """sign_flip (the update times -scale) | gaussian (noise as long as scale updates instead of the update) |
-    label_flip (trains with label C - 1 - y) | same_value (every shared value is scale)"""
-    fraction: float = Field(gt=0, le=1)
-    """share of the clients that attack, at least one; a seeded choice for the whole run"""
-    scale: float = Field(1.0, gt=0)
-    """strength; no effect on label_flip"""
+    """sign_flip (the update times -scale) | gaussian (noise instead of the update) | same_value (an update whose values
+    are all the same) | label_flip (trains with label C - 1 - y)"""
+    fraction: float = Field(gt=0, lt=1)
+    """share of the clients that attack, a seeded choice for the whole run: rounded to the nearest number, at least one,
+    and never all"""
+    scale: float = Field(4.0, gt=0)
+    """length of the false update; 1: that of the one that was learned. label_flip has none"""
     start_round: int = Field(1, ge=1)
     """first round in which they attack"""
+
+    @model_validator(mode="after")
+    def _used(self) -> AttackSettings:
+        if self.kind == "label_flip" and self.scale != type(self).model_fields["scale"].default:
+            raise ValueError("scale has no effect with kind label_flip")
+        return self
 
 
 class FederationSettings(Settings):
@@ -205,7 +213,7 @@ class FederationSettings(Settings):
     lr_schedule_per: Literal["round", "step"] = "round"
     """round: one learning rate for all local steps of a round | step: one for each local step"""
     lr_warmup_rounds: int = Field(0, ge=0)
-    """rounds in which the learning rate grows linearly to lr; 0: none"""
+    """rounds in which the learning rate grows linearly to lr, times the schedule; 0: none"""
     lr_step_rounds: int = Field(10, ge=1)
     """step: rounds between two reductions"""
     lr_step_factor: float = Field(0.1, gt=0, le=1)
@@ -235,13 +243,36 @@ class FederationSettings(Settings):
     attack: AttackSettings | None = None
     """clients that attack; null: none"""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """share of a round's clients that are lost after local training: their update does not arrive; 0: none"""
+    """share of a round's clients that are lost after local training, each with this probability: their update does not
+    arrive; 0: none"""
     dropout_keeps_personal: bool = True
     """true: a lost client keeps the personal parameters that it has trained; false: those from before"""
     straggler: float = Field(0.0, ge=0, le=1)
-    """share of a round's clients that do fewer local epochs, a seeded number from 1 to local_epochs - 1; 0: none"""
+    """share of a round's clients, each with this probability, that do only 1 to local_epochs - 1 epochs; 0: none"""
     new_client_epochs: int = Field(5, ge=0)
-    """local epochs of a client that never trains (partition.unseen_clients) before it is tested a second time"""
+    """local epochs, on a temporary copy, of a client that never trains (partition.unseen_clients) before it is tested a
+    second time (`new_client/local_adapted`, ...); 0: no second test"""
+
+    @model_validator(mode="after")
+    def _used(self) -> FederationSettings:
+        def given(key: str) -> bool:
+            return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+        constant = self.lr_schedule == "constant" and not self.lr_warmup_rounds
+        for key, effective, needed in (
+            ("lr_step_rounds", self.lr_schedule == "step", "lr_schedule=step"),
+            ("lr_step_factor", self.lr_schedule == "step", "lr_schedule=step"),
+            ("lr_schedule_per", not constant, "another lr_schedule than constant, or lr_warmup_rounds"),
+            ("straggler", self.local_epochs > 1, "local_epochs=2 or more"),
+            ("dropout_keeps_personal", self.dropout > 0, "dropout above 0"),
+        ):
+            if given(key) and not effective:
+                raise ValueError(f"{key} has no effect; it needs {needed}")
+        if self.lr_warmup_rounds > self.rounds:
+            raise ValueError(f"lr_warmup_rounds={self.lr_warmup_rounds} is more than the {self.rounds} rounds of a run")
+        if self.attack is not None and self.attack.start_round > self.rounds:
+            raise ValueError(f"attack.start_round={self.attack.start_round} is after the last of {self.rounds} rounds")
+        return self
 
 
 class PrivacySettings(Settings):
@@ -372,6 +403,9 @@ class Experiment(Settings):
                 "protocol.name=leave_one_domain_out needs partition.scheme=domain partition.clients=null "
                 "(several clients of a domain: partition.clients_per_domain)"
             )
+        epochs = type(self.federation).model_fields["new_client_epochs"].default
+        if not self.partition.unseen_clients and self.federation.new_client_epochs != epochs:
+            raise ValueError("federation.new_client_epochs has no effect; it needs partition.unseen_clients above 0")
         if self.partition.scheme == "domain" and self.data.name == "folder":
             raise ValueError("partition.scheme=domain needs data with domains, for example data.name=domain_folder")
         return self

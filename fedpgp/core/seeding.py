@@ -32,6 +32,16 @@ def torch_generator(seed: int, *labels: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *labels))
 
 
+def share_of(items: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Choose a share of distinct items, sorted; see `count_of_share` for their number."""
+    return np.sort(generator.choice(items, count_of_share(len(items), share), replace=False))
+
+
+def count_of_share(number: int, share: float) -> int:
+    """Round a share of a number to the nearest whole number, halves to even: at least 1 and never all, but 0 for 0."""
+    return min(max(1, round(share * number)), number - 1) if share else 0
+
+
 def shuffled_order(keys: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Sort positions by key, in a random order within each key. Shape [n]."""
     return np.lexsort((generator.permutation(len(keys)), keys))

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.seeding import numpy_generator, shuffled_ranks
+from fedpgp.core.seeding import numpy_generator, share_of, shuffled_ranks
 from fedpgp.core.text import did_you_mean, first_of
 from fedpgp.data.partition import Labelled, assign
 
@@ -53,11 +53,17 @@ class FederatedData:
     train_labels: tuple[np.ndarray, ...]  # per client, their labels within `train_set`. int64 [n_k]
     evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
     manifest_digest: str
+    unseen_clients: tuple[int, ...] = ()  # those that never train, ascending
 
     @property
     def num_clients(self) -> int:
         """Number of clients."""
         return len(self.client_names)
+
+    @cached_property
+    def training_clients(self) -> np.ndarray:
+        """The clients that train, ascending: all but the unseen ones. int64 [n]"""
+        return np.setdiff1d(np.arange(self.num_clients), self.unseen_clients)
 
     @cached_property
     def training_rows(self) -> np.ndarray:
@@ -81,7 +87,7 @@ class FederatedData:
         for pool in self.evaluation_sets:
             arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
         named = (self.client_names, self.class_names, self.domains, self.class_sets, self.train_set)
-        names = [*named, self.manifest_digest]
+        names = [*named, self.manifest_digest, *([self.unseen_clients] if self.unseen_clients else [])]
         evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
         digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
         for array in arrays:
@@ -105,7 +111,7 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
       split, form one test set: `test/held_out`.
 
     Raises:
-        DataError: too few classes, an unknown held-out domain, or clients without training images.
+        DataError: too few classes, an unknown held-out domain, clients without training images, or none that trains.
     """
     class_sets = divide_classes(len(manifest.class_names), protocol)
     train_set = "base" if "base" in class_sets else "all"
@@ -154,7 +160,17 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
         train_labels=tuple(train.labels[own] for own in chosen),
         evaluation_sets=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
+        unseen_clients=_unseen(len(client_names), partition.unseen_clients, seed),
     )
+
+
+def _unseen(num_clients: int, share: float, seed: int) -> tuple[int, ...]:
+    """Choose the clients that never train."""
+    if not share:
+        return ()
+    if num_clients < 2:
+        raise DataError("partition.unseen_clients: the only client has to train; give 0, or more clients")
+    return tuple(share_of(np.arange(num_clients), share, numpy_generator(seed, "unseen_clients")).tolist())
 
 
 def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolSettings, ...]:

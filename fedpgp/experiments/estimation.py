@@ -14,6 +14,7 @@ from fedpgp.clip.feature_cache import Chunk, FeatureCache, write_shard
 from fedpgp.clip.model import ICON_CLIP, read_config
 from fedpgp.config import BackboneSettings, DataSettings, Experiment
 from fedpgp.core.errors import ConfigError, DataError, FedPGPError
+from fedpgp.core.seeding import count_of_share
 from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.planning import Plan, describe_resources
@@ -25,7 +26,6 @@ from fedpgp.federation import extraction
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
-from fedpgp.federation.metrics import METRICS
 from fedpgp.federation.server import Server, participants, rounding
 from fedpgp.methods.size import parameter_counts
 from fedpgp.storage.run_folder import RunFolder
@@ -38,6 +38,8 @@ FLOPS_PER_THREAD, FLOPS_PER_GPU = 3e10, 1e13
 PASSES = 3
 """A step is a forward pass and a backward one that takes as long as two."""
 ROW_BYTES = 60
+ACCURACIES = 4
+"""Of a client on the images of a split."""
 KEPT_CHECKPOINTS = 3
 
 
@@ -108,7 +110,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
         own = sampling.folds(sweep, trial, None if found is None else found.domains)
         folds.append(own)
-        rounded.append(rounding(_shape(trial.fold(own[0]), found)[0], experiment.federation.participation))
+        rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation.participation))
         for fold in own:
             rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
             computed += known is None
@@ -149,34 +151,36 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     """Rounds, seconds per round, bytes on disk and bytes on the wire of one run."""
     method = methods.create(experiment.method.name, experiment.method.settings)
     federation, resources = experiment.federation, experiment.resources
-    clients, classes, images, domains = _shape(experiment, found)
+    clients, training, classes, images, domains = _shape(experiment, found)
     rounds = federation.rounds if method.phases else 0
     try:
         shared, personal = parameter_counts(method)
     except ConfigError:  # it does not fit the reference tower; whether it fits its own is known once that is loaded
         shared, personal = 0, 0
-    trained = participants(clients, federation.participation)
+    trained = participants(training, federation.participation)
     steps = trained * federation.local_epochs * -(-images // federation.batch_size)
     layers, width = _text_tower(experiment.backbone)
     flops = PASSES * 2 * 12 * layers * width**2 * (classes * TOKENS_PER_CLASS + 20) * (2 if personal else 1)
     workers = min(resources.workers, -(-trained // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
-    rows = 2 * (rounds / federation.eval_every + 1) * clients * len(METRICS) / 3 * (1 + domains * (domains > 1))
+    rows = 2 * (rounds / federation.eval_every + 1) * clients * ACCURACIES * (1 + domains * (domains > 1))
     disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal))
     return max(1, rounds), steps * flops / rate, disk_bytes, 2 * 4 * shared * trained * rounds
 
 
-def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int]:
-    """Clients, training classes, training images of a client, domains; assumed if the data are missing."""
+def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int, int]:
+    """Clients, those that train, training classes, images of a client, domains; assumed if the data are missing."""
     if found is not None and experiment.protocol.held_out != protocol.EVERY_DOMAIN:
         data = protocol.build(found, experiment.partition, experiment.protocol, experiment.seed)
         images = sum(map(len, data.train_rows)) // len(data.train_rows)
-        return len(data.train_rows), len(data.class_sets[data.train_set]), images, len(data.domains)
+        training = len(data.training_clients)
+        return data.num_clients, training, len(data.class_sets[data.train_set]), images, len(data.domains)
     partition = experiment.partition
     clients = partition.clients or ASSUMED_CLIENTS * partition.clients_per_domain
     classes = ASSUMED_CLASSES // (2 if experiment.protocol.name == "base_to_novel" else 1)
     own = -(-classes // clients) if partition.scheme in ("pathological", "authors_2023") else classes
-    return clients, classes, own * (experiment.protocol.shots or 100), 1
+    training = clients - count_of_share(clients, partition.unseen_clients)
+    return clients, training, classes, own * (experiment.protocol.shots or 100), 1
 
 
 def _text_tower(backbone: BackboneSettings) -> tuple[int, int]:

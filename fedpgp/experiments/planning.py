@@ -36,7 +36,7 @@ from fedpgp.data import manifest as manifests
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
 from fedpgp.methods import plugin_check
-from fedpgp.methods.base import BringsNetwork, Method
+from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method
 from fedpgp.server_rules.base import ServerRule
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import ObjectStore, RunIndex
@@ -140,6 +140,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     if methods.plugin(experiment.method.name):
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
         plugin_check.dry_run(experiment.method.name, method, few, image)
+    _check_clients(experiment, method, data, text)
     for name, classes in data.class_sets.items():
         if name == data.train_set or method.supports_unseen_classes:
             method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
@@ -149,6 +150,20 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
     images = library.content(experiment.data, experiment.storage.root)
     return Plan(experiment, method, rule, manifest, data, backbone, image, text, weights, images, digest, found)
+
+
+def _check_clients(experiment: Experiment, method: Method, data: FederatedData, text: FrozenText) -> None:
+    """Raise `ConfigError` if nobody can be attacked, or if there is no model for the clients that never train."""
+    if experiment.federation.attack is not None and len(data.training_clients) < 2:
+        raise ConfigError("federation.attack: one client trains; give more clients, so that one of them is honest")
+    if data.unseen_clients and not isinstance(method, HasGlobalModel):
+        own = method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
+        if personal := sorted(own.keys() - method.shared_keys):
+            raise ConfigError(
+                f"partition.unseen_clients={experiment.partition.unseen_clients:g}: method {method.name} has no model "
+                f"for a client that never trains, because {first_of(personal, 5)} stay with each client; give another "
+                "method, or 0"
+            )
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:

@@ -23,6 +23,7 @@ from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
+from fedpgp.federation import attacks
 from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
@@ -200,7 +201,12 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     where = describe_resources(plan.experiment.resources)
     lines = [f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"]
-    lines += filter(None, [rounding(plan.data.num_clients, plan.experiment.federation.participation)])
+    lines += filter(None, [rounding(len(plan.data.training_clients), plan.experiment.federation.participation)])
+    if unseen := len(plan.data.unseen_clients):
+        lines.append(f"partition.unseen_clients: {unseen} of {plan.data.num_clients} clients never train")
+    if (attack := plan.experiment.federation.attack) is not None:
+        attackers = f"{len(server.job.attackers)} of {len(plan.data.training_clients)} clients that train"
+        lines.append(f"federation.attack: {attack.kind} by {attackers}; accuracies are those of the others")
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
@@ -268,6 +274,8 @@ def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
+    attack = plan.experiment.federation.attack
+    attackers = attacks.attackers(attack, plan.data.training_clients, plan.experiment.seed).tolist()
     return {
         "method": plan.experiment.method.name,
         "data": plan.experiment.data.name,
@@ -280,6 +288,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
         **({"content_digest": plan.content} if plan.content else {}),
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
+        **({"unseen_clients": list(plan.data.unseen_clients)} if plan.data.unseen_clients else {}),
+        **({"attack": {"kind": attack.kind, "clients": attackers}} if attack else {}),
         **({"plugins": plan.plugins} if plan.plugins else {}),
         **provenance.describe(),
     }

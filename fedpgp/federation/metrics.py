@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 METRICS = (
     "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
-    "held_out_global", "local_before_aggregation",
+    "held_out_global", "local_before_aggregation", "local_adapted", "base_adapted", "novel_adapted", "hm_adapted",
+    "all_adapted", "held_out_adapted",
 )  # fmt: skip
-"""The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel."""
+"""The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel, and `hm_adapted`
+from these after the adaptation of a new client."""
+NEW_CLIENT = "new_client"
+TESTED = ("val", "test", NEW_CLIENT)
+"""The splits that have accuracies: validation and test images of the clients that train and do not attack, and test
+images of those that never train."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """Digests that two runs of the same experiment share."""
 
@@ -27,13 +33,13 @@ CLIENT_SCHEMA = pa.schema(
     [
         ("round", pa.int32()),
         ("client", pa.int32()),
-        ("split", pa.string()),  # train | val | test
+        ("split", pa.string()),  # train, or one of `TESTED`
         ("metric", pa.string()),  # a name of `METRICS`; in train rows `train` (the loss) or a part of the loss
         ("domain", pa.string()),  # null: all domains together
         ("correct", pa.int64()),  # null in train rows
         ("total", pa.int64()),  # images
-        ("loss", pa.float64()),  # mean over the local steps; null in val and test rows
-        ("event", pa.string()),  # what went wrong in training and what was done; null: nothing
+        ("loss", pa.float64()),  # mean over the local steps; null in rows of other splits than train
+        ("event", pa.string()),  # attack, straggler, what went wrong and what was done, lost; null: nothing
     ]
 )
 """One row per client, split, metric and domain, for every round in which it was measured. Exact counts, no rates."""
@@ -69,8 +75,8 @@ class RoundRow:
 
     round: int  # 1, 2, ...; 0: an untrained model
     metrics: Mapping[str, float]
-    """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss` and its parts, for example
-    `train/ce`. Absent if not measured"""
+    """`val/local`, `test/hm`, `new_client/local`, ...: unweighted means over clients, in percent; `train/loss` and its
+    parts, for example `train/ce`, over all participants. Absent if not measured"""
     participants: int  # clients that trained
     bytes_up: int  # bytes of shared parameters that the participants send
     bytes_down: int  # bytes of shared parameters sent to the participants
@@ -214,5 +220,23 @@ def _accuracies(clients: pa.Table) -> pa.Table:
 
 
 def _with_hm(values: Mapping[str, float]) -> dict[str, float]:
-    parts = [values[name] for name in ("local", "base", "novel") if name in values]
-    return {**values, "hm": harmonic_mean(parts)} if len(parts) == 3 else dict(values)
+    complete = dict(values)
+    for suffix in ("", "_adapted"):
+        parts = [values[name] for one in ("local", "base", "novel") if (name := one + suffix) in values]
+        if len(parts) == 3:
+            complete[f"hm{suffix}"] = harmonic_mean(parts)
+    return complete
+
+
+def participation_gap(metrics: Mapping[str, float]) -> float | None:
+    """How much better the clients that train are on their own images than new ones with the global model, in points.
+
+    `test/local - new_client/local` (Yuan et al., ICLR 2022); None: not measured.
+    """
+    local, new = (metrics.get(f"{split}/local") for split in ("test", NEW_CLIENT))
+    return None if local is None or new is None else local - new
+
+
+def on_test_images(metric: str) -> bool:
+    """Whether a metric is measured on test images, so that what is selected by it looks better than it is."""
+    return metric.startswith(("test/", f"{NEW_CLIENT}/"))

@@ -33,7 +33,11 @@ def participants(clients: int, participation: float) -> int:
 
 
 def rounding(clients: int, participation: float) -> str | None:
-    """Say how many clients train in a round if that is not exactly the fraction asked for; None: it is."""
+    """Say how many clients train in a round if that is not exactly the fraction asked for; None: it is.
+
+    Args:
+        clients: the number of those that ever train.
+    """
     count = participants(clients, participation)
     if Decimal(repr(participation)) * clients == count:
         return None
@@ -42,7 +46,7 @@ def rounding(clients: int, participation: float) -> str | None:
 
 
 def sample_clients(seed: int, round: int, clients: int, participation: float, everyone_first: bool) -> np.ndarray:
-    """The clients that train in `round` (1, 2, ...), sorted: a function of the seed and the round.
+    """Which of the clients train in `round` (1, 2, ...), sorted: a function of the seed and the round.
 
     See `participants` for their number; they are drawn without replacement. All clients train for `participation` 1,
     and in round 1 with `everyone_first` (as in the authors' code).
@@ -83,6 +87,7 @@ class Server:
         self.block_size = job.federation.block_size
         if isinstance(job.method, LimitsBlocks):
             self.block_size = min(self.block_size, job.method.max_block)
+        self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
 
     def initial_state(self) -> State:
         """The state of round 0: all clients start from the same parameters, a function of the seed."""
@@ -118,9 +123,12 @@ class Server:
 
     def step(self, state: State) -> RoundResult:
         """Run one round."""
-        federation, number, clients = self.job.federation, state.round + 1, self.job.data.num_clients
+        federation, number, clients = self.job.federation, state.round + 1, self.job.data.training_clients
         seconds: dict[str, float] = {}
-        sampled = sample_clients(self.job.seed, number, clients, federation.participation, federation.everyone_first)
+        chosen = sample_clients(
+            self.job.seed, number, len(clients), federation.participation, federation.everyone_first
+        )
+        sampled = clients[chosen]
         common, sent = self.job.rule.broadcast(state.server, state.shared, sampled)
         with _timed(seconds, "train"):
             results, total, stacked = self._train(state, number, sampled, to_arrays(common), to_arrays(sent))
@@ -190,25 +198,24 @@ class Server:
         number = state.round + 1
         weights = np.concatenate([result.weights[result.accepted] for result in results])
         if not len(weights):
-            log.warning("round %d: every client was excluded; the shared parameters are unchanged", number)
+            log.warning("round %d: every client was lost or excluded; the shared parameters are unchanged", number)
             return replace(state, round=number)
         received = Received(
             clients=np.concatenate([result.clients[result.accepted] for result in results]),
             weights=torch.from_numpy(weights).double(),
             mean=average([total], float(weights.sum()), like=state.shared),
             stack=stacked,
-            num_clients=self.job.data.num_clients,
+            num_clients=len(self.job.data.training_clients),
             generator=torch_generator(self.job.seed, "server", number),
         )
         server, shared = self.job.rule.aggregate(state.server, state.shared, received)
         return State(number, shared, state.personal, server, state.kept)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
-        """Counts of all clients and, after the last round, the confusion matrices."""
-        everyone = np.arange(self.job.data.num_clients)
+        """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         several = state.personal or self.job.federation.finetune_epochs
-        parts = blocks(everyone, self.block_size) if several else [everyone]
+        parts = blocks(self.honest, self.block_size) if several else [self.honest]
         calls = [Call(state.round, block, _rows_of(state.personal, block), confusion=last) for block in parts]
         counts: list[Counts] = []
         matrices: dict[tuple[str, str], np.ndarray] = {}
@@ -218,6 +225,10 @@ class Server:
                     key = (part.split, part.metric)
                     matrices[key] = matrices.get(key, 0) + part.confusion
                 counts.append(replace(part, confusion=None))
+        unseen = np.array(self.job.data.unseen_clients)
+        calls = [Call(state.round, block, _rows_of(state.personal, block)) for block in blocks(unseen, self.block_size)]
+        for result in self.backend.map("evaluate_new", calls, to_arrays(state.shared)) if calls else ():
+            counts += result
         return counts, confusion_table(matrices, self.job.data) if last else None
 
 

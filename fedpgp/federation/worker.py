@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from fedpgp.clip.towers import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, num_bytes, repeated, rows, select, without
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.protocol import FederatedData
+from fedpgp.federation import absence, attacks
 from fedpgp.federation.client import (
     LocalData,
     Optimizer,
@@ -29,16 +29,17 @@ from fedpgp.federation.client import (
     travel,
     validate,
 )
+from fedpgp.federation.evaluation import Evaluator
 from fedpgp.federation.learning_rates import factors
 from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
+from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.federation.state import weighted_sum
-from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+from fedpgp.methods.base import Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
 from fedpgp.server_rules.fedavg import FEDAVG
 
 PROCESS_BYTES = 1024**3 // 2  # memory of a process that has loaded torch and Ray and nothing else
-MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
-VALUES_PER_CHUNK = 1 << 24  # most logits or feature values of an evaluation at a time: 64 MB of float32
+TRAINING = "batches"  # the purpose of the orders of local training
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class FederationJob:
     dtype: torch.dtype = torch.float32
     rule: ServerRule = FEDAVG
 
+    @property
+    def attackers(self) -> np.ndarray:
+        """The clients that attack, sorted."""
+        return attacks.attackers(self.federation.attack, self.data.training_clients, self.seed)
+
     def build(self, device: torch.device) -> FederationWorker:
         """Create the worker on a device."""
         return FederationWorker(self, device)
@@ -69,20 +75,27 @@ class FederationWorker:
         self._text = job.text.to(device, job.dtype)
         self._class_sets = {name: self._text.on(classes) for name, classes in job.data.class_sets.items()}
         self._num_examples = np.array([len(own) for own in job.data.train_rows])
+        self._attackers = job.attackers
         self._train_cache = FeatureCache.open(job.train_features.path, job.train_features.key)
-        self._test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
+        test_cache = FeatureCache.open(job.test_features.path, job.test_features.key)
+        self._evaluator = Evaluator(job.method, job.data, self._class_sets, test_cache, device)
 
     def train(self, call: Call, common: Arrays) -> TrainResult:
         """Train a block locally, and validate and sum its updates; raise `ClientError` if `federation.policy` says so.
 
-        Excluded clients keep their own entries. `common`, which the server sends to all clients, is only read.
+        Excluded clients keep their own entries, and so do lost ones what the server rule lets them keep. `common`,
+        which the server sends to all clients, is only read.
         """
         federation, rule = self.job.federation, self.job.rule
         received = self._tree(common) | self._tree(call.sent)
         personal, kept = self._tree(call.personal), self._tree(call.kept)
         correction = rule.correction(kept, received) if isinstance(rule, ClientHalf) else None
-        update = self._update(call, received, personal, "batches", federation.local_epochs, correction)
+        update = self._update(call, received, personal, TRAINING, federation.local_epochs, correction)
+        update = self._attacked(call, update, received)
         valid = validate(update, received, federation, call)
+        lost = absence.lost(federation, self.job.seed, call.round, call.clients)
+        arrived = valid.accepted & torch.from_numpy(~lost).to(self.device)
+        keeping = valid.accepted if federation.dropout_keeps_personal else arrived
         uploads, kept_now = valid.shared, kept
         if isinstance(rule, ClientHalf):
             trained = select(update.params, valid.shared)
@@ -90,22 +103,54 @@ class FederationWorker:
             uploads = uploads | more
         num_examples = self._num_examples[call.clients]
         weights = num_examples if rule.weighting == "images" else np.ones_like(num_examples)
-        sent = rows(uploads, valid.accepted)
-        summed = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[valid.accepted])
+        sent = rows(uploads, arrived)
+        summed = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[arrived])
         return TrainResult(
             clients=call.clients,
-            accepted=valid.accepted.cpu().numpy(),
+            accepted=arrived.cpu().numpy(),
             weights=weights,
             total=to_arrays(summed if rule.uploads == "sum" else {}),
             stack=to_arrays(sent if rule.uploads == "stack" else {}),
-            personal=to_arrays(choose(valid.accepted, without(update.params, valid.shared), personal)),
-            kept=to_arrays(choose(valid.accepted, kept_now, kept)),
+            personal=to_arrays(choose(keeping, without(update.params, valid.shared), personal)),
+            kept=to_arrays(choose(arrived, kept_now, kept)),
             num_examples=num_examples,
-            bytes_up=num_bytes(uploads),
+            bytes_up=num_bytes(uploads) // len(lost) * int((~lost).sum()),
             loss=update.loss.cpu().numpy(),
             parts=to_arrays(update.parts),
-            events=valid.events,
-            before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
+            events=self._events(call, valid.events, lost),
+            before_aggregation=self._before_aggregation(update.params, call.clients, arrived.cpu().numpy()),
+        )
+
+    def _attacked(self, call: Call, update: Update, received: ParamTree) -> Update:
+        """The update, in which attackers have replaced their shared parameters; their own stay as trained."""
+        shared, attack = select(update.params, received), self.job.federation.attack
+        if attack is None or not shared:
+            return update
+        shared = {key: value.clone() for key, value in shared.items()}
+        for index in np.flatnonzero(self._attacking(call.round, call.clients)):
+            start = {key: received[key][index] if key in call.sent else received[key] for key in shared}
+            learned = {key: value[index] - start[key] for key, value in shared.items()}
+            generator = numpy_generator(self.job.seed, "attack", call.round, int(call.clients[index]))
+            for key, value in attacks.false_update(attack, learned, generator).items():
+                shared[key][index] = start[key] + value
+        return replace(update, params=update.params | shared)
+
+    def _attacking(self, round: int, clients: np.ndarray) -> np.ndarray:
+        """Which of the clients attack in a round (K,)."""
+        attack = self.job.federation.attack
+        return np.isin(clients, self._attackers) & (attack is not None and round >= attack.start_round)
+
+    def _events(self, call: Call, found: Sequence[str | None], lost: np.ndarray) -> tuple[str | None, ...]:
+        """What happened to each client (K,), for the rows; `found`: in the validation of its update."""
+        federation = self.job.federation
+        attack, full = federation.attack, federation.local_epochs
+        done = absence.epochs(federation, self.job.seed, call.round, call.clients)
+        attacking = self._attacking(call.round, call.clients)
+        return absence.joined(
+            [f"attack: {attack.kind}" if attack and one else None for one in attacking],
+            [f"straggler: {own} of {full} epochs" if own < full else None for own in done],
+            found,
+            ["lost" if one else None for one in lost],
         )
 
     def _update(
@@ -132,11 +177,11 @@ class FederationWorker:
                     self._class_sets[self.job.data.train_set],
                     _part(start, part),
                     {key: value[part] if key in call.sent else value for key, value in received.items()},
-                    self._local_data(chunk),
+                    self._local_data(purpose, call.round, chunk),
                     orders,
                     Optimizer(federation.lr, federation.momentum, federation.weight_decay),
                     call.round,
-                    [factors(federation, call.round, _steps(own)) for own in orders] if purpose == "batches" else None,
+                    [factors(federation, call.round, _steps(own)) for own in orders] if purpose == TRAINING else None,
                     None if correction is None else _part(correction, part),
                 )
             )
@@ -151,7 +196,7 @@ class FederationWorker:
         """See `ClientHalf.after_training`."""
         federation, (phase,) = self.job.federation, self.job.method.phases
         settings = Optimizer(federation.lr, federation.momentum, federation.weight_decay).within(phase, call.round)
-        steps = _steps(self._orders("batches", 0, call.round, call.clients, federation.local_epochs))
+        steps = _steps(self._orders(TRAINING, 0, call.round, call.clients, federation.local_epochs))
         far = travel(steps, factors(federation, call.round, steps), settings.momentum)
         return {key: torch.from_numpy(settings.of(key) * far).float().to(self.device) for key in shared}
 
@@ -160,8 +205,8 @@ class FederationWorker:
         first = call.clients[:1]
         received = self._tree(common) | _part(self._tree(call.sent), slice(1))
         params = _part(self._start(call, received) | self._tree(call.personal), slice(1))
-        data = self._local_data(first)
-        orders = self._orders("batches", 0, call.round, first, epochs=1)
+        data = self._local_data(TRAINING, call.round, first)
+        orders = self._orders(TRAINING, 0, call.round, first, epochs=1)
         frozen = self._class_sets[self.job.data.train_set]
         storages = [tensor.untyped_storage() for tensor in tensors_of((self._text.tower, self._text.visual))]
         weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
@@ -190,95 +235,79 @@ class FederationWorker:
             update = self._update(call, received, personal, "finetune", federation.finetune_epochs)
             valid = validate(update, {}, federation, call, "fine-tuning")
             evaluated = choose(valid.accepted, update.params, {**repeated(received, len(call.clients)), **personal})
-        counts = self._counts(evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion)
-        return counts + (self._global_counts(params, call) if shared else [])
-
-    @torch.no_grad()
-    def _counts(
-        self,
-        params: ParamTree,
-        clients: np.ndarray,
-        evaluation_sets: Sequence[EvaluationSet],
-        whole: bool = True,
-        local: str = "local",
-        confusion: bool = False,
-    ) -> list[Counts]:
-        """Counts on each client's own images, and with `whole` on all images of a set."""
-        data, method, domains = self.job.data, self.job.method, len(self.job.data.domains)
-        classifiers: dict[str, Classifier] = {}
-        counts = []
-        for images in evaluation_sets:
-            if images.class_set != data.train_set and not method.supports_unseen_classes:
-                continue
-            if images.class_set not in classifiers:
-                classifiers[images.class_set] = method.classifier(params, self._class_sets[images.class_set])
-            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
-            num_classes = self._class_sets[images.class_set].num_classes if confusion else None
-            if images.members is not None:
-                members = [images.members[client] for client in clients]
-                counts.append(count(images, local, clients, answers, members, domains, num_classes))
-            if whole:
-                counts.append(count(images, images.metric, clients, answers, None, domains, num_classes))
+        counts = self._evaluator.counts(
+            evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion
+        )
+        if shared:
+            counts += self._evaluator.global_counts(params, call, everywhere=federation.evaluate_global)
         return counts
 
-    def _global_counts(self, params: ParamTree, call: Call) -> list[Counts]:
-        """Counts of the server's model, without personal parameters; the same for all clients.
+    def evaluate_new(self, call: Call, shared: Arrays) -> list[Counts]:
+        """Count on test images the correct answers of clients that never train, as split `new_client`.
 
-        Evaluated on a held-out domain, and on all sets with `evaluate_global`. Empty if the shared parameters do not
-        form a model.
+        First those of the global model; then (`local_adapted`, ...) those of each client's model, which starts from the
+        shared parameters and the initial personal ones, after `new_client_epochs` epochs on its own images. If these
+        fail, the model at their start is evaluated, or `ClientError` raised if `federation.policy` says so.
         """
-        everywhere = self.job.federation.evaluate_global
-        evaluation_sets = [images for images in self.job.data.evaluation_sets if images.held_out or everywhere]
-        if not evaluation_sets:
-            return []
-        params = {key: value[:1] for key, value in params.items()}
-        if call.personal:
-            if not isinstance(self.job.method, HasGlobalModel):
-                return []
-            params = self.job.method.global_model(params)
-        counts = self._counts(params, call.clients, evaluation_sets)
-        return [replace(part, metric=f"{part.metric}_global") for part in counts]
+        federation = self.job.federation
+        received, personal = self._tree(shared), self._tree(call.personal)
+        start = {**repeated(received, len(call.clients)), **personal}
+        models = {"": self._evaluator.global_model(start, call)}
+        if federation.new_client_epochs and self.job.method.phases:
+            update = self._update(call, received, personal, NEW_CLIENT, federation.new_client_epochs)
+            valid = validate(update, {}, federation, call, "adaptation of a new client")
+            models["_adapted"] = choose(valid.accepted, update.params, start)
+        tests = [images for images in self.job.data.evaluation_sets if images.split == "test"]
+        return [
+            replace(part, split=NEW_CLIENT, metric=part.metric + suffix)
+            for suffix, params in models.items()
+            if params is not None
+            for part in self._evaluator.counts(params, call.clients, tests)
+        ]
 
-    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
-        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
-        num_classes = self._class_sets[images.class_set].num_classes
-        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self._test_cache.shape)))
-        parts = []
-        for start in range(0, len(images.rows), size):
-            features = torch.from_numpy(self._test_cache.gather(images.rows[start : start + size])).to(self.device)
-            best, answers = classifier(features.unsqueeze(0)).max(-1)
-            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
-        return torch.cat(parts, dim=1).cpu().numpy()
-
-    def _before_aggregation(self, params: ParamTree, clients: np.ndarray, accepted: Tensor) -> list[Counts]:
-        """Counts of the accepted clients on their own images, before averaging."""
-        if not (self.job.federation.evaluate_before_aggregation and bool(accepted.any())):
+    def _before_aggregation(self, params: ParamTree, clients: np.ndarray, accepted: np.ndarray) -> list[Counts]:
+        """Counts of the accepted clients that never attack on their own images, before averaging."""
+        honest = accepted & ~np.isin(clients, self._attackers)
+        if not (self.job.federation.evaluate_before_aggregation and honest.any()):
             return []
         evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
-        kept = clients[accepted.cpu().numpy()]
-        return self._counts(
-            rows(params, accepted), kept, evaluation_sets, whole=False, local="local_before_aggregation"
+        own = rows(params, torch.from_numpy(honest).to(self.device))
+        return self._evaluator.counts(
+            own, clients[honest], evaluation_sets, whole=False, local="local_before_aggregation"
         )
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
-        job = self.job
+        """The batches of each client in a phase, which may have its own epochs.
+
+        A straggler that does e of E local epochs does the first e / E (rounded up) of those of each phase.
+        """
+        job, full = self.job, self.job.federation.local_epochs
+        own = job.method.phases[phase].epochs or epochs
+        share = (
+            absence.epochs(job.federation, job.seed, round, clients) if purpose == TRAINING else [full] * len(clients)
+        )
         return [
             batches(
                 count=int(self._num_examples[client]),
                 views=job.train_features.key.views,
                 batch_size=job.federation.batch_size,
-                epochs=job.method.phases[phase].epochs or epochs,
+                epochs=-(-own * int(part) // full),
                 drop_last=job.federation.drop_last,
                 generator=numpy_generator(job.seed, purpose, phase, round, int(client)),
             )
-            for client in clients
+            for client, part in zip(clients, share, strict=True)
         ]
 
-    def _local_data(self, clients: np.ndarray) -> LocalData:
-        """The clients' images; all views of an image are consecutive."""
+    def _local_data(self, purpose: str, round: int, clients: np.ndarray) -> LocalData:
+        """The clients' images; all views of an image are consecutive. Attackers with false labels train with these."""
         views = self.job.train_features.key.views
         rows = np.concatenate([self.job.data.train_rows[client] for client in clients])
-        labels = np.concatenate([self.job.data.train_labels[client] for client in clients])
+        given = [self.job.data.train_labels[client] for client in clients]
+        if purpose == TRAINING and self.job.federation.attack is not None:
+            attack, num_classes = self.job.federation.attack, self._class_sets[self.job.data.train_set].num_classes
+            for index in np.flatnonzero(self._attacking(round, clients)):
+                given[index] = attacks.train_labels(attack, given[index], num_classes)
+        labels = np.concatenate(given)
         features = np.stack([self._train_cache.gather(rows, view) for view in range(views)], axis=1)
         counts = self._num_examples[clients]
         return LocalData(
@@ -317,53 +346,3 @@ def kept_for_backward(run: Callable[[], Tensor], frozen: set[int]) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     return sum(kept.values())
-
-
-def count(
-    images: EvaluationSet,
-    metric: str,
-    clients: np.ndarray,
-    answers: np.ndarray,
-    members: Sequence[np.ndarray] | None,
-    num_domains: int,
-    num_classes: int | None,
-) -> Counts:
-    """Count the correct answers of each client's model, or of the one model of all, as `metric`.
-
-    Args:
-        answers: predicted class of each model for each image (models, n).
-        members: each client's images; None: all of them.
-        num_classes: for the confusion matrix; None: without one.
-    """
-    right = np.broadcast_to(answers == images.labels, (len(clients), len(images.rows)))
-    chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
-    correct = [
-        np.bincount(images.domains[own], weights=row[own], minlength=num_domains)
-        for row, own in zip(right, chosen, strict=True)
-    ]
-    total = [np.bincount(images.domains[own], minlength=num_domains) for own in chosen]
-    confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
-    return Counts(
-        images.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64), confusion
-    )
-
-
-def count_confusion(
-    labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
-) -> np.ndarray | None:
-    """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
-
-    Answers that are not a class are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
-    None for more than `MOST_CLASSES` classes. Arguments as in `count`, labels (n,).
-    """
-    if num_classes > MOST_CLASSES:
-        return None
-    classes = (answers >= 0) & (answers < num_classes)
-    pairs = np.where(classes, labels * num_classes + answers, num_classes**2)
-    if members is None:
-        counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
-    else:
-        rows = np.broadcast_to(pairs, (clients, len(labels)))
-        own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
-        counts = np.bincount(own, minlength=num_classes**2)
-    return counts[: num_classes**2].reshape(num_classes, num_classes).astype(np.int64)

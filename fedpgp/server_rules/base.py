@@ -27,7 +27,7 @@ class Received:
     weights: Tensor  # (M,) float64
     mean: ParamTree  # weighted mean of what they sent, without the client axis; empty for `stack`
     stack: ParamTree  # (M, ...) what each of them sent; empty for `sum`
-    num_clients: int  # of the federation
+    num_clients: int  # that ever train
     generator: torch.Generator  # of this rule and round
 
 

@@ -14,7 +14,7 @@ from fedpgp.analysis import coverage
 from fedpgp.analysis.comparison import METRIC_TITLES
 from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.core.text import redacted
-from fedpgp.federation.metrics import METRICS, RoundRow, selections
+from fedpgp.federation.metrics import METRICS, TESTED, RoundRow, on_test_images, selections
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder, TrialSpec
 
@@ -141,7 +141,7 @@ def of_sweep(
         lines += [f"Best: **{best.planned.label}** with {best.result.value:.2f}.", ""]
     ranked = ranking(outcomes, head["mode"])
     if ranked:
-        tested = [name for one in ranked for name in accuracies(one.last) if name.startswith("test/")]
+        tested = [name for one in ranked for name in accuracies(one.last) if on_test_images(name)]
         names = list(dict.fromkeys([metric, *tested]))
         rows = [
             [f"{one.planned.label}{'' if one.result.state == 'finished' else f' ({one.result.state})'}"]
@@ -156,7 +156,7 @@ def of_sweep(
 
 def accuracies(metrics: Collection[str]) -> list[str]:
     """Names of accuracy metrics, in the order of the tables."""
-    return [f"{split}/{metric}" for split in ("val", "test") for metric in METRICS if f"{split}/{metric}" in metrics]
+    return [f"{split}/{metric}" for split in TESTED for metric in METRICS if f"{split}/{metric}" in metrics]
 
 
 def spread(trial: Outcome, name: str) -> str:

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 from fedpgp.config import TrackingSettings, tracking_uri
 from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.core.files import check_readable
+from fedpgp.federation.metrics import on_test_images
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
 from fedpgp.tracking.mlflow_runs import SWEEP_TAG
@@ -93,7 +94,7 @@ def _columns(client: MlflowClient, experiment: str) -> list[str]:
     metrics = []
     for sweep in sweeps:
         metrics += [sweep.data.params["tune.metric"]]
-        metrics += [name for name in accuracies(sweep.data.metrics) if name.startswith("test/")]
+        metrics += [name for name in accuracies(sweep.data.metrics) if on_test_images(name)]
     return list(dict.fromkeys([f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]))
 
 

@@ -13,7 +13,7 @@ from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_columns, statistic_text
 from fedpgp.config import differing
 from fedpgp.core.text import disk_size
-from fedpgp.federation.metrics import METRICS
+from fedpgp.federation.metrics import METRICS, NEW_CLIENT, TESTED
 
 PER_CLIENT = ("local", "held_out", "all", "base", "novel")
 MAX_CLIENTS = 40
@@ -27,7 +27,7 @@ def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
     found = []
     for scenario in comparison.scenarios:
         found += [accuracies(comparison, scenario), differences(comparison, scenario, baseline)]
-    for build in (readings, costs):
+    for build in (new_clients, readings, costs):
         found += [build(groups, scenario) for scenario, groups in comparison.scenarios.items()]
     return [table for table in found if table.rows]
 
@@ -80,12 +80,30 @@ def differences(comparison: Comparison, scenario: str, baseline: str) -> Table:
     )
 
 
+def new_clients(groups: Sequence[Group], scenario: str = "") -> Table:
+    """Accuracy of the clients that never train, and the participation gap; no rows if there are none."""
+    metrics = [metric for metric in METRICS if any(group.statistic(metric, NEW_CLIENT) for group in groups)]
+    rows = []
+    for group in groups:
+        found = [group.statistic(metric, NEW_CLIENT) for metric in metrics]
+        if any(found):
+            local, new = group.statistic("local"), group.statistic("local", NEW_CLIENT)
+            gap = local.minus(new) if local and new else None
+            rows.append((group.label, *map(statistic_text, (*found, gap))))
+    headings = ("", *(METRIC_TITLES[metric] for metric in metrics), "participation gap")
+    caption = (
+        "test images, after the last round: the global model, and (adapted) after local epochs on their images; gap: "
+        "Local of the clients that train minus Local of the new ones (Yuan et al., ICLR 2022)"
+    )
+    return Table(_titled("Clients that never train, accuracy in percent", scenario), headings, rows, caption=caption)
+
+
 def readings(groups: Sequence[Group], scenario: str = "") -> Table:
     """The main metric in three readings on both splits."""
     rows = []
     metric = next((one for one in MAIN if any(group.statistic(one) for group in groups)), "local")
     for group in groups:
-        for split in ("val", "test"):
+        for split in TESTED:
             found = [group.statistic(metric, split, read) for read in READING_TITLES]
             if any(found):
                 rows.append((group.label, split, *map(statistic_text, found)))
@@ -137,7 +155,7 @@ def as_csv(comparison: Comparison, baseline: str) -> str:
     """One line per group, split, metric and reading, for other programs."""
     rows = []
     for group in comparison.groups:
-        for split in ("val", "test"):
+        for split in TESTED:
             for metric, reading in product(comparison.metrics(split), READING_TITLES):
                 numbers = statistic_columns(group.statistic(metric, split, reading))
                 gained = comparison.difference(group, baseline, metric, reading) if split == "test" else None
@@ -163,7 +181,7 @@ def side_by_side(first: Run, second: Run, notes: Sequence[str] = ()) -> Lines:
 def _pair_metrics(first: Run, second: Run) -> Table:
     """Every metric that one of them measured: after the last round, and the difference in the other readings."""
     rows = []
-    for split in ("val", "test"):
+    for split in TESTED:
         for metric in METRICS:
             a, b = (run.metrics.get(f"{split}/{metric}", {}) for run in (first, second))
             if a or b:

@@ -22,7 +22,7 @@ from fedpgp.data import manifest as manifests
 from fedpgp.data import protocol
 from fedpgp.data.sources import open_source
 from fedpgp.data.summary import partition_table
-from fedpgp.federation.metrics import METRICS, RoundRow
+from fedpgp.federation.metrics import METRICS, NEW_CLIENT, RoundRow
 from fedpgp.storage.run_folder import RunFolder
 
 SIDE = 96
@@ -39,6 +39,8 @@ MAX_NAMES = 40
 """Names on an axis; with more classes, every second, third ... name."""
 MAX_PAIRS = 3
 DPI = 80
+DASHES_OF = {"test": "-", "val": "--", NEW_CLIENT: ":"}
+"""Lines of the splits; the first one of a metric has its label."""
 
 Line = tuple[list[int], list[float]]
 
@@ -131,8 +133,11 @@ def fitted(image: Image.Image) -> Image.Image:
 
 
 def curves_of_run(rounds: Sequence[RoundRow], path: Path) -> None:
-    """Draw accuracy (test solid, validation dashed) and mean training loss with its parts by round, if evaluated."""
-    names = [f"{split}/{metric}" for metric in METRICS for split in ("test", "val")]
+    """Draw accuracy and mean training loss with its parts by round, if evaluated.
+
+    Test is solid, validation dashed, new clients are dotted.
+    """
+    names = [f"{split}/{metric}" for metric in METRICS for split in DASHES_OF]
     lines = {name: line for name in names if (line := _line(rounds, name))[0]}
     if lines:
         losses = sorted({name for row in rounds for name in row.metrics if name.startswith("train/")} - {"train/loss"})
@@ -185,9 +190,12 @@ def _accuracy_and_loss(lines: Mapping[str, Line], losses: Mapping[str, Line]) ->
     for name, line in lines.items():
         split, _, metric = name.partition("/")
         color = COLORS[metrics.index(metric) % len(COLORS)]
-        label = metric if split == "test" or f"test/{metric}" not in lines else None
-        _plot(left, line, color=color, label=label, linestyle="-" if split == "test" else "--")
+        shown = next(one for one in DASHES_OF if f"{one}/{metric}" in lines)
+        label = metric if split == shown else None
+        _plot(left, line, color=color, label=label, linestyle=DASHES_OF[split])
     left.plot([], [], "k--", label="validation")
+    if any(name.startswith(NEW_CLIENT) for name in lines):
+        left.plot([], [], "k:", label="new clients")
     left.set(xlabel="round", ylabel="accuracy in percent, mean over clients")
     left.legend(ncols=2)
     for number, (name, line) in enumerate(losses.items()):

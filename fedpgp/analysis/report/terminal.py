@@ -19,8 +19,16 @@ from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_te
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
-from fedpgp.core.text import disk_size
-from fedpgp.federation.metrics import METRICS, last_evaluated, per_client_table, summarize
+from fedpgp.core.text import disk_size, first_of
+from fedpgp.federation.metrics import (
+    METRICS,
+    TESTED,
+    last_evaluated,
+    on_test_images,
+    participation_gap,
+    per_client_table,
+    summarize,
+)
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 
@@ -94,14 +102,26 @@ def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
     found = numbers["metrics"]
     rows = [
         (split, METRIC_TITLES[metric], *(f"{found[f'{split}/{metric}'][reading]:.2f}" for reading in READING_TITLES))
-        for split in ("val", "test")
+        for split in TESTED
         for metric in METRICS
         if f"{split}/{metric}" in found
     ]
     headings = ("split", "metric", *READING_TITLES.values())
     fewer = dict.fromkeys(coverage.lines([coverage.of_run(store)], METRIC_TITLES).values())
-    caption = "\n".join(["mean over clients", *fewer, "max on test selects on the test images"])
+    notes = ["mean over clients", *fewer, *_absent(store), "max on test selects on the test images"]
+    gap = participation_gap({name: readings["last"] for name, readings in found.items()})
+    if gap is not None:
+        notes.append(f"participation gap: {gap:.2f} points in the last round (test/local - new_client/local)")
+    caption = "\n".join(notes)
     return Table(f"{store.path.name}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
+
+
+def _absent(store: RunFolder) -> list[str]:
+    """Which clients attack, and which never train."""
+    names, attack = store.identity.get("client_names", []), store.identity.get("attack")
+    groups = {f"attack with {attack['kind']}": attack["clients"]} if attack else {}
+    groups["never train, and are the new clients"] = store.identity.get("unseen_clients", [])
+    return [f"{first_of([names[one] for one in own], 10)}: {what}" for what, own in groups.items() if own]
 
 
 def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
@@ -229,7 +249,7 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
     title = f"{sweep.name}: {len(drawn.trials)} trials, nothing started"
     table = Table(title, ("id", "trial", "folds"), trials, text_columns=3, max_rows=MAX_TRIALS)
     tune = sweep.tune
-    selects = "  (selects on the test images)" if drawn.metric.startswith("test/") else ""
+    selects = "  (selects on the test images)" if on_test_images(drawn.metric) else ""
     lines = [
         f"runs:       {sum(map(len, found.folds))} (every trial once per fold)"
         + (f"; {drawn.repeated} drawn twice and left out" if drawn.repeated else ""),
@@ -266,7 +286,7 @@ def ranking(folder: SweepFolder) -> Table:
         ("", "trial", "state", metric, "folds"),
         rows,
         text_columns=3,
-        caption="; ".join(filter(None, ("chosen on the test images" * metric.startswith("test/"), made))),
+        caption="; ".join(filter(None, ("chosen on the test images" * on_test_images(metric), made))),
         max_rows=MAX_TRIALS,
     )
 

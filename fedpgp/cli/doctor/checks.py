@@ -274,7 +274,7 @@ def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: boo
     data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
     trained = f"{data.num_clients} clients, {len(data.class_sets[data.train_set])} classes to train on"
     yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
-    if rounded := rounding(data.num_clients, experiment.federation.participation):
+    if rounded := rounding(len(data.training_clients), experiment.federation.participation):
         yield ok("participation", rounded)
     free = sum(node.get("memory", 0.0) for node in nodes)
     for name, look in (("features", features), ("memory", partial(memory, free=free))):

@@ -19,6 +19,7 @@ from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
 from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
+from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
 MEASURED = {
@@ -184,4 +185,8 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
         if not name.startswith(known) or (name == "held_out" and split == "val"):
             names = ", ".join(f"{split}/{one}" for one in known if (split, one) != ("val", "held_out"))
             raise ConfigError(f"tune.metric: {metric} is not measured with protocol.name={protocol}; use {names}")
+    if split == NEW_CLIENT and not all(trial.experiment.partition.unseen_clients for trial in trials):
+        raise ConfigError(f"tune.metric: {metric} is not measured without partition.unseen_clients above 0")
+    if name.endswith("_adapted") and split != NEW_CLIENT:
+        raise ConfigError(f"tune.metric: {metric} is measured on new clients only; use {NEW_CLIENT}/{name}")
     return metric

@@ -15,7 +15,7 @@ from fedpgp.config import Settings, leaves
 from fedpgp.config.reading import read_override, warn_dropped
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
-from fedpgp.federation.metrics import METRICS
+from fedpgp.federation.metrics import METRICS, TESTED
 
 FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
@@ -37,8 +37,8 @@ class TuneSettings(Settings):
     """How trials are drawn, compared and scheduled."""
 
     metric: str | None = None
-    """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. With `test/...` the
-    best trial is selected on test images, and tables say so"""
+    """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. With `test/...` or
+    `new_client/...` the best trial is selected on test images, and tables say so"""
     mode: Literal["max", "min"] = "max"
     """max: larger is better"""
     num_samples: int = Field(1, ge=1)
@@ -55,7 +55,7 @@ class TuneSettings(Settings):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str | None) -> str | None:
-        known = [f"{split}/{name}" for split in ("val", "test") for name in METRICS] + ["train/loss"]
+        known = [f"{split}/{name}" for split in TESTED for name in METRICS] + ["train/loss"]
         if metric is None or metric in known:
             return metric
         hint = did_you_mean(metric, known, "write it as val/NAME, for example val/hm", count=2)

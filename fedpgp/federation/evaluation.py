@@ -1,0 +1,135 @@
+"""Counts of correct answers and of confused classes, for each client's model and for the server's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+
+from fedpgp.clip.feature_cache import FeatureCache
+from fedpgp.clip.text_backbone import ClassSet
+from fedpgp.core.tree import ParamTree
+from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.federation.messages import Call, Counts
+from fedpgp.methods.base import Classifier, HasGlobalModel, Method
+
+MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
+VALUES_PER_CHUNK = 1 << 24  # most logits or feature values of an evaluation at a time: 64 MB of float32
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models on the evaluation sets of a federation."""
+
+    method: Method
+    data: FederatedData
+    class_sets: Mapping[str, ClassSet]
+    cache: FeatureCache  # of the images that are tested on
+    device: torch.device
+
+    @torch.no_grad()
+    def counts(
+        self,
+        params: ParamTree,
+        clients: np.ndarray,
+        evaluation_sets: Sequence[EvaluationSet],
+        whole: bool = True,
+        local: str = "local",
+        confusion: bool = False,
+    ) -> list[Counts]:
+        """Counts on each client's own images, and with `whole` on all images of a set."""
+        data, method, domains = self.data, self.method, len(self.data.domains)
+        classifiers: dict[str, Classifier] = {}
+        counts = []
+        for images in evaluation_sets:
+            if images.class_set != data.train_set and not method.supports_unseen_classes:
+                continue
+            if images.class_set not in classifiers:
+                classifiers[images.class_set] = method.classifier(params, self.class_sets[images.class_set])
+            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
+            num_classes = self.class_sets[images.class_set].num_classes if confusion else None
+            if images.members is not None:
+                members = [images.members[client] for client in clients]
+                counts.append(count(images, local, clients, answers, members, domains, num_classes))
+            if whole:
+                counts.append(count(images, images.metric, clients, answers, None, domains, num_classes))
+        return counts
+
+    def global_counts(self, params: ParamTree, call: Call, everywhere: bool) -> list[Counts]:
+        """Counts of the server's model, without personal parameters; the same for all clients.
+
+        On a held-out domain, or `everywhere`. Empty if the shared parameters do not form a model.
+        """
+        evaluation_sets = [images for images in self.data.evaluation_sets if images.held_out or everywhere]
+        model = self.global_model(params, call) if evaluation_sets else None
+        counts = [] if model is None else self.counts(model, call.clients, evaluation_sets)
+        return [replace(part, metric=f"{part.metric}_global") for part in counts]
+
+    def global_model(self, params: ParamTree, call: Call) -> ParamTree | None:
+        """The server's model (1, ...) from the clients' `params` (K, ...); None: it needs personal parameters."""
+        one = {key: value[:1] for key, value in params.items()}
+        if not call.personal:
+            return one
+        return self.method.global_model(one) if isinstance(self.method, HasGlobalModel) else None
+
+    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
+        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
+        num_classes = self.class_sets[images.class_set].num_classes
+        size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self.cache.shape)))
+        parts = []
+        for start in range(0, len(images.rows), size):
+            features = torch.from_numpy(self.cache.gather(images.rows[start : start + size])).to(self.device)
+            best, answers = classifier(features.unsqueeze(0)).max(-1)
+            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+
+def count(
+    images: EvaluationSet,
+    metric: str,
+    clients: np.ndarray,
+    answers: np.ndarray,
+    members: Sequence[np.ndarray] | None,
+    num_domains: int,
+    num_classes: int | None,
+) -> Counts:
+    """Count the correct answers of each client's model, or of the one model of all, as `metric`.
+
+    Args:
+        answers: predicted class of each model for each image (models, n).
+        members: each client's images; None: all of them.
+        num_classes: for the confusion matrix; None: without one.
+    """
+    right = np.broadcast_to(answers == images.labels, (len(clients), len(images.rows)))
+    chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
+    correct = [
+        np.bincount(images.domains[own], weights=row[own], minlength=num_domains)
+        for row, own in zip(right, chosen, strict=True)
+    ]
+    total = [np.bincount(images.domains[own], minlength=num_domains) for own in chosen]
+    confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
+    return Counts(
+        images.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64), confusion
+    )
+
+
+def count_confusion(
+    labels: np.ndarray, answers: np.ndarray, clients: int, members: Sequence[np.ndarray] | None, num_classes: int
+) -> np.ndarray | None:
+    """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
+
+    Answers that are not a class are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
+    None for more than `MOST_CLASSES` classes. Arguments as in `count`, labels (n,).
+    """
+    if num_classes > MOST_CLASSES:
+        return None
+    classes = (answers >= 0) & (answers < num_classes)
+    pairs = np.where(classes, labels * num_classes + answers, num_classes**2)
+    if members is None:
+        counts = np.bincount(pairs.ravel(), minlength=num_classes**2) * (clients // len(answers))
+    else:
+        rows = np.broadcast_to(pairs, (clients, len(labels)))
+        own = np.concatenate([row[chosen] for row, chosen in zip(rows, members, strict=True)])
+        counts = np.bincount(own, minlength=num_classes**2)
+    return counts[: num_classes**2].reshape(num_classes, num_classes).astype(np.int64)
