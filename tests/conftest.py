@@ -109,7 +109,10 @@ def made_run(tmp_path):
         digest = config.digest(experiment)
         store = RunFolder.create(root, experiment.name, digest, config.dump(experiment), identity)
         for number in range(1, max(map(len, series.values()), default=0) + 1):
-            metrics = {key.replace("_", "/", 1): float(values[number - 1]) for key, values in series.items()}
+            metrics = {
+                (key if "/" in key else key.replace("_", "/", 1)): float(values[number - 1])
+                for key, values in series.items()
+            }
             row = RoundRow(number, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)
             learned = State(number, shared or {}, personal or {})
             rows = CLIENT_SCHEMA.empty_table() if clients is None else clients

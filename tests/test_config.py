@@ -28,6 +28,23 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments"
         ({"data": {"train_fraction": 0.9, "val_fraction": 0.2}}, "must stay below 1"),
         ({"resources": {"gpus_per_actor": 1.5}}, "must be a whole number"),
         ({"partition": {"clients": None}}, "partition.clients is the number of clients"),
+        ({"federation": {"lr_step_rounds": 3}}, "federation: lr_step_rounds has no effect; it needs lr_schedule=step"),
+        ({"federation": {"lr_step_factor": 0.5, "lr_schedule": "cosine"}}, "lr_step_factor has no effect; it needs"),
+        ({"federation": {"lr_schedule_per": "step"}}, "lr_schedule_per has no effect; it needs another lr_schedule"),
+        ({"federation": {"rounds": 3, "lr_warmup_rounds": 4}}, "lr_warmup_rounds=4 is above rounds=3"),
+        ({"federation": {"local_epochs": 1, "straggler": 0.5}}, "straggler has no effect; it needs local_epochs=2"),
+        ({"federation": {"dropout_keeps_personal": False}}, "dropout_keeps_personal has no effect; it needs dropout"),
+        (
+            {"federation": {"new_client_epochs": 2}},
+            "new_client_epochs has no effect; it needs partition",
+        ),
+        ({"federation": {"attack": {"kind": "label_flip", "fraction": 0.2, "scale": 2}}}, "scale has no effect with"),
+        ({"federation": {"attack": {"kind": "noise", "fraction": 0.2}}}, "federation.attack.kind: "),
+        ({"federation": {"attack": {"kind": "gaussian"}}}, "federation.attack.fraction: "),
+        (
+            {"federation": {"rounds": 3, "attack": {"kind": "gaussian", "fraction": 0.2, "start_round": 4}}},
+            "attack.start_round=4 is above rounds=3",
+        ),
         ({"name": "a/b"}, "name: "),
         ({"seed": -1}, "seed: "),
     ],
@@ -177,9 +194,12 @@ def test_the_digest_covers_what_can_change_a_number():
         {"federation": {"lr": 0.5}},
         {"method": {"name": "fedpgp", "rank": 2}},
         {"data": {"template": "{}"}},
+        {"federation": {"attack": {"kind": "gaussian", "fraction": 0.2}}},
+        {"federation": {"dropout": 0.2}},
+        {"partition": {"unseen_clients": 0.2}},
     ]
     assert {config.digest(config.parse(tree)) for tree in same} == {base}
-    assert len({config.digest(config.parse(tree)) for tree in different} | {base}) == 5
+    assert len({config.digest(config.parse(tree)) for tree in different} | {base}) == 1 + len(different)
     assert config.digest(Experiment(), manifest="a") != config.digest(Experiment(), manifest="b")
 
 

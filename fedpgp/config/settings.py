@@ -269,9 +269,9 @@ class FederationSettings(Settings):
             if given(key) and not effective:
                 raise ValueError(f"{key} has no effect; it needs {needed}")
         if self.lr_warmup_rounds > self.rounds:
-            raise ValueError(f"lr_warmup_rounds={self.lr_warmup_rounds} is more than the {self.rounds} rounds of a run")
+            raise ValueError(f"lr_warmup_rounds={self.lr_warmup_rounds} is above rounds={self.rounds}")
         if self.attack is not None and self.attack.start_round > self.rounds:
-            raise ValueError(f"attack.start_round={self.attack.start_round} is after the last of {self.rounds} rounds")
+            raise ValueError(f"attack.start_round={self.attack.start_round} is above rounds={self.rounds}")
         return self
 
 

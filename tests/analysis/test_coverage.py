@@ -65,3 +65,13 @@ def test_rows_by_domain_do_not_count_twice():
     rows = table([3, 3])
     domain = rows.set_column(4, "domain", pa.array(["a", "a"]))
     assert lines([coverage(pa.concat_tables([rows, domain]), 2)], METRIC_TITLES) == {}
+
+
+def test_attackers_and_clients_that_never_train_are_not_in_the_mean():
+    """One of 6 clients attacks and two never train; one of the other three and one of the new ones have no image."""
+    tested, new = table([3, 0, 1]), table([0, 4], split="new_client")
+    found = lines([coverage(pa.concat_tables([tested, new]), 6, attack=1, unseen=2)], METRIC_TITLES)
+    assert found == {
+        "test/local": "Local (test): mean over 2 of 6 clients (1 attack, 2 never train, 1 has no test image)",
+        "new_client/local": "Local (new_client): mean over 1 of 2 clients (1 has no test image)",
+    }

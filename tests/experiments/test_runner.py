@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +16,18 @@ import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import yaml
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedpgp import config
+from fedpgp.analysis.report.terminal import show
 from fedpgp.clip.feature_cache import FeatureCache
+from fedpgp.config import MethodSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
-from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted
+from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, UserError
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.storage.run_folder import RunFolder
@@ -136,6 +142,115 @@ def test_counts_equal_an_independent_count(root, reference):
 def test_actors_give_the_bits_of_the_serial_backend(root, reference, actors):
     wanted = settings(root, resources__backend="ray", resources__actors=actors)
     assert numbers(launch.run(wanted, False, RunCallback(), Tracker())) == numbers(reference)
+
+
+ABSENT = {
+    "federation__lr_schedule": "cosine", "federation__lr_schedule_per": "step", "federation__lr_warmup_rounds": 1,
+    "federation__local_epochs": 3, "federation__straggler": 0.5, "federation__dropout": 0.3,
+    "federation__attack": {"kind": "gaussian", "fraction": 0.3}, "federation__new_client_epochs": 1,
+    "partition__unseen_clients": 0.2,
+}  # fmt: skip
+"""Schedules, attackers, lost and slow clients, and clients that never train, all at once."""
+
+
+@pytest.fixture(scope="module")
+def absent(root):
+    return run(settings(root, **ABSENT))
+
+
+def test_what_happened_to_clients_is_in_the_files(absent):
+    store = RunFolder.open(absent)
+    identity = json.loads((absent / "identity.json").read_text())
+    (unseen,), (attacker,) = identity["unseen_clients"], identity["attack"]["clients"]
+    assert identity["attack"]["kind"] == "gaussian"
+    by_split = {
+        split: set(store.clients().filter(pc.field("split") == split)["client"].to_pylist())
+        for split in ("train", "test", "val", "new_client")
+    }
+    assert by_split["new_client"] == {unseen}
+    assert unseen not in by_split["train"]
+    assert by_split["test"] == by_split["val"] == set(range(5)) - {unseen, attacker}
+    train = store.clients().filter(pc.field("split") == "train").to_pylist()
+    events = {row["client"]: row["event"] for row in train if row["metric"] == "train" and row["round"] == 1}
+    assert attacker not in events or events[attacker].startswith("attack: gaussian")
+    out = io.StringIO()
+    Console(file=out, width=300).print(show(absent))
+    assert f"client {attacker}: attack with gaussian\n" in (text := re.sub(" +\n", "\n", out.getvalue()))
+    assert f"client {unseen}: never train, and are the new clients\n" in text
+    assert "Local, Base, Novel, HM (test): mean over 3 of 5 clients (1 attack, 1 never train)" in text
+    metrics = store.rounds()[-1].metrics
+    gap = metrics["test/local"] - metrics["new_client/local"]
+    assert f"participation gap: {gap:.2f} points in the last round" in text
+    assert {f"new_client/{name}{end}" for name in ("local", "base", "novel", "hm") for end in ("", "_adapted")} == {
+        name for name in metrics if name.startswith("new_client/")
+    }
+
+
+def test_with_absent_clients_a_stopped_run_resumes_to_the_same_bits(root, absent):
+    stop = threading.Event()
+
+    def after_first(event):
+        if event.method == "on_round" and event.arguments[1] == 1:
+            stop.set()
+
+    wanted = settings(root, **ABSENT)
+    with pytest.raises(Interrupted):
+        run(wanted, callback=EventStream(after_first), stop=stop)
+    assert numbers(run(wanted, resume=True)) == numbers(absent)
+
+
+@pytest.mark.parametrize("changes", [{"block_size": 1}, {"chunk_size": 1}])
+def test_absent_clients_do_not_depend_on_blocks_and_chunks(root, absent, changes):
+    again = run(settings(root, **ABSENT, **{f"federation__{key}": value for key, value in changes.items()}))
+    (rows, tables, _), (other_rows, other_tables, _) = numbers(again), numbers(absent)
+    events, other = ([row["event"] for row in table] for table in map(train_rows, (again, absent)))
+    assert events == other
+    assert [row[0] for row in rows] == [row[0] for row in other_rows]
+    assert [row[2:] for row in rows] == [row[2:] for row in other_rows]
+    assert len(tables[0]["round"]) == len(other_tables[0]["round"])
+
+
+def train_rows(path):
+    rows = RunFolder.open(path).clients().filter(pc.field("split") == "train")
+    return rows.filter(pc.field("metric") == "train").to_pylist()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_with_absent_clients_actors_give_the_bits_of_the_serial_backend(root, absent):
+    wanted = settings(root, resources__backend="ray", resources__actors=2, **ABSENT)
+    assert numbers(launch.run(wanted, False, RunCallback(), Tracker())) == numbers(absent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"method": {"name": "fedotp"}, "partition__unseen_clients": 0.2},
+            "partition.unseen_clients=0.2: method fedotp has no model for a client that never trains, because local",
+        ),
+        (
+            {"partition__clients": 1, "partition__unseen_clients": 0.2},
+            "unseen_clients: the only client has to",
+        ),
+        (
+            {"partition__clients": 1, "federation__attack": {"kind": "gaussian", "fraction": 0.5}},
+            "federation.attack: one client trains; give more clients",
+        ),
+    ],
+)
+def test_clients_that_cannot_be_absent_are_refused_before_work(root, changes, message):
+    method = changes.pop("method", BASE["method"])
+    with pytest.raises(UserError, match=message):
+        run(settings(root, **changes).model_copy(update={"method": MethodSettings.model_validate(method)}))
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "promptfl"])
+def test_without_personal_parameters_every_method_has_a_model_for_new_clients(root, name):
+    tree = {**BASE, "method": {"name": name}, "partition": {"clients": 5, "unseen_clients": 0.4}}
+    path = run(config.parse({**tree, "storage": {"root": str(root)}}))
+    metrics = RunFolder.open(path).rounds()[-1].metrics
+    assert "new_client/hm" in metrics
+    assert ("new_client/hm_adapted" in metrics) == (name != "zero_shot")
 
 
 def test_a_second_run_opens_the_cache(root, reference, monkeypatch):

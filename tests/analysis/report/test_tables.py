@@ -145,3 +145,14 @@ def test_clients_are_ordered_by_the_largest_change(made_run, counts):
     ]
     assert table.caption == "Local: 1 clients gain, 1 lose, 0 stay; largest change first"
     Console(quiet=True).print(comparison_tables.side_by_side(first, second))
+
+
+def test_new_clients_have_a_table_with_the_participation_gap(made_run):
+    """Local 70 and 60 against 50 and 46 of new clients: gaps of 20 and 14, so 17 ± 4.24; the other has none."""
+    entries = [Entry(made_run("method.name=promptfl", test_local=[50]))]
+    for seed, local, new in ((1, 70, 50), (2, 60, 46)):
+        series = {"new_client/local": [new], "new_client/local_adapted": [local]}
+        entries.append(Entry(made_run(f"seed={seed}", test_local=[local], **series)))
+    table = comparison_tables.new_clients(compare(entries).groups)
+    assert table.headings == ("", "Local", "Local, adapted", "participation gap")
+    assert texts(table) == [["fedpgp", "48.00 ± 2.83", "65.00 ± 7.07", "17.00 ± 4.24"]]

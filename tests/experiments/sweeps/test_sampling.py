@@ -179,11 +179,18 @@ def test_an_unknown_key_is_reported_once():
         (LODO, "val/hm", "val/hm is not measured with protocol.name=leave_one_domain_out"),
         (LODO, "val/held_out", "use val/local, val/all"),
         ({"protocol": {"name": "all_classes"}}, "test/base", "use test/local, test/all"),
+        ({}, "new_client/hm", "new_client/hm is not measured without partition.unseen_clients above 0"),
+        ({}, "test/local_adapted", "test/local_adapted is measured on new clients only; use new_client/local_adapted"),
     ],
 )
 def test_a_metric_that_is_not_measured(base, metric, message):
     with pytest.raises(ConfigError, match=message):
         draw(sweep(base, tune={"metric": metric}))
+
+
+def test_a_metric_of_new_clients_can_select():
+    base = {"partition": {"unseen_clients": 0.2}}
+    assert draw(sweep(base, tune={"metric": "new_client/hm_adapted"})).metric == "new_client/hm_adapted"
 
 
 def test_the_metric_fits_the_protocol_and_test_is_possible():
