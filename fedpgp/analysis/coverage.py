@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fedpgp.core.text import first_of
 from fedpgp.federation.metrics import METRICS, NEW_CLIENT
 from fedpgp.storage.run_folder import RunFolder
 
@@ -61,6 +62,14 @@ def of_run(store: RunFolder) -> dict[str, Coverage]:
     names, attack = store.identity.get("client_names"), store.identity.get("attack", {})
     unseen = len(store.identity.get("unseen_clients", ()))
     return coverage(store.clients(), len(names), len(attack.get("clients", ())), unseen) if names else {}
+
+
+def left_out(store: RunFolder) -> list[str]:
+    """Which clients of a run attack, and which never train, by name; empty if there are none."""
+    names, attack = store.identity.get("client_names", []), store.identity.get("attack")
+    groups = {f"attack with {attack['kind']}": attack["clients"]} if attack else {}
+    groups["never train, and are the new clients"] = store.identity.get("unseen_clients", [])
+    return [f"{first_of([names[one] for one in own], 10)}: {what}" for what, own in groups.items() if own]
 
 
 def coverage(rows: pa.Table, clients: int, attack: int = 0, unseen: int = 0) -> dict[str, Coverage]:

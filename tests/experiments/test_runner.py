@@ -178,6 +178,7 @@ def test_what_happened_to_clients_is_in_the_files(absent):
     assert f"client {attacker}: attack with gaussian\n" in (text := re.sub(" +\n", "\n", out.getvalue()))
     assert f"client {unseen}: never train, and are the new clients\n" in text
     assert "Local, Base, Novel, HM (test): mean over 3 of 5 clients (1 attack, 1 never train)" in text
+    assert text.count(f" client {unseen}  new_client, adapted ") == 1
     metrics = store.rounds()[-1].metrics
     gap = metrics["test/local"] - metrics["new_client/local"]
     assert f"participation gap: {gap:.2f} points in the last round" in text

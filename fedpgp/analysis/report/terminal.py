@@ -19,7 +19,7 @@ from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_te
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
-from fedpgp.core.text import disk_size, first_of
+from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import (
     METRICS,
     TESTED,
@@ -108,20 +108,12 @@ def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
     ]
     headings = ("split", "metric", *READING_TITLES.values())
     fewer = dict.fromkeys(coverage.lines([coverage.of_run(store)], METRIC_TITLES).values())
-    notes = ["mean over clients", *fewer, *_absent(store), "max on test selects on the test images"]
+    notes = ["mean over clients", *fewer, *coverage.left_out(store), "max on test selects on the test images"]
     gap = participation_gap({name: readings["last"] for name, readings in found.items()})
     if gap is not None:
         notes.append(f"participation gap: {gap:.2f} points in the last round (test/local - new_client/local)")
     caption = "\n".join(notes)
     return Table(f"{store.path.name}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
-
-
-def _absent(store: RunFolder) -> list[str]:
-    """Which clients attack, and which never train."""
-    names, attack = store.identity.get("client_names", []), store.identity.get("attack")
-    groups = {f"attack with {attack['kind']}": attack["clients"]} if attack else {}
-    groups["never train, and are the new clients"] = store.identity.get("unseen_clients", [])
-    return [f"{first_of([names[one] for one in own], 10)}: {what}" for what, own in groups.items() if own]
 
 
 def _costs(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
@@ -139,12 +131,14 @@ def _clients(store: RunFolder) -> Table | str:
     if last is None:
         return "No round has been evaluated yet."
     found = per_client_table(store.clients(), last)
-    measured = found.column_names[2:]
-    names = store.identity.get("client_names")
-    rows = [
-        (names[row["client"]] if names else str(row["client"]), row["split"], *(mean_std(row[one]) for one in measured))
-        for row in found.to_pylist()
-    ]
+    measured = [name for name in found.column_names[2:] if not name.endswith("_adapted")]
+    names, rows = store.identity.get("client_names"), []
+    for row in found.to_pylist():
+        for end in ("", "_adapted"):  # in a row of its own
+            values = [row.get(one + end) for one in measured]
+            if any(value is not None for value in values):
+                name = names[row["client"]] if names else str(row["client"])
+                rows.append((name, row["split"] + end.replace("_", ", "), *map(mean_std, values)))
     headings = ("client", "split", *(METRIC_TITLES[name] for name in measured))
     title = f"Clients after round {last}, accuracy in percent"
     return Table(title, headings, rows, text_columns=2, max_rows=MAX_CLIENT_ROWS)
