@@ -16,6 +16,8 @@ MAX_POINTS = 2000
 MAX_NUMBERS = 12
 """Figures with more clients have no numbers in the cells."""
 MAX_TICKS = 40
+WIDE = 10
+"""Ratio of the largest to the smallest value of a setting from which on its axis is logarithmic."""
 
 
 @styled
@@ -124,21 +126,54 @@ def client_distribution(accuracies: Mapping[str, Sequence[float]], metric: str) 
 
 @styled
 def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: str) -> Figure:
-    """Draw mean test accuracy over seeds and groups for each pair of values of two numeric settings (dotted keys)."""
-    rows, columns = (sorted({group.settings[key] for group in groups}) for key in (down, across))
+    """Draw mean test accuracy over seeds and groups for each pair of values of two settings (dotted keys)."""
+    rows, columns = (values_of(groups, key) for key in (down, across))
     cells: dict[tuple[int, int], list[float]] = {}
     for group in groups:
         if found := group.statistic(metric):
-            place = rows.index(group.settings[down]), columns.index(group.settings[across])
+            place = rows.index(group.settings.get(down)), columns.index(group.settings.get(across))
             cells.setdefault(place, []).append(found.mean)
     grid = np.full((len(rows), len(columns)), np.nan)
     for place, values in cells.items():
         grid[place] = np.mean(values)
     title = f"{METRIC_TITLES[metric]}, test accuracy in percent, mean over seeds"
-    down, across = (
-        key.removeprefix("method.").removeprefix("protocol.").removeprefix("federation.") for key in (down, across)
-    )
-    return _heat_map(grid, list(map(str, rows)), list(map(str, columns)), down, across, title)
+    names_down, names_across = ([_value_name(value) for value in values] for values in (rows, columns))
+    return _heat_map(grid, names_down, names_across, _setting_name(down), _setting_name(across), title)
+
+
+@styled
+def against_setting(groups: Sequence[Group], key: str, metric: str) -> Figure:
+    """Draw test accuracy against a numeric setting: a line per method, with bars of one standard deviation.
+
+    Groups without the setting are levels.
+    """
+    figure, axes = panel(6.4, 3.8, horizontal_grid=True)
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    levels: dict[str, float] = {}
+    for group in groups:
+        method, value, found = str(group.settings["method.name"]), group.settings.get(key), group.statistic(metric)
+        if found is None:
+            continue
+        if value is None:
+            levels[method] = found.mean
+        else:
+            points.setdefault(method, []).append((float(value), found.mean, found.std or 0.0))
+    for number, (method, own) in enumerate(points.items()):
+        style = item_style(number) | {"markersize": 5, "linewidth": 1.4}
+        x, y, error = zip(*sorted(own), strict=True)
+        axes.errorbar(x, y, yerr=error, capsize=3, label=method, **style)
+        if method in levels:
+            without = f"{method}, without"
+            axes.axhline(levels[method], color=style["color"], linestyle=":", linewidth=1.2, label=without)
+    values = [x for own in points.values() for x, *_ in own]
+    if min(values) > 0 and max(values) / min(values) > WIDE:
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+        axes.minorticks_off()
+    axes.set(xlabel=_setting_name(key), ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")
+    axes.set_title("Mean over seeds; bars of one standard deviation")
+    figure.legend(loc="outside lower center", ncols=min(4, 2 * len(points)), frameon=False, handlelength=3)
+    return figure
 
 
 @styled
@@ -215,6 +250,21 @@ def nearest_words(found: Sequence[Sequence[tuple[str, float]]], label: str) -> F
 def is_numeric(groups: Sequence[Group], key: str) -> bool:
     """Whether a setting is a number in all groups."""
     return all(isinstance(group.settings.get(key), int | float) for group in groups)
+
+
+def values_of(groups: Sequence[Group], key: str) -> list[Any]:
+    """The values of a setting: numbers by size, others by first appearance; None for groups without it."""
+    values = list(dict.fromkeys(group.settings.get(key) for group in groups))
+    return sorted(values) if is_numeric(groups, key) else values
+
+
+def _value_name(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _setting_name(key: str) -> str:
+    """A dotted key without its section."""
+    return key.partition(".")[2] or key
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

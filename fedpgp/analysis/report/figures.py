@@ -16,10 +16,12 @@ from fedpgp.storage.run_folder import RunFolder
 MAX_SCENARIOS = 6
 MAX_GROUPS = 12
 """Groups of a scenario that figures show side by side."""
+LEAST_POINTS = 3
+"""Values of a setting from which on accuracy is drawn against it."""
 MAX_PROMPTS = 8
 """Groups whose prompts are drawn."""
-FIRST_KEYS = ("method.rank", "protocol.shots")
-"""Settings that a heat map prefers to other swept settings."""
+FIRST_KEYS = ("federation.server.name", "federation.attack.kind", "method.rank", "protocol.shots")
+"""Settings that a heat map prefers to other swept settings; they need not be numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
             notes.append(f"figures show the first {len(shown)} of {len(groups)} groups{where}")
         for one in _of_scenario(shown, comparison):
             figures.append(replace(one, name=one.name + suffix, title=one.title + where))
-    return [*figures, *_heat_maps(comparison), *_learned(comparison, notes)], notes
+    return [*figures, *_heat_maps(comparison), *_lines(comparison), *_learned(comparison, notes)], notes
 
 
 def _of_scenario(groups: Sequence[Group], comparison: Comparison) -> Iterator[ReportFigure]:
@@ -92,16 +94,39 @@ def _heat_maps(comparison: Comparison) -> Iterator[ReportFigure]:
     """Two swept settings against each other, for each method."""
     for method in dict.fromkeys(group.settings["method.name"] for group in comparison.groups):
         groups = [group for group in comparison.groups if group.settings["method.name"] == method]
-        keys = [key for key in Comparison(tuple(groups)).differing if draw.is_numeric(groups, key)]
+        differing = Comparison(tuple(groups)).differing
+        keys = [key for key in differing if key in FIRST_KEYS or draw.is_numeric(groups, key)]
         keys.sort(key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
         if len(keys) < 2 or comparison.main is None:
             continue
         down, across = keys[:2]
-        points = {(group.settings[down], group.settings[across]) for group in groups}
+        points = {(group.settings.get(down), group.settings.get(across)) for group in groups}
         if len(points) > max(len({one[side] for one in points}) for side in (0, 1)):  # they vary independently
             drawn = draw.settings_heat_map(groups, down, across, comparison.main)
             title = f"{down} by {across}, {method}"
             yield ReportFigure(f"grid-{method}", title, "The mean over all other swept settings.", drawn)
+
+
+def _lines(comparison: Comparison) -> Iterator[ReportFigure]:
+    """Accuracy against the one numeric setting that differs among groups of the same method."""
+    keys: set[str] = set()
+    for method in dict.fromkeys(group.settings["method.name"] for group in comparison.groups):
+        own = [group for group in comparison.groups if group.settings["method.name"] == method]
+        keys |= set(Comparison(tuple(own)).differing)
+    numeric = [key for key in keys if len(_numbers(comparison.groups, key)) >= LEAST_POINTS]
+    if comparison.main is None or len(numeric) != 1:
+        return
+    (key,) = numeric
+    points = {(group.settings["method.name"], group.settings.get(key)) for group in comparison.groups}
+    if len(points) == len(comparison.groups):
+        caption = "Dotted: without the setting." if None in draw.values_of(comparison.groups, key) else ""
+        drawn = draw.against_setting(comparison.groups, key, comparison.main)
+        yield ReportFigure("setting", f"{METRIC_TITLES[comparison.main]} by {key}", caption, drawn)
+
+
+def _numbers(groups: Sequence[Group], key: str) -> set[float]:
+    values = [group.settings.get(key) for group in groups]
+    return {value for value in values if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def _learned(comparison: Comparison, notes: list[str]) -> Iterator[ReportFigure]:

@@ -95,6 +95,41 @@ def test_two_settings_span_the_heat_map(made_run):
     assert sorted(text.get_text() for text in axes.texts) == ["50.0", "60.0", "70.0"]
 
 
+def test_rules_and_attacks_span_a_heat_map_without_being_numbers(made_run):
+    attack = "federation.attack={kind: sign_flip, fraction: 0.2}"
+    cells = {("fedavg", None): 70, ("fedavg", attack): 20, ("median", None): 60, ("median", attack): 50}
+    entries = [
+        Entry(made_run(f"federation.server={{name: {rule}}}", *filter(None, [own]), test_hm=[value]))
+        for (rule, own), value in cells.items()
+    ]
+    groups = compare(entries).groups
+    keys = "federation.server.name", "federation.attack.kind"
+    axes = comparison_figures.settings_heat_map(groups, *keys, "hm").axes[0]
+    assert axes.images[0].get_array().tolist() == [[70, 20], [60, 50]]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["fedavg", "median"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["none", "sign_flip"]
+    assert "grid-fedpgp" in [figure.name for figure in all_figures(compare(entries))[0]]
+
+
+def test_accuracy_is_drawn_against_the_one_setting_that_differs(made_run):
+    private = ["privacy.level=client", "privacy.delta=1e-3"]
+    entries = [
+        Entry(made_run(*private, f"privacy.epsilon={epsilon}", f"seed={seed}", test_hm=[50 + epsilon + seed]))
+        for epsilon in (4, 1, 16)
+        for seed in (1, 3)
+    ]
+    entries.append(Entry(made_run("seed=1", test_hm=[80])))
+    assert "setting" in [figure.name for figure in all_figures(compare(entries))[0]]
+    figure = comparison_figures.against_setting(compare(entries).groups, "privacy.epsilon", "hm")
+    (axes,) = figure.axes
+    (line, _, (bars,)) = axes.containers[0]
+    assert line.get_xydata().tolist() == [[1, 53], [4, 56], [16, 68]]
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([53 - 2**0.5, 53 + 2**0.5])
+    assert (axes.get_xscale(), axes.lines[-1].get_ydata()) == ("log", [80, 80])
+    entries.append(Entry(made_run(*private, "privacy.epsilon=1", "method.rank=2", test_hm=[50])))
+    assert "setting" not in [figure.name for figure in all_figures(compare(entries))[0]]  # two points of epsilon 1
+
+
 def test_the_held_out_matrix_ends_in_the_mean_of_its_row():
     figure = comparison_figures.held_out_matrix(
         {"art": {"photo": 60.0, "sketch": 70.0}, "photo": {"sketch": 50.0}}, "fedpgp"
