@@ -22,6 +22,8 @@ class Coverage:
     least: int
     most: int
     clients: int
+    missing: int
+    """the most clients that any of the means is without"""
     tested: bool
     """every client was tested, not only those that trained"""
 
@@ -31,6 +33,7 @@ class Coverage:
             min(self.least, other.least),
             max(self.most, other.most),
             max(self.clients, other.clients),
+            max(self.missing, other.missing),
             self.tested and other.tested,
         )
 
@@ -41,8 +44,7 @@ class Coverage:
         elif self.least < self.most:
             why = f"some have no {images} image"
         else:
-            missing = self.clients - self.least
-            why = f"{missing} {'has' if missing == 1 else 'have'} no {images} image"
+            why = f"{self.missing} {'has' if self.missing == 1 else 'have'} no {images} image"
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         differs = "" if self.least == self.most else ", not the same for all rounds and runs"
         return f"mean over {count} of {self.clients} clients ({why}{differs})"
@@ -69,7 +71,8 @@ def coverage(rows: pa.Table, clients: int) -> dict[str, Coverage]:
     for row in sums.to_pylist():
         if row["counts_sum"]:
             name = f"{row['split']}/{row['metric']}"
-            one = Coverage(row["counts_sum"], row["counts_sum"], clients, row["counts_count"] == clients)
+            counted = row["counts_sum"]
+            one = Coverage(counted, counted, clients, clients - counted, tested=row["counts_count"] == clients)
             found[name] = found[name].union(one) if name in found else one
     for split in SPLITS:
         parts = [found[f"{split}/{metric}"] for metric in MEANS_OF_HM if f"{split}/{metric}" in found]
@@ -92,7 +95,7 @@ def lines(runs: Iterable[Mapping[str, Coverage]], titles: Mapping[str, str]) -> 
     for split, images in SPLITS.items():
         for metric in METRICS:
             found = merged.get(f"{split}/{metric}")
-            if found is not None and found.least < found.clients:
+            if found is not None and found.missing:
                 texts.setdefault((split, found.text(images)), []).append(metric)
     return {
         f"{split}/{metric}": f"{', '.join(titles[one] for one in metrics)} ({split}): {text}"

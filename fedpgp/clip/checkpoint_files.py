@@ -40,7 +40,7 @@ class Skipped:
         """Stand for what an object returns."""
         return self
 
-    __setstate__ = __setitem__ = append = extend = add = update = _ignore
+    __setitem__ = append = extend = add = _ignore
 
 
 def open_tensors(path: Path) -> Any:
@@ -136,7 +136,7 @@ class _SkippingUnpickler(pickle._Unpickler):
         return type(name, (Skipped,), {"__module__": module})
 
     def load_build(self) -> None:
-        """Set the state of a stand-in; ignore that of all others, which have none that matters."""
+        """Drop the state of any object: stand-ins have none, and that of a mapping or a tensor does not matter."""
         self.stack.pop()
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -14,11 +14,12 @@ from fedpgp.config.settings import (
     StorageSettings,
     TrackingSettings,
 )
+from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.config.writing import absolute, annotated, differing, digest, dotted, dump, schema
 
 __all__ = [
     "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings", "PartitionSettings",
     "ProtocolSettings", "ResourceSettings", "Settings", "StorageSettings", "TrackingSettings", "absolute",
-    "annotated", "assign", "differing", "digest", "dotted", "dropped", "dump", "explain", "leaves", "load", "override",
-    "parse", "read_yaml", "schema", "shipped_configs",
+    "annotated", "assign", "differing", "digest", "dotted", "dropped", "dump", "dump_yaml", "explain", "leaves", "load",
+    "load_yaml", "override", "parse", "read_yaml", "schema", "shipped_configs",
 ]  # fmt: skip

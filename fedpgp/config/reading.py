@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedpgp.config.settings import Experiment
-from fedpgp.config.values import Loader, kinds_of, read_value
+from fedpgp.config.values import kinds_of, load_yaml, read_value
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean, one_line, redacted
 
@@ -75,7 +75,7 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
         raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
     where = str(path) if found == path else config
     try:
-        tree = yaml.load(found.read_text(encoding="utf-8"), Loader)  # a safe one
+        tree = load_yaml(found.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:

@@ -12,7 +12,7 @@ DEFAULT_EXPERIMENT = "fedpgp"
 
 _LOCAL = re.compile(r"(sqlite(?:\+\w+)?:///(?:file:)?|file:(?://(?=/))?|(?![A-Za-z][A-Za-z0-9+.-]+:))([^?]+)(\?.*)?")
 """What comes before the path, the path, and options, in a URI of a database file or a folder, or in a plain path."""
-_NO_PATH = ("databricks", "databricks-uc", "uc", ":memory:")
+_NO_PATH = ("databricks", ":memory:")
 
 
 def resolved(settings: TrackingSettings) -> TrackingSettings:

@@ -1,4 +1,4 @@
-"""Reads YAML, with the numbers of YAML 1.2, and values from the command line, where text stands as it is."""
+"""Reads and writes YAML, with the numbers of YAML 1.2; reads values of the command line, where text stands as it is."""
 
 import json
 import re
@@ -25,9 +25,27 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+class Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which puts quotes around text that `Loader` would read as a number."""
+
+
+for _yaml in (Loader, Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+
+def dump_yaml(tree: Any, **options: Any) -> str:
+    """Write plain values as YAML from which `Loader` reads the same values; `options` as in `yaml.dump`."""
+    text: str = yaml.dump(tree, Dumper=Dumper, allow_unicode=True, **{"sort_keys": False, **options})
+    return text
+
+
+def load_yaml(text: str) -> Any:
+    """Read plain values from YAML."""
+    return yaml.load(text, Loader)  # a safe one
 
 
 def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:

@@ -76,6 +76,7 @@ def _check_not_blank(names: Sequence[str]) -> None:
 
 def _renamed(found: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
     """The names found, with those of the mapping replaced."""
+    _labels(list(names))
     known = {_words(name) for name in found}
     if unknown := [name for name in names if _words(name) not in known]:
         hint = did_you_mean(unknown[0], found, f"found are {first_of(found)}")

@@ -14,6 +14,7 @@ import yaml
 
 from fedpgp import config
 from fedpgp.config import Experiment, tracking_uri
+from fedpgp.config.values import load_yaml
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, RunError, UserError
 from fedpgp.core.files import denied, folders_with
@@ -87,7 +88,7 @@ def _folders(path: Path) -> Iterator[SweepFolder | RunFolder]:
 
 def _named_store(folder: SweepFolder | RunFolder) -> str | None:
     """The `tracking.uri` in the settings of a run or a sweep, without credentials."""
-    settings = yaml.safe_load(folder.config_yaml if isinstance(folder, RunFolder) else folder.spec_yaml)
+    settings = load_yaml(folder.config_yaml if isinstance(folder, RunFolder) else folder.spec_yaml)
     tracking = (settings if isinstance(folder, RunFolder) else settings["base"]).get("tracking") or {}
     return without_user(tracking["uri"]) if tracking.get("uri") else None
 
@@ -286,7 +287,7 @@ def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
 
 def _settings_of(path: Path) -> str:
     try:
-        return _key(config.parse(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return _key(config.parse(load_yaml(path.read_text(encoding="utf-8"))))
     except (ConfigError, yaml.YAMLError, OSError):
         return ""
 

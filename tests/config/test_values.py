@@ -64,6 +64,15 @@ def test_a_number_is_a_number_everywhere(tmp_path):
         assert read_override(f"method.ctx_init={text}") == ("method.ctx_init", text)
 
 
+@pytest.mark.parametrize("name", ["1e5", "12E3", "1e-4", "5.e1"])
+def test_text_that_looks_like_a_number_is_read_as_it_was_written(name, tmp_path):
+    written = config.parse({"name": name, "data": {"class_names": {name: "a", "b": name}}})
+    assert config.load_yaml(config.dump(written)) == written.model_dump(mode="json")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(config.dump(written))
+    assert config.load(str(path)) == written
+
+
 @pytest.mark.parametrize("given", ["2024", "2024-11-28", "yes", "0x10"])
 def test_a_file_is_told_to_quote_text_that_yaml_reads_as_something_else(tmp_path, given):
     path = tmp_path / "experiment.yaml"

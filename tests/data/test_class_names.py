@@ -125,6 +125,12 @@ def test_a_mapping_names_label_ids_without_metadata(parquet_file: Tree) -> None:
     assert names_of(manifest.build(settings)) == {"a.parquet 0": "cat", "a.parquet 1": "dog"}
 
 
+@pytest.mark.parametrize(("one", "other"), [("a_b", "a b"), ("caf\u00e9", "cafe\u0301")])
+def test_two_new_names_for_one_class_are_refused(one: str, other: str) -> None:
+    with pytest.raises(DataError, match="duplicate class names"):
+        assign((one, "c"), {one: "x", other: "y"}, numbered=False)
+
+
 def test_a_mapping_of_unknown_classes_is_refused() -> None:
     with pytest.raises(DataError, match=r"^data.class_names: no class zebra in the data; did you mean Zebra\?"):
         assign(("Zebra", "apple"), {"zebra": "x"}, False)

@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,17 @@ def test_nothing_is_written_into_a_read_only_folder(pets: Path) -> None:
         assert build("oxford_pets", pets).digest == digest
     finally:
         pets.chmod(0o755)
+
+
+def test_a_folder_of_another_user_is_read(pets: Path, as_user: Callable[..., AbstractContextManager[None]]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    for folder in (pets, *pets.parents[:3]):
+        folder.chmod(0o755)
+    with as_user(1501):
+        digest = build("oxford_pets", pets).digest
+    assert list(pets.glob("*.json")) == []
+    assert build("oxford_pets", pets).digest == digest
 
 
 def test_the_folder_may_be_that_above(pets: Path) -> None:

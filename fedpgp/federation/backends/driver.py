@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -94,8 +95,12 @@ def check_start(resources: ResourceSettings) -> None:
 
 
 def temporary_folder() -> tuple[str, Path]:
-    """The variable that names Ray's temporary folder, and the folder, in which a local Ray makes `ray/session_...`."""
-    given = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    """The variable that names Ray's temporary folder, and the folder, in which a local Ray makes `ray/session_...`.
+
+    Ray looks at TMPDIR on Linux alone.
+    """
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    given = next((name for name in names if name in os.environ), None)
     return given or "TMPDIR", Path(os.environ[given] if given else "/tmp")
 
 
