@@ -154,7 +154,7 @@ def test_names_that_the_tokenizer_does_not_tell_apart_are_refused(pair: tuple[st
 
 @pytest.mark.parametrize("names", [{"a": ["b"]}, {10: "ten"}, "a", ["a", 1]])
 def test_names_that_are_not_text_are_refused(names: object) -> None:
-    with pytest.raises(ConfigError, match=r"^config: data.class_names.*: .*(string|quotes|list)"):
+    with pytest.raises(ConfigError, match=r"^config: data.class_names.*: .*(string|quotes|tuple|list)"):
         config.parse({"data": {"class_names": names}})
 
 

@@ -29,11 +29,6 @@ class Files:
         yield "y.png", 1, "train", "sketch"
         yield "z.png", 1, "test", "photo"
 
-class Absolute(Files):
-    def rows(self):
-        for name, *about in super().rows():
-            yield self.root / name, *about
-
 class Half(FolderSource):
     def _images(self, folder):
         files, stats = super()._images(folder)
@@ -59,6 +54,10 @@ class Number(Base): rows = lambda self: [(3, 0)]
 class Mixed(Base): rows = lambda self: [*BOTH, ("a.png", 0)]
 class Raises(Base): rows = lambda self: 1 / 0
 class Absent(Base): rows = lambda self: [("nope.png", 0)]
+class Absolute(Files):
+    def rows(self):
+        for name, *about in super().rows():
+            yield self.root / name, *about
 """
 
 

@@ -27,7 +27,7 @@ from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.listing import files_below, is_junk, kind, size_and_time
+from fedpgp.data.sources.listing import composed, files_below, is_junk, kind, size_and_time
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
@@ -216,9 +216,10 @@ class ParquetSource(Source):
         """Return the ordered names of a column and, per row, the index of its name."""
         values = table[column]
         if pa.types.is_string(values.type):
-            values = pc.utf8_normalize(values, form="NFC")
-            names = tuple(sort(values.drop_null().unique().to_pylist()))
-            ids = pc.index_in(values, pa.array(names, pa.string()))
+            found = values.drop_null().unique().to_pylist()
+            names = tuple(sort(set(map(composed, found))))
+            place = pa.array([names.index(composed(name)) for name in found], pa.int64())
+            ids = pc.take(place, pc.index_in(values, pa.array(found, pa.string())))
             bad = pc.is_null(ids)
         elif names is None:
             raise DataError(
