@@ -279,7 +279,7 @@ def test_bad_split_files(split: str, message: str, write: Write) -> None:
 
 def test_the_split_of_another_data_set_is_named(pets: Path) -> None:
     (pets / "split_zhou_Food101.json").write_text(split_file())
-    with pytest.raises(DataError, match=r"split_zhou_Food101.json is the split of another data set; expected split_zh"):
+    with pytest.raises(DataError, match=r"split_zhou_Food101.json is not split_zhou_OxfordPets.json, the split of ox"):
         build("oxford_pets", pets)
 
 

@@ -144,6 +144,17 @@ def test_a_tiff_is_upright_and_not_turned_again() -> None:
     assert (image.size, decoding.orientation(image)) == ((4, 6), 1)
 
 
+def test_exif_data_after_the_pixels_of_a_png_are_found() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = saved(Image.new("RGB", (6, 4)), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = data[:start] + data[end:last] + data[start:end] + data[last:]
+    assert [decoding.orientation(decode(one, "x")) for one in (data, moved)] == [6, 6]
+
+
 def test_damaged_exif_data_are_no_orientation() -> None:
     image = Image.new("RGB", (2, 2))
     for exif in (b"", b"Exif\0\0not TIFF", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):

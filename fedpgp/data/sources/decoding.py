@@ -21,6 +21,9 @@ MAX_BYTES = 256 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Pillow also reads others, some with external programs (EPS with Ghostscript)."""
 
+EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow keeps the data of an image that tell its orientation."""
+
 
 def read(path: Path, where: str) -> Image.Image:
     """Read and `decode` an image file; raise `DataError` if it is unreadable, above `MAX_BYTES`, or not an image."""
@@ -69,8 +72,8 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8. The EXIF data are kept."""
-    image.load()  # which turns a TIFF upright and drops its orientation
-    kept = [(key, image.info[key]) for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info]
+    image.load()  # turns a TIFF upright and drops its orientation; a PNG may have EXIF data after the pixels
+    kept = [(key, image.info[key]) for key in EXIF if key in image.info]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
