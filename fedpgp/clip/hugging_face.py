@@ -150,7 +150,8 @@ def _tower(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) ->
 def _renamed(name: str) -> str:
     for tower, ours in TOWERS.items():
         if name.startswith(tower):
-            name = ours + name.removeprefix(tower)
+            known = name.removeprefix(tower)
             for theirs, part in PARTS.items():
-                name = name.replace(theirs, part)
+                known = known.replace(theirs, part)
+            return ours + known if tower + known != name else name
     return name

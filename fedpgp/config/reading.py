@@ -85,6 +85,12 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
     return tree
 
 
+def is_shipped(config: str) -> bool:
+    """Whether `read_yaml` reads a shipped file: by its name, or by its path in a checkout."""
+    path = Path(config).expanduser()
+    return not path.is_file() or path.resolve().is_relative_to(shipped_configs().resolve())
+
+
 def shipped_configs() -> Path:
     """Return the folder `tune_configs`: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]

@@ -152,6 +152,22 @@ def test_a_config_of_another_model_is_refused(folder, theirs, change, told):
     assert told in refusal(weights=str(folder / "model.safetensors"))
 
 
+@pytest.mark.parametrize("described", [{"lr": 0.1}, None])
+def test_a_config_of_another_program_says_nothing(folder, theirs, described):
+    save_file(theirs, folder / "model.safetensors")
+    (folder / "config.json").unlink()
+    if described:
+        (folder / "config.json").write_text(json.dumps(described))
+    path = str(folder / "model.safetensors")
+    assert "does not say which activation" in refusal(weights=path)
+    assert load(BackboneSettings(name="tiny", weights=path, activation="gelu")).activation == "gelu"
+
+
+def test_parts_of_another_model_are_named(folder, theirs):
+    torch.save(theirs | {"text_model.head.weight": torch.zeros(3)}, folder / "model.bin")
+    assert "does not fit this model: unknown: text_model.head.weight" in refusal(weights=str(folder / "model.bin"))
+
+
 def test_missing_parts_are_named(folder, theirs):
     torch.save({name: tensor for name, tensor in theirs.items() if ".k_proj." not in name}, folder / "model.bin")
     told = refusal(weights=str(folder / "model.bin"))

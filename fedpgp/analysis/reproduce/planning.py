@@ -19,8 +19,9 @@ from fedpgp.experiments.sweeps.sweep_settings import Sweep
 CLIP = "ViT-B-16-quickgelu"
 """The papers' backbone, with OpenAI's weights."""
 SMOKE = {
-    "data.name": "icons", "backbone.name": "icon-clip", "protocol.shots": "2", "federation.rounds": "2",
-    "federation.local_epochs": "1", "federation.eval_every": "2", "folds.seeds": "[1]", "resources.actors": "1",
+    "data.name": "icons", "data.root": "null", "backbone.name": "icon-clip", "backbone.weights": "null",
+    "protocol.shots": "2", "federation.rounds": "2", "federation.local_epochs": "1", "federation.eval_every": "2",
+    "folds.seeds": "[1]", "resources.actors": "1",
 }  # fmt: skip
 """Overrides for the shortest run of a table; settings that its variants define are not overridden."""
 NO_NUMBER = (
@@ -113,7 +114,7 @@ def _backbone(given: str | None) -> list[str]:
     if given is None:
         return []
     if Path(given).suffix not in CHECKPOINT_SUFFIXES and not Path(given).is_file():
-        return [f"backbone.name={given}"]
+        return [f"backbone.name={given}", "backbone.weights=null"]
     return [f"backbone.name={CLIP}", f"backbone.weights={given}", "backbone.activation=quick_gelu"]
 
 

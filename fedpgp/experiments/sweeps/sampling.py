@@ -60,7 +60,7 @@ class SampledTrials:
     metric: str
     """metric that selects the best trial"""
     dropped: str
-    """settings of the base that trials drop with another method, data set or backbone; empty: none"""
+    """settings that a person gave and trials drop with another method, data set or backbone; empty: none"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
@@ -74,7 +74,7 @@ def draw(sweep: Sweep) -> SampledTrials:
     points = list(_points(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
         settings = config.leaves({**sweep.variants.get(variant, {}), **point})
-        for name, text in config.dropped(sweep.base, settings, methods.carry).items():
+        for name, text in config.dropped(sweep.given, settings, methods.carry).items():
             key, _, value = name.partition("=")
             dropped.setdefault((key, text), {})[value] = None
         try:
