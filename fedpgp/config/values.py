@@ -1,11 +1,11 @@
-"""Reads and writes YAML, with the numbers of YAML 1.2; reads values of the command line, where text stands as it is."""
+"""Reads and writes YAML with the values of YAML 1.2, and reads the command line, where text stands as it is."""
 
 import json
 import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -14,7 +14,12 @@ from fedpgp.core.errors import ConfigError
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader. `1e-4` is a number, as `1.0e-4` is; duplicate keys are refused."""
+    """YAML's safe loader with the values of YAML 1.2: 010 is ten, 1e-4 a number; yes, 1:30 and dates are text.
+
+    `1_000` is a number, as in Python. Duplicate keys are refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; raise `YAMLError` if a key occurs twice."""
@@ -24,21 +29,35 @@ class Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"duplicate key {', '.join(duplicates)} near line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number; without 0x, 0o or 0b it is decimal."""
+        text = str(self.construct_scalar(node))
+        return int(text, 0 if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
 
 class Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, which puts quotes around text that `Loader` would read as a number."""
+    """YAML's safe dumper. It quotes text that YAML 1.1 or `Loader` would read as something else."""
 
 
-for _yaml in (Loader, Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
+NUMBER = r"(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)", list("-+0123456789")),
+    "float": (rf"[-+]?(?:{NUMBER}|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    "merge": (r"<<", ["<"]),
+}
+"""Pattern and possible first characters of text without quotes that is no text, by its type."""
+for _type, (_pattern, _first) in PLAIN.items():
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), _first)
 
 
 def dump_yaml(tree: Any, **options: Any) -> str:
-    """Write plain values as YAML from which `Loader` reads the same values; `options` as in `yaml.dump`."""
+    """Write plain values as YAML from which YAML 1.1 and `Loader` read the same; `options` as in `yaml.dump`."""
     text: str = yaml.dump(tree, Dumper=Dumper, allow_unicode=True, **{"sort_keys": False, **options})
     return text
 
@@ -71,7 +90,7 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     loader = yaml.BaseLoader if plain or names else Loader  # both are safe ones
     try:
         value = yaml.load(text, loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError is of an explicit type, such as !!int x
         if plain:
             return text
         raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None

@@ -94,7 +94,9 @@ def plan(
         prompted = shipped.base["backbone"]["name"] == CLIP
         if backbone is not None and not prompted:
             raise ConfigError(f"--backbone {backbone}: {shipped_name} does not use CLIP; leave the option out")
-        given = [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
+        own_keys = {item.partition("=")[0] for item in overrides}
+        options = [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone)]
+        given = [*(item for item in options if item.partition("=")[0] not in own_keys), *overrides]
         sweep = _narrowed(sweep_settings.load(shipped_name, given)[0], table.variants, here, root)
         drawn = sampling.draw(sweep)
         published = sampling.draw(_narrowed(shipped, table.variants, here, root)).trials

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, PrivateAttr, TypeAdapter, ValidationError, field_validator
 
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
-from fedpgp.config.reading import is_shipped, read_override, warn_dropped
+from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.federation.metrics import METRICS
@@ -21,6 +21,10 @@ FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_o
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
 GRID = "grid_search"
 RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
+BOUNDS: dict[bool, TypeAdapter[Any]] = {
+    whole: TypeAdapter(tuple[kind, kind]) for whole, kind in ((True, int), (False, FiniteFloat))
+}
+"""Reads the two bounds of a range as settings are read; by whether they are whole."""
 TERMS = (GRID, "choice", *RANGES)
 
 
@@ -182,17 +186,21 @@ def parse_term(key: str, value: Any) -> Term:
         raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
     if not isinstance(given, list) or not given:
         raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
-    if kind in RANGES and not _is_range(kind, given):
+    values = _bounds(kind, given) if kind in RANGES else tuple(given)
+    if values is None:
         raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
-    return Term(kind, tuple(given))
+    return Term(kind, values)
 
 
-def _is_range(kind: str, given: list[Any]) -> bool:
-    kinds: type | tuple[type, ...] = int if kind == "randint" else (int, float)
-    if len(given) != 2 or not all(isinstance(bound, kinds) and not isinstance(bound, bool) for bound in given):
-        return False
-    low, high = given
-    return bool(-math.inf < low < high < math.inf and (kind != "loguniform" or low > 0))
+def _bounds(kind: str, given: list[Any]) -> tuple[Any, ...] | None:
+    """The bounds of a range; None: there are not two, or they are no numbers of its kind in their order."""
+    if any(isinstance(bound, bool) for bound in given):
+        return None
+    try:
+        low, high = BOUNDS[kind == "randint"].validate_python(given)
+    except ValidationError:
+        return None
+    return (low, high) if low < high and (kind != "loguniform" or low > 0) else None
 
 
 def _base(given: Any, folder: Path) -> dict[str, Any]:
@@ -206,6 +214,7 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> tuple[list[str], set[str]]:
     """Apply overrides to the sweep's mapping; return a message for each replaced entry, and the keys they search."""
+    warn_repeated(overrides)
     own, base = {}, {}
     for item in overrides:
         first = item.partition("=")[0].split(".")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,25 @@ def test_settings_that_searched_methods_do_not_have_are_said_in_one_line(tree):
     )
 
 
+SHIPPED = Path(sweep_settings.__file__).parents[3] / "tune_configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo", str(SHIPPED), "all_methods", "base_to_novel_5datasets", "lora"])
+def test_what_variants_of_a_shipped_sweep_drop_by_design_is_not_said(name):
+    assert draw(sweep_settings.load(name)[0]).dropped == ""
+
+
+def test_what_a_person_gives_is_said_where_a_shipped_sweep_drops_it(tmp_path):
+    changed = draw(sweep_settings.load("demo", ["method.rank=2", "federation.rounds=1"])[0])
+    lost = "method.name=zero_shot, coop, promptfl: dropped rank=2 (which it does not take) of the base"
+    assert changed.dropped == lost
+    searched = draw(sweep_settings.load("icons", ["method.name={grid_search: [zero_shot, fedpgp]}"])[0])
+    assert searched.dropped.startswith("method.name=zero_shot: dropped ctx_init=an icon of a, rank=4, init=lora")
+    copy = tmp_path / "demo.yaml"
+    copy.write_text(SHIPPED.read_text())
+    assert "rank=4" in draw(sweep_settings.load(str(copy))[0]).dropped
+
+
 @pytest.mark.parametrize(
     ("space", "labels"),
     [
@@ -127,6 +147,8 @@ def test_ranges_are_those_of_tune():
     """randint excludes its upper bound; loguniform is uniform in the logarithm."""
     generator = numpy_generator(1, "test")
     whole = sweep_settings.parse_term("k", {"randint": [2, 5]})
+    assert sweep_settings.parse_term("k", {"randint": [2.0, "5"]}) == whole
+    assert sweep_settings.parse_term("k", {"uniform": ["1e-1", 1]}).values == (0.1, 1.0)
     assert {whole.draw(generator) for _ in range(100)} == {2, 3, 4}
     rate = sweep_settings.parse_term("k", {"loguniform": [1e-4, 1.0]})
     draws = [rate.draw(generator) for _ in range(2000)]
