@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -18,8 +18,6 @@ class Loader(yaml.SafeLoader):
 
     `1_000` is a number, as in Python. Duplicate keys are refused.
     """
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; raise `YAMLError` if a key occurs twice."""
@@ -35,6 +33,7 @@ class Loader(yaml.SafeLoader):
         return int(text, 0 if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
 
 
+Loader.yaml_implicit_resolvers = {}  # instead of those of YAML 1.1
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
@@ -94,7 +93,7 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
         if plain:
             return text
         raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
-    if plain and not isinstance(value, Mapping if text[0] == "{" else str):
+    if plain and not (_is_search(value) if text[0] == "{" else isinstance(value, str)):
         return text
     if "#" in text and not _keeps_number_signs(text, value, loader):
         raise ConfigError(
@@ -102,6 +101,11 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
             "those of the shell"
         )
     return value
+
+
+def _is_search(value: Any) -> bool:
+    """Whether a value looks like `{grid_search: [...]}`, unlike a template such as `{}`."""
+    return isinstance(value, Mapping) and [type(one) for one in value.values()] == [list]
 
 
 def _keeps_number_signs(text: str, value: Any, loader: Any) -> bool:

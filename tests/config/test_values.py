@@ -17,6 +17,7 @@ from fedpgp.experiments.sweeps import sweep_settings
     [
         "set #2", "2024", "2024-11-28", "yes", "12:30", "0x10", "~", "[old] pets", "!new", "%x", "{x", "a: b", "#",
         "a # b", "*x", "&x y", "- x", "@x", "`x`", "'x", 'say "x"', "True", "1e-4", "x ",
+        "{}", "{} #1", "{a: b}", "${HOME}/x", "a=b,c", "C:\\x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["data.root", "storage.root", "tracking.experiment", "data.template", "method.name"])

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.core.text import distinct
+from fedpgp.core.text import distinct, redacted
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
@@ -83,7 +84,12 @@ def draw(sweep: Sweep) -> SampledTrials:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
         else:
-            trials.setdefault(trial.id, trial)
+            twin = trials.setdefault(trial.id, trial)
+            for key in ("data.root", "backbone.weights"):
+                one, other = attrgetter(key)(twin.experiment), attrgetter(key)(trial.experiment)
+                if one != other:
+                    line = f"{key}: {one} and {other}: a path does not tell trials apart; run a sweep for each"
+                    wrong.setdefault(redacted(line), []).append(label)
     if wrong:
         raise ConfigError("\n".join(format_error(line, labels, len(points)) for line, labels in wrong.items()))
     chosen = tuple(trials.values())

@@ -22,7 +22,8 @@ FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_o
 GRID = "grid_search"
 RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
 BOUNDS: dict[bool, TypeAdapter[Any]] = {
-    whole: TypeAdapter(tuple[kind, kind]) for whole, kind in ((True, int), (False, FiniteFloat))
+    True: TypeAdapter(tuple[int, int]),
+    False: TypeAdapter(tuple[FiniteFloat, FiniteFloat]),
 }
 """Reads the two bounds of a range as settings are read; by whether they are whole."""
 TERMS = (GRID, "choice", *RANGES)

@@ -72,6 +72,16 @@ def test_settings_that_searched_methods_do_not_have_are_said_in_one_line(tree):
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "one", "other"), [("data.root", "/a/pets", "/b/pets"), ("backbone.weights", "/a/w.pt", "/b/w.pt")]
+)
+def test_trials_that_differ_in_a_path_alone_are_refused(key, one, other):
+    """A trial is identified without paths, so the second one was dropped as a duplicate without a word."""
+    base = {"data": {"name": "folder", "root": "/a/pets"}, "backbone": {"name": "tiny", "weights": "random"}}
+    with pytest.raises(ConfigError, match=f"{key}: {one} and {other}: a path does not tell trials apart; run a sweep"):
+        draw(sweep({**BASE, **base}, space={key: {"grid_search": [one, other]}}))
+
+
 SHIPPED = Path(sweep_settings.__file__).parents[3] / "tune_configs" / "demo.yaml"
 
 
