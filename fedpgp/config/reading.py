@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 Carry = Callable[[str, str, Mapping[str, Any]], tuple[dict[str, Any], str]]
 """Of the settings of an old method, what a new one keeps, and a text on the others; see `methods.carry`."""
 
-TIED_TO_NAME = {"data": ("root", "class_names", "template"), "backbone": ("weights", "activation")}
+TIED_TO_NAME = {"data": ("root", "class_names", "template"), "backbone": ("weights", "weights_key", "activation")}
 """Settings of a section that belong to its `name`: an override of the name drops them."""
 
 
