@@ -167,8 +167,8 @@ def warn_repeated(overrides: Sequence[str]) -> None:
     items: dict[str, list[str]] = {}
     for item in overrides:
         items.setdefault(item.partition("=")[0].removeprefix("base."), []).append(redacted(item))
-    for *earlier, last in items.values():
-        if earlier:
+    for *others, last in items.values():
+        if earlier := [one for one in others if one != last]:
             log.warning("%s: not used, because %s is given later", ", ".join(earlier), last)
 
 

@@ -135,7 +135,7 @@ def test_an_explicit_type_that_does_not_fit_is_refused(tmp_path, text):
 
 
 def test_a_setting_that_is_given_twice_is_said(caplog):
-    loaded = config.load("shapes", ["federation.rounds=1", "seed=2", "federation.rounds=3"])
+    loaded = config.load("shapes", ["federation.rounds=1", "seed=2", "federation.rounds=3", "seed=2"])
     assert loaded.federation.rounds == 3
     assert caplog.messages == ["federation.rounds=1: not used, because federation.rounds=3 is given later"]
     caplog.clear()
