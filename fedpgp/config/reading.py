@@ -77,11 +77,7 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
         tree = load_yaml(found.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a ValueError is of an explicit type, such as !!int x
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a type such as !!int that fails
         raise ConfigError(f"{where}: not readable as YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
