@@ -199,7 +199,7 @@ def _beside(path: Path, weights: checkpoints.Weights) -> tuple[Activation | None
     key, file = ("model_type", hugging_face.CONFIG) if weights.hugging_face else ("model_cfg", CONFIG)
     config = path.with_name(file)
     described = hugging_face.read_json(config) if config.is_file() else {}
-    if key not in described:  # there is none, or another program's
+    if not described.get(key):  # there is none, or another program's
         return None, {}
     if weights.hugging_face:
         return _activation(hugging_face.model_config(described, str(config))), hugging_face.preprocessing_beside(config)
