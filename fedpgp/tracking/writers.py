@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpgp.config.tracking_uri import DEFAULT_EXPERIMENT, experiment_of
+from fedpgp.config.tracking_uri import DEFAULT_EXPERIMENT
 from fedpgp.config.values import load_yaml
 from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
@@ -60,7 +60,7 @@ class RunWriter(Writer):
         with connection.mlflow_errors(uri):
             self._config = redacted(store.config_yaml)
             self._settings = load_yaml(self._config)
-            name = experiment_of(self._settings["tracking"]["experiment"])
+            name = connection.experiment_name(uri, self._settings["tracking"]["experiment"])
             trial, experiment = parent or (None, connection.prepare(store.root, uri, name))
             super().__init__(store.path, uri, experiment)
             runs = mlflow_runs.find(self._client, experiment, RUN_TAG, store.identity["id"])
@@ -122,7 +122,8 @@ class SweepWriter(Writer):
             self._settings = load_yaml(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
-            name = experiment_of(tracking.get("experiment", DEFAULT_EXPERIMENT))  # earlier code left out the default
+            given = tracking.get("experiment", DEFAULT_EXPERIMENT)  # earlier code left out the default
+            name = connection.experiment_name(uri, given)
             experiment = connection.prepare(folder.root, uri, name)
             super().__init__(folder.path, uri, experiment)
             tags = {SWEEP_TAG: sweep_tag(self._head), DIGEST_TAG: self._head["id"]}
