@@ -22,7 +22,7 @@ os.environ["HOME"] = os.path.join(os.environ["HOME"], WORKER) if WORKER else tem
 os.makedirs(os.environ["HOME"], exist_ok=True)
 UNSET = (
     "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_ALLOW_FILE_STORE",
+    "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_ALLOW_FILE_STORE",
 )  # fmt: skip
 for variable in UNSET:
     os.environ.pop(variable, None)

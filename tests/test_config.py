@@ -120,14 +120,15 @@ def test_the_value_of_a_section_is_merged_into_it(tmp_path):
 
 def test_settings_dropped_by_a_new_name_are_reported_unless_they_are_defaults(tmp_path, caplog):
     text = (
-        "data: {name: folder, root: /x, template: null, views: 2}\nbackbone: {name: tiny, weights: random}\n"
+        "data: {name: folder, root: /x, template: null, views: 2}\n"
+        "backbone: {name: tiny, weights: random, weights_key: ema}\n"
         "method: {name: prompt_prox, n_ctx: 4, position: end, class_specific: true, prox: 0.1}\n"
     )
     file, names = write(tmp_path, text), ["data.name=cifar10", "backbone.name=ViT-B-16", "method.name=fedcocoop"]
     config.load(file, [*names, "data.root=/y"], methods.carry)
     assert caplog.messages == [
         f"method.name=fedcocoop: dropped class_specific=True, prox=0.1 (which it does not take) of {file!r}",
-        f"backbone.name=ViT-B-16: dropped weights=random of {file!r}",
+        f"backbone.name=ViT-B-16: dropped weights=random, weights_key=ema of {file!r}",
     ]
     caplog.clear()
     config.load(file, ["data.name=cifar10", "backbone.name=tiny", "federation.rounds=2"])

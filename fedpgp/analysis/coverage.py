@@ -23,6 +23,8 @@ class Coverage:
     least: int
     most: int
     clients: int
+    missing: int
+    """the most clients that any of the means is without"""
     tested: bool
     """every client that is neither unseen nor an attacker was tested, not only those that trained"""
     attack: int = 0
@@ -36,6 +38,7 @@ class Coverage:
             min(self.least, other.least),
             max(self.most, other.most),
             max(self.clients, other.clients),
+            max(self.missing, other.missing),
             self.tested and other.tested,
             max(self.attack, other.attack),
             max(self.unseen, other.unseen),
@@ -43,14 +46,13 @@ class Coverage:
 
     def text(self, images: str) -> str:
         """`mean over 6 of 8 clients (2 have no test image)`."""
-        missing = self.clients - self.attack - self.unseen - self.least
         reasons = [f"{self.attack} attack" * bool(self.attack), f"{self.unseen} never train" * bool(self.unseen)]
         if not self.tested:
             reasons.append(f"those that trained in the round and have a {images} image")
         elif self.least < self.most:
             reasons.append(f"some have no {images} image")
-        elif missing:
-            reasons.append(f"{missing} {'has' if missing == 1 else 'have'} no {images} image")
+        elif self.missing:
+            reasons.append(f"{self.missing} {'has' if self.missing == 1 else 'have'} no {images} image")
         why = ", ".join(filter(None, reasons))
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         differs = "" if self.least == self.most else ", not the same for all rounds and runs"
@@ -90,9 +92,9 @@ def coverage(rows: pa.Table, clients: int, attack: int = 0, unseen: int = 0) -> 
         if row["counts_sum"]:
             name = f"{row['split']}/{row['metric']}"
             left_out = (0, 0) if row["split"] == NEW_CLIENT else (attack, unseen)
-            of = unseen if row["split"] == NEW_CLIENT else clients
-            tested = row["counts_count"] == of - sum(left_out)
-            one = Coverage(row["counts_sum"], row["counts_sum"], of, tested, *left_out)
+            of, counted = unseen if row["split"] == NEW_CLIENT else clients, row["counts_sum"]
+            wanted = of - sum(left_out)
+            one = Coverage(counted, counted, of, wanted - counted, row["counts_count"] == wanted, *left_out)
             found[name] = found[name].union(one) if name in found else one
     for split in SPLITS:
         parts = [found[f"{split}/{metric}"] for metric in MEANS_OF_HM if f"{split}/{metric}" in found]
@@ -115,7 +117,7 @@ def lines(runs: Iterable[Mapping[str, Coverage]], titles: Mapping[str, str]) -> 
     for split, images in SPLITS.items():
         for metric in METRICS:
             found = merged.get(f"{split}/{metric}")
-            if found is not None and found.least < found.clients:
+            if found is not None and found.least < found.clients and (found.missing or found.attack or found.unseen):
                 texts.setdefault((split, found.text(images)), []).append(metric)
     return {
         f"{split}/{metric}": f"{', '.join(titles[one] for one in metrics)} ({split}): {text}"

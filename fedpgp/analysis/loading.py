@@ -270,7 +270,7 @@ def _made_with(runs: Sequence[Run]) -> list[str]:
 def _told_apart_by_images(members: Sequence[tuple[Entry, Run]]) -> list[tuple[Entry, Run]]:
     """Add the setting `data.content` to the runs on data whose images were replaced between the runs.
 
-    Runs that recorded no digest of their images, or whose data have only one, stay as they are.
+    Runs on data with only one recorded digest stay as they are; beside several, a run without one has null.
     """
     digests: dict[Any, set[str]] = {}
     for _, run in members:

@@ -168,7 +168,7 @@ def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
     from fedpgp.tracking import MLflowTracker
 
     drawn = sampling.draw(settings)
-    MLflowTracker().check(drawn.trials[0].experiment)
+    MLflowTracker().settled(drawn.trials[0].experiment)
     for note in (*(notes or ()), drawn.dropped):
         if note:
             typer.echo(note, err=True)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpgp.core.errors import BackboneError
-from fedpgp.core.text import one_line
+from fedpgp.core.text import first_of, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ZIP_START = b"PK\x03\x04"
+INDEX = ".index.json"
+"""End of the name of the file that lists the tensors of a checkpoint in several files, as Hugging Face writes it."""
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+"""Name of one of those files."""
 REBUILDS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")
 """Functions of `torch._utils` that make a tensor of its stored values."""
 
@@ -40,23 +47,25 @@ class Skipped:
         """Stand for what an object returns."""
         return self
 
-    __setstate__ = __setitem__ = append = extend = add = update = _ignore
+    __setitem__ = append = extend = add = _ignore
 
 
 def open_tensors(path: Path) -> Any:
-    """Return what a checkpoint file contains: tensors in mappings, as the training program saved them.
+    """Return what a checkpoint contains: tensors in mappings, as the training program saved them.
 
-    Python objects beside the tensors (arguments, metrics, dates) become instances of `Skipped`, whose type has the
-    name and module of the object's.
+    The index of a checkpoint in several files stands for all of them. Python objects beside the tensors (arguments,
+    metrics, dates) become instances of `Skipped`, whose type has the name and module of the object's.
 
     Raises:
-        BackboneError: the file is damaged or of another format, or is a TorchScript archive (which is a program) that
-            OpenAI did not publish.
+        BackboneError: the file is damaged or of another format, one of several, or a TorchScript archive (which is a
+            program) that OpenAI did not publish.
     """
     from safetensors.torch import load_file
 
     if is_archive(path):
         return _open_archive(path)
+    if path.name.endswith(INDEX):
+        return {name: tensor for part in _parts(path) for name, tensor in open_tensors(part).items()}
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -64,10 +73,25 @@ def open_tensors(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of other pickle protocols than torch's own
             return _load(path)
     except Exception as error:  # parsers raise anything for foreign or damaged files
+        with path.open("rb") as file:
+            start = file.read(40).decode(errors="replace")
+        text = start.replace("\n", " ").isprintable() and start
         raise BackboneError(
-            f"{path}: not a checkpoint, or damaged ({one_line(error)[:200]}); save the model's state_dict() with "
-            "torch.save or safetensors, or fetch the file again"
+            f"{path}: not a checkpoint, or damaged ({f'text: {text!r}' if text else one_line(error)[:200]}); save the "
+            "model's state_dict() with torch.save or safetensors, or fetch the file again"
         ) from error
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index lists."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [index.with_name(Path(name).name) for name in names]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{index}: not an index of weights ({one_line(error)}); fetch it again") from None
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise BackboneError(f"{index}: {first_of(missing, 3)} missing beside it; fetch all files that it lists")
+    return paths
 
 
 def _load(path: Path) -> Any:
@@ -79,7 +103,8 @@ def _load(path: Path) -> Any:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP_START)) == ZIP_START
         if zipped:
-            torch.serialization.get_unsafe_globals_in_checkpoint(path)  # raises for a TorchScript archive
+            with suppress(pickle.UnpicklingError):  # of another pickle protocol
+                torch.serialization.get_unsafe_globals_in_checkpoint(path)  # raises for a TorchScript archive
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=SKIPPING)
 
 
@@ -136,7 +161,7 @@ class _SkippingUnpickler(pickle._Unpickler):
         return type(name, (Skipped,), {"__module__": module})
 
     def load_build(self) -> None:
-        """Set the state of a stand-in; ignore that of all others, which have none that matters."""
+        """Drop the state of any object: stand-ins have none, and that of a mapping or a tensor does not matter."""
         self.stack.pop()
 
     dispatch[pickle.BUILD[0]] = load_build

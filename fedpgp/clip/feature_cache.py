@@ -96,6 +96,8 @@ class Chunk:
 
     rows: Array
     shard: Path
+    rotated: int = 0
+    """how many images have an EXIF orientation, which is not applied; counted when they are encoded"""
 
 
 def scan(folder: Path) -> tuple[list[tuple[int, int]], list[CacheError | AccessError]]:

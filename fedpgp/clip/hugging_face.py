@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
 from fedpgp.core.errors import BackboneError
+from fedpgp.core.text import first_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+F = TypeVar("F", bound="_File")
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -36,17 +41,56 @@ PROJECTIONS = {"text_projection.weight": "text_projection", "visual_projection.w
 """Matrices that open_clip applies from the right, transposed."""
 CONSTANTS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
-TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
-    "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
-VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
-"""What a config.json means that does not say it."""
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
+
+
+class _File(BaseModel):
+    """What is read of a JSON file; a key that is absent or null has its default, which is CLIP's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, tree: Any) -> Any:
+        return {key: value for key, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
+
+
+class _Tower(_File):
+    num_hidden_layers: PositiveInt = 12
+    hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    layer_norm_eps: float = Field(1e-5, ge=1e-5, le=1e-5)
+
+
+class _TextTower(_Tower):
+    vocab_size: PositiveInt = 49408
+    hidden_size: PositiveInt = 512
+    intermediate_size: PositiveInt = 2048
+    num_attention_heads: PositiveInt = 8
+    max_position_embeddings: PositiveInt = 77
+
+
+class _VisionTower(_Tower):
+    hidden_size: PositiveInt = 768
+    intermediate_size: PositiveInt = 3072
+    num_attention_heads: PositiveInt = 12
+    image_size: PositiveInt = 224
+    patch_size: PositiveInt = 32
+    num_channels: Literal[3] = 3
+
+
+class _Model(_File):
+    model_type: Literal["clip"]
+    projection_dim: PositiveInt = 512
+    text_config: _TextTower = _TextTower()
+    vision_config: _VisionTower = _VisionTower()
+
+
+class _Preprocessor(_File):
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    resample: Literal[2, 3] = 3
+    size: PositiveInt | dict[str, PositiveInt] = Field(default_factory=dict)
+    do_resize: Literal[True] = True
+    do_normalize: Literal[True] = True
 
 
 def is_named_so(tensors: Mapping[str, Any]) -> bool:
@@ -84,51 +128,50 @@ def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         BackboneError: it describes another kind of model, or one that open_clip cannot build.
     """
-    if config.get("model_type") != "clip":
-        raise BackboneError(f"{where}: model_type is {config.get('model_type')!r}; only clip can be read")
-    text, vision = _tower(config, "text", TEXT_DEFAULTS), _tower(config, "vision", VISION_DEFAULTS)
-    activations = {text["hidden_act"], vision["hidden_act"]}
-    if activations not in ({"gelu"}, {"quick_gelu"}):
-        raise BackboneError(
-            f"{where}: hidden_act is {' and '.join(sorted(activations))}; both must be gelu or quick_gelu"
-        )
-    if {text["layer_norm_eps"], vision["layer_norm_eps"]} != {1e-5} or vision["num_channels"] != 3:
-        raise BackboneError(f"{where}: layer_norm_eps must be 1e-5 and num_channels 3, as in CLIP")
+    tree = dict(config)
+    for tower in ("text_config", "vision_config"):  # older files have a second mapping, which overrides the first
+        first, second = tree.get(tower) or {}, tree.get(f"{tower}_dict") or {}
+        tree[tower] = {**first, **second} if isinstance(first, dict) and isinstance(second, dict) else first
+    found = _checked(_Model, tree, where)
+    text, vision = found.text_config, found.vision_config
+    if text.hidden_act != vision.hidden_act:
+        raise BackboneError(f"{where}: hidden_act is {text.hidden_act} and {vision.hidden_act}; it must be the same")
     return {
-        "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": activations == {"quick_gelu"},
+        "embed_dim": found.projection_dim,
+        "quick_gelu": text.hidden_act == "quick_gelu",
         "vision_cfg": {
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "width": vision["hidden_size"],
-            "layers": vision["num_hidden_layers"],
-            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
-            "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "width": vision.hidden_size,
+            "layers": vision.num_hidden_layers,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
         },
         "text_cfg": {
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "heads": text["num_attention_heads"],
-            "layers": text["num_hidden_layers"],
-            "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": text.intermediate_size / text.hidden_size,
         },
     }
 
 
 def preprocessing_beside(config: Path) -> dict[str, Any]:
-    """Translate the preprocessor_config.json beside a config.json, if any, to open_clip's preprocessing options."""
+    """Translate the preprocessor_config.json beside a config.json, if any, to open_clip's preprocessing options.
+
+    Raises `BackboneError` if it does not resize or normalise images, as all of CLIP's do.
+    """
     path = config.with_name(PREPROCESSOR)
     if not path.is_file():
         return {}
-    tree = read_json(path)
-    found: dict[str, Any] = {key: tuple(tree[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in tree}
-    if tree.get("resample", 3) not in RESAMPLING:
-        raise BackboneError(f"{path}: resample={tree['resample']} is not among {', '.join(map(str, RESAMPLING))}")
-    found["interpolation"] = RESAMPLING[tree.get("resample", 3)]
-    if isinstance(tree.get("size"), Mapping) and "height" in tree["size"]:
-        found["resize_mode"] = "squash"
-    return found
+    found = _checked(_Preprocessor, read_json(path), str(path))
+    options: dict[str, Any] = {"interpolation": RESAMPLING[found.resample]}
+    options |= {key: own for key, own in (("mean", found.image_mean), ("std", found.image_std)) if own is not None}
+    if isinstance(found.size, dict) and "height" in found.size:
+        options["resize_mode"] = "squash"
+    return options
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,15 +185,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _tower(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a tower; `NAME_config_dict`, which older files have, overrides `NAME_config`."""
-    return {**defaults, **(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+def _checked(kind: type[F], tree: Mapping[str, Any], where: str) -> F:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+        raise BackboneError(f"{where}: {first_of(wrong)}; only CLIP's models can be read") from None
 
 
 def _renamed(name: str) -> str:
     for tower, ours in TOWERS.items():
         if name.startswith(tower):
-            name = ours + name.removeprefix(tower)
+            known = name.removeprefix(tower)
             for theirs, part in PARTS.items():
-                name = name.replace(theirs, part)
+                known = known.replace(theirs, part)
+            return ours + known if tower + known != name else name
     return name

@@ -17,6 +17,7 @@ from fedpgp.clip.feature_cache import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
+from fedpgp.data.sources.decoding import orientation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,23 +39,27 @@ class Encoder:
         self._crop = _evaluation_crop(spec)
 
     def encode_chunk(self, table: pa.Table, rows: Array, shard: Path) -> int:
-        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard; return n."""
-        variant, dtype = self._key.variant, self._key.dtype
-        parts = [
-            encode(self._visual, self._spec, pixels.flatten(0, 1), variant, dtype).unflatten(0, pixels.shape[:2])
-            for pixels in self._decoded(table, rows)
-        ]
-        write_shard(shard, self._key, rows, torch.cat(parts).numpy())
-        return len(rows)
+        """Encode the images of `table`, the manifest's rows `rows` (n,), into one shard.
 
-    def _decoded(self, table: pa.Table, rows: Array) -> Iterator[Tensor]:
-        """Yield uint8 (n, views, 3, H, W) of `BATCH` images at a time.
+        Returns how many of them have an EXIF orientation, which is not applied.
+        """
+        variant, dtype = self._key.variant, self._key.dtype
+        parts, rotated = [], 0
+        for pixels, own_rotated in self._decoded(table, rows):
+            encoded = encode(self._visual, self._spec, pixels.flatten(0, 1), variant, dtype)
+            parts.append(encoded.unflatten(0, pixels.shape[:2]))
+            rotated += own_rotated
+        write_shard(shard, self._key, rows, torch.cat(parts).numpy())
+        return rotated
+
+    def _decoded(self, table: pa.Table, rows: Array) -> Iterator[tuple[Tensor, int]]:
+        """Yield uint8 (n, views, 3, H, W) of `BATCH` images at a time, and how many have an EXIF orientation.
 
         One thread decodes the next `AHEAD` batches while the tower runs (Pillow and the disk release the interpreter
         lock). It is a single thread because torchvision draws views from torch's global generator.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
-            waiting: deque[Future[Tensor]] = deque()
+            waiting: deque[Future[tuple[Tensor, int]]] = deque()
             for start in range(0, len(rows), BATCH):
                 part = slice(start, start + BATCH)
                 waiting.append(decoder.submit(self._pixels, table[part], rows[part]))
@@ -63,16 +68,17 @@ class Encoder:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _pixels(self, table: pa.Table, rows: Array) -> Tensor:
+    def _pixels(self, table: pa.Table, rows: Array) -> tuple[Tensor, int]:
         """Compute uint8 (n, views, 3, H, W). A random view depends on the seed, the row and its number only."""
-        key, pixels = self._key, []
+        key, pixels, rotated = self._key, [], 0
         for image, row in zip(self._source.read(table), rows, strict=True):
+            rotated += orientation(image) != 1
             if key.views == 1:
                 pixels.append(self._crop(image)[None])
             else:
                 seeds = [derive_seed(key.seed, "view", int(row), view) for view in range(key.views)]
                 pixels.append(torch.stack([_random_view(image, self._spec.size, seed) for seed in seeds]))
-        return torch.stack(pixels)
+        return torch.stack(pixels), rotated
 
 
 def cropped(images: Iterable[Image], spec: ImageSpec) -> Tensor:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -176,8 +177,7 @@ def _from_file(name: str, path: Path, settings: BackboneSettings, configured: Ac
     weights, activation = checkpoints.read(path, settings.weights_key), settings.activation
     trained, preprocess = _beside(path, weights)
     if weights.place or weights.left_out:
-        others = f"; not used: {first_of(weights.left_out, 3)}" if weights.left_out else ""
-        log.info("%s: the weights are those of %r%s", path, weights.place, others)
+        log.info("%s: the weights of %r; not used: %s", path, weights.place, first_of(weights.left_out, 3) or "-")
     if trained and trained != (activation or (configured if configured == "quick_gelu" else trained)):
         raise _disagreement(name, f"OpenAI's {path}" if weights.openai else str(path), trained)
     if not trained and activation is None:
@@ -196,14 +196,14 @@ def _beside(path: Path, weights: checkpoints.Weights) -> tuple[Activation | None
     """Return what the file or a configuration beside it says of activation and preprocessing."""
     if weights.openai:
         return "quick_gelu", {}
-    config = path.with_name(hugging_face.CONFIG if weights.hugging_face else CONFIG)
-    if not config.is_file():
+    key, file = ("model_type", hugging_face.CONFIG) if weights.hugging_face else ("model_cfg", CONFIG)
+    config = path.with_name(file)
+    described = hugging_face.read_json(config) if config.is_file() else {}
+    if not described.get(key):  # there is none, or another program's
         return None, {}
-    described = hugging_face.read_json(config)
     if weights.hugging_face:
-        described = hugging_face.model_config(described, str(config))
-        return _activation(described), hugging_face.preprocessing_beside(config)
-    return _activation(described.get("model_cfg", {})), described.get("preprocess_cfg", {})
+        return _activation(hugging_face.model_config(described, str(config))), hugging_face.preprocessing_beside(config)
+    return _activation(described[key]), described.get("preprocess_cfg", {})
 
 
 def _activation(config: Mapping[str, Any]) -> Activation:
@@ -216,7 +216,10 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     published = pretrained.get_pretrained_cfg(name.removesuffix(QUICK), tag) if tag else None
     if not published:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(name)) or "none"
-        raise BackboneError(f"backbone.weights: {tag!r} is not a file, `random` or a tag of {name} (tags: {tags})")
+        folder = "a folder, " if tag and Path(tag).is_dir() else ""
+        raise BackboneError(
+            f"backbone.weights: {tag!r} is {folder}not a file, `random` or a tag of {name} (tags: {tags})"
+        )
     trained = _activation(published)
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,18 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpgp.clip import hugging_face
-from fedpgp.clip.checkpoint_files import Skipped, is_archive, open_tensors
+from fedpgp.clip.checkpoint_files import INDEX, PART, Skipped, is_archive, open_tensors
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.text import first_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)
+
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's state dicts hold these too
 PREFIX = re.compile(r"(|.*?\.)(?:(?:text\.)?token_embedding\.weight|text_model\.embeddings\.token_embedding\.weight)")
 """Matches the token embedding, which every CLIP model has; its group is what a program put before the model's names."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Names that torch.compile, FSDP and activation checkpointing put between those of a model and its parts."""
+NAMES_OF_TOWERS = {"text", *(tower.rstrip(".") for tower in hugging_face.TOWERS)}
+"""Modules of other formats. What is unknown in them is part of another model."""
+ADAPTER = re.compile(r"\.(?:lora_|base_layer\.)")
+"""Names of a model whose low-rank updates are kept beside its weights."""
 DEPTH = 4
 """Depth of mappings inside mappings that are searched for tensors."""
 
@@ -43,8 +51,8 @@ class Weights:
 def read(path: Path, key: str | None = None) -> Weights:
     """Read the weights of a CLIP model from a checkpoint of any training program.
 
-    Bare state dicts, mappings of them, and names behind a common prefix are read; anything else in the file is ignored
-    and never unpickled. Names of Hugging Face become open_clip's.
+    Bare state dicts, mappings and lists of them, and names behind a common prefix are read; anything else in the file
+    is ignored and never unpickled. Names of Hugging Face become open_clip's.
 
     Args:
         key: `Weights.place`, if the file has several models.
@@ -55,6 +63,8 @@ def read(path: Path, key: str | None = None) -> Weights:
     """
     if not path.is_file():
         raise BackboneError(f"backbone.weights: no such file: {path}")
+    if part := PART.fullmatch(path.name):
+        raise BackboneError(f"{path}: one of several files of a checkpoint; give {''.join(part.groups())}{INDEX}")
     tree = open_tensors(path)
     mappings = list(_mappings(tree))
     models = {
@@ -85,18 +95,21 @@ def read(path: Path, key: str | None = None) -> Weights:
 def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Copy weights into an open_clip `CLIP` or `CustomTextCLIP`; names of older formats are translated.
 
+    Tensors of modules that the model does not have, such as a loss or a classifier, are left out with a message.
+
     Raises:
         BackboneError: tensors are missing, unknown, of another shape or not finite; starts with `what`.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    tensors = dict(convert_state_dict(model, dict(weights)))
+    tensors, expected = dict(convert_state_dict(model, dict(weights))), model.state_dict()
+    modules = {name.partition(".")[0] for name in (*expected, *dict(model.named_buffers()))} | NAMES_OF_TOWERS
+    beside = [name for name in tensors if name.partition(".")[0] not in modules]
     if hasattr(model, "text"):
         tensors = convert_to_custom_text_state_dict(tensors)
     else:
         tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-    expected = model.state_dict()
     for name in dict(model.named_buffers()).keys() - expected.keys():
         tensors.pop(name, None)  # a constant, such as the causal mask, which a scripted model saves too
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:  # () and (1,) are both in use
@@ -110,9 +123,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
             if name in tensors and tensors[name].shape != tensor.shape
         ],
     }
-    if any(misfits.values()):
+    if beside and misfits == {"missing": [], "unknown": beside, "of another shape": []}:
+        log.info("%s: not used: %s", what, first_of(beside, 3))
+        tensors = {name: tensors[name] for name in expected}
+    elif any(misfits.values()):
         difference = "; ".join(f"{kind}: {first_of(names, 3)}" for kind, names in misfits.items() if names)
-        raise BackboneError(f"{what}: the checkpoint belongs to another model: {difference}; check backbone.name")
+        adapters = any(ADAPTER.search(name) for name in misfits["unknown"])
+        advice = "merge its adapters and save it again" if adapters else "check backbone.name"
+        raise BackboneError(f"{what}: the checkpoint does not fit this model: {difference}; {advice}")
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     not_finite = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
     if not_finite:
@@ -124,6 +142,8 @@ def _mappings(tree: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[
     """Yield the tensors of each mapping inside `tree` by name, with the dotted keys that lead to it."""
     from torch import Tensor
 
+    if isinstance(tree, list | tuple):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, Mapping):
         return
     tensors = {WRAPPERS.sub("", str(name)): value for name, value in tree.items() if isinstance(value, Tensor)}

@@ -17,11 +17,13 @@ from fedpgp.config.settings import (
     StorageSettings,
     TrackingSettings,
 )
+from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.config.writing import absolute, annotated, differing, digest, dotted, dump, schema
 
 __all__ = [
     "AttackSettings", "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings",
     "PartitionSettings", "PrivacySettings", "ProtocolSettings", "ResourceSettings", "ServerSettings", "Settings",
     "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest", "dotted",
-    "dropped", "dump", "explain", "leaves", "load", "override", "parse", "read_yaml", "schema", "shipped_configs",
+    "dropped", "dump", "dump_yaml", "explain", "leaves", "load", "load_yaml", "override", "parse", "read_yaml",
+    "schema", "shipped_configs",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedpgp.config.settings import Experiment
-from fedpgp.config.values import Loader, kinds_of, read_value
+from fedpgp.config.values import kinds_of, load_yaml, read_value
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean, one_line, redacted
 
@@ -21,7 +20,7 @@ Carry = Callable[[str, str, Mapping[str, Any]], tuple[dict[str, Any], str]]
 
 TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
     "data": ("root", "class_names", "template"),
-    "backbone": ("weights", "activation"),
+    "backbone": ("weights", "weights_key", "activation"),
     "federation.server": None,
 }
 """Settings of a section that belong to its `name` (None: all): an override of the name drops them."""
@@ -55,14 +54,14 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> list
         keys = _without_types(model, item["loc"])
         path = ".".join(str(part) for part in keys)
         if item["type"] == "extra_forbidden":
-            known = sorted(_fields_at(model, item["loc"][:-1]))
+            known = sorted(_fields_at(model, item["loc"][:-1])) or ["none"]
             hint = did_you_mean(item["loc"][-1], known, f"known keys: {', '.join(known)}", count=2)
             lines[path] = f"{source}: {path}: unknown key; {hint}"
         else:
             what = item["msg"].removeprefix("Value error, ")
             given = item["input"]
             shown = "" if isinstance(given, Mapping | BaseModel) else f" (given: {given!r})"
-            if kinds_of(model, keys) == {"text"} and isinstance(given, int | float | date):
+            if kinds_of(model, keys) == {"text"} and isinstance(given, int | float):
                 shown += "; in a file, write it in quotes"
             lines.setdefault(path, f"{source}: {path + ': ' if path else ''}{what}{shown}")
     return list(lines.values())
@@ -79,14 +78,20 @@ def read_yaml(config: str, kinds: Sequence[str] = ("experiments",)) -> dict[str,
         raise ConfigError(f"{config}: no such file, and no shipped {what} of that name ({', '.join(names)})")
     where = str(path) if found == path else config
     try:
-        tree = yaml.load(found.read_text(encoding="utf-8"), Loader)  # a safe one
+        tree = load_yaml(found.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a type such as !!int that fails
         raise ConfigError(f"{where}: not readable as YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: expected a mapping of sections such as data, method, federation")
     return tree
+
+
+def is_shipped(config: str) -> bool:
+    """Whether `read_yaml` reads a shipped file: by its name, or by its path in a checkout."""
+    path = Path(config).expanduser()
+    return not path.is_file() or path.resolve().is_relative_to(shipped_configs().resolve())
 
 
 def shipped_configs() -> Path:
@@ -100,6 +105,7 @@ def override(
     tree: dict[str, Any], overrides: Sequence[str], source: str = "settings", carry: Carry = drop_all
 ) -> dict[str, Any]:
     """Apply `a.b=value` overrides, see `assign` and `warn_dropped`; raise `ConfigError` if one cannot be read."""
+    warn_repeated(overrides)
     values = dict(read_override(item) for item in overrides)
     warn_dropped(tree, values, source, carry)
     return assign(tree, values, carry)
@@ -154,6 +160,16 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def warn_repeated(overrides: Sequence[str]) -> None:
+    """Log a warning for each setting that is given more than once; the last one counts."""
+    items: dict[str, list[str]] = {}
+    for item in overrides:
+        items.setdefault(item.partition("=")[0].removeprefix("base."), []).append(redacted(item))
+    for *others, last in items.values():
+        if earlier := [one for one in others if one != last]:
+            log.warning("%s: not used, because %s is given later", ", ".join(earlier), last)
 
 
 def warn_dropped(tree: Mapping[str, Any], values: Mapping[str, Any], source: str, carry: Carry) -> None:

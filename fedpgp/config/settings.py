@@ -49,6 +49,8 @@ class DataSettings(Settings):
     def _text_keys(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and (numbers := [key for key in value if not isinstance(key, str)]):
             raise ValueError(f"the name {numbers[0]!r} is not text; write it in quotes")
+        if isinstance(value, str):
+            raise ValueError("give all names as a list, or new names by those found")
         return value
 
     @model_validator(mode="after")

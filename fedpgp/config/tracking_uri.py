@@ -7,27 +7,29 @@ from pathlib import Path
 from fedpgp.config.settings import TrackingSettings
 
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
 """Environment variables with which all programs of MLflow find a store and an experiment."""
 DEFAULT_EXPERIMENT = "fedpgp"
 
 _LOCAL = re.compile(r"(sqlite(?:\+\w+)?:///(?:file:)?|file:(?://(?=/))?|(?![A-Za-z][A-Za-z0-9+.-]+:))([^?]+)(\?.*)?")
 """What comes before the path, the path, and options, in a URI of a database file or a folder, or in a plain path."""
-_NO_PATH = ("databricks", "databricks-uc", "uc", ":memory:")
+_NO_PATH = ("databricks", ":memory:")
 
 
 def resolved(settings: TrackingSettings) -> TrackingSettings:
     """Fill in the store and the experiment from the environment; a store that is null afterwards is the default one.
 
-    Without the mirror (`mlflow: false`) an experiment that is given nowhere stays null, until the mirror is asked for.
+    Without the mirror (`mlflow: false`) an experiment that is given nowhere stays null, until the mirror is asked for;
+    also one of which only the number is given: the store knows its name.
     """
-    given = settings.experiment or os.environ.get(EXPERIMENT_VARIABLE)
-    experiment = given or (DEFAULT_EXPERIMENT if settings.mlflow else None)
+    given = settings.experiment or _variable(EXPERIMENT_VARIABLE)
+    experiment = given or (DEFAULT_EXPERIMENT if settings.mlflow and experiment_id(None) is None else None)
     return settings.model_copy(update={"uri": uri_of(settings.uri), "experiment": experiment})
 
 
 def given_uri(setting: str | None) -> str | None:
     """The URI of the settings, else that of the environment; None: neither."""
-    return setting or os.environ.get(URI_VARIABLE) or None
+    return setting or _variable(URI_VARIABLE)
 
 
 def uri_of(setting: str | None) -> str | None:
@@ -38,7 +40,12 @@ def uri_of(setting: str | None) -> str | None:
 
 def experiment_of(setting: str | None) -> str:
     """The experiment of the settings, else that of the environment, else the default."""
-    return setting or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+    return setting or _variable(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+
+
+def experiment_id(setting: str | None) -> str | None:
+    """The number of the experiment in the environment; None: there is none, or a name is given."""
+    return None if setting or _variable(EXPERIMENT_VARIABLE) else _variable(ID_VARIABLE)
 
 
 def local_path(uri: str) -> Path | None:
@@ -57,3 +64,8 @@ def absolute_uri(uri: str) -> str:
     """Make the path in a tracking URI absolute; other URIs are returned as they are."""
     found, path = _LOCAL.fullmatch(uri), local_path(uri)
     return uri if found is None or path is None else f"{found[1]}{path.absolute()}{found[3] or ''}"
+
+
+def _variable(name: str) -> str | None:
+    """The value of an environment variable without blanks around it; None: there is none."""
+    return os.environ.get(name, "").strip() or None

@@ -1,4 +1,4 @@
-"""Reads YAML, with the numbers of YAML 1.2, and values from the command line, where text stands as it is."""
+"""Reads and writes YAML with the values of YAML 1.2, and reads the command line, where text stands as it is."""
 
 import json
 import re
@@ -14,7 +14,10 @@ from fedpgp.core.errors import ConfigError
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader. `1e-4` is a number, as `1.0e-4` is; duplicate keys are refused."""
+    """YAML's safe loader with the values of YAML 1.2: 010 is ten, 1e-4 a number; yes, 1:30 and dates are text.
+
+    `1_000` is a number, as in Python. Duplicate keys are refused.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; raise `YAMLError` if a key occurs twice."""
@@ -24,10 +27,43 @@ class Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"duplicate key {', '.join(duplicates)} near line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number; without 0x, 0o or 0b it is decimal."""
+        text = str(self.construct_scalar(node))
+        return int(text, 0 if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+
+Loader.yaml_implicit_resolvers = {}  # instead of those of YAML 1.1
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
+
+class Dumper(yaml.SafeDumper):
+    """YAML's safe dumper. It quotes text that YAML 1.1 or `Loader` would read as something else."""
+
+
+NUMBER = r"(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)", list("-+0123456789")),
+    "float": (rf"[-+]?(?:{NUMBER}|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    "merge": (r"<<", ["<"]),
+}
+"""Pattern and possible first characters of text without quotes that is no text, by its type."""
+for _type, (_pattern, _first) in PLAIN.items():
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def dump_yaml(tree: Any, **options: Any) -> str:
+    """Write plain values as YAML from which YAML 1.1 and `Loader` read the same; `options` as in `yaml.dump`."""
+    text: str = yaml.dump(tree, Dumper=Dumper, allow_unicode=True, **{"sort_keys": False, **options})
+    return text
+
+
+def load_yaml(text: str) -> Any:
+    """Read plain values from YAML."""
+    return yaml.load(text, Loader)  # a safe one
 
 
 def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
@@ -53,11 +89,11 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     loader = yaml.BaseLoader if plain or names else Loader  # both are safe ones
     try:
         value = yaml.load(text, loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError is of an explicit type, such as !!int x
         if plain:
             return text
         raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
-    if plain and not isinstance(value, Mapping if text[0] == "{" else str):
+    if plain and not (_is_search(value) if text[0] == "{" else isinstance(value, str)):
         return text
     if "#" in text and not _keeps_number_signs(text, value, loader):
         raise ConfigError(
@@ -65,6 +101,11 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
             "those of the shell"
         )
     return value
+
+
+def _is_search(value: Any) -> bool:
+    """Whether a value looks like `{grid_search: [...]}`, unlike a template such as `{}`."""
+    return isinstance(value, Mapping) and [type(one) for one in value.values()] == [list]
 
 
 def _keeps_number_signs(text: str, value: Any, loader: Any) -> bool:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from fedpgp.config import tracking_uri
 from fedpgp.config.reading import leaves
 from fedpgp.config.settings import Experiment, MethodSettings, PrivacySettings, Settings
+from fedpgp.config.values import dump_yaml
 from fedpgp.core.plugins import code_keys
 
 NEUTRAL = {
@@ -29,7 +29,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def dump(settings: Settings) -> str:
     """Write an experiment or a sweep as YAML from which `load` reads the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(settings.model_dump(mode="json"))
 
 
 def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
@@ -142,10 +142,5 @@ def _numbers(experiment: Experiment) -> dict[str, Any]:
 
 
 def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
-    text = (
-        f"{key}: "
-        + yaml.safe_dump([value], default_flow_style=True, width=1000, allow_unicode=True, sort_keys=False).strip()[
-            1:-1
-        ]
-    )
+    text = f"{key}: " + dump_yaml([value], default_flow_style=True, width=1000).strip()[1:-1]
     return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"

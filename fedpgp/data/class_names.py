@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -37,15 +38,14 @@ def assign(found: Sequence[str], given: Given, numbered: bool) -> tuple[tuple[st
     """
     old = _labels(found)
     if given is None:
-        _check_not_blank(found)
+        _check(found)
         return tuple(found), np.arange(len(found))
     if isinstance(given, Mapping):
         given = _renamed(found, given)
-        _labels(given)
-        _check_not_blank(given)
+        _check(given)
         return tuple(given), np.arange(len(found))
     new = _labels(given)
-    _check_not_blank(given)
+    _check(given)
     if len(given) != len(found):
         raise DataError(f"data.class_names: {len(given)} names for {len(found)} classes ({first_of(found)})")
     if (order := _by_name(old, new)) is not None:
@@ -65,17 +65,27 @@ def _labels(names: Sequence[str]) -> dict[str, int]:
     return {name: label for label, name in enumerate(words)}
 
 
-def _check_not_blank(names: Sequence[str]) -> None:
+def _check(names: Sequence[str]) -> None:
+    """Raise `DataError` if names are empty, or the same to the tokenizer, which puts them in small letters."""
     blank = [f"{name!r} of label {label}" for label, name in enumerate(names) if is_blank(name)]
     if blank:
         raise DataError(
             f"empty class names (underscores read as spaces): {first_of(blank)}; rename these classes, "
             "or give them names in data.class_names"
         )
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(_words(name).casefold().split()), []).append(name)
+    if same := [" and ".join(own) for own in alike.values() if len(own) > 1]:
+        raise DataError(
+            f"duplicate class names (a prompt has small letters, and spaces for underscores): {first_of(same)}; "
+            "rename one of each, or give new names in data.class_names"
+        )
 
 
 def _renamed(found: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
     """The names found, with those of the mapping replaced."""
+    _labels(list(names))
     known = {_words(name) for name in found}
     if unknown := [name for name in names if _words(name) not in known]:
         hint = did_you_mean(unknown[0], found, f"found are {first_of(found)}")
@@ -119,7 +129,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 def _ask_for_mapping(found: Sequence[str], given: Sequence[str]) -> str:
     pairs = [f"{old} -> {new}" for old, new in zip(found, given, strict=True)]
-    example = ", ".join(f"{name}: ..." for name in found[:2])
+    example = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: ..." for name in found[:2])
     return (
         f"data.class_names: new names in a list would be assigned by position: {first_of(pairs)}; to be sure which "
         f"class has which name, write data.class_names={{{example}{', ...' if len(found) > 2 else ''}}}"

@@ -19,7 +19,7 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
-from fedpgp.core.text import first_of, redacted
+from fedpgp.core.text import first_of, is_blank, redacted
 from fedpgp.data import sources
 from fedpgp.data.class_names import assign
 from fedpgp.data.sources.base import ROW_SCHEMA
@@ -133,9 +133,13 @@ def build(settings: DataSettings) -> Manifest:
     """
     scan = sources.scan(settings)
     if scan.left_out:
-        count = sum(scan.left_out.values())
-        what = "1 file is" if count == 1 else f"{count} files{' and folders' if FOLDERS in scan.left_out else ''} are"
-        log.warning("%s: %s left out: %s", redacted(str(settings.root)), what, counted(scan.left_out))
+        count, folders = sum(scan.left_out.values()), scan.left_out.get(FOLDERS, 0)
+        what = "file" if not folders else FOLDERS.removesuffix("s") if folders == count else "file or folder"
+        are = f"1 {what} is" if count == 1 else f"{count} {what.replace(' or ', 's and ')}s are"
+        kinds = "" if folders == count else f": {counted(scan.left_out)}"
+        log.warning("%s: %s left out%s", redacted(str(settings.root)), are, kinds)
+    if any(map(is_blank, scan.domains)):
+        raise DataError(f"{redacted(str(settings.root))}: a domain has an empty name; rename it")
     class_names, relabel = assign(scan.class_names, settings.class_names, scan.numbered)
     rows = scan.rows.sort_by([("file", "ascending"), ("row", "ascending")]).combine_chunks()
     rows = rows.set_column(2, "label", pa.array(relabel[rows["label"].to_numpy()], pa.int32()))

@@ -22,7 +22,7 @@ from fedpgp.federation.extraction import Forecast
 
 def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
     """Run an experiment on the backend of its settings, and return its folder. See `runner.run`."""
-    tracker.check(experiment)
+    experiment = tracker.settled(experiment)
     result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback)
     return result
 
@@ -51,7 +51,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
             "resources.address=auto (or set RAY_ADDRESS)"
         )
     settle(experiment)
-    tracker.check(experiment)
+    experiment = tracker.settled(experiment)
     with driver.connected(experiment.resources):
         name = _driver_name(experiment)
         driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)

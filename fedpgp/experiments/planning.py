@@ -26,6 +26,7 @@ from fedpgp.config import (
     TrackingSettings,
     tracking_uri,
 )
+from fedpgp.config.values import load_yaml
 from fedpgp.core.errors import AccessError, BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import denied, in_the_way
 from fedpgp.core.plugins import code_keys
@@ -251,7 +252,7 @@ def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str
         with suppress(FedPGPError, yaml.YAMLError):
             store = RunFolder.open(path)
             if store.state in ("interrupted", "stopped", "failed"):
-                settings = sources.complete(config.parse(yaml.safe_load(store.config_yaml)))
+                settings = sources.complete(config.parse(load_yaml(store.config_yaml)))
                 manifest, weights = (store.identity.get(key) for key in ("manifest_digest", "weights_fingerprint"))
                 plugins = store.identity.get("plugins")
                 yield store, config.dotted(settings, manifest=manifest, weights=weights, plugins=plugins)

@@ -243,10 +243,14 @@ def extraction_job(plan: Plan, cache: Features) -> ExtractionJob:
 def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callback: RunCallback) -> None:
     """Extract the missing ones of `rows` on the workers."""
     begun: list[tuple[float, int]] = []
+    rotated = 0
 
     def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
+        nonlocal rotated
         backend.load(extraction_job(plan, cache))
-        return backend.map("encode_chunk", chunks)
+        for chunk in backend.map("encode_chunk", chunks):
+            rotated += chunk.rotated
+            yield chunk
 
     def progress(done: int, total: int) -> None:
         """Report the rate since the start, without images of an earlier, interrupted extraction."""
@@ -255,6 +259,13 @@ def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callb
         callback.on_extract(done, total, (done - first) / (now - start) if done > first else None)
 
     feature_cache.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
+    if rotated:
+        data = plan.experiment.data
+        callback.on_message(
+            f"{redacted(str(data.root or data.name))}: images with an EXIF orientation, used as stored (not rotated): "
+            f"{rotated} of {len(rows)}; `fedpgp data check` lists them",
+            warning=True,
+        )
 
 
 def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:

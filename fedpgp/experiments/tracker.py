@@ -13,8 +13,12 @@ class Tracker:
     A tracker is pickled and sent to the process in which a run takes place.
     """
 
-    def check(self, experiment: Experiment) -> None:
-        """Raise `UserError` if nothing can ever be recorded with these settings. Called before any work."""
+    def settled(self, experiment: Experiment) -> Experiment:
+        """Fill in what the service knows of the settings. Called before any work.
+
+        Raises `UserError` if nothing can ever be recorded with them.
+        """
+        return experiment
 
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """The callback of one run, which may be a fold of a trial."""

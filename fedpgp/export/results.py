@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from fedpgp.analysis import loading
+from fedpgp.config.values import load_yaml
 from fedpgp.export.exporting import Which, learned_prompt
 from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation.metrics import CONFUSION_SCHEMA, PARTITION_SCHEMA
@@ -50,7 +50,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the run, as nested mappings."""
-        return dict(yaml.safe_load(self.folder.config_yaml))
+        return dict(load_yaml(self.folder.config_yaml))
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,9 +47,9 @@ class ExtractionWorker:
         self._encoder = Encoder(job.visual.to(device), job.image, open_source(job.data), job.key)
 
     def encode_chunk(self, chunk: Chunk) -> Chunk:
-        """Write the shard of a chunk, and return the chunk; raise `DataError` if an image cannot be read."""
-        self._encoder.encode_chunk(self._table.take(chunk.rows), chunk.rows, chunk.shard)
-        return chunk
+        """Write the shard of a chunk; return it with `rotated`; raise `DataError` if an image cannot be read."""
+        rotated = self._encoder.encode_chunk(self._table.take(chunk.rows), chunk.rows, chunk.shard)
+        return replace(chunk, rotated=rotated)
 
 
 @dataclass(frozen=True)

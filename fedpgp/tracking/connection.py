@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpgp.config.tracking_uri import local_path
-from fedpgp.core.errors import AccessError, FedPGPError
+from fedpgp.config.tracking_uri import ID_VARIABLE, experiment_id, experiment_of, local_path
+from fedpgp.core.errors import AccessError, ConfigError, FedPGPError
 from fedpgp.core.files import check_readable, check_writable, explain, locked, make_folder, share_with_group
 from fedpgp.core.text import cause_line, redacted
 from fedpgp.tracking.uri_check import is_server
@@ -32,6 +35,7 @@ ENVIRONMENT = {
 QUIET = {
     "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store; errors are reported below
     "alembic.runtime.migration": logging.WARNING,
+    "mlflow.utils.databricks_utils": logging.ERROR,
     "urllib3.connectionpool": logging.ERROR,  # a line per retry; the final error is reported below
 }
 
@@ -68,10 +72,47 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
         if found is not None:
             if is_deleted(found):
                 client.restore_experiment(found.experiment_id)
-                log.warning("MLflow at %s: experiment %r was deleted; it is restored", redacted(uri), experiment)
+                log.warning(
+                    "MLflow at %s: experiment %r was deleted; it is restored with all its runs, also those that were "
+                    "deleted singly",
+                    redacted(uri),
+                    experiment,
+                )
             return str(found.experiment_id)
         location = None if remote else artifacts.as_uri()
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
+
+
+def experiment_name(uri: str, setting: str | None) -> str:
+    """The experiment of the settings, else the one whose name or number is in the environment, else the default.
+
+    Raises `ConfigError` if the store has none of that number, `FedPGPError` if it cannot be asked.
+    """
+    number = experiment_id(setting)
+    return experiment_of(setting) if number is None else _name_of(uri, number)
+
+
+@cache
+def _name_of(uri: str, number: str) -> str:
+    """The name of the experiment of that number."""
+    from mlflow.exceptions import MlflowException
+
+    path = local_path(uri)
+    about = f"{ID_VARIABLE}={number}: MLflow at {redacted(uri)}"
+    otherwise = "give tracking.experiment=NAME"
+    try:
+        with mlflow_errors(uri):
+            try:
+                if path is None or path.exists():  # opening it would create it
+                    return str(connect(uri).get_experiment(number).name)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        raise ConfigError(f"{about} has no such experiment; correct the number, or {otherwise}")
+    except ConfigError:
+        raise
+    except FedPGPError as error:
+        raise type(error)(f"{error}; {ID_VARIABLE}={number} cannot be looked up: {otherwise}") from None
 
 
 def is_deleted(entry: Experiment | RunInfo) -> bool:
@@ -105,4 +146,29 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         what = explain(error, local_path(uri) or Path())
         raise AccessError(f"MLflow at {redacted(uri)}: {what}") from None
     except Exception as error:  # whatever MLflow and its libraries raise must not end a run
-        raise FedPGPError(f"MLflow at {redacted(uri)}: {redacted(cause_line(error))}") from None
+        raise FedPGPError(f"MLflow at {redacted(uri)}: {redacted(_explained(error, uri))}") from None
+
+
+def _explained(error: Exception, uri: str) -> str:
+    """The cause in one line, with advice if it does not pass by itself."""
+    cause, text = error, cause_line(error)
+    while isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if type(cause) is sqlite3.DatabaseError:  # not one of its subclasses, such as that of a locked file
+        return f"{text}: the file is damaged; move it away, `fedpgp track sync STORAGE_ROOT` writes another one"
+    if (found := re.search(r"schema \(found version (\w+), but expected \w+\)", text)) is not None:
+        return f"{found[0]}: {_other_schema(found[1], uri)}"
+    if "error code 401" in text:
+        return f"{text}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return text
+
+
+def _other_schema(version: str, uri: str) -> str:
+    """What to do about a store that another version of MLflow wrote; the newer ones are not known here."""
+    import mlflow
+    from mlflow.store import db_migrations
+
+    versions = Path(db_migrations.__file__).parent / "versions"
+    if any(versions.glob(f"{version}*.py")):
+        return f"an earlier MLflow wrote it; copy it, then run: mlflow db upgrade {uri}"
+    return f"a newer MLflow than {mlflow.__version__} wrote it; install that version, or give another tracking.uri"

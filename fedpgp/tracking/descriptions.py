@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from fedpgp.analysis import coverage
 from fedpgp.analysis.comparison import METRIC_TITLES
 from fedpgp.analysis.report.tables import Table, mean_std
+from fedpgp.config.values import load_yaml
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import METRICS, TESTED, RoundRow, on_test_images, selections
 from fedpgp.storage.run_folder import RunFolder
@@ -107,7 +106,7 @@ def of_trial(trial: Outcome, sweep: str) -> str:
     """Describe a trial and its folds."""
     lines = [f"**{trial.planned.label}**, a trial of the sweep {sweep}.", ""]
     for run in list(trial.runs.values())[:1]:
-        lines += [f"{what(yaml.safe_load(run.config_yaml))}.", ""]
+        lines += [f"{what(load_yaml(run.config_yaml))}.", ""]
     if trial.result.reason:
         lines += [f"**{trial.result.state}**: {redacted(trial.result.reason)}", ""]
     names = accuracies(trial.last)

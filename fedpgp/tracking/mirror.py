@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ import yaml
 
 from fedpgp import config
 from fedpgp.config import Experiment, tracking_uri
+from fedpgp.config.values import load_yaml
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, RunError, UserError
 from fedpgp.core.files import denied, folders_with
@@ -30,6 +32,8 @@ from fedpgp.tracking.writers import RUN_TAG, SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
 
+RUN_VARIABLE = "MLFLOW_RUN_ID"
+"""Environment variable with which other programs write into an existing MLflow run."""
 PENDING = 2
 """Mirrors of finished runs that may still be sending while the next run is under way."""
 
@@ -87,7 +91,7 @@ def _folders(path: Path) -> Iterator[SweepFolder | RunFolder]:
 
 def _named_store(folder: SweepFolder | RunFolder) -> str | None:
     """The `tracking.uri` in the settings of a run or a sweep, without credentials."""
-    settings = yaml.safe_load(folder.config_yaml if isinstance(folder, RunFolder) else folder.spec_yaml)
+    settings = load_yaml(folder.config_yaml if isinstance(folder, RunFolder) else folder.spec_yaml)
     tracking = (settings if isinstance(folder, RunFolder) else settings["base"]).get("tracking") or {}
     return without_user(tracking["uri"]) if tracking.get("uri") else None
 
@@ -189,8 +193,8 @@ class Mirror:
     def _sync_command(self) -> str:
         """The command that sends all that is missing, also if the folder itself does not lead to this store."""
         command = f"fedpgp track sync {shlex.quote(str(self._folder))}"
-        kind = SweepFolder if (self._folder / SweepFolder.marker).is_file() else RunFolder
-        with suppress(OSError):  # the folder may be gone
+        with suppress(OSError):  # the folder may be gone, or may not be entered
+            kind = SweepFolder if (self._folder / SweepFolder.marker).is_file() else RunFolder
             if _store(kind(self._folder)) != self._uri:
                 return f"{command} --uri {shlex.quote(redacted(self._uri))}"
         return command
@@ -201,10 +205,27 @@ class MLflowTracker(Tracker):
 
     def __init__(self) -> None:
         self._ending: deque[Mirror] = deque()
+        self._environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
 
-    def check(self, experiment: Experiment) -> None:
-        """Raise `ConfigError` if MLflow can never open the store."""
-        check_settings(experiment.tracking)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Use the variables of MLflow, such as the password, also in the process that this is sent to."""
+        vars(self).update(state)
+        for name, value in self._environment.items():
+            os.environ.setdefault(name, value)
+
+    def settled(self, experiment: Experiment) -> Experiment:
+        """Fill in the name of an experiment whose number is in the environment.
+
+        Raises `ConfigError` if MLflow can never open the store, or the store has no experiment of that number, and
+        `FedPGPError` if it cannot be asked for its name.
+        """
+        tracking = experiment.tracking
+        check_settings(tracking)
+        if not tracking.mlflow or tracking_uri.experiment_id(tracking.experiment) is None:
+            return experiment
+        uri = tracking_uri.uri_of(tracking.uri) or default_uri(experiment.storage.root.expanduser())
+        name = connection.experiment_name(uri, tracking.experiment)
+        return experiment.model_copy(update={"tracking": tracking.model_copy(update={"experiment": name})})
 
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """Mirror the run from the moment its folder exists."""
@@ -241,6 +262,8 @@ class _Following(RunCallback):
 
     def on_begin(self, folder: str, done: int, total: int) -> None:
         """Start mirroring."""
+        if self._mirror is None and self._parent is None and os.environ.get(RUN_VARIABLE):
+            log.warning("%s is not used: every run and sweep has an MLflow run of its own", RUN_VARIABLE)
         self._mirror = self._mirror or Mirror(Path(folder), self._uri, self._parent)
         self._notify()
 
@@ -286,7 +309,7 @@ def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
 
 def _settings_of(path: Path) -> str:
     try:
-        return _key(config.parse(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return _key(config.parse(load_yaml(path.read_text(encoding="utf-8"))))
     except (ConfigError, yaml.YAMLError, OSError):
         return ""
 

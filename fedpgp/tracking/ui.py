@@ -129,6 +129,10 @@ def _port(wanted: int | None) -> int:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 free.bind((HOST, port))
+            except PermissionError:
+                raise UserError(
+                    f"port {port} may not be used by you; give another one, above 1023, with --port"
+                ) from None
             except OSError:
                 continue
             return int(free.getsockname()[1])

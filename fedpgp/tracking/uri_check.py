@@ -50,7 +50,7 @@ def _reason(uri: str) -> str | None:
     """Why MLflow can never open a store; None: it may."""
     try:
         parts = urlsplit(uri)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
         return one_line(error)
     scheme = parts.scheme

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from fedpgp.config.tracking_uri import DEFAULT_EXPERIMENT, experiment_of
+from fedpgp.config.tracking_uri import DEFAULT_EXPERIMENT
+from fedpgp.config.values import load_yaml
 from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
@@ -60,8 +59,8 @@ class RunWriter(Writer):
         self._store = store
         with connection.mlflow_errors(uri):
             self._config = redacted(store.config_yaml)
-            self._settings = yaml.safe_load(self._config)
-            name = experiment_of(self._settings["tracking"]["experiment"])
+            self._settings = load_yaml(self._config)
+            name = connection.experiment_name(uri, self._settings["tracking"]["experiment"])
             trial, experiment = parent or (None, connection.prepare(store.root, uri, name))
             super().__init__(store.path, uri, experiment)
             runs = mlflow_runs.find(self._client, experiment, RUN_TAG, store.identity["id"])
@@ -120,10 +119,11 @@ class SweepWriter(Writer):
         self._folder = folder
         self._outcomes: dict[str, Outcome] = {}
         with connection.mlflow_errors(uri):
-            self._settings = yaml.safe_load(redacted(folder.spec_yaml))
+            self._settings = load_yaml(redacted(folder.spec_yaml))
             self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
             tracking = self._settings["base"].get("tracking") or {}
-            name = experiment_of(tracking.get("experiment", DEFAULT_EXPERIMENT))  # earlier code left out the default
+            given = tracking.get("experiment", DEFAULT_EXPERIMENT)  # earlier code left out the default
+            name = connection.experiment_name(uri, given)
             experiment = connection.prepare(folder.root, uri, name)
             super().__init__(folder.path, uri, experiment)
             tags = {SWEEP_TAG: sweep_tag(self._head), DIGEST_TAG: self._head["id"]}
@@ -171,7 +171,7 @@ class SweepWriter(Writer):
         if run.data.tags.get(MIRRORED_TAG) == mark:
             return found
         for store in list(found.runs.values())[:1]:
-            settings = yaml.safe_load(redacted(store.config_yaml))
+            settings = load_yaml(redacted(store.config_yaml))
             del settings["seed"], settings["protocol"]["held_out"]
             mlflow_runs.add_params(self._client, self._client.get_run(run_id), settings)
         mlflow_runs.share(self._client, run_id, [store.identity for store in found.runs.values()])

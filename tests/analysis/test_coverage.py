@@ -46,6 +46,7 @@ def test_a_mean_over_fewer_clients_is_said(runs, expected):
 def test_a_mean_over_all_clients_needs_no_word():
     assert text(([1, 2],), ([2, 1],)) == {}
     assert text() == {}
+    assert text(([1, 2],), ([2, 1, 1],)) == {}  # of two and of three clients
 
 
 def test_the_harmonic_mean_has_the_fewest_clients_of_its_parts():

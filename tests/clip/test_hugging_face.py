@@ -141,15 +141,40 @@ def test_the_activation_is_that_of_the_config_beside_the_file(folder, theirs):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model_type": "siglip"}, "model_type is 'siglip'; only clip can be read"),
-        ({"text_config": CONFIG["text_config"] | {"hidden_act": "gelu"}}, "hidden_act is gelu and quick_gelu; both"),
-        ({"vision_config": CONFIG["vision_config"] | {"layer_norm_eps": 1e-6}}, "layer_norm_eps must be 1e-5"),
+        ({"model_type": "siglip"}, "model_type is 'siglip': Input should be 'clip'"),
+        (
+            {"text_config": CONFIG["text_config"] | {"hidden_act": "gelu"}},
+            "hidden_act is gelu and quick_gelu; it must",
+        ),
+        ({"vision_config": [1]}, "vision_config is [1]: "),
+        ({"text_config": CONFIG["text_config"] | {"num_attention_heads": 0}}, "text_config.num_attention_heads is 0: "),
+        ({"text_config_dict": {"hidden_act": ["gelu"]}}, "text_config.hidden_act is ['gelu']: "),
+        (
+            {"vision_config": CONFIG["vision_config"] | {"layer_norm_eps": 1e-6}},
+            "vision_config.layer_norm_eps is 1e-06",
+        ),
     ],
 )
 def test_a_config_of_another_model_is_refused(folder, theirs, change, told):
     save_file(theirs, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG | change))
     assert told in refusal(weights=str(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("described", [{"lr": 0.1}, None])
+def test_a_config_of_another_program_says_nothing(folder, theirs, described):
+    save_file(theirs, folder / "model.safetensors")
+    (folder / "config.json").unlink()
+    if described:
+        (folder / "config.json").write_text(json.dumps(described))
+    path = str(folder / "model.safetensors")
+    assert "does not say which activation" in refusal(weights=path)
+    assert load(BackboneSettings(name="tiny", weights=path, activation="gelu")).activation == "gelu"
+
+
+def test_parts_of_another_model_are_named(folder, theirs):
+    torch.save(theirs | {"text_model.head.weight": torch.zeros(3)}, folder / "model.bin")
+    assert "does not fit this model: unknown: text_model.head.weight" in refusal(weights=str(folder / "model.bin"))
 
 
 def test_missing_parts_are_named(folder, theirs):
@@ -182,6 +207,20 @@ def test_a_hub_id_of_that_format_brings_model_weights_and_preprocessing(hub, mod
     assert load(BackboneSettings(name="hf-hub:openai/clip-tiny")).image.mean == open_clip.OPENAI_DATASET_MEAN
     (hub / "model.safetensors").rename(hub / "pytorch_model.bin")  # a name alone does not make it readable
     with pytest.raises(BackboneError, match=r"pytorch_model\.bin: not a checkpoint"):
+        load(BackboneSettings(name="hf-hub:openai/clip-tiny"))
+
+
+@pytest.mark.parametrize(
+    ("described", "told"),
+    [
+        ({"do_normalize": False}, "do_normalize is False"),
+        ({"image_mean": 0.5}, "image_mean is 0.5"),
+        ({"resample": 0}, "resample is 0"),
+    ],
+)
+def test_preprocessing_that_is_not_translated_is_refused(hub, described, told):
+    (hub / "preprocessor_config.json").write_text(json.dumps(described))
+    with pytest.raises(BackboneError, match=told):
         load(BackboneSettings(name="hf-hub:openai/clip-tiny"))
 
 

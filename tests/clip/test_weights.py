@@ -6,6 +6,8 @@ import argparse
 import collections
 import datetime
 import functools
+import json
+import logging
 import os
 import pathlib
 import zipfile
@@ -13,6 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedpgp.clip import weights
 from fedpgp.clip.model import load
@@ -62,6 +65,7 @@ def test_one_mapping_of_tensors_is_unwrapped(state, saved, key):
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
     assert_read(saved({"epoch": 3, key: state, "optimizer": optimizer, "queue": torch.zeros(2)}), state, place=key)
     assert_read(saved({"run": {"last": {key: state}}}), state, place=f"run.last.{key}")
+    assert_read(saved((3, {key: state})), state, place=f"1.{key}")
 
 
 @pytest.mark.parametrize("prefix", ["module", "model", "clip", "model.clip", "student.backbone"])
@@ -88,6 +92,62 @@ def test_the_text_tower_of_a_custom_text_model_fits_a_plain_one(state, saved):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
+def loaded(path):
+    return load(BackboneSettings(name="tiny", weights=str(path), activation="gelu")).model.state_dict()
+
+
+def test_modules_beside_the_model_are_left_out_and_said(state, saved, caplog):
+    """The names of a model without a prefix say as well what is part of it."""
+    caplog.set_level(logging.INFO, logger="fedpgp")
+    found = loaded(saved({"model": state | {"criterion.weight": torch.zeros(3), "logit_bias": torch.zeros(())}}))
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert any(line.endswith("not used: criterion.weight, logit_bias") for line in caplog.messages)
+    assert any(line.endswith("the weights of 'model'; not used: -") for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"transformer.resblocks.2.ln_1.weight": 1},
+            "unknown: transformer.resblocks.2.ln_1.weight; check backbone.name",
+        ),
+        ({"text.cls_emb": 1}, "unknown: cls_emb; check backbone.name"),
+        ({"transformer.resblocks.0.mlp.c_fc.lora_A.weight": 1}, "lora_A.weight; merge its adapters and save it again"),
+        ({"criterion.weight": 1, "logit_scale": None}, "missing: logit_scale; unknown: criterion.weight; check"),
+    ],
+)
+def test_what_does_not_fit_is_named(state, saved, changed, told):
+    content = {name: None if size is None else torch.zeros(size) for name, size in changed.items()}
+    with pytest.raises(BackboneError) as caught:
+        loaded(saved(state | content))
+    assert "the checkpoint does not fit this model: " in str(caught.value)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("save", "suffix"), [(save_file, ".safetensors"), (torch.save, ".bin")])
+def test_a_checkpoint_in_several_files_is_read_by_its_index(state, tmp_path, save, suffix):
+    names, files = sorted(state), [f"model-0000{part}-of-00002{suffix}" for part in (1, 2)]
+    for part, file in enumerate(files):
+        save({name: state[name].clone() for name in names[part::2]}, tmp_path / file)
+    index = tmp_path / f"model{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}))
+    assert_read(index, state)
+    assert f"one of several files of a checkpoint; give model{suffix}.index.json" in refusal(tmp_path / files[0])
+    (tmp_path / files[1]).unlink()
+    assert f"{files[1]} missing beside it; fetch all files" in refusal(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../../secret.bin"}}))
+    assert "secret.bin missing beside it" in refusal(index)
+    index.write_text("{}")
+    assert "not an index of weights ('weight_map'); fetch it again" in refusal(index)
+
+
+@pytest.mark.parametrize("text", ["<html>404</html>", "version https://git-lfs.github.com/spec/v1\noid sha256:0"])
+def test_a_text_in_place_of_a_checkpoint_is_shown(tmp_path, text):
+    (tmp_path / "w.pt").write_text(text)
+    assert f"not a checkpoint, or damaged (text: {text[:40]!r})" in refusal(tmp_path / "w.pt")
+
+
 def test_several_models_are_named_and_one_is_chosen(state, saved):
     other = {name: tensor + 1 for name, tensor in state.items()}
     path = saved({"model": state, "ema": other, "epoch": 3})
@@ -110,7 +170,7 @@ class Metrics(dict):
         self.best = 0.5
 
 
-@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 2), (False, 4)])
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 2), (False, 4), (True, 4), (True, 5)])
 def test_what_lies_beside_the_tensors_is_skipped(state, saved, zipped, protocol):
     beside = {
         "args": argparse.Namespace(lr=0.1, model="ViT-B-16"),
@@ -171,6 +231,6 @@ def test_a_file_without_a_model_is_refused_by_what_it_holds(state, saved):
     told = refusal(saved({"args": argparse.Namespace(lr=1), "epoch": 3, "optimizer": {"lr": 0.1}}))
     assert "only args (a argparse.Namespace, a Python object, which is never loaded), epoch (int)" in told
     assert "optimizer (a mapping)" in told
-    assert "only list" in refusal(saved([state]))
+    assert "only int" in refusal(saved(3))
     told = refusal(saved({"a": {"x": torch.zeros(1)}, "b": {"y": torch.zeros(1)}}))
     assert "only a (a mapping), b (a mapping)" in told

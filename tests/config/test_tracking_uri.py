@@ -52,5 +52,15 @@ def test_the_environment_is_used_where_nothing_is_given(monkeypatch):
     given = {"uri": "http://other", "experiment": "theirs"}
     assert resolved(**given) == TrackingSettings(**given)
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.setenv(variable, "")
+        monkeypatch.setenv(variable, " ")
     assert resolved() == TrackingSettings(experiment="fedpgp")
+
+
+def test_a_number_is_left_to_the_store_unless_a_name_is_given(monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    assert resolved() == TrackingSettings()
+    assert tracking_uri.experiment_id(None) == "7"
+    assert resolved(experiment="theirs") == TrackingSettings(experiment="theirs")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert resolved() == TrackingSettings(experiment="mine")
+    assert tracking_uri.experiment_id(None) is None

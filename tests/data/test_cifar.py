@@ -77,6 +77,9 @@ def test_parquet_and_folders(parquet_file: Callable[..., Path], image_tree: Call
     assert manifest.build(DataSettings(name="cifar10", root=parquet_root.as_uri())).class_names == NAMES
     root = image_tree(*(f"{split}/{name}/0.png" for split in ("train", "test") for name in NAMES))
     assert build(root).class_names == NAMES
+    for split in ("train", "test"):
+        (root / split).rename(root / split.capitalize())
+    assert build(root).class_names == NAMES
     with pytest.raises(DataError, match=r"cifar100: 10 classes in data.root, not 100 \(airplane, automobile, .*alone"):
         build(root, "cifar100")
 

@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_nothing_is_written_into_a_read_only_folder(pets: Path) -> None:
         pets.chmod(0o755)
 
 
+def test_a_folder_of_another_user_is_read(pets: Path, as_user: Callable[..., AbstractContextManager[None]]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    for folder in (pets, *pets.parents[:3]):
+        folder.chmod(0o755)
+    with as_user(1501):
+        digest = build("oxford_pets", pets).digest
+    assert list(pets.glob("*.json")) == []
+    assert build("oxford_pets", pets).digest == digest
+
+
 def test_the_folder_may_be_that_above(pets: Path) -> None:
     digest = build("oxford_pets", pets).digest
     for name in ("oxford_pets", "oxford-iiit-pet"):
@@ -267,7 +279,7 @@ def test_bad_split_files(split: str, message: str, write: Write) -> None:
 
 def test_the_split_of_another_data_set_is_named(pets: Path) -> None:
     (pets / "split_zhou_Food101.json").write_text(split_file())
-    with pytest.raises(DataError, match=r"split_zhou_Food101.json is the split of another data set; expected split_zh"):
+    with pytest.raises(DataError, match=r"split_zhou_Food101.json is not split_zhou_OxfordPets.json, the split of ox"):
         build("oxford_pets", pets)
 
 

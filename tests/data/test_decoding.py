@@ -137,6 +137,24 @@ def test_a_photo_is_decoded_as_stored_and_turned_upright_on_request(
     assert ["photo.jpg: turned upright" in message for message in caplog.messages] == [True] * (orientation != 1)
 
 
+def test_a_tiff_is_upright_and_not_turned_again() -> None:
+    stored = Image.fromarray(np.arange(0, 240, 10, np.uint8).reshape(4, 6))
+    described = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    image = decode(saved(stored, "TIFF", tiffinfo={ExifTags.Base.Orientation: 6, 700: described}), "x")
+    assert (image.size, decoding.orientation(image)) == ((4, 6), 1)
+
+
+def test_exif_data_after_the_pixels_of_a_png_are_found() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = saved(Image.new("RGB", (6, 4)), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = data[:start] + data[end:last] + data[start:end] + data[last:]
+    assert [decoding.orientation(decode(one, "x")) for one in (data, moved)] == [6, 6]
+
+
 def test_damaged_exif_data_are_no_orientation() -> None:
     image = Image.new("RGB", (2, 2))
     for exif in (b"", b"Exif\0\0not TIFF", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):

@@ -75,6 +75,24 @@ def test_a_file_without_an_ending_is_an_image_if_its_content_is(image_tree: Tree
     assert files(build(root)) == ["cat/0.png", "cat/a", "dog/0.png", "dog/b"]
 
 
+def test_folders_and_files_beside_parquet_files_are_counted(
+    image_tree: Tree, parquet_file: Tree, messages: Callable[[], list[str]]
+) -> None:
+    build(image_tree("cat/0.png", "dog/0.png", "cat/inner/0.png"))
+    root = parquet_file("data/train-0.parquet", ["a", "b"])
+    for name in ("README.md", ".gitattributes", "data/train-1.parquet.part", "data/Thumbs.db"):
+        (root / name).touch()
+    (root / "blob").write_bytes((root / "data/train-0.parquet").read_bytes())
+    (root / "data/train-2.parquet").symlink_to(root / "blob")  # as in Hugging Face's cache
+    for place in (root, root.as_uri()):
+        build(place, "parquet")
+    assert messages() == [
+        f"{root.parent / 'images'}: 1 folder is left out",
+        f"{root}: 2 files are left out: 1 .md, 1 .part",
+        f"{root.as_uri()}: 3 files are left out: 1 .md, 1 .part, 1 without an ending",
+    ]
+
+
 def test_nothing_is_said_if_nothing_is_left_out(image_tree: Tree, messages: Callable[[], list[str]]) -> None:
     build(image_tree("cat/0.png", "dog/0.png", "README.md", "cat/.DS_Store"))
     assert messages() == []
@@ -137,6 +155,29 @@ def test_splits_may_have_capitals(image_tree: Tree, parquet_file: Tree) -> None:
     parquet_file("Train-0.parquet", ["a", "b"])
     built = build(parquet_file("Test.PARQUET", ["b", "a"]), "parquet")
     assert built.splits.tolist() == ["test", "test", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("cifar_train", "cifar_test"), ("train0", "eval0"), ("x-training-0", "testing"), ("a/train/0", "b/test/0")],
+)
+def test_splits_have_the_words_of_hugging_face(train: str, test: str, parquet_file: Tree, image_tree: Tree) -> None:
+    parquet_file(f"{train}.parquet", ["a", "b"])
+    built = build(parquet_file(f"{test}.parquet", ["a", "b"]), "parquet")
+    assert dict(zip(files(built), built.splits.tolist(), strict=True)) == {
+        f"{train}.parquet": "train", f"{test}.parquet": "test",
+    }  # fmt: skip
+    assert build(image_tree("Training/cat/0.png", "Testing/cat/0.png")).splits.tolist() == ["test", "train"]
+
+
+def test_blank_domains_are_refused(parquet_file: Tree) -> None:
+    with pytest.raises(DataError, match=r"parquet: a domain has an empty name; rename it"):
+        build(parquet_file("a.parquet", ["a", "b"], domain=["x", "  "]), "parquet")
+
+
+def test_labels_in_two_unicode_forms_are_one_class(parquet_file: Tree) -> None:
+    built = build(parquet_file("a.parquet", ["\u00c9", "E\u0301", "cat"]), "parquet")
+    assert (built.class_names, built.labels.tolist()) == (("cat", "\u00c9"), [1, 1, 0])
 
 
 def test_a_class_called_test_with_images_is_a_class(image_tree: Tree) -> None:

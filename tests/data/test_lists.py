@@ -155,6 +155,92 @@ def test_files_that_a_list_does_not_name_are_counted(image_tree: Tree, caplog: p
     ]
 
 
+def test_folders_that_a_list_does_not_name_are_counted(image_tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = image_tree("images/pug/a.jpg", "images/cat/a.jpg", "images/pug/more/a.jpg", "images/x.mat", "other/a.jpg")
+    (root / "images" / "__MACOSX").mkdir()
+    pets(root, "pug/a.jpg")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root}: 3 files and folders are left out: 2 folders, 1 .mat"
+    ]
+
+
+def test_names_may_begin_with_a_dot(image_tree: Tree) -> None:
+    root = image_tree("images/pug/1.jpg", "images/cat/1.jpg")
+    built = pets(root, "./pug/1.jpg", ".//cat/./1.jpg")
+    assert built.table["file"].to_pylist() == ["images/cat/1.jpg", "images/pug/1.jpg"]
+    (root / "split_zhou_OxfordPets.json").unlink()
+    for file, lines in (("train", "./cat/1\n./pug/1\n"), ("test", ".\\cat\\1\n")):
+        (root / "meta").mkdir(exist_ok=True)
+        (root / "meta" / f"{file}.txt").write_text(lines)
+    with pytest.raises(DataError, match=r"^the official lists of food101: 1 images are listed twice: .*cat/1.jpg"):
+        build("food101", root)
+    (root / "meta" / "train.txt").write_text("./pug/1\n")
+    assert build("food101", root).class_names == ("cat", "pug")
+
+
+def test_a_split_of_lists_that_cannot_be_used_is_not_saved(image_tree: Tree) -> None:
+    root = image_tree("images/cat/1.jpg")
+    (root / "meta").mkdir()
+    for file in ("train", "test"):
+        (root / "meta" / f"{file}.txt").write_text("cat/2\n")
+    with pytest.raises(DataError, match=r"^the official lists of food101: 2 images are not in data.root: images/cat/2"):
+        build("food101", root)
+    assert not list(root.glob("split_*"))
+
+
+@pytest.mark.parametrize(("there", "expected"), [("Images", "images"), ("Meta", "meta")])
+def test_folders_in_other_capitals_say_which_name_is_expected(there: str, expected: str, image_tree: Tree) -> None:
+    root = image_tree("images/cat/1.jpg")
+    (root / "meta").mkdir()
+    (root / expected).rename(root / there)
+    with pytest.raises(DataError, match=rf"{there}: rename it to {expected}, the name that is expected"):
+        build("food101", root)
+
+
+@pytest.mark.parametrize("name", ["split_zhou_oxfordpets.json", "split_zhou_OxfordPets.json.txt"])
+def test_a_split_file_of_nearly_the_expected_name_is_named(name: str, image_tree: Tree) -> None:
+    root = image_tree("images/a.jpg")
+    (root / name).write_text("{}")
+    with pytest.raises(DataError, match=rf"{name} is not split_zhou_OxfordPets.json, .*: rename it if"):
+        build("oxford_pets", root)
+
+
+def test_links_that_lead_nowhere_are_named(image_tree: Tree) -> None:
+    root = image_tree("images/a.jpg", "images/b.jpg")
+    (root / "images/a.jpg").unlink()
+    (root / "images/a.jpg").symlink_to(root / "gone.jpg")
+    with pytest.raises(DataError, match=r"images/a.jpg \(a link to .*gone.jpg, which leads nowhere\)"):
+        pets(root, "a.jpg", "b.jpg")
+    (root / "images").rename(root / "elsewhere")
+    (root / "images").symlink_to(root / "gone")
+    with pytest.raises(DataError, match=r"images: a link to .*gone, which leads nowhere; correct the link"):
+        build("oxford_pets", root)
+    (root.parent / "link").symlink_to("gone")
+    with pytest.raises(DataError, match=r"link: a link to gone, which leads nowhere; correct the link"):
+        build("folder", root.parent / "link")
+
+
+def test_columns_of_lists_may_be_apart_by_tabs(image_tree: Tree) -> None:
+    names = ("pug", "cat")
+    root = image_tree(
+        *(f"images/{name}_{number}.jpg" for name in names for number in range(6)),
+        *(f"{domain}/{name}/{number}.jpg" for domain in DOMAINNET_DOMAINS for name in names for number in range(2)),
+    )
+    (root / "annotations").mkdir()
+    for file, numbers in (("trainval", range(5)), ("test", [5])):
+        lines = [f"{name}_{number}\t{label}\t1\t1\n" for label, name in enumerate(names, 1) for number in numbers]
+        (root / "annotations" / f"{file}.txt").write_text("".join(lines))
+    assert build("oxford_pets", root).class_names == names
+    for domain in DOMAINNET_DOMAINS:
+        for number, split in enumerate(("train", "test")):
+            lines = [f"{domain}/{name}/{number}.jpg\t{label}\n" for label, name in enumerate(names)]
+            (root / f"{domain}_{split}.txt").write_text("".join(lines))
+    assert build("domainnet", root).class_names == names
+    (root / "clipart_test.txt").rename(root / "Clipart_test.txt")
+    with pytest.raises(DataError, match=r"Clipart_test.txt: rename it to clipart_test.txt"):
+        build("domainnet", root)
+
+
 def test_many_missing_names_take_no_time(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(2000):

@@ -49,11 +49,15 @@ class Words(Base): rows = lambda self: [(BOTH[0][0], "cat")]
 class Empty(Base): class_names = ["cat", ""]
 class Twice(Base): class_names = ["cat", "cat"]
 class Text(Base): class_names = "cat"
-class Split(Base): rows = lambda self: [(*BOTH[0], "dev")]
+class Split(Base): rows = lambda self: [(*BOTH[0], "extra")]
 class Number(Base): rows = lambda self: [(3, 0)]
 class Mixed(Base): rows = lambda self: [*BOTH, ("a.png", 0)]
 class Raises(Base): rows = lambda self: 1 / 0
 class Absent(Base): rows = lambda self: [("nope.png", 0)]
+class Absolute(Files):
+    def rows(self):
+        for name, *about in super().rows():
+            yield self.root / name, *about
 """
 
 
@@ -107,6 +111,9 @@ def test_files_have_splits_and_domains(folder: Path, image_tree: Callable[..., P
     assert built.splits.tolist() == ["train", "train", "test"]
     (image,) = sources.open_source(settings("more:Files", root=root)).read(built.table.slice(0, 1))
     assert image.getpixel((0, 0)) == (200, 0, 0)
+    (root.parent / "link").symlink_to(root)
+    for given in (root, root.parent / "link"):
+        assert manifest.build(settings("more:Absolute", root=given)).table.equals(built.table)
     with pytest.raises(DataError, match=r"^data.root: more:Files needs the folder of the data set; give data.root="):
         manifest.build(settings("more:Files"))
 
@@ -136,7 +143,7 @@ def test_a_built_in_source_can_be_changed(folder: Path, image_tree: Callable[...
         ("Empty", "data more:Empty: class_names: name 1 is empty"),
         ("Twice", "data more:Twice: class_names: cat occurs twice"),
         ("Text", "data more:Text: class_names: 'cat' is not a list of names"),
-        ("Split", "data more:Split: row 0: split 'dev' is not train, val or test"),
+        ("Split", "data more:Split: row 0: split 'extra' is not train, val or test"),
         (
             "Number",
             "data more:Number: row 0: its image is a int; give file names for all rows, "

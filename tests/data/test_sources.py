@@ -220,9 +220,20 @@ def test_parquet_without_names_asks_for_them(parquet_file: Tree) -> None:
 @pytest.mark.parametrize("bad", [-1, 2, None])
 def test_parquet_label_out_of_range_names_file_and_row(bad: int | None, parquet_file: Tree) -> None:
     root = parquet_file("train-0.parquet", [0, 1, bad, bad], names=["cat", "dog"])
-    expected = rf"train-0.parquet, row 2: label {bad} is out of range of the 2 names \(2 such rows\)"
+    wrong = "no label" if bad is None else f"label {bad} is out of range of the 2 names, which count from 0"
+    expected = rf"train-0.parquet, row 2: {wrong} \(2 such rows\)"
     with pytest.raises(DataError, match=expected):
         manifest.build(parquet(root))
+
+
+def test_parquet_with_paths_instead_of_images_says_so(tmp_path: Path) -> None:
+    images = pa.array(
+        [{"bytes": None, "path": "a.png"}] * 2, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    pq.write_table(pa.table({"image": images, "label": ["cat", "dog"]}), tmp_path / "a.parquet")
+    built = manifest.build(parquet(tmp_path))
+    with pytest.raises(DataError, match=r"a.parquet, row 0: only the path 'a.png', not the image; save"):
+        next(open_source(parquet(tmp_path)).read(built.table))
 
 
 def test_parquet_refuses_files_that_do_not_belong_together(parquet_file: Tree) -> None:

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -391,6 +393,32 @@ def test_training_views_have_their_cache(root):
     before = set((root / "features").glob("*.arrow"))
     run(config.parse(tree))
     assert len(set((root / "features").glob("*.arrow")) - before) == 1
+
+
+def test_photos_that_are_stored_lying_are_counted_when_they_are_encoded(tmp_path):
+    for name in ("ant", "bee", "cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            exif = Image.Exif()
+            exif[0x112] = 6 if number == 0 else 1
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "data" / name / f"{number}.jpg", exif=exif)
+
+    class Messages(RunCallback):
+        def on_message(self, text, warning=False):
+            said.append((text, warning))
+
+    wanted = settings(tmp_path, data__name="folder", data__root=str(tmp_path / "data"), partition__clients=2)
+    wanted = wanted.model_copy(update={"protocol": wanted.protocol.model_copy(update={"shots": None})})
+    said = []
+    for _ in range(2):  # the second time nothing is encoded
+        with closing(runner.make_backend(wanted.resources, threading.Event())) as backend:
+            runner.extract_all([planning.plan(wanted)], backend, Messages())
+    (message,) = said
+    assert message[1]
+    assert "images with an EXIF orientation, used as stored (not rotated): " in message[0]
+    rows = planning.plan(wanted).data.rows
+    stored_lying = sum(row % 8 == 0 for row in rows)  # row 0 of the eight images of each class
+    assert message[0].endswith(f": {stored_lying} of {len(rows)}; `fedpgp data check` lists them")
 
 
 def test_settings_of_a_method_are_checked_and_filled_in():

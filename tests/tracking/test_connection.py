@@ -1,11 +1,14 @@
-"""An experiment that was deleted in MLflow comes back, with what was in it, and this is said once."""
+"""Experiments that were deleted or are given by number, and errors of a store whose message says what helps."""
 
 from __future__ import annotations
+
+import sqlite3
 
 import pytest
 
 from fedpgp import tracking
-from fedpgp.core.errors import FedPGPError
+from fedpgp.core.errors import ConfigError, FedPGPError
+from fedpgp.tracking import connection
 
 
 def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path, shared_uri, shared_client, made_run, caplog):
@@ -17,7 +20,10 @@ def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path, shared_uri, sh
         second = tracking.sync_run(runs[1], shared_uri)
     assert {run.info.run_id for run in shared_client.search_runs([experiment])} == {first, second}
     said = [record.getMessage() for record in caplog.records if record.name == "fedpgp.tracking"]
-    assert said == [f"MLflow at {shared_uri}: experiment 'deleted' was deleted; it is restored"]
+    assert said == [
+        f"MLflow at {shared_uri}: experiment 'deleted' was deleted; it is restored with all its runs, also those that "
+        "were deleted singly"
+    ]
 
 
 def test_one_that_was_removed_for_good_is_made_anew(tmp_path, shared_uri, shared_client, caplog):
@@ -40,3 +46,50 @@ def test_the_experiment_is_deleted_while_a_run_is_mirrored(tmp_path, shared_uri,
         writer.push()
     assert tracking.sync_run(run, shared_uri) == writer.run_id
     assert [one.info.run_id for one in shared_client.search_runs([experiment])] == [writer.run_id]
+
+
+def test_an_experiment_is_found_by_its_number(tmp_path, shared_uri, monkeypatch):
+    number = tracking.prepare(tmp_path, shared_uri, "numbered")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    assert connection.experiment_name(shared_uri, None) == "numbered"
+    assert connection.experiment_name(shared_uri, "given") == "given"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
+    assert connection.experiment_name(shared_uri, None) == "named"
+
+
+@pytest.mark.parametrize("number", ["987654", "x"])
+def test_a_number_without_an_experiment_is_refused(tmp_path, shared_uri, monkeypatch, number):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    for uri in (shared_uri, tracking.default_uri(tmp_path)):
+        with pytest.raises(ConfigError, match=rf"^MLFLOW_EXPERIMENT_ID={number}: MLflow at \S+ has no such experiment"):
+            connection.experiment_name(uri, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_that_cannot_be_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_text("no database " * 20)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "3")
+    with pytest.raises(FedPGPError, match=r"damaged; .*; MLFLOW_EXPERIMENT_ID=3 cannot be looked up: give tracking"):
+        connection.experiment_name(tracking.default_uri(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("Detected out-of-date database schema (found version ffff, but expected ab). Run x.", "a newer MLflow than"),
+        ("Detected out-of-date database schema (found version 7f2a7d5fae7d, but expected ab).", "mlflow db upgrade sq"),
+        ("API request failed with error code 401 != 200. Response body: 'no'", "; set MLFLOW_TRACKING_USERNAME and"),
+    ],
+)
+def test_errors_that_do_not_pass_say_what_helps(message, advice):
+    with pytest.raises(FedPGPError) as caught, connection.mlflow_errors("sqlite:////a/b.db"):
+        raise ValueError(message)
+    assert advice in str(caught.value)
+
+
+def test_a_damaged_file_is_to_be_moved_away_but_not_a_locked_one():
+    with pytest.raises(FedPGPError, match="damaged; move it away"), connection.mlflow_errors("sqlite:////a/b.db"):
+        raise ValueError("x") from sqlite3.DatabaseError("file is not a database")
+    with pytest.raises(FedPGPError) as caught, connection.mlflow_errors("sqlite:////a/b.db"):
+        raise ValueError("x") from sqlite3.OperationalError("database is locked")
+    assert str(caught.value) == "MLflow at sqlite:////a/b.db: x: database is locked"

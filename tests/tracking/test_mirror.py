@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shlex
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from fedpgp import tracking
+from fedpgp import config, tracking
 from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.storage.run_folder import RunFolder
 
@@ -64,3 +65,36 @@ def test_the_command_that_catches_up_names_the_store_unless_the_folder_does(tmp_
     for uri, more in ((own, []), ("http://me:secret@host", ["--uri", "http://***@host"])):
         mirror = tracking.Mirror(run, uri)
         assert shlex.split(mirror._sync_command()) == command + more
+
+
+def test_a_run_is_recorded_with_the_name_of_the_experiment_whose_number_is_given(tmp_path, shared_uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", tracking.prepare(tmp_path, shared_uri, "by number"))
+    given = config.parse({"tracking": {"uri": shared_uri}})
+    assert config.absolute(tracking.MLflowTracker().settled(given)).tracking.experiment == "by number"
+    off = config.parse({"tracking": {"uri": shared_uri, "mlflow": False}})
+    assert tracking.MLflowTracker().settled(off) == off
+
+
+def test_variables_of_mlflow_reach_the_process_that_a_tracker_is_sent_to(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "here")
+    sent = pickle.dumps(tracking.MLflowTracker())
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "there")
+    pickle.loads(sent)
+    assert (os.environ["MLFLOW_TRACKING_TOKEN"], os.environ["MLFLOW_TRACKING_USERNAME"]) == ("secret", "there")
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+
+
+def test_a_run_says_that_it_does_not_write_into_the_run_of_the_environment(tmp_path, shared_uri, made_run, caplog):
+    experiment, folder = config.parse({"tracking": {"uri": shared_uri}}), made_run("tracking.experiment=own run")
+    for value in ("", "0123"):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("MLFLOW_RUN_ID", value)
+            tracker = tracking.MLflowTracker()
+            following = tracker.run(experiment)
+            following.on_begin(str(folder), 0, 1)
+            following.on_end(str(folder), "finished")
+            tracker.close()
+        said = [record.getMessage() for record in caplog.records if record.name == "fedpgp.tracking"]
+        assert said == ["MLFLOW_RUN_ID is not used: every run and sweep has an MLflow run of its own"][: len(value)]

@@ -70,6 +70,11 @@ def test_a_taken_port_is_rejected_and_the_default_falls_back_to_a_free_one(monke
         assert ui._port(None) not in (0, port)
 
 
+def test_a_port_that_a_user_may_not_use_is_not_called_taken(as_user, shared_root):
+    with as_user(1502), pytest.raises(UserError, match="port 99 may not be used by you; give another one, above 1023"):
+        ui._port(99)
+
+
 def test_the_page_lists_the_runs_or_else_the_experiments(tmp_path):
     uri = tracking.default_uri(tmp_path)
     made = tracking.prepare(tmp_path, uri, "mine")

@@ -20,6 +20,7 @@ from fedpgp.tracking import uri_check
         ("127.0.0.1:5000", "MLflow refuses a folder as a store"),
         ("http://", "names no server"),
         ("http:localhost:5000", "names no server"),
+        ("http://localhost:99999", "Port out of range"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite://rel.db", "names no file"),

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fedpgp.analysis.report.fonts import use_fonts
 
@@ -42,6 +43,7 @@ RC: Any = {
     "legend.framealpha": 0.9,
     "svg.hashsalt": "fedpgp",
     "svg.fonttype": "path",
+    "text.parse_math": False,
 }
 
 P = ParamSpec("P")
@@ -107,15 +109,19 @@ def encoded(figure: Figure, format: str) -> bytes:
     """Encode the figure as `png` or `svg`, with the same bytes every time; it grows if a title or label needs it."""
     sink = io.BytesIO()
     metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
-    with rc_context(RC):
-        render(figure, sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
+    render(figure, sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
     return sink.getvalue()
 
 
 def render(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
-    """Save the figure; matplotlib's warnings, of missing glyphs or too little room, are not for its reader."""
+    """Save the figure; matplotlib's warnings, of missing glyphs or too little room, are not for its reader.
+
+    Dollar signs of names do not make formulas.
+    """
     use_fonts(figure)
-    with warnings.catch_warnings():
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with rc_context(RC), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         figure.savefig(target, **options)
 

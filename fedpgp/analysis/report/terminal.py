@@ -274,13 +274,15 @@ def ranking(folder: SweepFolder) -> Table:
         best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
         rows.append((str(number), trial.label, state, starred(mean_std(value), best), str(len(trial.folds))))
     changed = provenance.differing(folder.made_with())
+    means = [coverage.of_run(RunFolder.open(path)) for _, path in folder.labelled() if path.is_dir()]
+    fewer = coverage.lines(means, METRIC_TITLES).get(metric)
     made = f"made with different {provenance.as_text(changed)}" if changed else ""
     return Table(
         f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
         ("", "trial", "state", metric, "folds"),
         rows,
         text_columns=3,
-        caption="; ".join(filter(None, ("chosen on the test images" * on_test_images(metric), made))),
+        caption="; ".join(filter(None, ("chosen on the test images" * on_test_images(metric), fewer, made))),
         max_rows=MAX_TRIALS,
     )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import yaml
 
 from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group
@@ -15,6 +14,7 @@ from fedpgp.analysis.report import comparison_tables
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
 from fedpgp.analysis.report.style import encoded, save
 from fedpgp.analysis.report.tables import Table, as_markdown
+from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.core import provenance
 from fedpgp.core.text import first_of
 from fedpgp.storage.run_folder import RunFolder
@@ -154,12 +154,12 @@ def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> 
 def _recipe(group: Group) -> dict[str, Any]:
     """Label of a group, the commands that repeat its runs, and the settings of its first run as YAML."""
     runs = list(group.runs.values())
-    settings = yaml.safe_load(RunFolder.open(runs[0].path).config_yaml)
+    settings = load_yaml(RunFolder.open(runs[0].path).config_yaml)
     settings.pop("tracking", None)  # it may name a server with its password
     return {
         "label": f"{group.label} ({group.scenario})" if group.scenario else group.label,
         "commands": [f"fedpgp run {run.path / 'config.yaml'}" for run in runs],
-        "config": yaml.safe_dump(settings, sort_keys=False),
+        "config": dump_yaml(settings),
     }
 
 

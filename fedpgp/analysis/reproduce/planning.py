@@ -19,8 +19,9 @@ from fedpgp.experiments.sweeps.sweep_settings import Sweep
 CLIP = "ViT-B-16-quickgelu"
 """The papers' backbone, with OpenAI's weights."""
 SMOKE = {
-    "data.name": "icons", "backbone.name": "icon-clip", "protocol.shots": "2", "federation.rounds": "2",
-    "federation.local_epochs": "1", "federation.eval_every": "2", "folds.seeds": "[1]", "resources.actors": "1",
+    "data.name": "icons", "data.root": "null", "backbone.name": "icon-clip", "backbone.weights": "null",
+    "protocol.shots": "2", "federation.rounds": "2", "federation.local_epochs": "1", "federation.eval_every": "2",
+    "folds.seeds": "[1]", "resources.actors": "1",
 }  # fmt: skip
 """Overrides for the shortest run of a table; settings that its variants define are not overridden."""
 NO_NUMBER = (
@@ -93,7 +94,9 @@ def plan(
         prompted = shipped.base["backbone"]["name"] == CLIP
         if backbone is not None and not prompted:
             raise ConfigError(f"--backbone {backbone}: {shipped_name} does not use CLIP; leave the option out")
-        given = [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone), *overrides]
+        own_keys = {item.partition("=")[0] for item in overrides}
+        options = [*(_smoke(shipped, prompted) if smoke else ()), *_backbone(backbone)]
+        given = [*(item for item in options if item.partition("=")[0] not in own_keys), *overrides]
         sweep = _narrowed(sweep_settings.load(shipped_name, given)[0], table.variants, here, root)
         drawn = sampling.draw(sweep)
         published = sampling.draw(_narrowed(shipped, table.variants, here, root)).trials
@@ -113,7 +116,7 @@ def _backbone(given: str | None) -> list[str]:
     if given is None:
         return []
     if Path(given).suffix not in CHECKPOINT_SUFFIXES and not Path(given).is_file():
-        return [f"backbone.name={given}"]
+        return [f"backbone.name={given}", "backbone.weights=null"]
     return [f"backbone.name={CLIP}", f"backbone.weights={given}", "backbone.activation=quick_gelu"]
 
 

@@ -30,8 +30,8 @@ from fedpgp.federation.server import rounding
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking import uri_check
-from fedpgp.tracking.mirror import experiment_deleted, stale_runs
+from fedpgp.tracking import connection, uri_check
+from fedpgp.tracking.mirror import RUN_VARIABLE, experiment_deleted, stale_runs
 from fedpgp.tracking.writers import sweep_tag
 
 Node = Mapping[str, float]
@@ -211,16 +211,15 @@ def _sweep(path: Path) -> tuple[StatusFolder, str]:
 
 
 def _mirror(root: Path, settings: TrackingSettings, ended: set[str]) -> Finding:
-    uri, experiment = settings.uri or tracking.default_uri(root), tracking_uri.experiment_of(settings.experiment)
+    uri = settings.uri or tracking.default_uri(root)
     sync = f"fedpgp track sync {shlex.quote(str(root))}"
     if uri != tracking.default_uri(root):
         sync += f" --uri {shlex.quote(uri)}"
-    given = {tracking_uri.URI_VARIABLE: uri_check.from_environment(uri)}
-    given[tracking_uri.EXPERIMENT_VARIABLE] = experiment == os.environ.get(tracking_uri.EXPERIMENT_VARIABLE)
-    names = " and ".join(name for name, used in given.items() if used)
-    source = f" ({names}: experiment {experiment!r})" if names else ""
+    source = ""
     try:
         uri_check.check_settings(settings)
+        experiment = connection.experiment_name(uri, settings.experiment)
+        source = _from_environment(uri, settings, experiment)
         path = tracking_uri.local_path(uri)
         if path is not None and denied(path) is None and not path.exists():  # opening it would create it
             return ok("tracking", f"no MLflow store at {uri}{source} yet; the first run makes one")
@@ -238,6 +237,20 @@ def _mirror(root: Path, settings: TrackingSettings, ended: set[str]) -> Finding:
     if stale:
         return warning("tracking", f"{uri}{source}: RUNNING there, but ended: {', '.join(stale)}", sync)
     return ok("tracking", f"{uri}{source} opens, and what is RUNNING there is running")
+
+
+def _from_environment(uri: str, settings: TrackingSettings, experiment: str) -> str:
+    """Which variables of MLflow say where the runs go, and which one is not used; empty: none."""
+    given = {
+        tracking_uri.URI_VARIABLE: uri_check.from_environment(uri),
+        tracking_uri.EXPERIMENT_VARIABLE: experiment == os.environ.get(tracking_uri.EXPERIMENT_VARIABLE),
+        tracking_uri.ID_VARIABLE: tracking_uri.experiment_id(settings.experiment) is not None,
+    }
+    names = " and ".join(name for name, used in given.items() if used)
+    notes = [f"{names}: experiment {experiment!r}"] if names else []
+    if os.environ.get(RUN_VARIABLE):
+        notes.append(f"{RUN_VARIABLE} is not used")
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:

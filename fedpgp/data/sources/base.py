@@ -12,9 +12,14 @@ from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.data.sources.listing import check_name
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Name of a split in a file or folder name, in small letters -> its name in the manifest."""
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Word for a split in a file or folder name, in small letters, as on Hugging Face -> its name in the manifest."""
 
 SINGLE_DOMAIN = "default"
 """Name of the domain of a source that has no domains."""
@@ -101,6 +106,7 @@ def existing_root(settings: DataSettings) -> Path:
         raise DataError(f"data.root: {settings.name} needs a folder of this machine; of a URI only Parquet is read")
     root = Path(os.path.realpath(os.path.expanduser(settings.root)))
     if not root.is_dir():
+        check_name(Path(os.path.expanduser(settings.root)).absolute())
         raise DataError(f"data.root: {settings.root}: no such folder; give data.root=FOLDER")
     return root
 
@@ -119,5 +125,9 @@ def own_folder(root: Path, source: type[Source], *needed: str) -> Path:
         if all((folder / part).is_dir() for part in needed):
             return folder
     at = next((folder for folder in candidates[1:] if folder.is_dir()), root)
-    missing = ", ".join(part for part in needed if not (at / part).is_dir())
-    raise DataError(f"{at}: {source.name} needs the folder {missing} here; get it: {'; '.join(source.steps)}")
+    missing = [part for part in needed if not (at / part).is_dir()]
+    for part in missing:
+        check_name(at / part)
+    raise DataError(
+        f"{at}: {source.name} needs the folder {', '.join(missing)} here; get it: {'; '.join(source.steps)}"
+    )

@@ -15,9 +15,9 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
-from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, Source, existing_root, image_rows
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows
 from fedpgp.data.sources.folder import FolderSource
-from fedpgp.data.sources.listing import files_below, size_and_time
+from fedpgp.data.sources.listing import entries, files_below, is_folder, size_and_time
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
@@ -67,7 +67,8 @@ class CifarSource(Source):
                 return CifarBatches(folder, self)
         if any(files_below(root, ".parquet")):
             return ParquetSource(settings)
-        if (root / "train").is_dir() and (root / "test").is_dir():
+        folders = {SPLIT_NAMES.get(entry.name.lower()) for entry in entries(root) if is_folder(entry)}
+        if {"train", "test"} <= folders:
             return FolderSource(settings)
         raise DataError(
             f"{root}: no {self.name}: neither {', '.join(self.batches)}, nor *.parquet, nor train/CLASS and "

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import listing, splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
 from fedpgp.data.sources.folder import ImageFiles
+from fedpgp.data.sources.listing import FOLDERS, check_name
 from fedpgp.data.sources.lists import listed, read_lines, with_slashes
 from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
@@ -32,6 +34,7 @@ class CoOpSource(ImageFiles):
     images: ClassVar[str]  # folder of the images
     torchvision: ClassVar[str]  # the class of `torchvision.datasets` that downloads it
     has_ids: ClassVar[bool] = False  # the official annotations number the classes
+    not_classes: ClassVar[tuple[str, ...]] = ()  # folders that CoOp leaves out
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
@@ -48,22 +51,30 @@ class CoOpSource(ImageFiles):
     def scan(self) -> Scan:
         """List the images of the split, all of which must exist."""
         expected = f"split_zhou_{self.title}.json"
-        others = [path.name for path in sorted(self.root.glob("split_zhou_*.json")) if path.name != expected]
+        others = [
+            entry.name
+            for entry in listing.entries(self.root)
+            if entry.name.casefold().startswith("split_zhou") and entry.name != expected
+        ]
         if others:
-            raise DataError(f"{self.root}: {', '.join(others)} is the split of another data set; expected {expected}")
+            raise DataError(
+                f"{self.root}: {', '.join(others)} is not {expected}, the split of {self.name}: rename it if it is "
+                "that one, else move it away"
+            )
         path = self.root / expected
         numbered = path.exists() or self.has_ids
         if not path.exists():
             path = self.root / f"split_seed{self.seed}_{self.title}.json"
-        if path.exists():
-            split = splits.read_split(path)
-        else:
-            split = self.make_split(random.Random(self.seed))
-            splits.save(path, split)
-        names = splits.class_names(split, str(path))
+        made = not path.exists()
+        split = self.make_split(random.Random(self.seed)) if made else splits.read_split(path)
+        source = f"the official lists of {self.name}" if made else path.name
+        names = splits.class_names(split, source if made else str(path))
         images = [(item.image, item.label, 0, name) for name in SPLITS for item in split[name]]
-        table, left_out = listed(self.root, images, path.name, self.images)
-        return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out, self.root)
+        table, left_out = listed(self.root, images, source, self.images)
+        if made:
+            splits.save(path, split)
+        known = sum((self.root / self.images / name).is_dir() for name in self.not_classes)
+        return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out - Counter({FOLDERS: known}), self.root)
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""
@@ -91,10 +102,12 @@ class OxfordPets(CoOpSource):
 
     def _annotated(self, file: str) -> list[Item]:
         path = self.root / "annotations" / file
+        for part in (path.parent, path):
+            check_name(part)
         items = []
         for line in read_lines(path):
             try:
-                image, label, _, _ = line.split(" ")
+                image, label, _, _ = line.rsplit(maxsplit=3)
                 items.append(Item(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()))
             except ValueError:
                 raise DataError(f"{path}: {line!r} is not IMAGE CLASS SPECIES BREED; fetch the file again") from None
@@ -171,6 +184,7 @@ class DescribableTextures(CoOpSource):
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
+        check_name(self.root / "labels")
         if not (self.root / "labels").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
         return _labelled({name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS})
@@ -190,6 +204,7 @@ class Food101(CoOpSource):
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
+        check_name(self.root / "meta")
         if not (self.root / "meta").is_dir():
             return cut(_class_folders(self.root / self.images), generator)
         official = _labelled({name: self._meta(name) for name in ("train", "test")})
@@ -216,12 +231,12 @@ class Caltech101(CoOpSource):
         "https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories.tar.gz) -> ROOT/101_ObjectCategories",
         _OWN_SPLIT.format("split_zhou_Caltech101.json"),
     )
-    left_out: ClassVar = ("BACKGROUND_Google", "Faces_easy")
+    not_classes = ("BACKGROUND_Google", "Faces_easy")
     renamed: ClassVar = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 
     def make_split(self, generator: random.Random) -> Split:
         """Labels follow the sorted folder names."""
-        folders = _class_folders(self.root / self.images, self.left_out)
+        folders = _class_folders(self.root / self.images, self.not_classes)
         return cut([(label, self.renamed.get(name, name), files) for label, name, files in folders], generator)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of, one_line
@@ -20,16 +20,9 @@ MAX_BYTES = 256 << 20
 """Larger files are rejected."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Pillow also reads others, some with external programs (EPS with Ghostscript)."""
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what makes the image upright; 1: it is stored upright."""
+
+EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow keeps the data of an image that tell its orientation."""
 
 
 def read(path: Path, where: str) -> Image.Image:
@@ -79,7 +72,8 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8. The EXIF data are kept."""
-    kept = [(key, image.info[key]) for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info]
+    image.load()  # turns a TIFF upright and drops its orientation; a PNG may have EXIF data after the pixels
+    kept = [(key, image.info[key]) for key in EXIF if key in image.info]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
@@ -95,12 +89,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, a key of `TURNS`; 1: stored upright, or not known."""
+    """Return the EXIF orientation of an image, 2 to 8; 1: stored upright, or not known."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        value = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data raise anything
         return 1
-    return value if value in TURNS else 1
+    return value if value in range(2, 9) else 1
 
 
 def upright(images: Sequence[Image.Image], names: Sequence[str]) -> list[Image.Image]:
@@ -111,4 +105,4 @@ def upright(images: Sequence[Image.Image], names: Sequence[str]) -> list[Image.I
             "%s: turned upright, as the EXIF orientation says (images of a data set are used as stored)",
             first_of(turned),
         )
-    return [image if (turn := orientation(image)) == 1 else image.transpose(TURNS[turn]) for image in images]
+    return [image if orientation(image) == 1 else ImageOps.exif_transpose(image) for image in images]

@@ -15,6 +15,7 @@ from fedpgp.core.text import first_of
 from fedpgp.data.sources import pickles
 from fedpgp.data.sources.base import Scan, own_folder
 from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.listing import FOLDERS, check_name
 from fedpgp.data.sources.lists import listed, read_lines, with_slashes
 
 OFFICE_DOMAINS = ("amazon", "caltech", "dslr", "webcam")
@@ -60,6 +61,7 @@ class DomainsSource(FolderSource):
             for domain, split in product(self.domains, ("train", "test")):
                 name = f"{domain}_{split}.{suffix}"
                 paths = [path for folder in ("", "splits") if (path := self.root / folder / name).is_file()]
+                check_name(self.root / name)
                 if paths:
                     found[domain, split] = paths[0]
                 else:
@@ -75,12 +77,12 @@ class DomainsSource(FolderSource):
         """Read a list of DomainNet: `clipart/zebra/clipart_344_000001.jpg 344`."""
         lines, number = [], self.domains.index(domain)
         for line in read_lines(path):
-            file, _, label = with_slashes(line).rpartition(" ")
+            file, *label = with_slashes(line).rsplit(maxsplit=1)
             parts = file.split("/")
-            if len(parts) != 3 or parts[0] != domain or not label.isdecimal():
+            if len(parts) != 3 or parts[0] != domain or not "".join(label).isdecimal():
                 raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is a list of other data")
             if self.class_names is None or parts[1] in self.class_names:
-                lines.append(Listed(file, parts[1], number, split, int(label)))
+                lines.append(Listed(file, parts[1], number, split, int(label[0])))
         return lines
 
     def _read_pickle(self, path: Path, domain: str, split: str) -> list[Listed]:
@@ -116,6 +118,8 @@ class DomainsSource(FolderSource):
         number = {name: label for label, name in enumerate(names)}
         images = [(line.file, number[line.class_name], line.domain, line.split) for line in lines]
         table, left_out = listed(self.root, images, source)
+        if self.only_these:
+            left_out.pop(FOLDERS, None)
         absent = sorted(set(number) - {line.class_name for line in lines})
         if absent:
             raise DataError(f"{source}: no image of {first_of(absent)}; fetch the lists again")

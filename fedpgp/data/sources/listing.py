@@ -17,7 +17,7 @@ SUFFIXES = (
 JUNK = frozenset(
     {
         "__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler",
-        "system volume information", "lost+found", "@eadir", "#recycle", "@recycle", "@tmp", "#snapshot",
+        "system volume information", "lost+found", "@eadir", "#recycle", "@recycle", "@tmp", "#snapshot", "@__thumb",
     }
 )  # fmt: skip
 """What operating systems and network drives leave in folders, in small letters; hidden entries are ignored as well."""
@@ -87,10 +87,14 @@ def counted(left_out: Iterable[str] | Mapping[str, int]) -> str:
     )
 
 
-def files_below(root: Path, suffix: str) -> Iterator[str]:
+def files_below(root: Path, suffix: str = "") -> Iterator[str]:
     """Yield the unhidden files with an ending, relative to `root`; follows links, into each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error, root)
+
     seen = {os.path.realpath(root)}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         kept = [name for name in sorted(folders) if not is_junk(name)]
         targets = [os.path.realpath(os.path.join(folder, name)) for name in kept]
         folders[:] = [name for name, target in zip(kept, targets, strict=True) if target not in seen]
@@ -100,10 +104,33 @@ def files_below(root: Path, suffix: str) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
+def check_name(path: Path) -> None:
+    """Raise `DataError` if a missing `path` is a link that leads nowhere, or is there in other capitals."""
+    if path.exists():
+        return
+    if (link := broken_link(path)) is not None:
+        raise DataError(f"{link}: a link to {os.readlink(link)}, which leads nowhere; correct the link")
+    near = [name for name in _names(path.parent) if composed(name).casefold() == composed(path.name).casefold()]
+    if near:
+        raise DataError(f"{path.parent / near[0]}: rename it to {path.name}, the name that is expected")
+
+
+def broken_link(path: Path) -> Path | None:
+    """The part of a path that is a link which leads nowhere; None: there is none."""
+    return next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
+
+
 def composed(name: str) -> str:
     """The name in Unicode's composed form: names that look the same are equal then."""
     return unicodedata.normalize("NFC", name)
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
 def _unreadable(error: OSError, path: Path) -> DataError:
-    return DataError(f"{error.filename or path}: cannot be read ({error.strerror}); repair or remove it")
+    path = Path(error.filename or path)
+    link = broken_link(path)
+    target = "" if link is None else f", {link} is a link to {os.readlink(link)}"
+    return DataError(f"{path}: cannot be read ({error.strerror}{target}); repair or remove it")

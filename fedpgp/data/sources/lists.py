@@ -10,14 +10,14 @@ import pyarrow as pa
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources.base import image_rows
-from fedpgp.data.sources.listing import composed, is_image, is_junk, kind, size_and_time
+from fedpgp.data.sources.listing import FOLDERS, broken_link, composed, is_image, is_junk, kind, size_and_time
 
 Image = tuple[str, int, int, str | None]
 """File, label, domain and split."""
 
 
-def listed(root: Path, images: Sequence[Image], source: str, folder: str = "") -> tuple[pa.Table, dict[str, int]]:
-    """Build the rows of listed images, and count the files beside them that are not listed, by kind.
+def listed(root: Path, images: Sequence[Image], source: str, folder: str = "") -> tuple[pa.Table, Counter[str]]:
+    """Build the rows of listed images, and count the files and folders beside them that are not listed, by kind.
 
     A name may have backslashes as separators, and another Unicode form than the file.
 
@@ -30,23 +30,27 @@ def listed(root: Path, images: Sequence[Image], source: str, folder: str = "") -
         DataError: names that could lead out of the root, duplicate names, or missing files; starts with `source`.
     """
     files, labels, domains, splits = zip(*images, strict=True) if images else ((), (), (), ())
-    names = [f"{folder}/{file}" if folder else file for file in files]
+    names = [_without_dots(f"{folder}/{file}" if folder else file) for file in files]
     for wrong, what in ((_is_absolute, "have an absolute path"), (_leads_up, "have .. in their name")):
         refused = [file for file in files if wrong(file)]
         _refuse(source, what, refused, "use a list whose names are relative to the images")
     _refuse(source, "have a NUL character in their name", [file for file in files if "\0" in file], "fetch it again")
-    found = _found(root, names)
+    found, folders = _found(root, names)
     disk = _Disk(root)
     names = [name if name in found else disk.meant(name) or name for name in names]
-    found |= _found(root, [name for name in names if name not in found])
+    if renamed := [name for name in names if name not in found]:
+        more, inner = _found(root, renamed)
+        found, folders = found | more, folders | inner
     missing = [disk.with_near_miss(name) for name in names if name not in found]
     _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
     twice = [name for name, count in Counter(names).items() if count > 1]
     _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
     sizes, times = zip(*(found[name] for name in names), strict=True) if names else ((), ())
     table = image_rows(len(names), file=names, label=labels, domain=domains, split=splits, size=sizes, modified=times)
-    others = [name for path in found.keys() - set(names) if not is_junk(name := path.rpartition("/")[2])]
-    return table, Counter(f"not in {source}" if is_image(name) else kind(name) for name in others)
+    files_beside = [name for path in found.keys() - set(names) if not is_junk(name := path.rpartition("/")[2])]
+    left_out = Counter(f"not in {source}" if is_image(name) else kind(name) for name in files_beside)
+    folders_beside = [path for path in folders - _folders(names) if not is_junk(path.rpartition("/")[2])]
+    return table, left_out + Counter({FOLDERS: len(folders_beside)})
 
 
 def read_lines(path: Path) -> list[str]:
@@ -62,8 +66,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def with_slashes(name: str) -> str:
-    """A listed path with / as separator, as some lists were written on Windows."""
-    return name.replace("\\", "/")
+    """A listed path with / as separator, as some lists were written on Windows, and without ./ and //."""
+    return _without_dots(name.replace("\\", "/"))
 
 
 def _refuse(source: str, what: str, files: Sequence[str], advice: str) -> None:
@@ -79,20 +83,35 @@ def _leads_up(file: str) -> bool:
     return ".." in PurePosixPath(with_slashes(file)).parts
 
 
-def _found(root: Path, files: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Look up size and time of all files in the folders of `files`, each of which is listed once."""
-    found = {}
-    for folder in dict.fromkeys(file.rpartition("/")[0] for file in files):
+def _without_dots(name: str) -> str:
+    first, *others = name.split("/")
+    return "/".join([*([] if first == "." else [first]), *(part for part in others if part not in ("", "."))])
+
+
+def _folders(files: Iterable[str]) -> set[str]:
+    """The folders of files, and those around them below the root."""
+    own = {file.rpartition("/")[0] for file in files}
+    return own | {str(around) for folder in own for around in PurePosixPath(folder).parents if around.name}
+
+
+def _found(root: Path, files: Iterable[str]) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """All files, with size and time, and all folders in the `_folders` of `files`, each of which is listed once."""
+    found: dict[str, tuple[int, int]] = {}
+    inner: set[str] = set()
+    for folder in sorted(_folders(files)):
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_file():
-                        found[f"{folder}/{entry.name}" if folder else entry.name] = size_and_time(entry)
+                        found[path] = size_and_time(entry)
+                    elif folder and entry.is_dir():
+                        inner.add(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); repair or remove it") from error
-    return found
+    return found, inner
 
 
 class _Disk:
@@ -107,7 +126,9 @@ class _Disk:
         return self._matching(name, composed) or self._matching(with_slashes(name), composed)
 
     def with_near_miss(self, name: str) -> str:
-        """The name and, if there is one, the file whose name differs in capitals."""
+        """The name and, if there is one, the link that leads nowhere, or the file whose name differs in capitals."""
+        if (link := broken_link(self._root / name)) is not None:
+            return f"{name} (a link to {os.readlink(link)}, which leads nowhere)"
         near = self._matching(with_slashes(name), _small)
         return f"{name} (there is {near}, with other capitals)" if near else name
 

@@ -1,8 +1,10 @@
 """Parquet files in Hugging Face's format: an image column, a label column, class names in the metadata."""
 
 import json
+import os
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +27,15 @@ from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
 from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.listing import files_below, is_junk, size_and_time
+from fedpgp.data.sources.listing import composed, files_below, is_junk, kind, size_and_time
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
 ICONS = Path(__file__).parents[2] / "assets" / "icons"
 """Folder of the data set in the package."""
-_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?=[-_.]|$)", re.IGNORECASE)
+_SPLIT = re.compile(rf"(?:^|[-_. 0-9])({'|'.join(SPLIT_NAMES)})(?=[-_. 0-9]|$)", re.IGNORECASE)
+"""A split in a name, between the separators of Hugging Face."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Columns:
 
 
 class ParquetSource(Source):
-    """Every *.parquet under the root; the name of a file (train-0000.parquet) or of its folder gives the split.
+    """Every *.parquet under the root; a word in the name of a file (train-0000.parquet) or of its folder is the split.
 
     The root is a local folder, whose files are memory-mapped, or a `pyarrow.fs` URI.
     """
@@ -73,7 +76,7 @@ class ParquetSource(Source):
 
     def scan(self) -> Scan:
         """List the images; class names come from the metadata, from a string column, or from `data.class_names`."""
-        found = self._found()
+        found, left_out = self._found()
         files = list(found)
         if not files:
             raise DataError(f"{self.root}: no *.parquet file; give data.root=FOLDER or another data.name")
@@ -87,11 +90,18 @@ class ParquetSource(Source):
         ).combine_chunks()
         if not len(table):
             raise DataError(f"{self.root}: no images: all *.parquet files are empty")
-        names, labels = self._encode(table, "label", columns.names or self._names_given(), sort=in_order)
+        numbered, given = pa.types.is_integer(table["label"].type), columns.names or self.class_names
+        if isinstance(given, Mapping):
+            given = None
+            if numbered:  # the mapping knows them by their digits; -1 stands for no label
+                numbers = table["label"]
+                digits = pc.if_else(pc.less(numbers, 0), None, numbers.cast(pa.string()))
+                table = table.set_column(2, "label", digits)
+        names, labels = self._encode(table, "label", given, sort=in_order)
         domains, domain_ids = self._encode(table, DOMAIN, columns.domain_names)
         rows = table.set_column(2, "label", labels).set_column(3, DOMAIN, domain_ids).cast(ROW_SCHEMA)
         local = self._local or (Path(self._path) if isinstance(self._fs, fs.LocalFileSystem) else None)
-        return Scan(names, domains, rows, numbered=pa.types.is_integer(table["label"].type), root=local)
+        return Scan(names, domains, rows, numbered, left_out, local)
 
     def read(self, rows: pa.Table) -> Iterator[Image.Image]:
         """Decode the images of `rows`, in order; a row group is read once per run of rows in it."""
@@ -100,20 +110,28 @@ class ParquetSource(Source):
             for row, data in zip(numbers, self._values(file, numbers), strict=True):
                 yield decode(data or b"", f"{self._where(file)}, row {row}")
 
-    def _found(self) -> dict[str, tuple[int, int | None]]:
-        """List the unhidden *.parquet: name below the root -> bytes, modification time in ns."""
+    def _found(self) -> tuple[dict[str, tuple[int, int | None]], Counter[str]]:
+        """List the unhidden *.parquet, name below the root -> bytes, modification time in ns; count other files."""
         found: dict[str, tuple[int, int | None]] = {}
+        others: list[str] = []
         try:
             if self._local:
-                for file in files_below(self._local, ".parquet"):
-                    found[file] = size_and_time(self._local / file)
+                files = list(files_below(self._local))
+                found = {file: size_and_time(self._local / file) for file in files if _is_parquet(file)}
+                linked = {os.path.realpath(self._local / file) for file in found}  # as in Hugging Face's cache
+                others = [file for file in files if os.path.realpath(self._local / file) not in linked]
             else:
                 for info in self._fs.get_file_info(fs.FileSelector(self._path, recursive=True)):
-                    if info.type == fs.FileType.File and info.path.lower().endswith(".parquet"):
-                        found[str(PurePosixPath(info.path).relative_to(self._path))] = info.size, info.mtime_ns
+                    name = str(PurePosixPath(info.path).relative_to(self._path))
+                    if info.type != fs.FileType.File or any(map(is_junk, name.split("/"))):
+                        continue
+                    if _is_parquet(name):
+                        found[name] = info.size, info.mtime_ns
+                    else:
+                        others.append(name)
         except OSError as error:
             raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
-        return {name: found[name] for name in sorted(found) if not any(map(is_junk, name.split("/")))}
+        return {name: found[name] for name in sorted(found)}, Counter(map(kind, others))
 
     def _where(self, file: str) -> str:
         """Return the name of a file for messages."""
@@ -143,6 +161,11 @@ class ParquetSource(Source):
                 images = parquet.read_row_group(group, columns=[column]).column(0)
                 for _, row in members:
                     value = images[row - starts[group]].as_py()
+                    if isinstance(value, dict) and value["bytes"] is None and value.get("path"):
+                        raise DataError(
+                            f"{self._where(file)}, row {row}: only the path {value['path']!r}, not the image; save the "
+                            "data with the images in them"
+                        )
                     yield value["bytes"] if isinstance(value, dict) else value
 
     def _common_columns(self, files: list[str]) -> Columns:
@@ -183,11 +206,6 @@ class ParquetSource(Source):
         domain = domain if columns.domain_names else domain.cast(pa.string())
         return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)
 
-    def _names_given(self) -> tuple[str, ...] | None:
-        """The names of label ids without metadata, by which a mapping in `data.class_names` knows them: 0, 1, ..."""
-        given = self.class_names
-        return tuple(map(str, range(len(given)))) if isinstance(given, Mapping) else given
-
     def _encode(
         self,
         table: pa.Table,
@@ -198,8 +216,10 @@ class ParquetSource(Source):
         """Return the ordered names of a column and, per row, the index of its name."""
         values = table[column]
         if pa.types.is_string(values.type):
-            names = tuple(sort(values.drop_null().unique().to_pylist()))
-            ids = pc.index_in(values, pa.array(names, pa.string()))
+            found = values.drop_null().unique().to_pylist()
+            names = tuple(sort(set(map(composed, found))))
+            place = pa.array([names.index(composed(name)) for name in found], pa.int64())
+            ids = pc.take(place, pc.index_in(values, pa.array(found, pa.string())))
             bad = pc.is_null(ids)
         elif names is None:
             raise DataError(
@@ -211,9 +231,10 @@ class ParquetSource(Source):
             bad = pc.fill_null(pc.or_(pc.less(ids, 0), pc.greater_equal(ids, len(names))), True)
         if pc.any(bad).as_py():
             row = table.slice(pc.index(bad, True).as_py(), 1).to_pylist()[0]
+            wrong = f"{column} {row[column]} is out of range of the {len(names)} names, which count from 0"
             raise DataError(
-                f"{self._where(row['file'])}, row {row['row']}: {column} {row[column]} is out of range of the "
-                f"{len(names)} names ({pc.sum(bad).as_py()} such rows); correct or remove them"
+                f"{self._where(row['file'])}, row {row['row']}: {f'no {column}' if row[column] is None else wrong} "
+                f"({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
 
@@ -232,9 +253,13 @@ class IconsSource(ParquetSource):
         super().__init__(settings.model_copy(update={"root": ICONS, "class_names": None}))
 
 
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith(".parquet")
+
+
 def _split(file: str) -> str | None:
     """Find the split in the name of the file or, failing that, of its nearest folder."""
-    matches = (_SPLIT.match(part) for part in reversed(file.split("/")))
+    matches = (_SPLIT.search(part) for part in reversed(file.split("/")))
     return next((SPLIT_NAMES[match[1].lower()] for match in matches if match), None)
 
 

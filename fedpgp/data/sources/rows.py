@@ -1,7 +1,8 @@
 """Data sources from outside the package: a class that lists its images as rows, or scans and reads them itself."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -25,7 +26,7 @@ class Row(NamedTuple):
     """One image of a source; a plain tuple will do."""
 
     image: str | Path | bytes | Image.Image
-    """a file below `data.root`, the bytes of an encoded image, or the image itself"""
+    """a file below `data.root` (relative to it, or absolute), the bytes of an encoded image, or the image itself"""
     label: int
     """index into `class_names`"""
     split: str | None = None
@@ -117,9 +118,10 @@ class RowsSource(Source):
         domain_ids = [domains.index(str(row.domain)) for row in rows]
         splits = [row.split and SPLIT_NAMES[row.split] for row in rows]
         if self._files[0]:
-            files = [Path(str(row.image)).as_posix() for row in rows]
-            images = list(zip(files, labels, domain_ids, splits, strict=True))
             root = existing_root(self._settings)
+            given = Path(os.path.abspath(os.path.expanduser(str(self._settings.root))))  # links in it are not resolved
+            files = [_below((root, given), Path(str(row.image))) for row in rows]
+            images = list(zip(files, labels, domain_ids, splits, strict=True))
             table, _ = listed(root, images, where)
             return Scan(names, domains, table, numbered=True, root=root)
         named = [f"{number:08d}-{_digest(row.image)}" for number, row in enumerate(rows)]
@@ -135,6 +137,11 @@ class RowsSource(Source):
             image: Any = self._rows[int(file.partition("-")[0])].image
             where = f"data {self.name}, row {file}"
             yield decoding.decode(image, where) if isinstance(image, bytes) else decoding.to_rgb(image)
+
+
+def _below(roots: Iterable[Path], file: Path) -> str:
+    """The name of a file relative to the first of the roots that it is below; as it is if it is below none."""
+    return next((file.relative_to(root) for root in roots if file.is_relative_to(root)), file).as_posix()
 
 
 def _check_names(target: str, names: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedpgp.core.errors import DataError
+from fedpgp.core.errors import AccessError, DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
 from fedpgp.data.sources.listing import composed
@@ -100,8 +100,8 @@ def save(path: Path, split: Split) -> None:
         return
     try:
         write_durably(path, json.dumps({name: [list(item) for item in split[name]] for name in SPLITS}).encode())
-    except OSError as error:
-        log.info("%s: the split was not saved (%s) and will be made again", path, error.strerror)
+    except (OSError, AccessError) as error:
+        log.info("%s: the split was not saved (%s) and will be made again", path, error)
 
 
 def read_json(path: Path) -> Any:

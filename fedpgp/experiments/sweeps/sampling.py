@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.core.text import distinct
+from fedpgp.core.text import distinct, redacted
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
@@ -61,7 +62,7 @@ class SampledTrials:
     metric: str
     """metric that selects the best trial"""
     dropped: str
-    """settings of the base that trials drop with another method, data set or backbone; empty: none"""
+    """settings that a person gave and trials drop with another method, data set or backbone; empty: none"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
@@ -75,7 +76,7 @@ def draw(sweep: Sweep) -> SampledTrials:
     points = list(_points(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
         settings = config.leaves({**sweep.variants.get(variant, {}), **point})
-        for name, text in config.dropped(sweep.base, settings, methods.carry).items():
+        for name, text in config.dropped(sweep.given, settings, methods.carry).items():
             key, _, value = name.partition("=")
             dropped.setdefault((key, text), {})[value] = None
         try:
@@ -84,7 +85,12 @@ def draw(sweep: Sweep) -> SampledTrials:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(label)
         else:
-            trials.setdefault(trial.id, trial)
+            twin = trials.setdefault(trial.id, trial)
+            for key in ("data.root", "backbone.weights"):
+                one, other = attrgetter(key)(twin.experiment), attrgetter(key)(trial.experiment)
+                if one != other:
+                    line = f"{key}: {one} and {other}: a path does not tell trials apart; run a sweep for each"
+                    wrong.setdefault(redacted(line), []).append(label)
     if wrong:
         raise ConfigError("\n".join(format_error(line, labels, len(points)) for line, labels in wrong.items()))
     chosen = tuple(trials.values())

@@ -48,9 +48,9 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     if drawn.dropped:
         callback.on_message(drawn.dropped)
     _check_shared_settings(drawn.trials)
-    tracker.check(drawn.trials[0].experiment)
-    launch.placed(drawn.trials[0].experiment)
-    trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
+    trials = [replace(trial, experiment=tracker.settled(trial.experiment)) for trial in drawn.trials]
+    launch.placed(trials[0].experiment)
+    trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in trials]
     plans = _plans(sweep, trials)
     first = [next(iter(own.values())) for own in plans.values()]
     shares = ((len(one.data.training_clients), one.experiment.federation.participation) for one in first)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, PrivateAttr, TypeAdapter, ValidationError, field_validator
 
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
-from fedpgp.config.reading import read_override, warn_dropped
+from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.federation.metrics import METRICS, TESTED
@@ -21,6 +21,11 @@ FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_o
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
 GRID = "grid_search"
 RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
+BOUNDS: dict[bool, TypeAdapter[Any]] = {
+    True: TypeAdapter(tuple[int, int]),
+    False: TypeAdapter(tuple[FiniteFloat, FiniteFloat]),
+}
+"""Reads the two bounds of a range as settings are read; by whether they are whole."""
 TERMS = (GRID, "choice", *RANGES)
 
 
@@ -94,6 +99,7 @@ class Sweep(Settings):
     """Tune's terms by dotted key, or by section, whose values are merged into it"""
     folds: FoldSettings = FoldSettings()
     tune: TuneSettings = TuneSettings()
+    _shipped: dict[str, Any] = PrivateAttr({})  # the base of a shipped sweep, before overrides
 
     @field_validator("base")
     @classmethod
@@ -109,6 +115,16 @@ class Sweep(Settings):
         """The parsed search space."""
         return {key: parse_term(key, value) for key, value in self.space.items()}
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The base without the settings of a shipped sweep, some of which its own variants drop by design."""
+        return {
+            section: {key: one for key, one in own.items() if key == "name" or (key, one) not in shipped.items()}
+            for section, own in self.base.items()
+            if isinstance(own, Mapping)
+            for shipped in [self._shipped.get(section) or {}]
+        }
+
 
 def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
     """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name, or from a mapping.
@@ -117,6 +133,7 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep. Returns the
     sweep and a message for each replaced entry, or raises `ConfigError` with as many problems as possible.
     """
+    shipped: dict[str, Any] = {}
     if isinstance(source, Mapping):
         name, tree = "sweep", copy.deepcopy(dict(source))
     else:
@@ -128,11 +145,14 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
         tree = {"name": tree.get("name", "sweep"), "base": tree}
     else:
         tree = {"name": Path(name).stem, **tree, "base": _base(tree["base"], Path(name).expanduser().parent)}
-    messages = _override(tree, overrides, name)
+        if not isinstance(source, Mapping) and is_shipped(name):
+            shipped = copy.deepcopy(tree["base"])
+    messages, searched = _override(tree, overrides, name)
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(config.explain(error, Sweep, name))) from None
+    sweep._shipped = {section: own for section, own in shipped.items() if not {section, f"{section}.name"} & searched}
     _check(sweep, name)
     return sweep, messages
 
@@ -167,17 +187,21 @@ def parse_term(key: str, value: Any) -> Term:
         raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
     if not isinstance(given, list) or not given:
         raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
-    if kind in RANGES and not _is_range(kind, given):
+    values = _bounds(kind, given) if kind in RANGES else tuple(given)
+    if values is None:
         raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
-    return Term(kind, tuple(given))
+    return Term(kind, values)
 
 
-def _is_range(kind: str, given: list[Any]) -> bool:
-    kinds: type | tuple[type, ...] = int if kind == "randint" else (int, float)
-    if len(given) != 2 or not all(isinstance(bound, kinds) and not isinstance(bound, bool) for bound in given):
-        return False
-    low, high = given
-    return bool(-math.inf < low < high < math.inf and (kind != "loguniform" or low > 0))
+def _bounds(kind: str, given: list[Any]) -> tuple[Any, ...] | None:
+    """The bounds of a range; None: there are not two, or they are no numbers of its kind in their order."""
+    if any(isinstance(bound, bool) for bound in given):
+        return None
+    try:
+        low, high = BOUNDS[kind == "randint"].validate_python(given)
+    except ValidationError:
+        return None
+    return (low, high) if low < high and (kind != "loguniform" or low > 0) else None
 
 
 def _base(given: Any, folder: Path) -> dict[str, Any]:
@@ -189,8 +213,9 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
     return config.read_yaml(str(folder / given) if (folder / given).is_file() else given)
 
 
-def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> list[str]:
-    """Apply overrides to the sweep's mapping; return a message for each replaced entry."""
+def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> tuple[list[str], set[str]]:
+    """Apply overrides to the sweep's mapping; return a message for each replaced entry, and the keys they search."""
+    warn_repeated(overrides)
     own, base = {}, {}
     for item in overrides:
         first = item.partition("=")[0].split(".")[0]
@@ -218,7 +243,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> li
     warn_dropped(tree["base"], fixed, source, methods.carry)
     tree["base"] = config.assign(tree["base"], fixed, methods.carry)
     config.assign(tree, own)
-    return messages
+    return messages, set(terms)
 
 
 def _replace(space: dict[str, Any], variants: dict[str, Any], key: str, value: Any) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -35,9 +36,12 @@ NAMESPACE = "fedpgp"
 RESTARTS = 2
 POLL_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
+HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # its type is the fourth byte; servers of HTTP/2 answer with one
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 MAX_SOCKET_PATH = 107
 """Bytes of the path of a Unix socket."""
 MAX_PORT = 65535
+SHARED_MEMORY = Path("/dev/shm")
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest socket path of a session below Ray's temporary folder; the dates of all sessions are equally long."""
 SESSION_BYTES = 10**7
@@ -83,6 +87,7 @@ def check_start(resources: ResourceSettings) -> None:
     address = cluster_address(resources)
     if address is None:
         _check_temporary_folder(*temporary_folder())
+        _check_machine()
     else:
         name = "resources.address" if resources.address else "RAY_ADDRESS"
         form = re.fullmatch(r"auto|local|(ray://)?([^\s/:]+|\[[0-9A-Fa-f:]+\]):(?P<port>\d+)", address)
@@ -94,8 +99,12 @@ def check_start(resources: ResourceSettings) -> None:
 
 
 def temporary_folder() -> tuple[str, Path]:
-    """The variable that names Ray's temporary folder, and the folder, in which a local Ray makes `ray/session_...`."""
-    given = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    """The variable that names Ray's temporary folder, and the folder, in which a local Ray makes `ray/session_...`.
+
+    Ray looks at TMPDIR on Linux alone.
+    """
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    given = next((name for name in names if name in os.environ), None)
     return given or "TMPDIR", Path(os.environ[given] if given else "/tmp")
 
 
@@ -120,6 +129,18 @@ def _check_temporary_folder(variable: str, folder: Path) -> None:
         raise ResourceError(f"{about}: {disk_size(free)} are free; make room, or {advice}")
 
 
+def _check_machine() -> None:
+    """Check what Ray waits for in vain until its start times out: memory for objects, and a network in this machine."""
+    if SHARED_MEMORY.is_dir() and (problem := denied(SHARED_MEMORY, writing=True)) is not None:
+        raise ResourceError(f"Ray cannot start on this machine: it keeps objects in {SHARED_MEMORY}, and {problem}")
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        what = f"its processes cannot connect at 127.0.0.1 ({error.strerror or error}); bring the loopback interface up"
+        raise ResourceError(f"Ray cannot start on this machine: {what}") from None
+
+
 def _not_started(error: Exception) -> ResourceError:
     variable, folder = temporary_folder()
     if isinstance(error, PermissionError):  # such as a home folder, where Ray writes its token
@@ -135,14 +156,22 @@ def _what(error: Exception) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that something listens at `HOST:PORT`: Ray itself retries for minutes and then ends the process."""
+    """Check that a server of gRPC, as Ray's are, answers: Ray itself retries for minutes and then ends the process."""
     parsed = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
     if parsed is None:
         return
     try:
-        socket.create_connection((parsed[1], int(parsed[2])), timeout=CONNECT_SECONDS).close()
+        with socket.create_connection((parsed[1], int(parsed[2])), timeout=CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return  # the answer is encrypted
+            connection.sendall(HTTP2_PREFACE)
+            answer = connection.recv(len(HTTP2_SETTINGS))
+    except TimeoutError:
+        answer = b""
     except (OSError, OverflowError) as error:
         raise _unreachable(address, error) from None
+    if answer[3:4] != HTTP2_SETTINGS[3:4]:
+        raise ResourceError(f"Ray at {address}: what listens there is not Ray; give the address of its head")
 
 
 def _unreachable(address: str, error: Exception) -> ResourceError:

@@ -54,6 +54,14 @@ def test_curves_are_drawn(tmp_path):
     assert (list(dashed.get_ydata()), dashed.get_linestyle()) == ([41, 42], "--")
 
 
+def test_names_with_dollar_signs_are_not_read_as_formulas(tmp_path):
+    counts = rows(*(("test", "local", label, label, 1) for label in range(4)))
+    run_figures.confusion_matrices(counts, ["$x_$", "$a$", "\\alpha", "{"], tmp_path / "a.png")
+    heat_map = run_figures.partition_heat_map(TABLE.set_column(2, "class", [["$x_$"] * 5]), ["a", "b"], ["$x_$"])
+    save(heat_map, tmp_path / "b")
+    assert "$x_$" in [text.get_text() for text in heat_map.axes[0].get_xticklabels()]
+
+
 def test_the_loss_is_drawn_with_its_parts_and_a_legend(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(run_figures, "_save", lambda figure, path: figures.append(figure))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,35 @@ def test_settings_that_searched_methods_do_not_have_are_said_in_one_line(tree):
 
 
 @pytest.mark.parametrize(
+    ("key", "one", "other"), [("data.root", "/a/pets", "/b/pets"), ("backbone.weights", "/a/w.pt", "/b/w.pt")]
+)
+def test_trials_that_differ_in_a_path_alone_are_refused(key, one, other):
+    """A trial is identified without paths, so the second one was dropped as a duplicate without a word."""
+    base = {"data": {"name": "folder", "root": "/a/pets"}, "backbone": {"name": "tiny", "weights": "random"}}
+    with pytest.raises(ConfigError, match=f"{key}: {one} and {other}: a path does not tell trials apart; run a sweep"):
+        draw(sweep({**BASE, **base}, space={key: {"grid_search": [one, other]}}))
+
+
+SHIPPED = Path(sweep_settings.__file__).parents[3] / "tune_configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo", str(SHIPPED), "all_methods", "base_to_novel_5datasets", "lora"])
+def test_what_variants_of_a_shipped_sweep_drop_by_design_is_not_said(name):
+    assert draw(sweep_settings.load(name)[0]).dropped == ""
+
+
+def test_what_a_person_gives_is_said_where_a_shipped_sweep_drops_it(tmp_path):
+    changed = draw(sweep_settings.load("demo", ["method.rank=2", "federation.rounds=1"])[0])
+    lost = "method.name=zero_shot, coop, promptfl: dropped rank=2 (which it does not take) of the base"
+    assert changed.dropped == lost
+    searched = draw(sweep_settings.load("icons", ["method.name={grid_search: [zero_shot, fedpgp]}"])[0])
+    assert searched.dropped.startswith("method.name=zero_shot: dropped ctx_init=an icon of a, rank=4, init=lora")
+    copy = tmp_path / "demo.yaml"
+    copy.write_text(SHIPPED.read_text())
+    assert "rank=4" in draw(sweep_settings.load(str(copy))[0]).dropped
+
+
+@pytest.mark.parametrize(
     ("space", "labels"),
     [
         ({"method.mu": {"grid_search": [0.12341, 0.12349]}}, ["mu=0.12341", "mu=0.12349"]),
@@ -127,6 +157,8 @@ def test_ranges_are_those_of_tune():
     """randint excludes its upper bound; loguniform is uniform in the logarithm."""
     generator = numpy_generator(1, "test")
     whole = sweep_settings.parse_term("k", {"randint": [2, 5]})
+    assert sweep_settings.parse_term("k", {"randint": [2.0, "5"]}) == whole
+    assert sweep_settings.parse_term("k", {"uniform": ["1e-1", 1]}).values == (0.1, 1.0)
     assert {whole.draw(generator) for _ in range(100)} == {2, 3, 4}
     rate = sweep_settings.parse_term("k", {"loguniform": [1e-4, 1.0]})
     draws = [rate.draw(generator) for _ in range(2000)]

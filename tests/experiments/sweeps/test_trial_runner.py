@@ -10,6 +10,8 @@ from statistics import fmean
 import pytest
 
 from fedpgp import config
+from fedpgp.analysis import coverage
+from fedpgp.analysis.coverage import Coverage
 from fedpgp.analysis.report.terminal import ranking
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import RunError
@@ -191,11 +193,14 @@ def test_a_trial_that_was_stopped_on_other_images_runs_anew(root, library, backe
     assert before.state == "stopped"
 
 
-def test_trials_made_with_other_versions_are_not_mixed_silently(root, library, backend):
+def test_what_qualifies_a_ranking_is_in_its_caption(root, library, backend, monkeypatch):
     todo = work(root, library, seeds=(5,), sweep="versions", rounds=1)
     list(trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker()))
     folder = SweepFolder.open(todo.sweep)
     assert ranking(folder).caption == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(coverage, "of_run", lambda store: {"val/hm": Coverage(6, 6, 8, True)})
+        assert ranking(folder).caption == "HM (val): mean over 6 of 8 clients (2 have no validation image)"
     (store,) = recorded(root, todo)
     recorded(root, todo, versions={**store.identity["versions"], "torch": "2.3.0"})
     other = replace(todo, id="other", folds=(replace(todo.folds[0], digest="f" * 12),))

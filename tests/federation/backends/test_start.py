@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,47 @@ def test_an_address_of_another_form(monkeypatch, address):
     told = "is not the address of a cluster; give HOST:PORT, ray://HOST:PORT or auto"
     assert refused() == f"RAY_ADDRESS={address} {told}"
     assert refused(ResourceSettings(address=address)).startswith(f"resources.address={address} is not the address")
+
+
+def test_memory_or_a_network_that_ray_would_wait_for_in_vain(short, shared_root, as_user, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(short))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "socket.create_connection", lambda *given, **more: _raise(OSError(101, "Network is unreachable"))
+        )
+        told = "its processes cannot connect at 127.0.0.1 (Network is unreachable); bring the loopback interface up"
+        assert told in refused()
+    short.chmod(0o777)
+    shared_root.chmod(0o755)
+    monkeypatch.setattr(driver, "SHARED_MEMORY", shared_root)
+    with as_user(1502):
+        assert f"it keeps objects in {shared_root}, and {shared_root} may not be written by you" in refused()
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b""])
+def test_a_program_other_than_ray_at_the_address(monkeypatch, answer):
+    monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.sendall(answer)
+                held.append(connection)  # an empty answer: it says nothing
+
+        held: list[socket.socket] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        told = f"Ray at {address}: what listens there is not Ray; give the address of its head"
+        assert refused(ResourceSettings(address=address)) == told
+        thread.join()
+        for connection in held:
+            connection.close()
 
 
 @pytest.mark.parametrize(
