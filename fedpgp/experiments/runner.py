@@ -23,6 +23,7 @@ from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
+from fedpgp.federation import rule_needs
 from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
@@ -200,7 +201,10 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     where = describe_resources(plan.experiment.resources)
     lines = [f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"]
-    lines += filter(None, [rounding(plan.data.num_clients, plan.experiment.federation.participation)])
+    federation, clients = plan.experiment.federation, plan.data.num_clients
+    if server.rounds:
+        lines += filter(None, [rule_needs.describe(plan.rule, federation, clients, state.shared)])
+    lines += filter(None, [rounding(clients, federation.participation)])
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):

@@ -15,13 +15,15 @@ from fedpgp.core.errors import ConfigError
 from fedpgp.data.sources import SOURCES
 from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
+from fedpgp.server_rules import RULES
 
 SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def validator():
-    tree = config.schema({name: method.settings_type for name, method in METHODS.items()}, [*SOURCES])
+    kinds = ({name: kind.settings_type for name, kind in built_in.items()} for built_in in (METHODS, RULES))
+    tree = config.schema(*kinds, [*SOURCES])
     jsonschema.Draft202012Validator.check_schema(tree)
     return jsonschema.Draft202012Validator(tree)
 
@@ -31,12 +33,15 @@ def keys(tree, prefix=""):
         yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_init_writes_every_key_with_a_comment_and_reads_back_to_the_defaults(fedpgp, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "rule"), [*((method, "fedavg") for method in METHODS), *(("promptfl", rule) for rule in RULES)]
+)
+def test_init_writes_every_key_with_a_comment_and_reads_back_to_the_defaults(fedpgp, tmp_path, method, rule):
     file = tmp_path / "mine.yaml"
-    code, out, _ = fedpgp("config", "init", file, f"method.name={method}")
+    code, out, _ = fedpgp("config", "init", file, f"method.name={method}", f"federation.server.name={rule}")
     assert (code, out) == (0, f"settings: {file}\n")
-    complete, _ = planning.settle(config.parse({"method": {"name": method}}))
+    tree = {"method": {"name": method}, "federation": {"server": {"name": rule}}}
+    complete, _ = planning.settle(config.parse(tree))
     assert config.load(str(file)) == complete
     text = file.read_text(encoding="utf-8")
     assert list(keys(yaml.safe_load(text))) == list(keys(complete.model_dump(mode="json")))
