@@ -104,6 +104,9 @@ def test_the_schema_takes_the_shipped_files(validator, name):
         {"method": {"name": "fedpg"}},
         {"method": {"name": "coop", "rank": 4}},
         {"method": {"n_ctx": 0}},
+        {"federation": {"server": {"name": "krumm"}}},
+        {"federation": {"server": {"name": "trimmed_mean", "trim": 0.5}}},
+        {"federation": {"server": {"trim": 0.1}}},
         {"data": {"name": "imagenet"}},
         {"storage": {"uri": 3}},
     ],
@@ -115,18 +118,32 @@ def test_the_schema_refuses_what_we_refuse(validator, given):
         planning.settle(config.parse(given))
 
 
-@pytest.mark.parametrize("given", [{"method": {"name": "my:M", "x": 1}}, {"data": {"name": "my:D"}}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": {"name": "my:M", "x": 1}},
+        {"data": {"name": "my:D"}},
+        {"federation": {"server": {"name": "my:R", "x": 1}}},
+    ],
+    ids=str,
+)
 def test_the_schema_takes_classes_from_outside(validator, given):
     validator.validate(given)
 
 
 def test_every_key_of_the_schema_has_a_comment(validator):
     kinds = validator.schema["$defs"]
-    methods = {f"method {one['title']}": one for one in kinds.pop("MethodSettings")["anyOf"]}
-    assert set(methods) == {f"method {name}" for name in (*METHODS, "MODULE:CLASS")}
+    chosen = {
+        f"{section} {one['title']}": one
+        for section in ("MethodSettings", "ServerSettings")
+        for one in kinds.pop(section)["anyOf"]
+    }
+    assert set(chosen) == {f"MethodSettings {name}" for name in (*METHODS, "MODULE:CLASS")} | {
+        f"ServerSettings {name}" for name in (*RULES, "MODULE:CLASS")
+    }
     bare = [
         f"{kind}.{key}"
-        for kind, tree in {**kinds, **methods}.items()
+        for kind, tree in {**kinds, **chosen}.items()
         for key, field in tree["properties"].items()
         if not field.get("description")
     ]
