@@ -82,7 +82,7 @@ class IdleJob(FederationJob):
             total={key: value.astype(np.float64) * count for key, value in shared.items()} if sums else {},
             stack={} if sums else {key: np.repeat(value[None], count, 0) for key, value in shared.items()},
             personal=call.personal,
-            kept=call.kept,
+            kept={key: value.copy() for key, value in call.kept.items()},
             num_examples=ones.astype(np.int64),
             bytes_up=count * sum(value.nbytes for value in shared.values()),
             loss=ones,
@@ -148,19 +148,22 @@ def overhead(
 
 
 def server_memory(clients: int, rule: ServerRule) -> tuple[int, int]:
-    """Estimated bytes of a server rule, and by how much more the peak of this process grows than with FedAvg."""
+    """Estimated bytes of a server rule, and by how much more the peak of this process grows than with FedAvg.
+
+    A few clients first load the code that the rule needs.
+    """
     estimates, grown = [], []
-    for one in (FEDAVG, rule):
-        job = idle_job(clients, -(-clients // BLOCK), one)
+    for one, count in ((rule, 10), (FEDAVG, clients), (rule, clients)):
+        job = idle_job(count, -(-count // BLOCK), one)
         with closing(SerialBackend(torch.get_num_threads())) as backend:
             backend.load(job)
             server = Server(job, backend)
             shared = server.initial_state().shared
-            estimates.append(rule_needs.server_bytes(one, job.federation, clients, shared))
+            estimates.append(rule_needs.server_bytes(one, job.federation, count, shared))
             before = peak(reset=True)
             server.step(server.initial_state())
             grown.append(peak() - before)
-    return estimates[1], grown[1] - grown[0]
+    return estimates[-1], grown[-1] - grown[-2]
 
 
 def _idle_rounds(server: Server, root: Path) -> tuple[list[float], list[float], list[float]]:

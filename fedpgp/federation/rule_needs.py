@@ -36,8 +36,8 @@ def server_bytes(rule: ServerRule, federation: FederationSettings, clients: int,
     each, most = num_bytes(shared), most_updates(federation, clients)
     kept = num_bytes(rule.init_kept(shared)) if isinstance(rule, ClientHalf) else 0
     stacked = each * most if rule.uploads == "stack" else 0
-    kept_of_all = kept * (clients + 2 * most)  # participants send theirs back, and all are written at the end
-    return kept_of_all + stacked + rule.working_bytes(most, shared)
+    copies = 1 if most == clients else 2  # participants send theirs back; a sample's rows are also copied to be sent
+    return kept * (clients + copies * most) + stacked + rule.working_bytes(most, shared)
 
 
 def describe(rule: ServerRule, federation: FederationSettings, clients: int, shared: ParamTree) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedpgp.core.tree import ParamTree
 
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**23
 """Bytes of a chunk in float64, unless one column is longer."""
 
 

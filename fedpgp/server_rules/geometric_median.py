@@ -35,7 +35,7 @@ class GeometricMedian(BaseRule):
 
     def working_bytes(self, clients: int, shared: ParamTree) -> int:
         """See `ServerRule`."""
-        return 2 * 8 * num_values(shared) + 2 * chunk_bytes(clients, shared)
+        return 2 * 8 * num_values(shared) + 3 * chunk_bytes(clients, shared)
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
         """See `ServerRule`."""

@@ -40,7 +40,7 @@ class Krum(BaseRule):
 
     def working_bytes(self, clients: int, shared: ParamTree) -> int:
         """See `ServerRule`."""
-        return 8 * clients**2 + 3 * chunk_bytes(clients, shared)
+        return 8 * clients**2 + 4 * chunk_bytes(clients, shared)
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
         """See `ServerRule`."""
