@@ -25,7 +25,6 @@ _BUILT_IN: list[type[ServerRule]] = [
 REGISTRY: Registry[ServerRule] = Registry(
     "federation.server.name", "server rule", plugins.SERVER_RULES, _BUILT_IN, plugin_check.check_class
 )
-RULES = REGISTRY.built_in
 find, plugin, available = REGISTRY.find, REGISTRY.plugin, REGISTRY.available
 
 

@@ -134,6 +134,6 @@ class BaseRule:
         return 8 * clients * num_values(shared) if self.uploads == "stack" else 0
 
     def step(self, shared: ParamTree, target: ParamTree) -> ParamTree:
-        """`shared + lr (target - shared)`; exactly `target` for lr 1."""
+        """`shared + lr (target - shared)`; exactly `target` for lr 1. Other keys of `target` are left out."""
         lr = self.settings.lr
-        return target if lr == 1 else {key: value + lr * (target[key] - value) for key, value in shared.items()}
+        return {key: target[key] if lr == 1 else x + lr * (target[key] - x) for key, x in shared.items()}

@@ -9,14 +9,14 @@ import jsonschema
 import pytest
 import yaml
 
-from fedpgp import config
+from fedpgp import config, server_rules
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.data.sources import SOURCES
 from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
-from fedpgp.server_rules import RULES
 
+RULES = server_rules.REGISTRY.built_in
 SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments").glob("*.yaml"))
 
 

@@ -15,12 +15,12 @@ from fedpgp.config import ResourceSettings
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.server import Server
-from fedpgp.server_rules import RULES
 from fedpgp.server_rules.base import ClientHalf
 from fedpgp.storage import checkpoint
 
 ray.cloudpickle.register_pickle_by_value(problem)
 
+RULES = server_rules.REGISTRY.built_in
 SETTINGS = {
     "fedavgm": {"momentum": 0.5}, "fedadam": {"lr": 0.1, "tau": 0.1}, "fedyogi": {"lr": 0.1}, "fedadagrad": {"lr": 0.1},
     "trimmed_mean": {"trim": 0.2}, "multi_krum": {"m": 2}, "geometric_median": {"iterations": 2},
@@ -101,8 +101,9 @@ def test_half_the_learning_rate_is_half_the_step(tmp_path, name):
 def test_bytes_are_those_that_are_sent(tmp_path, name):
     """Five clients with one shared float; SCAFFOLD sends a control variate with it, each way."""
     twice = 2 if isinstance(server_rules.create(name, {}), ClientHalf) else 1
-    row = run(make(tmp_path, name, rounds=1))[0].row
-    assert (row.bytes_up, row.bytes_down) == (5 * 4 * twice, 5 * 4 * twice)
+    results = run(make(tmp_path, name, rounds=2))
+    assert {(one.row.bytes_up, one.row.bytes_down) for one in results} == {(5 * 4 * twice, 5 * 4 * twice)}
+    assert list(results[-1].state.shared) == ["a"]
 
 
 @EVERY_RULE

@@ -35,7 +35,7 @@ def test_methods_list_shared_and_personal_parameters():
 
 def test_rules_list_what_they_need_and_their_settings():
     found = cells(listings.rule_table([*server_rules.available(), ("other", "package bad", ValueError("no module"))]))
-    assert list(found) == [*server_rules.RULES, "other"]
+    assert list(found) == [*server_rules.REGISTRY.built_in, "other"]
     assert found["fedavg"] == ["fedavg\nMcMahan et al., AISTATS 2017\n", "built in", "a sum", "images", "lr: 1.0"]
     assert found["multi_krum"][2:] == ["every update", "equal", "lr: 1.0\nf: 1\nm: null"]
     assert found["scaffold"][2] == "a sum, and a part of every client's own"
