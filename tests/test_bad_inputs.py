@@ -80,7 +80,7 @@ CASES = {
         f"{RUN} federation.server.trim=0.2",
         f"{RUN} federation.server.name=krum",
         f"{RUN} federation.server.name=multi_krum federation.server.f=0 federation.server.m=2",
-        f"{RUN} federation.server.name=scaffold method.name=pfedpt",
+        "run pfedpt_cifar10 federation.server.name=scaffold storage.root=HERE/store",
         f"{RUN} federation.server.name=none:MyRule",
         f"{RUN} protocol.shots=0",
         f"{RUN} protocol.held_out=clipart",
