@@ -1,11 +1,13 @@
 """Measure the engine at up to thousands of clients: rounds that compute nothing, and time and memory of real ones."""
 
 import itertools
+import multiprocessing
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,7 +27,7 @@ from fedpgp.config import Experiment, FederationSettings, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import memory_size
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
@@ -51,6 +53,8 @@ REAL_WARM_UP, REAL_MEASURED = 2, 5
 GROWTH_FROM, GROWTH_ROUNDS = 5, 50
 BLOCK = 100
 """Clients of a block where the memory of a server rule is measured."""
+LEAST_MEMORY = 2**25
+"""Bytes of an estimate from which it is compared with a measurement."""
 
 
 class IdleMethod:
@@ -124,6 +128,7 @@ def overhead(
         rules: by name; empty: FedAvg.
     """
     figures, rows = {}, []
+    shared = select(IdleMethod().init(None, torch.Generator()), IdleMethod.shared_keys)
     resources = ResourceSettings(actors=actors)
     with driver.connected(resources), tempfile.TemporaryDirectory() as folder:
         pool = ActorPool(resources)
@@ -134,9 +139,11 @@ def overhead(
             medians = [median(times) for times in _idle_rounds(Server(job, pool), root)]
             key = f"{count}" if name == FEDAVG.name else f"{count}_{name}"
             figures[f"seconds_per_round_{key}"] = medians[0]
-            needed, grown = server_memory(count, rule)
-            memory = [memory_size(needed), f"{grown / needed:.2f}"] if needed else ["-", "-"]
-            figures |= {f"memory_of_estimate_{key}": grown / needed} if needed else {}
+            needed = rule_needs.server_bytes(rule, job.federation, count, shared)
+            memory = [memory_size(needed) if needed else "-", "-"]
+            if needed >= LEAST_MEMORY:
+                figures[f"memory_of_estimate_{key}"] = _in_a_new_process(server_memory, count, rule) / needed
+                memory[1] = f"{figures[f'memory_of_estimate_{key}']:.2f}"
             rows.append([name, f"{count:,}", *(f"{value:.4f}" for value in medians), *memory])
         pool.close()
     note = f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parameters, one block each, rows synced"
@@ -147,23 +154,27 @@ def overhead(
     return Measurement("overhead", figures, headings, rows, (f"{note} to disk",))
 
 
-def server_memory(clients: int, rule: ServerRule) -> tuple[int, int]:
-    """Estimated bytes of a server rule, and by how much more the peak of this process grows than with FedAvg.
+def _in_a_new_process(function: Callable[..., int], *arguments: Any) -> int:
+    """Call a function where no memory has been freed, which new values could take."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def server_memory(clients: int, rule: ServerRule) -> int:
+    """Bytes by which the peak of this process grows in a round, beyond those with FedAvg.
 
     A few clients first load the code that the rule needs.
     """
-    estimates, grown = [], []
+    grown = []
     for one, count in ((rule, 10), (FEDAVG, clients), (rule, clients)):
         job = idle_job(count, -(-count // BLOCK), one)
         with closing(SerialBackend(torch.get_num_threads())) as backend:
             backend.load(job)
             server = Server(job, backend)
-            shared = server.initial_state().shared
-            estimates.append(rule_needs.server_bytes(one, job.federation, count, shared))
             before = peak(reset=True)
             server.step(server.initial_state())
             grown.append(peak() - before)
-    return estimates[-1], grown[-1] - grown[-2]
+    return grown[-1] - grown[-2]
 
 
 def _idle_rounds(server: Server, root: Path) -> tuple[list[float], list[float], list[float]]:

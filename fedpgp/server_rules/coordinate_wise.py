@@ -26,7 +26,7 @@ class Median(BaseRule):
 
     def working_bytes(self, clients: int, shared: ParamTree) -> int:
         """See `ServerRule`."""
-        return 3 * chunk_bytes(clients, shared)
+        return 5 * chunk_bytes(clients, shared)
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
         """See `ServerRule`."""

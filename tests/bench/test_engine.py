@@ -23,8 +23,9 @@ def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
     assert [len(row) for row in outcome.rows] == [len(outcome.headings)] * 2
 
 
-def test_overhead_of_rules_that_keep_every_update_shows_their_memory(ray_cluster):
+def test_overhead_of_rules_that_keep_every_update_shows_their_memory(ray_cluster, monkeypatch):
     rules = {name: server_rules.create(name, {}) for name in ("fedavg", "median", "scaffold")}
+    monkeypatch.setattr(engine, "LEAST_MEMORY", 2**20)
     outcome = engine.overhead([200], actors=1, report=quiet, rules=rules)
     seconds = {"seconds_per_round_200", "seconds_per_round_200_median", "seconds_per_round_200_scaffold"}
     assert set(outcome.figures) == seconds | {"memory_of_estimate_200_median", "memory_of_estimate_200_scaffold"}

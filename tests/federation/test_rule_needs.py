@@ -64,10 +64,10 @@ def test_a_median_of_pfedpt_for_ten_thousand_clients_is_refused(monkeypatch):
 
 
 def test_bytes_are_the_stack_and_what_the_rule_works_with():
-    """8 clients with 1 MiB each: the stack, and three or four chunks of 8 MiB."""
+    """8 clients with 1 MiB each: the stack, and four or five chunks of 8 MiB."""
     shared = {"x": torch.zeros(2**18)}
     assert server_bytes(*needs("fedavg"), 8, shared) == 0
-    assert server_bytes(*needs("median", {"participation": 0.5}), 8, shared) == 4 * MIB + 3 * 8 * MIB
+    assert server_bytes(*needs("median", {"participation": 0.5}), 8, shared) == 4 * MIB + 5 * 8 * MIB
     assert server_bytes(*needs("krum"), 8, shared) == 8 * MIB + 4 * 8 * MIB + 8 * 8**2
     assert server_bytes(*needs("scaffold", {"participation": 0.5}), 8, shared) == (8 + 2 * 4) * MIB
 
@@ -75,4 +75,4 @@ def test_bytes_are_the_stack_and_what_the_rule_works_with():
 def test_what_the_plan_says():
     assert describe(*needs("fedavg"), 8, TEN) is None
     assert describe(*needs("median"), 8, {}) is None
-    assert describe(*needs("median"), 8, {"x": torch.zeros(2**18)}) == "server rule median: about 32.0 MiB of memory"
+    assert describe(*needs("median"), 8, {"x": torch.zeros(2**18)}) == "server rule median: about 48.0 MiB of memory"
