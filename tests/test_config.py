@@ -211,6 +211,6 @@ def test_paths_do_not_count_but_what_they_lead_to():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_show_every_key_with_its_comment(path):
-    complete, method = planning.settle(config.load(path.stem))
+    complete, _ = planning.settle(config.load(path.stem))
     text = "".join(path.read_text().partition("name: ")[1:])
-    assert text == config.annotated(complete, type(method.settings))
+    assert text == config.annotated(complete, planning.settings_types(complete))

@@ -1,35 +1,45 @@
 """Measure the engine at up to thousands of clients: rounds that compute nothing, and time and memory of real ones."""
 
+import itertools
+import multiprocessing
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from fedpgp import config
-from fedpgp.bench.measurement import Measurement, Report, resident, seconds
+from fedpgp.bench.measurement import Measurement, Report, peak, resident, seconds
 from fedpgp.bench.workload import round_seconds
 from fedpgp.clip.text_backbone import names_only
 from fedpgp.config import Experiment, FederationSettings, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.seeding import numpy_generator
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.text import memory_size
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import planning, runner
+from fedpgp.federation import rule_needs
 from fedpgp.federation.backends import driver
 from fedpgp.federation.backends.actors import ActorPool
+from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Arrays, Call, TrainResult
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob, FederationWorker
 from fedpgp.methods.base import Phase
+from fedpgp.server_rules.base import ServerRule
+from fedpgp.server_rules.fedavg import FEDAVG
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import default_uri, sync_run
@@ -41,6 +51,10 @@ IMAGES_PER_CLIENT = 16
 REAL_WARM_UP, REAL_MEASURED = 2, 5
 """Rounds of FedPGP: not counted; timed."""
 GROWTH_FROM, GROWTH_ROUNDS = 5, 50
+BLOCK = 100
+"""Clients of a block where the memory of a server rule is measured."""
+LEAST_MEMORY = 2**25
+"""Bytes of an estimate from which it is compared with a measurement."""
 
 
 class IdleMethod:
@@ -55,24 +69,24 @@ class IdleMethod:
 
 
 class IdleJob(FederationJob):
-    """A job whose worker returns every client unchanged."""
+    """A job whose worker returns every client unchanged, as far as its server rule lets it."""
 
     def build(self, device: torch.device) -> Any:
         """The job itself, as its own worker."""
         return self
 
     def train(self, call: Call, shared: Arrays) -> TrainResult:
-        """Send the personal parameters back, and a weighted sum of the shared ones."""
+        """Send the personal parameters back, and a sum or a stack of what the server sent."""
         count = len(call.clients)
-        ones = np.ones(count)
+        ones, sums = np.ones(count), self.rule.uploads == "sum"
         return TrainResult(
             clients=call.clients,
             accepted=ones.astype(bool),
             weights=ones.astype(np.int64),
-            total={key: value.astype(np.float64) * count for key, value in shared.items()},
-            stack={},
+            total={key: value.astype(np.float64) * count for key, value in shared.items()} if sums else {},
+            stack={} if sums else {key: np.repeat(value[None], count, 0) for key, value in shared.items()},
             personal=call.personal,
-            kept=call.kept,
+            kept={key: value.copy() for key, value in call.kept.items()},
             num_examples=ones.astype(np.int64),
             bytes_up=count * sum(value.nbytes for value in shared.values()),
             loss=ones,
@@ -80,7 +94,7 @@ class IdleJob(FederationJob):
         )
 
 
-def idle_job(clients: int, actors: int) -> IdleJob:
+def idle_job(clients: int, actors: int, rule: ServerRule = FEDAVG) -> IdleJob:
     """Idle clients, one block per actor."""
     nothing = np.zeros(1, dtype=np.int64)
     data = FederatedData(
@@ -97,30 +111,70 @@ def idle_job(clients: int, actors: int) -> IdleJob:
     federation = FederationSettings(rounds=10**6, block_size=-(-clients // actors), eval_every=10**6)
     method: Any = IdleMethod()
     no_features: Any = None
-    return IdleJob(method, names_only(data.class_names, "{}"), data, no_features, no_features, federation, seed=1)
+    text = names_only(data.class_names, "{}")
+    return IdleJob(method, text, data, no_features, no_features, federation, seed=1, rule=rule)
 
 
-def overhead(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+def overhead(
+    clients: Sequence[int], actors: int, report: Report, rules: Mapping[str, ServerRule] = MappingProxyType({})
+) -> Measurement:
     """Measure a round of clients that do nothing: sampling, blocks, messages to actors and back, averaging, rows.
 
-    Median seconds per round for each number of clients, who all participate; then of a checkpoint and of an update of
-    MLflow in the last rounds.
+    Median seconds per round for each number of clients, who all participate, and for each of the server rules; then of
+    a checkpoint and of an update of MLflow in the last rounds. For a rule that takes memory, also by how much the peak
+    of this process grows in the first round, in relation to the estimate.
+
+    Args:
+        rules: by name; empty: FedAvg.
     """
     figures, rows = {}, []
+    shared = select(IdleMethod().init(None, torch.Generator()), IdleMethod.shared_keys)
     resources = ResourceSettings(actors=actors)
     with driver.connected(resources), tempfile.TemporaryDirectory() as folder:
         pool = ActorPool(resources)
-        for count in clients:
-            report(f"{count} clients")
-            job, root = idle_job(count, actors), Path(folder) / str(count)
+        for count, (name, rule) in itertools.product(clients, (rules or {FEDAVG.name: FEDAVG}).items()):
+            report(f"{count} clients, {name}")
+            job, root = idle_job(count, actors, rule), Path(folder) / f"{name}-{count}"
             pool.load(job)
             medians = [median(times) for times in _idle_rounds(Server(job, pool), root)]
-            figures[f"seconds_per_round_{count}"] = medians[0]
-            rows.append([f"{count:,}", *(f"{value:.4f}" for value in medians)])
+            key = f"{count}" if name == FEDAVG.name else f"{count}_{name}"
+            figures[f"seconds_per_round_{key}"] = medians[0]
+            needed = rule_needs.server_bytes(rule, job.federation, count, shared)
+            memory = [memory_size(needed) if needed else "-", "-"]
+            if needed >= LEAST_MEMORY:
+                figures[f"memory_of_estimate_{key}"] = _in_a_new_process(server_memory, count, rule) / needed
+                memory[1] = f"{figures[f'memory_of_estimate_{key}']:.2f}"
+            rows.append([name, f"{count:,}", *(f"{value:.4f}" for value in medians), *memory])
         pool.close()
     note = f"{actors} actors, {N_CTX} x {WIDTH} prompt, rank-{RANK} personal parameters, one block each, rows synced"
-    headings = ("clients", "seconds per round", "checkpoint, separately", "MLflow, separately")
+    headings = (
+        "server rule", "clients", "seconds per round", "checkpoint, separately", "MLflow, separately",
+        "memory of the rule, estimated", "measured / estimated",
+    )  # fmt: skip
     return Measurement("overhead", figures, headings, rows, (f"{note} to disk",))
+
+
+def _in_a_new_process(function: Callable[..., int], *arguments: Any) -> int:
+    """Call a function where no memory has been freed, which new values could take."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def server_memory(clients: int, rule: ServerRule) -> int:
+    """Bytes by which the peak of this process grows in a round, beyond those with FedAvg.
+
+    A few clients first load the code that the rule needs.
+    """
+    grown = []
+    for one, count in ((rule, 10), (FEDAVG, clients), (rule, clients)):
+        job = idle_job(count, -(-count // BLOCK), one)
+        with closing(SerialBackend(torch.get_num_threads())) as backend:
+            backend.load(job)
+            server = Server(job, backend)
+            before = peak(reset=True)
+            server.step(server.initial_state())
+            grown.append(peak() - before)
+    return grown[-1] - grown[-2]
 
 
 def _idle_rounds(server: Server, root: Path) -> tuple[list[float], list[float], list[float]]:

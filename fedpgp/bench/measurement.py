@@ -148,6 +148,13 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak(reset: bool = False) -> int:
+    """Most resident memory of this process so far, in bytes; `reset`: from now on."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int((provenance.named("/proc/self/status", "VmHWM") or "0").removesuffix(" kB")) * 1024
+
+
 def descendants(pid: int) -> dict[int, str]:
     """All processes below `pid`, with their command lines."""
     parents: dict[int, int] = {}

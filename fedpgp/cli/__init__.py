@@ -203,13 +203,17 @@ def features(
         typer.echo(f"features: {path}")
 
 
-def methods() -> None:
+def methods(
+    server: Annotated[bool, typer.Option("--server", help="List the server rules: paper, what they need.")] = False,
+) -> None:
     """List the methods: paper, origin, what is shared, what stays with the client, parameter counts, settings."""
-    from fedpgp.analysis.report.terminal import method_table
+    from fedpgp import server_rules
+    from fedpgp.analysis.report.listings import method_table, rule_table
     from fedpgp.methods import available
     from fedpgp.methods.size import REFERENCE, parameter_counts
 
-    out.print(method_table(available(), parameter_counts, REFERENCE))
+    table = rule_table(server_rules.available()) if server else method_table(available(), parameter_counts, REFERENCE)
+    out.print(table)
 
 
 def check_upload(folder: FolderArgument = Path(".")) -> None:

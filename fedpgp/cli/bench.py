@@ -26,12 +26,15 @@ _progress = partial(err.print, highlight=False)
 def overhead(
     clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "10,100,1000,10000",
     actors: Annotated[int, typer.Option(help="Client actors.")] = 2,
+    server: Annotated[str, typer.Option(help="Server rules, with commas between; see `fedpgp methods`.")] = "fedavg",
     as_json: JsonOption = False,
 ) -> None:
-    """Seconds per round of clients that do nothing."""
+    """Seconds per round of clients that do nothing, and memory of the server rule."""
+    from fedpgp import server_rules
     from fedpgp.bench import engine
 
-    _show(engine.overhead(_numbers(clients), actors, _progress), as_json)
+    rules = {name: server_rules.create(name, {}) for name in server.split(",")}
+    _show(engine.overhead(_numbers(clients), actors, _progress, rules), as_json)
 
 
 @app.command()

@@ -27,12 +27,12 @@ def init(
     """Write an experiment with every key and its comment. It runs as it is, on the data in the package."""
     from fedpgp import config
     from fedpgp.core.errors import ConfigError
-    from fedpgp.experiments.planning import settle
+    from fedpgp.experiments.planning import settings_types, settle
 
     if "=" in str(file):
         raise ConfigError(f"{file}: a setting; give the file first, then settings")
-    experiment, method = settle(config.parse(config.override({}, overrides or [])))
-    text = HEAD.format(file=shlex.quote(str(file))) + config.annotated(experiment, type(method.settings))
+    experiment = settle(config.parse(config.override({}, overrides or [])))[0]
+    text = HEAD.format(file=shlex.quote(str(file))) + config.annotated(experiment, settings_types(experiment))
     try:
         with file.open("w" if force else "x", encoding="utf-8") as target:
             target.write(text)
@@ -46,9 +46,11 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of an experiment file, for completion and checks in an editor."""
-    from fedpgp import config
+    from fedpgp import config, methods, server_rules
     from fedpgp.data import sources
-    from fedpgp.methods import available
 
-    settings = {name: kind.settings_type for name, _, kind in available() if isinstance(kind, type)}
-    typer.echo(json.dumps(config.schema(settings, sources.names()), indent=2, ensure_ascii=False))
+    of_methods, of_rules = (
+        {name: kind.settings_type for name, _, kind in registry.available() if isinstance(kind, type)}
+        for registry in (methods.REGISTRY, server_rules.REGISTRY)
+    )
+    typer.echo(json.dumps(config.schema(of_methods, of_rules, sources.names()), indent=2, ensure_ascii=False))

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from fedpgp.config import tracking_uri
 from fedpgp.config.reading import leaves
-from fedpgp.config.settings import Experiment, MethodSettings, PrivacySettings, Settings
+from fedpgp.config.settings import Experiment, MethodSettings, Named, PrivacySettings, ServerSettings, Settings
 from fedpgp.config.values import dump_yaml
 from fedpgp.core.plugins import code_keys
 
@@ -32,42 +32,66 @@ def dump(settings: Settings) -> str:
     return dump_yaml(settings.model_dump(mode="json"))
 
 
-def annotated(experiment: Experiment, method: type[BaseModel]) -> str:
-    """Write the experiment as YAML with a comment for every key; `method` is the settings class of its method."""
+def annotated(experiment: Experiment, chosen: Mapping[str, type[BaseModel]]) -> str:
+    """Write the experiment as YAML with a comment for every key.
+
+    Args:
+        chosen: the settings class of what a section names, by section: `method`, `federation.server`.
+    """
     lines: list[str] = []
     for name, field in Experiment.model_fields.items():
         value = getattr(experiment, name)
         if not isinstance(value, BaseModel):
             lines.append(_commented(name, value, field.description, indent=0))
             continue
-        lines += ["", f"# {type(value).__doc__ or name}", f"{name}:"]
-        fields = {**type(value).model_fields, **(method.model_fields if name == "method" else {})}
-        tree = value.model_dump(mode="json")
-        lines += [_commented(key, tree[key], fields[key].description, indent=2) for key in fields if key in tree]
+        lines += ["", f"# {type(value).__doc__ or name}", f"{name}:", *_section(name, value, chosen, indent=2)]
     return "\n".join(lines) + "\n"
 
 
-def schema(methods: Mapping[str, type[BaseModel]], sources: Sequence[str]) -> dict[str, Any]:
+def _section(path: str, section: BaseModel, chosen: Mapping[str, type[BaseModel]], indent: int) -> list[str]:
+    fields = {**type(section).model_fields, **(chosen[path].model_fields if path in chosen else {})}
+    tree = section.model_dump(mode="json")
+    lines = []
+    for key in (key for key in fields if key in tree):
+        value, comment = getattr(section, key), fields[key].description
+        if isinstance(value, BaseModel):
+            lines.append(_comment(f"{' ' * indent}{key}:", comment))
+            lines += _section(f"{path}.{key}", value, chosen, indent + 2)
+        else:
+            lines.append(_commented(key, tree[key], comment, indent))
+    return lines
+
+
+def schema(
+    methods: Mapping[str, type[BaseModel]], rules: Mapping[str, type[BaseModel]], sources: Sequence[str]
+) -> dict[str, Any]:
     """Describe every key of an experiment as JSON Schema, for an editor: type, bounds, default and comment.
 
     Args:
         methods: the settings class of each method by its name, which defines the keys allowed under `method`. A method
             MODULE:CLASS may have any keys.
+        rules: the same for the server rules, under `federation.server`.
         sources: the values of `data.name` besides MODULE:CLASS.
     """
-    field = MethodSettings.model_fields["name"]
+    tree = Experiment.model_json_schema()
+    for section, kinds in ((MethodSettings, methods), (ServerSettings, rules)):
+        tree["$defs"][section.__name__] = _variants(section, kinds)
+    tree["$defs"]["DataSettings"]["properties"]["name"]["anyOf"] = [{"enum": [*sources]}, {"pattern": ":"}]
+    return {"$schema": DIALECT, **tree}
+
+
+def _variants(section: type[Named], kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """A section whose keys are those of what its name chooses."""
+    field = section.model_fields["name"]
     variants: list[dict[str, Any]] = []
-    for name, settings in methods.items():
+    for name, settings in kinds.items():
         keys = settings.model_json_schema()
         named = {"const": name, "description": field.description}
         required = {} if name == field.default else {"required": ["name"]}
         variants.append({**keys, "title": name, "properties": {"name": named, **keys["properties"]}, **required})
     plugin = {"type": "string", "pattern": ":", "description": field.description}
     variants.append({"title": "MODULE:CLASS", "properties": {"name": plugin}, "required": ["name"]})
-    tree = Experiment.model_json_schema()
-    tree["$defs"][MethodSettings.__name__] = {"title": MethodSettings.__name__, "type": "object", "anyOf": variants}
-    tree["$defs"]["DataSettings"]["properties"]["name"]["anyOf"] = [{"enum": [*sources]}, {"pattern": ":"}]
-    return {"$schema": DIALECT, **tree}
+    return {"title": section.__name__, "type": "object", "anyOf": variants}
 
 
 def digest(experiment: Experiment, **identities: str) -> str:
@@ -142,5 +166,9 @@ def _numbers(experiment: Experiment) -> dict[str, Any]:
 
 
 def _commented(key: str, value: Any, comment: str | None, indent: int) -> str:
-    text = f"{key}: " + dump_yaml([value], default_flow_style=True, width=1000).strip()[1:-1]
-    return f"{' ' * indent}{text:<{34 - indent}}  # {' '.join((comment or '').split())}"
+    text = dump_yaml([value], default_flow_style=True, width=1000).strip()
+    return _comment(f"{' ' * indent}{key}: {text[1:-1]}", comment)
+
+
+def _comment(text: str, comment: str | None) -> str:
+    return f"{text:<34}  # {' '.join((comment or '').split())}"

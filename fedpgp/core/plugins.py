@@ -107,7 +107,7 @@ def find(setting: str, group: str, name: str) -> Plugin | None:
         raise ConfigError(f"{setting}: {path} has no class {attribute}; {_nearest(attribute, classes, 'it has')}")
     if not code.received and (target, code.digest) not in _announced:
         _announced.add((target, code.digest))
-        log.info("loading %s %s from %s", setting.partition(".")[0], target, module.__file__)
+        log.info("loading %s %s from %s", setting.removesuffix(".name"), target, module.__file__)
     return Plugin(target, kind, code)
 
 

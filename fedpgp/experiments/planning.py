@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from fedpgp import config, methods, server_rules
 from fedpgp.clip import model
@@ -32,11 +33,12 @@ from fedpgp.core.files import denied, in_the_way
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.text import first_of
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.data import content, protocol, sources
 from fedpgp.data import manifest as manifests
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
-from fedpgp.methods import plugin_check
+from fedpgp.federation import rule_needs
 from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method
 from fedpgp.server_rules.base import ServerRule
 from fedpgp.storage.run_folder import RunFolder
@@ -67,7 +69,7 @@ class Plan:
     """`data.content.digest`: the images, which are not part of `digest`"""
     digest: str
     plugins: Mapping[str, Mapping[str, str]]
-    """name and digest of the code of the method and the data, where they are from outside the package"""
+    """name and digest of the code of method, server rule and data, where they are from outside the package"""
 
     def without_text(self) -> Plan:
         """Drop the text side, which takes memory and is not needed to extract features."""
@@ -85,6 +87,14 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     sources.check(experiment.data)
     federation = experiment.federation.model_copy(update={"server": of_rule})
     return experiment.model_copy(update={"method": of_method, "federation": federation}), method
+
+
+def settings_types(experiment: Experiment) -> dict[str, type[BaseModel]]:
+    """The settings class of the method and of the server rule, by section."""
+    return {
+        "method": methods.find(experiment.method.name).settings_type,
+        "federation.server": server_rules.find(experiment.federation.server.name).settings_type,
+    }
 
 
 class Library:
@@ -140,11 +150,14 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         text = library.once("text", key, lambda: _frozen(experiment, method, loaded, data))
     if methods.plugin(experiment.method.name):
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
-        plugin_check.dry_run(experiment.method.name, method, few, image)
-    _check_clients(experiment, method, data, text)
-    for name, classes in data.class_sets.items():
-        if name == data.train_set or method.supports_unseen_classes:
-            method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
+        methods.plugin_check.dry_run(experiment.method.name, method, few, image)
+    trees = {
+        name: method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
+        for name, classes in data.class_sets.items()
+        if name == data.train_set or method.supports_unseen_classes
+    }
+    _check_clients(experiment, method, data, trees[data.train_set])
+    _check_rule(experiment, method, rule, data, trees[data.train_set])
     _check_storage(experiment.storage)
     _check_tracking(experiment.tracking)
     found = plugins_of(experiment)
@@ -153,22 +166,30 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     return Plan(experiment, method, rule, manifest, data, backbone, image, text, weights, images, digest, found)
 
 
-def _check_clients(experiment: Experiment, method: Method, data: FederatedData, text: FrozenText) -> None:
+def _check_clients(experiment: Experiment, method: Method, data: FederatedData, tree: ParamTree) -> None:
     """Raise `ConfigError` if nobody can be attacked, or if there is no model for the clients that never train."""
     if experiment.federation.attack is not None and len(data.training_clients) < 2:
         raise ConfigError("federation.attack: one client trains; give more clients, so that one of them is honest")
-    if data.unseen_clients and not isinstance(method, HasGlobalModel):
-        own = method.init(text.on(data.class_sets[data.train_set]), torch_generator(experiment.seed, "init"))
-        if personal := sorted(own.keys() - method.shared_keys):
-            raise ConfigError(
-                f"partition.unseen_clients={experiment.partition.unseen_clients:g}: method {method.name} has no model "
-                f"for a client that never trains, because {first_of(personal, 5)} stay with each client; give another "
-                "method, or 0"
-            )
+    personal = sorted(tree.keys() - method.shared_keys)
+    if data.unseen_clients and personal and not isinstance(method, HasGlobalModel):
+        raise ConfigError(
+            f"partition.unseen_clients={experiment.partition.unseen_clients:g}: method {method.name} has no model "
+            f"for a client that never trains, because {first_of(personal, 5)} stay with each client; give another "
+            "method, or 0"
+        )
+
+
+def _check_rule(experiment: Experiment, method: Method, rule: ServerRule, data: FederatedData, tree: ParamTree) -> None:
+    """Raise `ConfigError` if the server rule cannot aggregate what the clients share."""
+    shared, name = select(tree, method.shared_keys), experiment.federation.server.name
+    if server_rules.plugin(name):
+        server_rules.plugin_check.dry_run(name, rule, shared)
+    if shared and method.phases:
+        rule_needs.check(rule, experiment.federation, len(data.training_clients), shared)
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
-    """Name and digest of the code of the method and the data, where they are from outside the package."""
+    """Name and digest of the code of method, server rule and data, where they are from outside the package."""
     server = experiment.federation.server.name
     found = {
         "method": methods.plugin(experiment.method.name),

@@ -23,7 +23,7 @@ from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
-from fedpgp.federation import attacks
+from fedpgp.federation import attacks, rule_needs
 from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
 from fedpgp.federation.messages import Features
@@ -201,11 +201,14 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     where = describe_resources(plan.experiment.resources)
     lines = [f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"]
-    lines += filter(None, [rounding(len(plan.data.training_clients), plan.experiment.federation.participation)])
+    federation, clients = plan.experiment.federation, len(plan.data.training_clients)
+    if server.rounds:
+        lines += filter(None, [rule_needs.describe(plan.rule, federation, clients, state.shared)])
+    lines += filter(None, [rounding(clients, federation.participation)])
     if unseen := len(plan.data.unseen_clients):
         lines.append(f"partition.unseen_clients: {unseen} of {plan.data.num_clients} clients never train")
-    if (attack := plan.experiment.federation.attack) is not None:
-        attackers = f"{len(server.job.attackers)} of {len(plan.data.training_clients)} clients that train"
+    if (attack := federation.attack) is not None:
+        attackers = f"{len(server.job.attackers)} of {clients} clients that train"
         lines.append(f"federation.attack: {attack.kind} by {attackers}; accuracies are those of the others")
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)

@@ -140,7 +140,7 @@ class Server:
             with _timed(seconds, "evaluate"):
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
-        down = num_bytes(common) * len(sampled) + num_bytes(sent)
+        down = num_bytes(without(common, sent)) * len(sampled) + num_bytes(sent)
         return self._result(state, results, counts, confusion, sampled, seconds, down)
 
     def _result(
@@ -197,8 +197,10 @@ class Server:
                     tree[key].numpy()[_index(result.clients)] = value
         number = state.round + 1
         weights = np.concatenate([result.weights[result.accepted] for result in results])
-        if not len(weights):
-            log.warning("round %d: every client was lost or excluded; the shared parameters are unchanged", number)
+        if len(weights) < (fewest := self.job.rule.fewest):
+            found = f"{len(weights)} updates arrived and the server rule needs {fewest}"
+            what = found if len(weights) else "every client was lost or excluded"
+            log.warning("round %d: %s; the shared parameters are unchanged", number, what)
             return replace(state, round=number)
         received = Received(
             clients=np.concatenate([result.clients[result.accepted] for result in results]),

@@ -1,59 +1,52 @@
 """Checks of methods from outside the package: their members, and a dry call on random features before any work."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
-from fedpgp.core.errors import ConfigError, UserError
-from fedpgp.core.plugins import Plugin, reason
+from fedpgp.core import contract
+from fedpgp.core.contract import Contract, Members, form_of
+from fedpgp.core.plugins import Plugin
 from fedpgp.core.tree import ParamTree, select, stack
 from fedpgp.methods.base import Batch, Inputs, Method, Phase, Tower
 
 CLIENTS, IMAGES, PATCHES = 2, 3, 4
-T = TypeVar("T")
 
-OF_CLASS: dict[str, tuple[Any, str]] = {
+OF_CLASS: Members = {
     "name": (str, "a string"),
     "paper": (str, "a string"),
     "settings_type": (type[Settings], "a subclass of fedpgp.config.Settings"),
     "image_inputs": (Inputs, f"one of {', '.join(get_args(Inputs))}"),
     "required_towers": (frozenset[Tower] | set[Tower], "a frozenset of text, image"),
 }
-OF_INSTANCE: dict[str, tuple[Any, str]] = {
+OF_INSTANCE: Members = {
     "settings": (Settings, "an instance of settings_type"),
     "shared_keys": (frozenset[str] | set[str], "a frozenset of strings"),
     "phases": (tuple[Phase, ...], "a tuple of fedpgp.methods.base.Phase"),
     "extra_texts": (tuple[str, ...], "a tuple of strings"),
     "supports_unseen_classes": (bool, "true or false"),
 }
-"""The type of each member, and how a message describes it."""
 
 
 def check_class(plugin: Plugin) -> None:
     """Refuse a class that is no method: `ConfigError` with all that is missing or of another type."""
-    kind = plugin.kind
     needed = ["init", "loss", "classifier"]
-    if kind.__init__ is object.__init__:  # otherwise it may set these, see `build`
+    if plugin.kind.__init__ is object.__init__:  # otherwise it may set these, see `build`
         needed += ["__init__", *OF_INSTANCE]
-    lacking = [name for name in needed if getattr(kind, name, None) in (None, object.__init__)]
-    lacking += [name for name in OF_CLASS if not hasattr(kind, name)]
-    wrong = [f"missing {', '.join(lacking)}"] if lacking else []
-    wrong += _wrong(kind, {name: member for name, member in OF_CLASS.items() if hasattr(kind, name)})
-    if wrong:
-        raise ConfigError(f"method.name: {plugin.target} is not a method: {'; '.join(wrong)}")
+    contract.check_class("method.name", "method", plugin, needed, OF_CLASS)
 
 
 def build(target: str, kind: type[Method], settings: Settings) -> Method:
     """The method with these settings; raise `ConfigError` if it cannot be built, or if a member is missing or wrong."""
-    method = _attempt(target, "__init__", lambda: kind(settings))
-    _refuse(target, _wrong(method, OF_INSTANCE))
+    checks = Contract(f"method {target}")
+    method = checks.attempt("__init__", lambda: kind(settings))
+    checks.refuse(contract.wrong(method, OF_INSTANCE))
     return method
 
 
@@ -62,45 +55,50 @@ def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> 
 
     Raises `ConfigError` if something raises, is not finite, has another shape, or names parameters that do not exist.
     """
+    checks = Contract(f"method {target}")
     with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
-        tree = _attempt(target, "init", lambda: method.init(frozen, generator))
-        if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-            _refuse(target, ["init does not return a dict of tensors"])
-        _refuse(target, _unknown_keys(method, tree))
+        tree = checks.tree("init", checks.attempt("init", lambda: method.init(frozen, generator)))
+        checks.refuse(_unknown_keys(method, tree))
         batch = _batch(method, frozen, image, generator)
         params, received = stack(tree, CLIENTS), select(tree, method.shared_keys)
         for phase in method.phases:
-            _attempt(target, "loss", partial(_train, target, method, frozen, params, received, batch, phase))
+            checks.attempt("loss", partial(_train, checks, method, frozen, params, received, batch, phase))
         with torch.no_grad():
-            logits = _attempt(target, "classifier", lambda: method.classifier(params, frozen)(batch.features))
+            logits = checks.attempt("classifier", lambda: method.classifier(params, frozen)(batch.features))
         shape = (CLIENTS, IMAGES, frozen.num_classes)
         if not isinstance(logits, Tensor) or logits.shape[:2] != shape[:2] or logits.shape[-1] % shape[2]:
-            _refuse(target, [f"classifier gives {_form(logits)}, not logits (K, B, C) = {shape}"])
+            checks.refuse([f"classifier gives {form_of(logits)}, not logits (K, B, C) = {shape}"])
         if not logits.isfinite().all():
-            _refuse(target, ["classifier gives logits that are not finite"])
+            checks.refuse(["classifier gives logits that are not finite"])
 
 
 def _train(
-    target: str, method: Method, frozen: ClassSet, params: ParamTree, received: ParamTree, batch: Batch, phase: Phase
+    checks: Contract,
+    method: Method,
+    frozen: ClassSet,
+    params: ParamTree,
+    received: ParamTree,
+    batch: Batch,
+    phase: Phase,
 ) -> None:
     """One loss and its gradients."""
     own = {key: value.clone().requires_grad_(key in phase.keys) for key, value in params.items()}
     result = method.loss(own, received, frozen, batch)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        _refuse(target, [f"loss returns {_form(result)}, not a tensor (K,) and a dict of its parts"])
+        checks.refuse([f"loss returns {form_of(result)}, not a tensor (K,) and a dict of its parts"])
     loss, parts = result
     named = {"loss": loss, **{f"part {key!r} of the loss": value for key, value in parts.items()}}
     wrong = [
-        f"{name} has {_form(value)}, not (K,) = ({CLIENTS},)"
+        f"{name} has {form_of(value)}, not (K,) = ({CLIENTS},)"
         for name, value in named.items()
         if not isinstance(value, Tensor) or value.shape != (CLIENTS,)
     ]
-    _refuse(target, wrong or ([] if loss.isfinite().all() else [f"loss is not finite: {loss.tolist()}"]))
+    checks.refuse(wrong or ([] if loss.isfinite().all() else [f"loss is not finite: {loss.tolist()}"]))
     for key in sorted(phase.keys):
         gradient = torch.autograd.grad(loss.sum(), own[key], retain_graph=True, allow_unused=True)[0]
         if gradient is None:
-            _refuse(target, [f"loss does not depend on {key!r}, which a phase trains"])
+            checks.refuse([f"loss does not depend on {key!r}, which a phase trains"])
 
 
 def _unknown_keys(method: Method, tree: ParamTree) -> Iterator[str]:
@@ -121,35 +119,3 @@ def _batch(method: Method, frozen: ClassSet, image: ImageSpec, generator: torch.
     mask = torch.ones(shape, dtype=torch.bool)
     mask[-1, -1] = False
     return Batch(features, torch.randint(frozen.num_classes, shape, generator=generator), mask)
-
-
-def _attempt(target: str, what: str, function: Callable[[], T]) -> T:
-    try:
-        return function()
-    except UserError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"method {target}: {what} raised {reason(error)}") from error
-
-
-def _wrong(owner: Any, members: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """What is missing or of another type."""
-    wrong = []
-    for name, (kind, form) in members.items():
-        if not hasattr(owner, name):
-            wrong.append(f"{name} is missing")
-            continue
-        try:
-            TypeAdapter(kind).validate_python(getattr(owner, name), strict=True)
-        except ValidationError:
-            wrong.append(f"{name} is {getattr(owner, name)!r}, not {form}")
-    return wrong
-
-
-def _form(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _refuse(target: str, wrong: Any) -> None:
-    if lines := list(wrong):
-        raise ConfigError(f"method {target}: {'; '.join(lines)}")

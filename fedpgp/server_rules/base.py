@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpgp.config import Settings
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.tree import ParamTree, num_values
 
 Uploads = Literal["sum", "stack"]
 """What a rule needs: a weighted sum, in memory that does not depend on the number of clients, or every update."""
@@ -48,7 +48,14 @@ class ServerRule(Protocol):
 
     @property
     def weighting(self) -> Weighting:
-        """The weights of the clients in the sum."""
+        """The weights of the clients."""
+
+    @property
+    def fewest(self) -> int:
+        """Fewest updates that it can aggregate; a round with fewer leaves the shared parameters as they are."""
+
+    def working_bytes(self, clients: int, shared: ParamTree) -> int:
+        """Most bytes that `aggregate` needs beside its arguments, for so many participants."""
 
     def init(self, shared: ParamTree, num_clients: int) -> ParamTree:
         """The server's own state before the first round, for example momentum. It is part of every checkpoint."""
@@ -60,9 +67,9 @@ class ServerRule(Protocol):
         """
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
-        """The server's next state and the next shared parameters, of the same dtypes. Changes none of its arguments.
+        """The server's next state and the next shared parameters, of the same dtypes.
 
-        Not called in a round of which no update counts.
+        Changes none of its arguments. Not called in a round of which fewer than `fewest` updates count.
         """
 
 
@@ -97,7 +104,10 @@ class RuleSettings(Settings):
 
 
 class BaseRule:
-    """Defaults of a rule: weights by images, no state, and the shared parameters for everyone."""
+    """Defaults of a rule: weights by images, no state, and the shared parameters for everyone.
+
+    `working_bytes` is that of a rule that copies the stack to float64.
+    """
 
     settings_type: ClassVar[type[Settings]] = RuleSettings
     uploads: ClassVar[Uploads] = "sum"
@@ -114,7 +124,16 @@ class BaseRule:
         """See `ServerRule`."""
         return shared, {}
 
+    @property
+    def fewest(self) -> int:
+        """See `ServerRule`."""
+        return 1
+
+    def working_bytes(self, clients: int, shared: ParamTree) -> int:
+        """See `ServerRule`."""
+        return 8 * clients * num_values(shared) if self.uploads == "stack" else 0
+
     def step(self, shared: ParamTree, target: ParamTree) -> ParamTree:
-        """`shared + lr (target - shared)`; exactly `target` for lr 1."""
+        """`shared + lr (target - shared)`; exactly `target` for lr 1. Other keys of `target` are left out."""
         lr = self.settings.lr
-        return target if lr == 1 else {key: value + lr * (target[key] - value) for key, value in shared.items()}
+        return {key: target[key] if lr == 1 else x + lr * (target[key] - x) for key, x in shared.items()}

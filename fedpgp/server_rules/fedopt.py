@@ -20,7 +20,7 @@ class FedOptSettings(RuleSettings):
     beta_1: float = Field(0.9, ge=0, lt=1)
     """decay of the mean of the updates; 0: none"""
     tau: float = Field(1e-3, gt=0)
-    """degree of adaptivity; for tau towards infinity and lr = tau the rule is FedAvg with momentum 1 - beta_1"""
+    """degree of adaptivity, and where sqrt(v) starts: the larger, the less the steps of single values differ"""
 
 
 class FedAdagradSettings(FedOptSettings):
@@ -41,7 +41,7 @@ class FedOpt(BaseRule):
     """m <- beta_1 m + (1 - beta_1) D, x <- x + lr m / (sqrt(v) + tau), with D = sum_i n_i y_i / sum_i n_i - x.
 
     Algorithm 2, with v_0 = tau^2 and without correction of bias. Departs from it in the weights, which are those of the
-    paper's experiments: by numbers of images.
+    paper's experiments: by numbers of images. FedAdam with beta_1 = beta_2 = 0 is FedAvg for lr = tau towards infinity.
     """
 
     paper: ClassVar[str] = "Reddi et al., ICLR 2021"

@@ -54,7 +54,7 @@ class Identity(TypedDict, total=False):
     content_digest: str  # of the images (`data.content.digest`); missing if none of them is a file
     partition_digest: str
     weights_fingerprint: str
-    plugins: dict[str, dict[str, str]]  # by section (`method`, `data`): `name` of its plug-in, and `digest` of the code
+    plugins: dict[str, dict[str, str]]  # `name` and `digest` of the code of method, federation.server and data
     versions: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str

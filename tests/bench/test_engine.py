@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fedpgp import server_rules
 from fedpgp.bench import engine
 
 
@@ -20,6 +21,16 @@ def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
     assert set(found["figures"]) == {"seconds_per_round_3", "seconds_per_round_5"}
     assert all(0 < seconds < 10 for seconds in found["figures"].values())
     assert [len(row) for row in outcome.rows] == [len(outcome.headings)] * 2
+
+
+def test_overhead_of_rules_that_keep_every_update_shows_their_memory(ray_cluster, monkeypatch):
+    rules = {name: server_rules.create(name, {}) for name in ("fedavg", "median", "scaffold")}
+    monkeypatch.setattr(engine, "LEAST_MEMORY", 2**20)
+    outcome = engine.overhead([200], actors=1, report=quiet, rules=rules)
+    seconds = {"seconds_per_round_200", "seconds_per_round_200_median", "seconds_per_round_200_scaffold"}
+    assert set(outcome.figures) == seconds | {"memory_of_estimate_200_median", "memory_of_estimate_200_scaffold"}
+    assert [row[0] for row in outcome.rows] == list(rules)
+    assert outcome.rows[0][-2:] == ["-", "-"]
 
 
 @pytest.mark.slow

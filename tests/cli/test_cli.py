@@ -138,6 +138,10 @@ def test_methods(fedpgp):
     assert code == 0
     for word in ("zero_shot", "coop", "promptfl", "fedpgp", "ICML 2024", "U, V"):
         assert word in out
+    code, out, _ = fedpgp("methods", "--server")
+    assert code == 0
+    for word in ("fedavg", "krum", "every update", "images", "NeurIPS 2017", "iterations: 3"):
+        assert word in out
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["features"], ["methods"], ["report"]])

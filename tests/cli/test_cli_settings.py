@@ -9,19 +9,21 @@ import jsonschema
 import pytest
 import yaml
 
-from fedpgp import config
+from fedpgp import config, server_rules
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.data.sources import SOURCES
 from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
 
+RULES = server_rules.REGISTRY.built_in
 SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def validator():
-    tree = config.schema({name: method.settings_type for name, method in METHODS.items()}, [*SOURCES])
+    kinds = ({name: kind.settings_type for name, kind in built_in.items()} for built_in in (METHODS, RULES))
+    tree = config.schema(*kinds, [*SOURCES])
     jsonschema.Draft202012Validator.check_schema(tree)
     return jsonschema.Draft202012Validator(tree)
 
@@ -31,17 +33,21 @@ def keys(tree, prefix=""):
         yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_init_writes_every_key_with_a_comment_and_reads_back_to_the_defaults(fedpgp, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "rule"), [*((method, "fedavg") for method in METHODS), *(("promptfl", rule) for rule in RULES)]
+)
+def test_init_writes_every_key_with_a_comment_and_reads_back_to_the_defaults(fedpgp, tmp_path, method, rule):
     file = tmp_path / "mine.yaml"
-    code, out, _ = fedpgp("config", "init", file, f"method.name={method}")
+    code, out, _ = fedpgp("config", "init", file, f"method.name={method}", f"federation.server.name={rule}")
     assert (code, out) == (0, f"settings: {file}\n")
-    complete, _ = planning.settle(config.parse({"method": {"name": method}}))
+    tree = {"method": {"name": method}, "federation": {"server": {"name": rule}}}
+    complete, _ = planning.settle(config.parse(tree))
     assert config.load(str(file)) == complete
     text = file.read_text(encoding="utf-8")
     assert list(keys(yaml.safe_load(text))) == list(keys(complete.model_dump(mode="json")))
     settings = [line for line in text.splitlines() if re.match(r" *\w+: ", line)]
-    assert len(settings) == len(list(keys(yaml.safe_load(text))))
+    values = [line for line in settings if re.match(r" *\w+: \S", line)]  # the others begin a section of a section
+    assert len(values) == len(list(keys(yaml.safe_load(text))))
     assert [line for line in settings if not re.search(r"  # \S", line)] == []
 
 
@@ -99,6 +105,9 @@ def test_the_schema_takes_the_shipped_files(validator, name):
         {"method": {"name": "fedpg"}},
         {"method": {"name": "coop", "rank": 4}},
         {"method": {"n_ctx": 0}},
+        {"federation": {"server": {"name": "krumm"}}},
+        {"federation": {"server": {"name": "trimmed_mean", "trim": 0.5}}},
+        {"federation": {"server": {"trim": 0.1}}},
         {"data": {"name": "imagenet"}},
         {"storage": {"uri": 3}},
     ],
@@ -110,18 +119,32 @@ def test_the_schema_refuses_what_we_refuse(validator, given):
         planning.settle(config.parse(given))
 
 
-@pytest.mark.parametrize("given", [{"method": {"name": "my:M", "x": 1}}, {"data": {"name": "my:D"}}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": {"name": "my:M", "x": 1}},
+        {"data": {"name": "my:D"}},
+        {"federation": {"server": {"name": "my:R", "x": 1}}},
+    ],
+    ids=str,
+)
 def test_the_schema_takes_classes_from_outside(validator, given):
     validator.validate(given)
 
 
 def test_every_key_of_the_schema_has_a_comment(validator):
     kinds = validator.schema["$defs"]
-    methods = {f"method {one['title']}": one for one in kinds.pop("MethodSettings")["anyOf"]}
-    assert set(methods) == {f"method {name}" for name in (*METHODS, "MODULE:CLASS")}
+    chosen = {
+        f"{section} {one['title']}": one
+        for section in ("MethodSettings", "ServerSettings")
+        for one in kinds.pop(section)["anyOf"]
+    }
+    assert set(chosen) == {f"MethodSettings {name}" for name in (*METHODS, "MODULE:CLASS")} | {
+        f"ServerSettings {name}" for name in (*RULES, "MODULE:CLASS")
+    }
     bare = [
         f"{kind}.{key}"
-        for kind, tree in {**kinds, **methods}.items()
+        for kind, tree in {**kinds, **chosen}.items()
         for key, field in tree["properties"].items()
         if not field.get("description")
     ]

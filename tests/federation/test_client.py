@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedpgp.core.errors import ConfigError
-from fedpgp.federation.client import LocalData, Optimizer, Update, batches, local_update
+from fedpgp.federation.client import LocalData, Optimizer, Update, batches, local_update, travel
 from fedpgp.methods.base import Phase
 
 
@@ -237,3 +237,12 @@ def test_views_address_the_rows_of_an_image():
     rows = np.concatenate(order(10, views=3, epochs=1))
     assert sorted(rows // 3) == list(range(10))
     assert len(set(rows % 3)) > 1
+
+
+def test_travel_is_how_far_a_constant_gradient_moves_a_weight():
+    """Velocities 1, 1.5, 1.75 with momentum 0.5, of which a client with one step has the first; times a factor."""
+    steps = np.array([1, 3])
+    assert travel(steps, 1.0, 0.0).tolist() == [1, 3]
+    assert travel(steps, 1.0, 0.5).tolist() == [1, 4.25]
+    by_step = np.array([[1.0, 1.0], [0.0, 0.5], [0.0, 2.0]])
+    assert travel(steps, by_step, 0.5).tolist() == [1, 1 + 0.75 + 3.5]

@@ -6,58 +6,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
+from one_weight import IMAGES, one_weight
 
-from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
-from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
-from fedpgp.federation.messages import Call, Features
+from fedpgp.federation.messages import Call
 from fedpgp.federation.server import Server, blocks, participants, rounding, sample_clients
-from fedpgp.federation.worker import FederationJob
-from fedpgp.methods.base import Phase
-
-IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0]]  # one number per image, three clients
-
-
-class Sum:
-    """Predicts whether the image is above a + b; loss = mean (a + b - x)^2 / 2, its gradient a + b - mean(x).
-
-    Parts of the loss, by name: `square` (the loss itself) and `cut` (a + b).
-    """
-
-    image_inputs = "pooled"
-    supports_unseen_classes = True
-
-    def __init__(self, shared):
-        self.shared_keys = frozenset(shared)
-        self.phases = (Phase(frozenset({"a", "b"})),)
-
-    def init(self, frozen, generator):
-        return {"a": torch.zeros(1), "b": torch.zeros(1)}
-
-    def loss(self, params, received, frozen, batch):
-        cut = params["a"] + params["b"]
-        squared = (cut - batch.features[..., 0]).square() / 2
-        loss = (squared * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
-        return loss, {"square": loss, "cut": cut[:, 0]}
-
-    def classifier(self, params, frozen):
-        cut = (params["a"] + params["b"]).unsqueeze(1)
-        return lambda features: torch.cat([cut - features, features - cut], dim=-1)
-
-
-class NoText:
-    """A stand-in for the frozen text tower."""
-
-    num_classes = 2
-
-    def to(self, device, dtype):
-        return self
-
-    def on(self, classes):
-        return self
 
 
 @pytest.fixture
@@ -65,24 +21,7 @@ def server(tmp_path):
     backends = []
 
     def make(shared, images=IMAGES, **changes):
-        rows = [np.array(part) for part in np.split(np.arange(6), np.cumsum([len(own) for own in images])[:-1])]
-        values = np.array([x for own in images for x in own], dtype=np.float32)
-        key = FeatureKey(manifest="m", weights="w", transform="t")
-        write_shard(tmp_path / "features.arrow", key, np.arange(6), values.reshape(6, 1, 1))
-        labels = (values > 0).astype(np.int64)
-        images_of_all = EvaluationSet(
-            split="test", class_set="all", rows=np.arange(6), labels=labels, domains=np.zeros(6, dtype=np.int32),
-            members=tuple(rows),
-        )  # fmt: skip
-        data = FederatedData(
-            client_names=("x", "y", "z"), class_names=("low", "high"), domains=("only",), class_sets={"all": (0, 1)},
-            train_set="all", train_rows=tuple(rows), train_labels=tuple(labels[own] for own in rows),
-            evaluation_sets=(images_of_all,),
-            manifest_digest="m",
-        )  # fmt: skip
-        settings = {"rounds": 2, "local_epochs": 1, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, **changes}
-        where = Features(tmp_path / "features.arrow", key)
-        job = FederationJob(Sum(shared), NoText(), data, where, where, FederationSettings(**settings), seed=1)
+        job = one_weight(tmp_path, shared, images, **changes)
         backend = SerialBackend(threads=1)
         backends.append(backend)
         backend.load(job)

@@ -1,9 +1,8 @@
-"""What the commands print: runs, sweeps, methods, data sets, drivers, forecasts and predictions as tables."""
+"""What the commands print: runs, sweeps, data sets, drivers, forecasts and predictions as tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from math import ceil
 from pathlib import Path
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from fedpgp.federation.extraction import Forecast
 
 MAX_CLIENT_ROWS = 100
-MAX_KEYS = 8
 MAX_CLASSES = 60
 MAX_TRIALS = 60
 STATE_ORDER = ("finished", "stopped", "failed", "missing")
@@ -61,41 +59,6 @@ def show(run_dir: Path) -> Lines:
     numbers = summarize(store.identity, store.rounds())
     made = provenance.by_rounds(store.stretches, numbers["rounds"])
     return Lines(_accuracies(store, numbers), _costs(store, numbers), _clients(store), *made)
-
-
-def method_table(
-    methods: Iterable[tuple[str, str, type[Any] | Exception]], count: Callable[[Any], tuple[int, int]], backbone: str
-) -> Table:
-    """The methods: paper, origin, shared and personal parameters, settings.
-
-    Args:
-        methods: name, origin, and the class or why it cannot be used.
-        count: shared and personal parameters of a method on `backbone`.
-    """
-    rows = []
-    for name, origin, kind in methods:
-        try:
-            if isinstance(kind, Exception):
-                raise kind
-            method = kind(kind.settings_type())
-            shared, personal = count(method)
-            learned = {key for phase in method.phases for key in phase.keys}
-            defaults = method.settings.model_dump(mode="json").items()
-            settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in defaults) or "-"
-            own = _counted(learned - method.shared_keys, personal)
-            paper, cells = kind.paper, (_counted(method.shared_keys, shared), own, settings)
-        except Exception as error:  # whatever code from outside the package raises
-            paper, cells = "", ("-", "-", f"cannot be used: {' '.join(str(error).split())}")
-        rows.append((f"{name}\n{paper}\n", origin, *cells))  # ends in an empty line between methods
-    headings = ("method", "origin", "shared", "personal", "settings and defaults")
-    caption = f"in brackets: numbers of parameters of one client on {backbone}, with these settings"
-    return Table("Methods", headings, rows, text_columns=5, caption=caption)
-
-
-def _counted(keys: Set[str], number: int) -> str:
-    """The keys and their number of parameters; many keys by their common prefixes."""
-    shown = sorted(keys if len(keys) <= MAX_KEYS else {f"{key.partition('.')[0]}.*" for key in keys})
-    return f"{', '.join(shown)} ({number:,})" if keys else "-"
 
 
 def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:

@@ -20,6 +20,7 @@ from fedpgp.config import Experiment, ResourceSettings, TrackingSettings, tracki
 from fedpgp.core import provenance
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, ResourceError, RunError
 from fedpgp.core.files import denied
+from fedpgp.core.memory import free as free_memory
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation
@@ -95,15 +96,6 @@ def disk(name: str, use: str, folder: Path, busy: bool = False) -> Finding:
 def nearest(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(one for one in (folder, *folder.parents) if one.exists())
-
-
-def free_memory() -> int | None:
-    """Bytes available to new processes, within the limit of a container; None: unknown on this system."""
-    available = provenance.named("/proc/meminfo", "MemAvailable")
-    if available is None:
-        return None
-    limits = [int(line) for line in provenance.lines("/sys/fs/cgroup/memory.max") if line.isdigit()]
-    return min([int(available.removesuffix(" kB")) * 1024, *limits])
 
 
 def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:

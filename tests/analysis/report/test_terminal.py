@@ -1,12 +1,10 @@
 """The tables that commands print."""
 
 import io
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pydantic import BaseModel
 from rich.console import Console
 
 from fedpgp.analysis.loading import Entry, compare
@@ -88,26 +86,6 @@ def test_a_failed_run_says_so_and_why(tmp_path):
     lines = rendered(terminal.show(store.path))
     assert "demo-0123 failed 2 3.0 MB 6.0 MB train 0.75" in lines
     assert "disk full" in lines
-
-
-def test_methods_list_shared_and_personal_parameters():
-    class Settings(BaseModel):
-        rank: int = 8
-        words: str | None = None
-
-    class Method:
-        name, paper, settings_type = "mine", "Someone, 2030", Settings
-        shared_keys = frozenset({"ctx"})
-        phases = (SimpleNamespace(keys=frozenset({"ctx", "v"})), SimpleNamespace(keys=frozenset({"u"})))
-
-        def __init__(self, settings):
-            self.settings = settings
-
-    methods = [("mine", "package own", Method), ("other", "package bad", ValueError("no module bad"))]
-    lines = rendered(terminal.method_table(methods, lambda method: (1024, method.settings.rank), "ViT-B/16"))
-    assert "mine package own ctx (1,024) u, v (8) rank: 8" in lines
-    assert "other package bad - - cannot be used: no module bad" in lines
-    assert "Someone, 2030 words: null" in lines
 
 
 def test_many_clients_are_cut_and_counted(tmp_path):

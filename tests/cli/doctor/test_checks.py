@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -133,17 +132,6 @@ def test_a_folder_that_cannot_be_written_to_is_a_problem_and_looking_leaves_noth
 def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch, tmp_path, free, busy, state):
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"total": 1e11, "free": free}))
     assert checks.disk("disk", "runs", tmp_path, busy).state is state
-
-
-def test_free_memory_is_at_most_that_of_the_machine():
-    assert 0 < checks.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def test_a_container_has_no_more_than_its_limit(monkeypatch):
-    monkeypatch.setattr(
-        "fedpgp.core.provenance.lines", lambda path: ["MemAvailable: 2000 kB"] if "proc" in path else ["1000"]
-    )
-    assert checks.free_memory() == 1000
 
 
 @pytest.fixture

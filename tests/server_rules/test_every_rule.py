@@ -1,0 +1,152 @@
+"""Properties of every server rule: one backend or the other, blocks, resuming, learning rate, bytes."""
+
+from __future__ import annotations
+
+import os
+
+import one_weight as problem
+import pytest
+import ray
+import torch
+from one_weight import one_weight
+
+from fedpgp import server_rules
+from fedpgp.config import ResourceSettings
+from fedpgp.federation.backends.actors import ActorPool
+from fedpgp.federation.backends.base import SerialBackend
+from fedpgp.federation.server import Server
+from fedpgp.server_rules.base import ClientHalf
+from fedpgp.storage import checkpoint
+
+ray.cloudpickle.register_pickle_by_value(problem)
+
+RULES = server_rules.REGISTRY.built_in
+SETTINGS = {
+    "fedavgm": {"momentum": 0.5}, "fedadam": {"lr": 0.1, "tau": 0.1}, "fedyogi": {"lr": 0.1}, "fedadagrad": {"lr": 0.1},
+    "trimmed_mean": {"trim": 0.2}, "multi_krum": {"m": 2}, "geometric_median": {"iterations": 2},
+}  # fmt: skip
+FIVE = [[2.0, 1.0], [4.0], [10.0, 8.0, 9.0], [-9.0], [100.0, 50.0]]
+EVERY_RULE = pytest.mark.parametrize("name", RULES)
+
+
+def make(folder, name, shared="a", images=FIVE, rounds=3, **changes):
+    lr = {"lr": changes.pop("server_lr")} if "server_lr" in changes else {}
+    rule = {"name": name, **SETTINGS.get(name, {}), **lr}
+    return one_weight(folder, shared, images, rule=rule, rounds=rounds, batch_size=1, momentum=0.5, **changes)
+
+
+def run(job, state=None, backend=None):
+    """The results of all rounds; states share what they are written in, so only the last is as it was."""
+    own = backend or SerialBackend(threads=1)
+    own.load(job)
+    server = Server(job, own)
+    results = list(server.run(state or server.initial_state()))
+    if backend is None:
+        own.close()
+    return results
+
+
+def check_same_bits(left, right):
+    for tree in ("shared", "personal", "server", "kept"):
+        here, there = getattr(left, tree), getattr(right, tree)
+        assert here.keys() == there.keys()
+        assert all(torch.equal(here[key], there[key]) for key in here), tree
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster):
+    pool = ActorPool(ResourceSettings(actors=2))
+    yield pool
+    pool.close()
+
+
+@EVERY_RULE
+def test_actors_give_the_bits_of_one_process(tmp_path, pool, name):
+    job = make(tmp_path, name, block_size=2)
+    serial, parallel = run(job), run(job, backend=pool)
+    check_same_bits(serial[-1].state, parallel[-1].state)
+    assert serial[-1].state.shared["a"].item() != 0
+    assert all(left.clients.equals(right.clients) for left, right in zip(serial, parallel, strict=True))
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_blocks_change_no_bit(tmp_path, name, block_size):
+    check_same_bits(run(make(tmp_path, name))[-1].state, run(make(tmp_path, name, block_size=block_size))[-1].state)
+
+
+@EVERY_RULE
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, name):
+    """Half of the clients take part in a round, so that some have been kept as they were before the stop."""
+    whole = run(make(tmp_path, name, participation=1.0, rounds=4))[-1].state
+    first = run(make(tmp_path, name, rounds=2))[-1].state
+    reference = checkpoint.save(tmp_path, first, "digest")
+    loaded = checkpoint.load(tmp_path, reference, "digest")
+    check_same_bits(first, loaded)
+    check_same_bits(run(make(tmp_path, name, rounds=4), loaded)[-1].state, whole)
+
+
+@EVERY_RULE
+def test_half_the_learning_rate_is_half_the_step(tmp_path, name):
+    """All start from 0."""
+    whole = RULES[name].settings_type(**SETTINGS.get(name, {})).lr
+    full, half = (
+        run(make(tmp_path, name, rounds=1, server_lr=lr))[0].state.shared["a"].item() for lr in (whole, whole / 2)
+    )
+    assert full != 0
+    assert half == pytest.approx(full / 2, rel=1e-6)
+
+
+@EVERY_RULE
+def test_bytes_are_those_that_are_sent(tmp_path, name):
+    """Five clients with one shared float; SCAFFOLD sends a control variate with it, each way."""
+    twice = 2 if isinstance(server_rules.create(name, {}), ClientHalf) else 1
+    results = run(make(tmp_path, name, rounds=2))
+    assert {(one.row.bytes_up, one.row.bytes_down) for one in results} == {(5 * 4 * twice, 5 * 4 * twice)}
+    assert list(results[-1].state.shared) == ["a"]
+
+
+@EVERY_RULE
+def test_a_method_that_shares_nothing_has_the_same_results(tmp_path, name):
+    plain, own = run(make(tmp_path, "fedavg", shared=""))[-1], run(make(tmp_path, name, shared=""))[-1]
+    assert torch.equal(plain.state.personal["a"], own.state.personal["a"])
+    assert own.row.bytes_up == own.row.bytes_down == 0
+
+
+@EVERY_RULE
+def test_aggregating_changes_none_of_its_arguments_and_keeps_dtypes(name):
+    shared = {"x": torch.randn(3, 2), "y": torch.zeros((), dtype=torch.float32)}
+    server_rules.plugin_check.dry_run(name, server_rules.create(name, SETTINGS.get(name, {})), shared)
+
+
+def test_all_rules_have_what_the_table_shows():
+    assert set(SETTINGS) <= set(RULES)
+    assert all(rule.paper and rule.name == name for name, rule in RULES.items())
+
+
+PLUGIN = """
+import torch
+from fedpgp.server_rules.base import BaseRule
+
+
+class Largest(BaseRule):
+    '''The largest of each value.'''
+
+    name, paper, uploads = "largest", "none", "stack"
+
+    def aggregate(self, server, shared, received):
+        return server, self.step(shared, {key: value.amax(0) for key, value in received.stack.items()})
+"""
+
+
+def test_a_rule_in_a_file_runs_here_and_on_actors(tmp_path, monkeypatch, ray_cluster):
+    """Rounds of one step from 0: the largest of half the clients' means, of 100 and 50."""
+    (tmp_path / "largest_rule.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    job = make(tmp_path, "largest_rule:Largest", shared="a", rounds=1)
+    monkeypatch.chdir(os.path.dirname(__file__))
+    pool = ActorPool(ResourceSettings(actors=1))
+    parallel = run(job, backend=pool)[-1].state
+    pool.close()
+    check_same_bits(run(job)[-1].state, parallel)
+    assert parallel.shared["a"].item() > 20
