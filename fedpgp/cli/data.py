@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,15 +43,22 @@ def check(
     _say(itemized("classes without images", summary.empty_classes(built)))
     if quick:
         return
+    hashes = content.Hashes(built, settings.storage.root)
     with display() as progress:
-        findings = summary.read_all(built, settings.data, partial(progress.show, "reading images"))
+
+        def show(done: int, total: int) -> None:
+            with suppress(DataError):  # `read_all` reports it
+                hashes.fill(done)  # while the files are in memory
+            progress.show("reading images", done, total)
+
+        findings = summary.read_all(built, settings.data, show)
     _say(itemized("unreadable images", findings.unreadable))
     _say(itemized("in train and in test (or val)", [f"{one} = {other}" for one, other in findings.leaks]))
     _say(itemized("repeated within a split", [f"{one} = {other}" for one, other in findings.repeated]))
     if findings.rotated:
         _say(itemized("with an EXIF orientation other than 1, used as stored (not rotated)", findings.rotated))
     typer.echo(f"pixel digest: {findings.content}")
-    if not findings.unreadable and (recorded := content.digest(built, settings.storage.root, keep=False)):
+    if recorded := hashes.digest:
         typer.echo(f"content digest: {recorded} (of the files, as runs record it)")
     problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
     problems += _names_fit(settings)

@@ -4,121 +4,148 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpgp.core.errors import DataError
-from fedpgp.core.files import write_durably
+from fedpgp.core.errors import AccessError, DataError
+from fedpgp.core.files import make_folder, share_with_group, write_durably
 from fedpgp.data.manifest import Manifest
+from fedpgp.data.sources.base import STATE
 
 FOLDER = "content"
 """Folder of the indexes in a storage root."""
+HASH_BYTES = 16
 INDEX_SCHEMA = pa.schema(
-    [
-        ("file", pa.string()),
-        ("size", pa.int64()),
-        ("modified", pa.int64()),  # when the content was last written, in ns since 1970
-        ("changed", pa.int64()),  # when content, times or name were last changed: no program can set this time
-        ("hash", pa.binary(16)),
-    ]
+    [("file", pa.string()), *((name, pa.int64()) for name in STATE), ("hash", pa.binary(HASH_BYTES))]
 )
 """One row per file. A file is hashed again once its size or one of its times differs."""
 RECENT_NS = 2_000_000_000
 """A file changed less than this before it was hashed is not kept: it could change again without another time."""
-HASH_BYTES = 16
 THREADS, FILES_PER_TASK = 8, 64
 
 
-class Hashed(NamedTuple):
-    """State and hash of a file, a row of `INDEX_SCHEMA` without its name."""
-
-    size: int
-    modified: int
-    changed: int
-    hash: bytes
-
-
-def digest(manifest: Manifest, root: Path, keep: bool = True) -> str | None:
-    """Sixteen hex digits over the content of the images in canonical order; None if none of them is a file.
-
-    It is equal for copies of the data and differs once an image is replaced, whatever its size and times. Files that
-    are not on this machine are identified by `Manifest.files_digest`, that is by name, size and time.
-
-    Args:
-        root: storage root with the hashes of earlier calls.
-        keep: write new hashes there.
+def digest(manifest: Manifest, root: Path) -> str | None:
+    """Hash the files that the storage root `root` does not know, keep their hashes there, and return `Hashes.digest`.
 
     Raises:
         DataError: a file cannot be read.
     """
-    table = manifest.table.filter(pc.is_valid(manifest.table["size"]))
-    if not len(table):
-        return None
-    if manifest.root is None:
-        return manifest.files_digest
-    files = table["file"].to_pylist()
-    name = hashlib.sha256(f"{manifest.name}\0{manifest.root}".encode()).hexdigest()[:16]
-    found = _hashed(manifest.root, list(dict.fromkeys(files)), root / FOLDER / f"{name}.arrow", keep)
-    content = hashlib.sha256(b"".join(found[file].hash for file in files))
-    content.update(pc.fill_null(table["row"], -1).to_numpy().astype("<i8").tobytes())
-    return content.hexdigest()[:16]
+    hashes = Hashes(manifest, root)
+    hashes.fill()
+    hashes.save()
+    return hashes.digest
 
 
-def _hashed(root: Path, files: Sequence[str], index: Path, keep: bool) -> dict[str, Hashed]:
-    """Hash the files that the index does not have as they are now."""
-    known, began = _read(index), time.time_ns()
+class Hashes:
+    """The hashes of the files of a manifest: those that a storage root knows of earlier calls, and then all others.
 
-    def task(names: Sequence[str]) -> list[Hashed]:
-        return [_hash(root / name, known.get(name)) for name in names]
+    The manifest says how each file was when it was listed. Files that are not on this machine are not hashed.
+    """
 
-    tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-    with ThreadPoolExecutor(THREADS) as threads:
-        found = dict(zip(files, chain.from_iterable(threads.map(task, tasks)), strict=True))
-    settled = {name: one for name, one in found.items() if one.changed < began - RECENT_NS}
-    if keep and settled != known:
-        with suppress(OSError):  # without an index, the next call hashes the files again
-            _write(index, settled)
-    return found
+    def __init__(self, manifest: Manifest, root: Path) -> None:
+        self._manifest, self._began = manifest, time.time_ns()
+        rows = np.flatnonzero(pc.is_valid(manifest.table["size"]).to_numpy())
+        table = manifest.table.take(pa.array(rows)).combine_chunks()
+        files = table["file"].combine_chunks().dictionary_encode()
+        self._rows, self._of_row = table["row"], files.indices.to_numpy()
+        at = np.unique(self._of_row, return_index=True)[1]
+        self._first = rows[at]  # the first row of each file
+        self._files, self._states = files.dictionary, _states(table)[at]
+        self._hashes = np.zeros((len(at), HASH_BYTES), np.uint8)
+        self._missing = np.full(len(at), manifest.root is not None)
+        name = hashlib.sha256(f"{manifest.name}\0{manifest.root}".encode()).hexdigest()[:16]
+        self._path = root / FOLDER / f"{name}.arrow"
+        self._index = _read(self._path)
+        if manifest.root is not None:
+            for number in np.flatnonzero(self._states[:, -1] < 0).tolist():  # a source from outside the package
+                with suppress(OSError):  # `fill` raises it
+                    self._states[number] = _state(os.stat(self._where(number)))
+            places = pc.index_in(self._files, self._index["file"]).fill_null(-1).to_numpy()
+            listed = np.flatnonzero(places >= 0)
+            known = listed[(_states(self._index)[places[listed]] == self._states[listed]).all(axis=1)]
+            stored = np.frombuffer(self._index["hash"].combine_chunks().buffers()[1], np.uint8)
+            self._hashes[known] = stored.reshape(-1, HASH_BYTES)[places[known]]
+            self._missing[known] = False
+
+    @property
+    def digest(self) -> str | None:
+        """Sixteen hex digits over the content of the images in canonical order; None: no file, or one is not hashed.
+
+        It is equal for copies of the data and differs once an image is replaced, whatever its size and times. Files
+        that are not on this machine are identified by `Manifest.files_digest`, that is by name, size and time.
+        """
+        if not len(self._files) or self._missing.any():
+            return None
+        if self._manifest.root is None:
+            return self._manifest.files_digest
+        content = hashlib.sha256(self._hashes[self._of_row].tobytes())
+        content.update(pc.fill_null(self._rows, -1).to_numpy().astype("<i8").tobytes())
+        return content.hexdigest()[:16]
+
+    def fill(self, rows: int | None = None) -> None:
+        """Hash the missing files, or those of the first `rows` images; raise `DataError` if one cannot be read."""
+        missing = np.flatnonzero(self._missing & (self._first < (len(self._manifest) if rows is None else rows)))
+        tasks = [missing[start : start + FILES_PER_TASK] for start in range(0, len(missing), FILES_PER_TASK)]
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(self._hash, tasks):
+                pass
+
+    def save(self) -> None:
+        """Keep what is known in the storage root, if it may be written; else the next call hashes the files again."""
+        settled = ~self._missing & (self._states[:, -1] < self._began - RECENT_NS)
+        hashes = pa.py_buffer(np.ascontiguousarray(self._hashes[settled]))
+        columns = [self._files.filter(pa.array(settled)), *map(pa.array, self._states[settled].T)]
+        columns.append(pa.Array.from_buffers(pa.binary(HASH_BYTES), int(settled.sum()), [None, hashes]))
+        table = pa.table(columns, INDEX_SCHEMA)
+        if self._manifest.root is not None and table != self._index:
+            content = io.BytesIO()
+            with pa.ipc.new_file(content, INDEX_SCHEMA) as writer:
+                writer.write_table(table)
+            with suppress(OSError, AccessError):
+                make_folder(self._path.parent)
+                share_with_group(self._path.parent)
+                write_durably(self._path, content.getvalue())
+
+    def _where(self, number: int) -> str:
+        return os.path.join(str(self._manifest.root), self._files[number].as_py())
+
+    def _hash(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            try:
+                with open(self._where(number), "rb") as file:
+                    state = _state(os.fstat(file.fileno()))
+                    content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES)).digest()
+            except OSError as error:
+                raise DataError(
+                    f"{self._where(number)}: cannot be read ({error.strerror}); repair or remove it"
+                ) from None
+            self._states[number], self._hashes[number] = state, np.frombuffer(content, np.uint8)
+            self._missing[number] = False
 
 
-def _hash(path: Path, known: Hashed | None) -> Hashed:
-    try:
-        stat = path.stat()
-        state = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-        if known is not None and known[:3] == state:
-            return known
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
-    return Hashed(*state, content.digest())
+def _state(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read(index: Path) -> dict[str, Hashed]:
+def _states(table: pa.Table) -> np.ndarray:
+    """The state of each row; -1 for what is not known. int64 [n, 3]"""
+    return np.stack([pc.fill_null(table[name], -1).to_numpy() for name in STATE], axis=1)
+
+
+def _read(index: Path) -> pa.Table:
     """Read an index; empty if it is missing or damaged."""
     try:
-        with pa.memory_map(str(index)) as file:
-            table = pa.ipc.open_file(file).read_all()
-            table.validate(full=True)
-            intact = table.schema == INDEX_SCHEMA and not any(column.null_count for column in table.columns)
-            names, *columns = (column.to_pylist() for column in table.columns)
+        table = pa.ipc.open_file(index.read_bytes()).read_all()
+        table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException):
-        return {}
-    return dict(zip(names, map(Hashed, *columns), strict=True)) if intact else {}
-
-
-def _write(index: Path, found: Mapping[str, Hashed]) -> None:
-    rows = [dict(zip(INDEX_SCHEMA.names, (name, *one), strict=True)) for name, one in found.items()]
-    content = io.BytesIO()
-    with pa.ipc.new_file(content, INDEX_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
-    index.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(index, content.getvalue())
+        return INDEX_SCHEMA.empty_table()
+    intact = table.schema == INDEX_SCHEMA and not any(column.null_count for column in table.columns)
+    return table if intact else INDEX_SCHEMA.empty_table()

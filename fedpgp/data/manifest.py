@@ -65,7 +65,7 @@ class Manifest:
         files is not part, see `content.digest`.
         """
         about = json.dumps([self.class_names, self.domains])
-        return self._digest(about, [name for name in ROW_SCHEMA.names if name != "modified"])
+        return self._digest(about, [name for name in ROW_SCHEMA.names if name not in ("modified", "changed")])
 
     @cached_property
     def files_digest(self) -> str:

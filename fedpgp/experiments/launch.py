@@ -37,7 +37,10 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
     """Estimate bytes and time of `extract`, by encoding a few images in this process."""
     with forward_warnings(callback):
         callback.on_prepare()
-        return estimation.of_extraction(plan(config.absolute(experiment), Library(keep=False)))
+        ready = plan(config.absolute(experiment), Library(hashing=False))
+        if ready.unhashed:
+            callback.on_message("the images are not hashed here yet: features of equal images count as missing")
+        return estimation.of_extraction(ready)
 
 
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:

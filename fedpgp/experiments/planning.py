@@ -66,10 +66,15 @@ class Plan:
     weights: str
     """fingerprint of the frozen weights, or `none`"""
     content: str | None
-    """`data.content.digest`: the images, which are not part of `digest`"""
+    """`data.content.Hashes.digest`: the images, which are not part of `digest`"""
     digest: str
     plugins: Mapping[str, Mapping[str, str]]
     """name and digest of the code of method, server rule and data, where they are from outside the package"""
+
+    @property
+    def unhashed(self) -> bool:
+        """Whether the images are files whose content is not known, so that features that exist may count as missing."""
+        return self.content is None and self.manifest.table["size"].null_count < len(self.manifest)
 
     def without_text(self) -> Plan:
         """Drop the text side, which takes memory and is not needed to extract features."""
@@ -100,11 +105,11 @@ def settings_types(experiment: Experiment) -> dict[str, type[BaseModel]]:
 class Library:
     """Cache for several plans of one process: data by their settings, the last backbone, and the last text side.
 
-    `keep`: whether the hashes of the images are kept in the storage root.
+    `hashing`: whether images that the storage root does not know are hashed; else their digest is not known.
     """
 
-    def __init__(self, keep: bool = True) -> None:
-        self._keep = keep
+    def __init__(self, hashing: bool = True) -> None:
+        self._hashing = hashing
         self._manifests: dict[DataSettings, Manifest] = {}
         self._contents: dict[tuple[DataSettings, Path], str | None] = {}
         self._last: dict[str, tuple[Any, Any]] = {}
@@ -118,9 +123,11 @@ class Library:
         return self._manifests[settings]
 
     def content(self, settings: DataSettings, root: Path) -> str | None:
-        """Hash the images once for equal settings; `root` is the storage root. See `data.content.digest`."""
+        """Hash the images once for equal settings; `root` is the storage root. See `data.content.Hashes.digest`."""
         if (key := (settings, root)) not in self._contents:
-            self._contents[key] = content.digest(self.manifest(settings), root, self._keep)
+            manifest = self.manifest(settings)
+            found = content.digest(manifest, root) if self._hashing else content.Hashes(manifest, root).digest
+            self._contents[key] = found
         return self._contents[key]
 
     def once(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:

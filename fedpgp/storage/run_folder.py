@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
@@ -22,7 +22,7 @@ from fedpgp.core.files import TEMPORARY, access_errors, check_readable, folders_
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
-from fedpgp.storage.run_index import ObjectStore, RunIndex, number_of
+from fedpgp.storage.run_index import ObjectStore, RunIndex, digest_of, number_of
 from fedpgp.storage.status_folder import IDENTITY, STRETCHES, StatusFolder, Stretch, new_draft, now_ms
 
 log = logging.getLogger(__name__)
@@ -107,11 +107,15 @@ class RunFolder(StatusFolder):
         return next((store for store in found if store is not None and store.has_images(content)), None)
 
     @classmethod
-    def with_digest(cls, root: Path, digest: str, uri: str | None = None) -> list[Self]:
-        """List all runs of a digest under any name, newest first; fetched from `uri` if given."""
-        runs = RunIndex(root, uri)
-        found = [store for path in runs.find(digest=digest) if (store := cls._fetched(runs, path)) is not None]
-        return sorted(found, key=lambda store: int(store.identity["created_ms"]), reverse=True)
+    def by_digest(cls, root: Path, digests: Iterable[str], uri: str | None = None) -> dict[str, list[Self]]:
+        """List all runs of each digest under any name, newest first; fetched from `uri` if given."""
+        runs, found = RunIndex(root, uri), {digest: list[Self]() for digest in digests}
+        for path in runs.find():
+            if (own := found.get(digest_of(path))) is not None and (store := cls._fetched(runs, path)) is not None:
+                own.append(store)
+        for own in found.values():
+            own.sort(key=lambda store: int(store.identity["created_ms"]), reverse=True)
+        return found
 
     @classmethod
     def _fetched(cls, runs: RunIndex, path: Path) -> Self | None:

@@ -145,6 +145,11 @@ class RunIndex:
         return [self.path / found for found in names if pattern.fullmatch(found)]
 
 
+def digest_of(path: Path) -> str:
+    """The digest in a run folder's name."""
+    return path.name.rpartition("-")[2].partition(".")[0]
+
+
 def number_of(path: Path) -> int:
     """The number at the end of a run folder's name; 1 without one."""
     match = re.search(r"-[^-.]+\.(\d+)$", path.name)

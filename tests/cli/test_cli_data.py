@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 from fedpgp.analysis import label_alignment
 from fedpgp.cli import data as command_line
 from fedpgp.cli import shared
+from fedpgp.config import DataSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError, DataError
+from fedpgp.data import content, manifest, summary
+from fedpgp.data.sources import decoding
 
 
 def call(*arguments: str) -> str:
@@ -49,6 +52,21 @@ def test_check_by_name(root: Path) -> None:
     ] == [*("5", "2", "3", "10")]
     assert "unreadable images: none" in output
     assert "zero-shot check skipped: the backbone does not know such images" in output
+
+
+def test_check_hashes_the_files_as_it_decodes_them_and_keeps_nothing(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr(summary, "CHUNK", 5)
+    (here := root.parent / "here").mkdir()
+    monkeypatch.chdir(here)
+    events: list[str] = []
+    decode, fill = decoding.decode, content.Hashes.fill
+    monkeypatch.setattr(decoding, "decode", lambda *given: events.append("decode") or decode(*given))
+    monkeypatch.setattr(content.Hashes, "fill", lambda self, rows=None: events.append(f"to {rows}") or fill(self, rows))
+    output = call("check", "caltech101", "--root", str(root))
+    assert events == [word for rows in (5, 10, 15, 20) for word in (*["decode"] * 5, f"to {rows}")]
+    built = manifest.build(DataSettings(name="caltech101", root=root))
+    assert list(here.iterdir()) == []
+    assert f"content digest: {content.digest(built, here)} (of the files" in output
 
 
 def test_check_counts_photos_that_are_stored_lying(root: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
@@ -42,15 +45,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were hashed, once the index keeps files however new they are."""
     monkeypatch.setattr(content, "RECENT_NS", 0)
     found: list[Path] = []
-    original = content._hash
+    original = content.Hashes._hash
 
-    def counted(path: Path, known: content.Hashed | None) -> content.Hashed:
-        one = original(path, known)
-        if one is not known:
-            found.append(path)
-        return one
+    def counted(self: content.Hashes, numbers: Sequence[int]) -> None:
+        found.extend(Path(self._where(number)) for number in numbers)
+        original(self, numbers)
 
-    monkeypatch.setattr(content, "_hash", counted)
+    monkeypatch.setattr(content.Hashes, "_hash", counted)
     return found
 
 
@@ -106,11 +107,44 @@ def test_a_damaged_index_is_made_anew(root: Path, tmp_path: Path, hashed: list[P
     assert index.read_bytes() == whole
 
 
-def test_nothing_is_written_on_request(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
+def test_nothing_is_hashed_or_written_on_its_own(root: Path, tmp_path: Path, hashed: list[Path]) -> None:
     store = tmp_path / "store"
-    content.digest(manifest.build(DataSettings(name="folder", root=root)), store, keep=False)
+    hashes = content.Hashes(manifest.build(DataSettings(name="folder", root=root)), store)
+    assert (hashes.digest, hashed) == (None, [])
+    hashes.fill(2)  # the first two images
+    assert (hashes.digest, hashed) == (None, [root / name for name in PICTURES[:2]])
+    hashes.fill()
     assert len(hashed) == len(PICTURES)
     assert not store.exists()
+    assert hashes.digest == digest(root, store)
+    assert content.Hashes(manifest.build(DataSettings(name="folder", root=root)), store).digest == hashes.digest
+
+
+def test_rows_of_a_file_count(parquet_file: Callable[..., Path], tmp_path: Path) -> None:
+    root = parquet_file("train-0.parquet", [0, 1, 0, 1], ["cat", "dog"])
+    parquet_file("test-0.parquet", [0, 1], ["cat", "dog"])
+    built = manifest.build(DataSettings(name="parquet", root=root))
+    first, last = (dataclasses.replace(built, table=built.table.slice(start, 2)) for start in (2, 4))
+    assert first.table["file"].equals(last.table["file"])
+    assert content.digest(first, tmp_path) != content.digest(last, tmp_path)
+
+
+def test_a_folder_of_another_user_is_read_but_not_needed(
+    root: Path, shared_root: Path, as_user: Callable[..., AbstractContextManager[None]], hashed: list[Path]
+) -> None:
+    root = shutil.copytree(root, shared_root.parent / "images")
+    with as_user(1501):
+        before = digest(root, shared_root)
+    folder = shared_root / content.FOLDER
+    assert folder.stat().st_mode & 0o777 == 0o775  # the group may write, whatever the umask
+    folder.chmod(0o755)
+    del hashed[:]
+    with as_user(1502):
+        assert digest(root, shared_root) == before
+    assert hashed == []
+    Image.new("RGB", (8, 8)).save(root / "cat/0.png")
+    with as_user(1502):
+        assert digest(root, shared_root) != before
 
 
 def test_a_file_that_is_gone_is_an_error(root: Path, tmp_path: Path) -> None:

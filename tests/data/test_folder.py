@@ -67,12 +67,19 @@ def test_what_is_left_out_is_counted_by_kind(image_tree: Tree, messages: Callabl
     )
 
 
-def test_a_file_without_an_ending_is_an_image_if_its_content_is(image_tree: Tree) -> None:
+def test_a_file_without_an_ending_is_an_image_if_its_content_is(
+    image_tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = image_tree("cat/0.png", "dog/0.png", "dog/b")
     Image.new("RGB", (4, 4)).save(root / "cat" / "a", "JPEG")
+    opened: list[Path] = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **given: opened.append(path) or original(path, **given))
     (root / "cat" / "torn").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "dog" / "notes").write_text("text")
-    assert files(build(root)) == ["cat/0.png", "cat/a", "dog/0.png", "dog/b"]
+    Image.new("RGB", (4, 4)).save(root / "dog" / "c", "BMP")
+    assert files(build(root)) == ["cat/0.png", "cat/a", "dog/0.png", "dog/b", "dog/c"]
+    assert [path.name for path in opened] == ["torn", "c", "notes"]  # of which the first bytes do not tell
 
 
 def test_folders_and_files_beside_parquet_files_are_counted(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,10 +243,22 @@ def test_columns_of_lists_may_be_apart_by_tabs(image_tree: Tree) -> None:
         build("domainnet", root)
 
 
-def test_many_missing_names_take_no_time(tmp_path: Path) -> None:
+def test_each_folder_is_listed_a_few_times_however_many_names_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings: list[str] = []
+
+    def count(name: str) -> None:
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path: listings.append(name) or original(path))
+
     (tmp_path / "images").mkdir()
     for number in range(2000):
         (tmp_path / "images" / f"{number}.jpg").touch()
     names = [(f"x{number}.jpg", 0, 0, None) for number in range(20_000)]
+    count("listdir")
+    count("scandir")
     with pytest.raises(DataError, match=r"20000 images are not in data.root"):
         listed(tmp_path, names, "a list", "images")
+    # for size and time, before and after a search for other forms; then root and folder, in two forms of their names
+    assert Counter(listings) == {"scandir": 2, "listdir": 4}

@@ -31,8 +31,7 @@ def made(classes: int, domains: int = 1, train: int = 6, val: int = 2, test: int
             pa.array(labels, pa.int32()),
             pa.array(domain_ids, pa.int32()),
             pa.array([splits[index] for index in number]),
-            pa.nulls(len(labels), pa.int64()),
-            pa.nulls(len(labels), pa.int64()),
+            *[pa.nulls(len(labels), pa.int64())] * 3,
         ],
         schema=ROW_SCHEMA,
     )

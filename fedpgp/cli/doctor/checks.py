@@ -42,6 +42,7 @@ LITTLE = 10**9
 RAY_STOPS_AT = 0.95
 """Used share of a disk from which Ray stores no more objects on it."""
 SHARED = {
+    "content": "the images are hashed at each start",
     "features": "features that are missing cannot be extracted",
     "sweeps": "no sweep can be run",
     "locks": "no sweep can be run",
@@ -248,13 +249,13 @@ def _from_environment(uri: str, settings: TrackingSettings, experiment: str) -> 
 def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: bool = True) -> Iterator[Finding]:
     """Check that the images exist, and then the actors, the plan, the features to encode and the memory.
 
-    The images are listed and hashed, not decoded. Without a plan there are no features and no memory to check.
+    The images are listed, not read. Without a plan there are no features and no memory to check.
 
     Args:
         nodes: the available nodes; empty: unknown.
         planned: false: only the data are checked.
     """
-    library = Library(keep=False)
+    library = Library(hashing=False)
     try:
         manifest = library.manifest(experiment.data)
     except FedPGPError as error:
@@ -317,7 +318,8 @@ def features(ready: Plan) -> Finding:
     free = shutil.disk_usage(nearest(folder)).free
     if num_bytes > free:
         return problem("features", f"{text}, but {disk_size(free)} are free", "make room, or give another storage.root")
-    return ok("features", text)
+    known = ", fewer if they are copies of known images: the first run hashes them" if ready.unhashed else ""
+    return ok("features", f"{text}{known}")
 
 
 def memory(ready: Plan, free: float) -> Finding:

@@ -33,9 +33,12 @@ ROW_SCHEMA = pa.schema(
         ("split", pa.string()),  # train | val | test; null in a scan: the source has no splits
         ("size", pa.int64()),  # bytes of the file; null: no file
         ("modified", pa.int64()),  # when the file was last written, in ns since 1970; null: no file
+        ("changed", pa.int64()),  # when content, times or name last changed: no program can set it; null: not known
     ]
 )
 """One row per image."""
+STATE = ("size", "modified", "changed")
+"""The columns that tell whether a file is still the same, in the order of `listing.state`."""
 
 
 def image_rows(count: int, **columns: Any) -> pa.Table:

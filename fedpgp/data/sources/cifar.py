@@ -15,9 +15,9 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data.sources import pickles
-from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, STATE, Scan, Source, existing_root, image_rows
 from fedpgp.data.sources.folder import FolderSource
-from fedpgp.data.sources.listing import entries, files_below, is_folder, size_and_time
+from fedpgp.data.sources.listing import entries, files_below, is_folder, state
 from fedpgp.data.sources.parquet import ParquetSource
 
 SIDE = 32
@@ -155,9 +155,9 @@ class CifarBatches:
                 f"{self.root / file}, row {wrong[0]}: label {labels[wrong[0]]} is out of range of the "
                 f"{self.data.classes} names ({len(wrong)} such rows); fetch it again"
             )
-        size, time = size_and_time(self.root / file)
         columns = {"file": file, "row": np.arange(len(labels)), "label": labels, "domain": 0, "split": split}
-        return image_rows(len(labels), **columns, size=size, modified=time)
+        columns |= zip(STATE, state(self.root / file), strict=True)
+        return image_rows(len(labels), **columns)
 
 
 def _get(tree: Any, key: str) -> Any:

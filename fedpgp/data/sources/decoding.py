@@ -23,6 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow keeps the data of an image that tell its orientation."""
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+"""Beginnings of JPEG, PNG, GIF and TIFF; those of the other formats are too short to tell, or not at the beginning."""
+HEADER_BYTES = 32
+"""No image of these formats is shorter."""
 
 
 def read(path: Path, where: str) -> Image.Image:
@@ -36,8 +40,12 @@ def read(path: Path, where: str) -> Image.Image:
 
 
 def is_known(path: Path) -> bool:
-    """Whether a file begins like an image of a known format."""
+    """Whether a file begins like an image of a known format; Pillow tells where `MAGIC` does not."""
     try:
+        with path.open("rb") as file:
+            start = file.read(HEADER_BYTES)
+        if len(start) == HEADER_BYTES and start.startswith(MAGIC):
+            return True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             Image.open(path, formats=FORMATS).close()

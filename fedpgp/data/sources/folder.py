@@ -13,7 +13,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import decoding, listing
-from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, existing_root, image_rows, inside
+from fedpgp.data.sources.base import SINGLE_DOMAIN, SPLIT_NAMES, STATE, Scan, Source, existing_root, image_rows, inside
 from fedpgp.data.sources.listing import composed
 
 
@@ -54,12 +54,12 @@ class FolderSource(ImageFiles):
         for group, domain, split in groups:
             for name in classes[group]:
                 folder = os.path.join(group, name)
-                files, stats = self._images(folder)
+                files, states = self._images(folder)
                 if not files:
                     empty.append(self._described(folder))
                 about = {"label": labels[shown[composed(name)]], "domain": domains.index(domain), "split": split}
-                sizes, times = zip(*stats, strict=True) if stats else ((), ())
-                tables.append(image_rows(len(files), file=files, size=sizes, modified=times, **about))
+                columns = dict(zip(STATE, zip(*states, strict=True), strict=False))  # none without files
+                tables.append(image_rows(len(files), file=files, **about, **columns))
         self._refuse("no image in the class folder", empty)
         left_out = Counter(self._left_out.values())
         return Scan(class_names, domains, pa.concat_tables(tables), left_out=left_out, root=self.root)
@@ -92,8 +92,8 @@ class FolderSource(ImageFiles):
                 self._left_out[entry.path] = f"{listing.kind(entry.name)} outside the class folders"
         return folders
 
-    def _images(self, folder: str) -> tuple[list[str], list[tuple[int, int]]]:
-        """The images of a class folder, relative to the root, and their sizes and modification times."""
+    def _images(self, folder: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+        """The images of a class folder, relative to the root, and their states."""
         images = []
         for entry in listing.entries(self.root / folder):
             if listing.is_image_file(entry):
@@ -101,7 +101,7 @@ class FolderSource(ImageFiles):
             else:
                 self._left_out[entry.path] = listing.FOLDERS if entry.is_dir() else listing.kind(entry.name)
         files = [os.path.join(folder, entry.name) for entry in images]
-        return files, [listing.size_and_time(entry) for entry in images]
+        return files, [listing.state(entry) for entry in images]
 
     def _described(self, folder: str) -> str:
         """The folder and what lies in it."""

@@ -65,13 +65,13 @@ def is_image_file(entry: os.DirEntry[str]) -> bool:
     return "." not in entry.name and not is_folder(entry) and decoding.is_known(Path(entry.path))
 
 
-def size_and_time(file: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Return the bytes of a file and its modification time in ns; raise `DataError` if it is unreadable."""
+def state(file: os.DirEntry[str] | Path) -> tuple[int, int, int]:
+    """Return `size`, `modified` and `changed` of a file, see `ROW_SCHEMA`; raise `DataError` if it is unreadable."""
     try:
         stat = file.stat()
     except OSError as error:
         raise _unreadable(error, Path(file)) from error
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def kind(name: str) -> str:

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
-from fedpgp.data.sources.base import image_rows
-from fedpgp.data.sources.listing import FOLDERS, broken_link, composed, is_image, is_junk, kind, size_and_time
+from fedpgp.data.sources.base import STATE, image_rows
+from fedpgp.data.sources.listing import FOLDERS, broken_link, composed, is_image, is_junk, kind, state
 
 Image = tuple[str, int, int, str | None]
 """File, label, domain and split."""
@@ -45,8 +45,8 @@ def listed(root: Path, images: Sequence[Image], source: str, folder: str = "") -
     _refuse(source, "are not in data.root", missing, f"unpack all images under {root}, or remove a list of other data")
     twice = [name for name, count in Counter(names).items() if count > 1]
     _refuse(source, "are listed twice", twice, "remove one of each, or fetch the list again")
-    sizes, times = zip(*(found[name] for name in names), strict=True) if names else ((), ())
-    table = image_rows(len(names), file=names, label=labels, domain=domains, split=splits, size=sizes, modified=times)
+    states = dict(zip(STATE, zip(*(found[name] for name in names), strict=True), strict=False))  # none without names
+    table = image_rows(len(names), file=names, label=labels, domain=domains, split=splits, **states)
     files_beside = [name for path in found.keys() - set(names) if not is_junk(name := path.rpartition("/")[2])]
     left_out = Counter(f"not in {source}" if is_image(name) else kind(name) for name in files_beside)
     folders_beside = [path for path in folders - _folders(names) if not is_junk(path.rpartition("/")[2])]
@@ -94,9 +94,9 @@ def _folders(files: Iterable[str]) -> set[str]:
     return own | {str(around) for folder in own for around in PurePosixPath(folder).parents if around.name}
 
 
-def _found(root: Path, files: Iterable[str]) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """All files, with size and time, and all folders in the `_folders` of `files`, each of which is listed once."""
-    found: dict[str, tuple[int, int]] = {}
+def _found(root: Path, files: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], set[str]]:
+    """All files, with their `state`, and all folders in the `_folders` of `files`, each of which is listed once."""
+    found: dict[str, tuple[int, int, int]] = {}
     inner: set[str] = set()
     for folder in sorted(_folders(files)):
         try:
@@ -104,7 +104,7 @@ def _found(root: Path, files: Iterable[str]) -> tuple[dict[str, tuple[int, int]]
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_file():
-                        found[path] = size_and_time(entry)
+                        found[path] = state(entry)
                     elif folder and entry.is_dir():
                         inner.add(path)
         except (FileNotFoundError, NotADirectoryError):

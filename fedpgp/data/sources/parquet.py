@@ -25,9 +25,9 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import one_line, redacted
 from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
-from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, Scan, Source, image_rows
+from fedpgp.data.sources.base import ROW_SCHEMA, SINGLE_DOMAIN, SPLIT_NAMES, STATE, Scan, Source, image_rows
 from fedpgp.data.sources.decoding import decode
-from fedpgp.data.sources.listing import composed, files_below, is_junk, kind, size_and_time
+from fedpgp.data.sources.listing import composed, files_below, is_junk, kind, state
 
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
@@ -86,7 +86,7 @@ class ParquetSource(Source):
             raise DataError(f"{self.root}: no split in the name of {nameless}; rename to train-, validation- or test-")
         columns = self._common_columns(files)
         table = pa.concat_tables(
-            self._rows(file, split, columns, *found[file]) for file, split in zip(files, splits, strict=True)
+            self._rows(file, split, columns, found[file]) for file, split in zip(files, splits, strict=True)
         ).combine_chunks()
         if not len(table):
             raise DataError(f"{self.root}: no images: all *.parquet files are empty")
@@ -110,14 +110,14 @@ class ParquetSource(Source):
             for row, data in zip(numbers, self._values(file, numbers), strict=True):
                 yield decode(data or b"", f"{self._where(file)}, row {row}")
 
-    def _found(self) -> tuple[dict[str, tuple[int, int | None]], Counter[str]]:
-        """List the unhidden *.parquet, name below the root -> bytes, modification time in ns; count other files."""
-        found: dict[str, tuple[int, int | None]] = {}
+    def _found(self) -> tuple[dict[str, tuple[int | None, ...]], Counter[str]]:
+        """List the unhidden *.parquet, name below the root -> its columns `STATE`; count other files."""
+        found: dict[str, tuple[int | None, ...]] = {}
         others: list[str] = []
         try:
             if self._local:
                 files = list(files_below(self._local))
-                found = {file: size_and_time(self._local / file) for file in files if _is_parquet(file)}
+                found = {file: state(self._local / file) for file in files if _is_parquet(file)}
                 linked = {os.path.realpath(self._local / file) for file in found}  # as in Hugging Face's cache
                 others = [file for file in files if os.path.realpath(self._local / file) not in linked]
             else:
@@ -126,7 +126,7 @@ class ParquetSource(Source):
                     if info.type != fs.FileType.File or any(map(is_junk, name.split("/"))):
                         continue
                     if _is_parquet(name):
-                        found[name] = info.size, info.mtime_ns
+                        found[name] = info.size, info.mtime_ns, None
                     else:
                         others.append(name)
         except OSError as error:
@@ -196,12 +196,12 @@ class ParquetSource(Source):
             raise DataError(f"{self._where(file)}: no {kind} column ({found}); call it {kind!r}")
         return preferred[0] if preferred else candidates[0]
 
-    def _rows(self, file: str, split: str | None, columns: Columns, size: int, modified: int | None) -> pa.Table:
+    def _rows(self, file: str, split: str | None, columns: Columns, state: tuple[int | None, ...]) -> pa.Table:
         """Read the rows of one file, with label and domain as stored."""
         with self._open(file) as parquet:
             table = parquet.read(columns=[columns.label, *([columns.domain] if columns.domain else [])])
         count = len(table)
-        rows = image_rows(count, file=file, row=np.arange(count), split=split, size=size, modified=modified)
+        rows = image_rows(count, file=file, row=np.arange(count), split=split, **dict(zip(STATE, state, strict=True)))
         domain = _plain(table[columns.domain]) if columns.domain else pa.repeat(SINGLE_DOMAIN, count)
         domain = domain if columns.domain_names else domain.cast(pa.string())
         return rows.set_column(2, "label", _plain(table[columns.label])).set_column(3, DOMAIN, domain)

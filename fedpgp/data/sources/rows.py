@@ -58,7 +58,7 @@ def _root(settings: DataSettings, rows: pa.Table) -> Path | None:
         return None
     root = existing_root(settings)
     files = rows.filter(pc.is_valid(rows["size"]))["file"].unique().to_pylist()
-    return root if all((root / file).is_file() for file in files) else None
+    return root if all(os.path.isfile(os.path.join(root, file)) for file in files) else None
 
 
 def adapted(plugin: Plugin) -> type[Source]:

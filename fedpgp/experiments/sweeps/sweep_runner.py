@@ -132,15 +132,16 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]
 
 
 def _check_shared_settings(trials: Sequence[Trial]) -> None:
-    for key in ("storage.root", "resources.address"):
+    for key in ("storage.root", "storage.uri", "resources.address"):
         if len({attrgetter(key)(trial.experiment) for trial in trials}) > 1:
             raise ConfigError(f"{key}: must be the same for all trials; remove it from the search space")
 
 
 def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:
-    ended = sum(_ended(folder, one) is not None for one in work)
+    earlier = _earlier(folder, work)
+    ended = sum(known is not None for known, _ in earlier)
     if ended < len(work):
-        outdated = sum(_outdated(folder, one) for one in work)
+        outdated = sum(replaced for _, replaced in earlier)
         images = f"; the images of {outdated} have been replaced since" if outdated else ""
         raise RunError(
             f"{folder.path}: this sweep exists ({folder.state}, {ended} of {len(work)} trials ended{images}); "
@@ -154,10 +155,9 @@ def _select(
     """Choose the trials to run now, and record those whose folds all finished in other sweeps."""
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
     todo, outdated = [], 0
-    for one in work:
-        known = None if one.force else _ended(folder, one)
-        if known is None or (known.state == "failed" and rerun == "failed"):
-            outdated += _outdated(folder, one)
+    for one, (known, replaced) in zip(work, _earlier(folder, work), strict=True):
+        if one.force or known is None or (known.state == "failed" and rerun == "failed"):
+            outdated += replaced
             folder.forget(one.id)
             todo.append(one)
         else:
@@ -180,23 +180,25 @@ def _select(
     return todo
 
 
-def _ended(folder: SweepFolder, work: TrialWork) -> Result | None:
-    """The result of a trial that ended in this sweep, or whose folds all finished in other sweeps."""
-    runs = [(one.fold, one.newest("finished")) for one in work.folds]
-    own = tuple(FoldRun(fold.seed, fold.held_out, run.path.name) for fold, run in runs if run)
-    if len(own) == len(runs):
-        return Result(work.id, "finished", trial_runner.value_of(folder.root, own, work.metric), own)
-    known = folder.result(work.id)  # finished: its runs were removed, or its data changed
-    if known is None or known.state == "finished" or known.disk_full or _outdated(folder, work):
-        return None
-    return known
+def _earlier(folder: SweepFolder, work: Sequence[TrialWork]) -> list[tuple[Result | None, bool]]:
+    """What earlier runs give each trial: its result, and whether its images have been replaced since it had one.
 
-
-def _outdated(folder: SweepFolder, work: TrialWork) -> bool:
-    """Whether a trial of this sweep ended, or was stopped, on images that have been replaced since."""
-    result = folder.result(work.id)
-    outdated = {store.path.name for one in work.folds for store in one.outdated()}
-    return result is not None and any(fold.run in outdated for fold in result.folds)
+    There is a result if the trial ended in this sweep, or its folds all finished in other sweeps.
+    """
+    stored = trial_runner.stored_runs([fold for one in work for fold in one.folds])
+    found: list[tuple[Result | None, bool]] = []
+    for one in work:
+        result = folder.result(one.id)
+        held = {store.path.name: store.has_images(fold.content) for fold in one.folds for store in stored[fold.digest]}
+        replaced = result is not None and any(not held.get(fold.run, True) for fold in result.folds)
+        runs = [(each.fold, each.newest("finished", stored=stored)) for each in one.folds]
+        own = tuple(FoldRun(fold.seed, fold.held_out, run.path.name) for fold, run in runs if run)
+        if len(own) == len(runs):
+            result = Result(one.id, "finished", trial_runner.value_of(folder.root, own, one.metric), own)
+        elif result is not None and (result.state == "finished" or result.disk_full or replaced):
+            result = None  # finished: its runs were removed, or its data changed
+        found.append((result, replaced))
+    return found
 
 
 def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
+from fedpgp.core.errors import RunError
 from fedpgp.core.files import is_full, locked, make_folder
 from fedpgp.core.plugins import Code
 from fedpgp.core.text import redacted
@@ -23,6 +24,8 @@ from fedpgp.federation.metrics import RoundRow
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialRef
 
+Stored = Mapping[str, Sequence[RunFolder]]
+"""Runs by the digest of their settings, newest first."""
 WAIT_SECONDS = 1.0
 
 
@@ -37,21 +40,19 @@ class FoldWork:
     content: str | None = None
     """digest of its images"""
 
-    def runs(self) -> list[RunFolder]:
-        """List its runs under any name, newest first."""
-        return [store for store in self._stored() if store.has_images(self.content)]
+    def runs(self, stored: Stored | None = None) -> list[RunFolder]:
+        """List its runs under any name, newest first, of those `stored`; None: list these first."""
+        return [store for store in (stored or stored_runs([self]))[self.digest] if store.has_images(self.content)]
 
-    def outdated(self) -> list[RunFolder]:
-        """List the runs of its settings whose images have been replaced since, newest first."""
-        return [store for store in self._stored() if not store.has_images(self.content)]
+    def newest(self, *states: str, stored: Stored | None = None) -> RunFolder | None:
+        """Return the newest of `runs` in one of these states, or None."""
+        return next((store for store in self.runs(stored) if store.state in states), None)
 
-    def newest(self, *states: str) -> RunFolder | None:
-        """Return the newest run in one of these states, or None."""
-        return next((store for store in self.runs() if store.state in states), None)
 
-    def _stored(self) -> list[RunFolder]:
-        storage = self.experiment.storage
-        return RunFolder.with_digest(storage.root, self.digest, storage.uri)
+def stored_runs(folds: Sequence[FoldWork]) -> Stored:
+    """List the runs of the settings of folds, whatever their images, with one look at their storage."""
+    storage = folds[0].experiment.storage
+    return RunFolder.by_digest(storage.root, [one.digest for one in folds], storage.uri)
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,11 @@ def _fold_rounds(
         yield from store.rounds()
         return store.path
     plan = planning.plan(fold.experiment, library)
+    if (plan.digest, plan.content) != (fold.digest, fold.content):
+        raise RunError(
+            f"data {fold.experiment.data.name}: images, weights or code were replaced after the sweep began; "
+            "run it again with --rerun failed"
+        )
     earlier = None if trial.force else fold.newest("interrupted", "failed", "stopped")
     both = broadcast(callback, tracker.run(fold.experiment, TrialRef(trial.sweep, trial.id)))
     yield from earlier.rounds() if earlier else ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from small_experiment import SMALL, found_in, small
 
 from fedpgp import config, tracking
@@ -16,6 +18,7 @@ from fedpgp.clip.feature_cache import FeatureKey, cache_path, write_shard
 from fedpgp.config import ResourceSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.text import disk_size, memory_size
+from fedpgp.data import content
 from fedpgp.experiments import estimation, launch
 from fedpgp.experiments.planning import plan
 from fedpgp.experiments.tracker import Tracker
@@ -40,6 +43,30 @@ def test_an_experiment_that_fits(tmp_path):
     assert list(tmp_path.iterdir()) == []
     launch.extract(experiment, RunCallback())
     assert of(experiment, NODE)["features"] == ok("features", "all there")
+
+
+def test_images_are_not_read_to_look_whether_their_features_exist(tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8)).save(root / name / f"{number}.png")
+    experiment = small(tmp_path / "store", "data.name=folder", f"data.root={root}", "partition.scheme=iid")
+    hashed, fill, messages = [], content.Hashes.fill, []
+    monkeypatch.setattr(content, "RECENT_NS", 0)
+    monkeypatch.setattr(content.Hashes, "fill", lambda self: hashed.append(self) or fill(self))
+    forecast = partial(launch.forecast, experiment, EventStream(lambda event: messages.append(str(event.arguments))))
+    assert of(experiment, NODE)["features"].what.endswith(
+        "if they are copies of known images: the first run hashes them"
+    )
+    (before,) = forecast()
+    assert (before.images > 0, "the images are not hashed here yet" in messages[-1]) == (True, True)
+    assert (hashed, list(tmp_path.glob("store/*"))) == ([], [])
+    launch.extract(experiment, RunCallback())
+    del messages[:], hashed[:]
+    assert of(experiment, NODE)["features"] == ok("features", "all there")
+    (after,) = forecast()
+    assert (after.images, hashed, "hashed" in "".join(messages)) == (0, [], False)
 
 
 def test_the_memory_forecast_equals_what_the_run_reports(tmp_path):

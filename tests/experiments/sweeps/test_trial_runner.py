@@ -24,6 +24,7 @@ from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage.run_folder import RunFolder
+from fedpgp.storage.run_index import RunIndex
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
 
 BASE = {
@@ -156,6 +157,17 @@ def with_images(todo, content):
     return replace(todo, folds=tuple(replace(fold, content=content) for fold in todo.folds))
 
 
+class Images(Library):
+    """Plans whose images have a content digest of their own."""
+
+    def __init__(self, content):
+        super().__init__()
+        self._content = content
+
+    def content(self, settings, root):
+        return self._content
+
+
 def recorded(root, todo, **identity):
     """The runs of a trial, with more in their identity."""
     stores = [RunFolder.open(root / "runs" / fold.run) for fold in trial_runner.begun(todo)]
@@ -173,7 +185,7 @@ def test_a_trial_that_finished_on_other_images_runs_anew(root, library, backend)
     with pytest.raises(RunError, match=r"0 of 1 trials ended; the images of 1 have been replaced since\); continue"):
         sweep_runner._refuse_unfinished(folder, [replaced])
     assert selected(folder, replaced) == (["it"], ["1 of 1 trials run anew: their images have been replaced since"])
-    result = list(trial_runner.run(replaced, lambda: backend, library, RunCallback(), Tracker()))[-1].result
+    result = list(trial_runner.run(replaced, lambda: backend, Images("two"), RunCallback(), Tracker()))[-1].result
     assert result.folds[0].run != before.path.name
 
 
@@ -188,9 +200,33 @@ def test_a_trial_that_was_stopped_on_other_images_runs_anew(root, library, backe
     assert selected(folder, with_images(todo, "one"))[0] == []
     replaced = with_images(todo, "two")
     assert selected(folder, replaced)[0] == ["it"]
-    result = list(trial_runner.run(replaced, lambda: backend, library, RunCallback(), Tracker()))[-1].result
+    result = list(trial_runner.run(replaced, lambda: backend, Images("two"), RunCallback(), Tracker()))[-1].result
     assert result.folds[0].run != before.path.name
     assert before.state == "stopped"
+
+
+def test_images_that_are_replaced_after_the_sweep_began_are_not_mixed_with_the_first_ones(root, library, backend):
+    todo = work(root, library, seeds=(6,), sweep="mixed", report_every=1, rounds=3)
+    going = trial_runner.run(todo, lambda: backend, library, RunCallback(), Tracker())
+    next(going)
+    going.close()
+    (before,) = recorded(root, todo, content_digest="one")
+    begun = with_images(todo, "one")
+    result = list(trial_runner.run(begun, lambda: backend, Images("two"), RunCallback(), Tracker()))[-1].result
+    assert (result.state, len(before.rounds()), before.state) == ("failed", 1, "stopped")
+    assert result.reason == (
+        "data shapes: images, weights or code were replaced after the sweep began; run it again with --rerun failed"
+    )
+    anew = with_images(todo, "two")
+    assert selected(SweepFolder.open(todo.sweep), anew, rerun="failed")[0] == ["it"]
+    assert list(trial_runner.run(anew, lambda: backend, Images("two"), RunCallback(), Tracker()))[-1].result.folds
+
+
+def test_runs_are_listed_once_for_all_trials(root, library, monkeypatch):
+    todo, listings, find = work(root, library, seeds=(7, 8), sweep="listed"), [], RunIndex.find
+    monkeypatch.setattr(RunIndex, "find", lambda *args: listings.append(args) or find(*args))
+    assert selected(SweepFolder.open(todo.sweep), todo, replace(todo, id="other"))[0] == ["it", "it"]
+    assert len(listings) == 1
 
 
 def test_what_qualifies_a_ranking_is_in_its_caption(root, library, backend, monkeypatch):
@@ -210,8 +246,8 @@ def test_what_qualifies_a_ranking_is_in_its_caption(root, library, backend, monk
     assert selected(folder, todo) == ([], ["1 of 1 trials finished before"])
 
 
-def selected(folder, *works):
+def selected(folder, *works, rerun="missing"):
     """Labels of the trials that would run, and the messages."""
     events = []
-    todo = sweep_runner._select(folder, works, "missing", EventStream(events.append))
+    todo = sweep_runner._select(folder, works, rerun, EventStream(events.append))
     return [one.label for one in todo], [event.arguments[0] for event in events]
