@@ -235,7 +235,7 @@ def test_what_qualifies_a_ranking_is_in_its_caption(root, library, backend, monk
     folder = SweepFolder.open(todo.sweep)
     assert ranking(folder).caption == ""
     with monkeypatch.context() as patch:
-        patch.setattr(coverage, "of_run", lambda store: {"val/hm": Coverage(6, 6, 8, True)})
+        patch.setattr(coverage, "of_run", lambda store: {"val/hm": Coverage(6, 6, 8, 2, True)})
         assert ranking(folder).caption == "HM (val): mean over 6 of 8 clients (2 have no validation image)"
     (store,) = recorded(root, todo)
     recorded(root, todo, versions={**store.identity["versions"], "torch": "2.3.0"})
