@@ -35,6 +35,8 @@ from fedpgp.data import content, protocol, sources
 from fedpgp.data import manifest as manifests
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
+from fedpgp.experiments import privacy_planning
+from fedpgp.federation.privacy import Mechanism
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import BringsNetwork, Method
 from fedpgp.server_rules.base import ServerRule
@@ -58,6 +60,8 @@ class Plan:
     data: FederatedData
     backbone: Backbone | None
     """None: the method brings its own network"""
+    privacy: Mechanism | None
+    """None: without differential privacy"""
     image: ImageSpec
     text: FrozenText
     weights: str
@@ -81,6 +85,7 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     rule = server_rules.create(server.name, server.settings)
     of_rule = ServerSettings(name=server.name, **rule.settings.model_dump(mode="json"))
     server_rules.check_fit(rule, server.name, method)
+    privacy_planning.check_fit(experiment, method, rule)
     sources.check(experiment.data)
     federation = experiment.federation.model_copy(update={"server": of_rule})
     return experiment.model_copy(update={"method": of_method, "federation": federation}), method
@@ -128,6 +133,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     rule = server_rules.create(server.name, server.settings)
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
+    privacy = privacy_planning.mechanism(experiment, data.num_clients)
     if isinstance(method, BringsNetwork):
         backbone, image, weights = None, method.image, "none"
         text = names_only(data.class_names, experiment.data.prompt)
@@ -148,7 +154,9 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
     images = library.content(experiment.data, experiment.storage.root)
-    return Plan(experiment, method, rule, manifest, data, backbone, image, text, weights, images, digest, found)
+    return Plan(
+        experiment, method, rule, manifest, data, backbone, privacy, image, text, weights, images, digest, found
+    )
 
 
 def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:

@@ -22,6 +22,7 @@ from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
+from fedpgp.experiments import privacy_planning
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
@@ -200,7 +201,9 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     blocks = f"{plan.data.num_clients} clients in blocks of {server.block_size}"
     where = describe_resources(plan.experiment.resources)
     lines = [f"plan: {plan.experiment.method.name}, {blocks} on {where}{memory}"]
-    lines += filter(None, [rounding(plan.data.num_clients, plan.experiment.federation.participation)])
+    lines += filter(None, [rounding(plan.data.num_clients, plan.experiment.federation)])
+    if plan.privacy is not None:
+        lines.append(privacy_planning.describe(plan.privacy, plan.experiment.federation))
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
@@ -264,6 +267,7 @@ def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
         seed=experiment.seed,
         dtype=getattr(torch, experiment.backbone.dtype),
         rule=plan.rule,
+        privacy=plan.privacy,
     )
 
 
@@ -281,5 +285,6 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "partition_digest": plan.data.digest,
         "weights_fingerprint": plan.weights,
         **({"plugins": plan.plugins} if plan.plugins else {}),
+        **({"privacy": privacy_planning.record(plan.privacy)} if plan.privacy else {}),
         **provenance.describe(),
     }

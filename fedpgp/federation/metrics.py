@@ -70,7 +70,7 @@ class RoundRow:
     round: int  # 1, 2, ...; 0: an untrained model
     metrics: Mapping[str, float]
     """`val/local`, `test/hm`, ...: unweighted means over clients, in percent; `train/loss` and its parts, for example
-    `train/ce`. Absent if not measured"""
+    `train/ce`; `privacy/epsilon` spent so far, `privacy/delta`, `privacy/clip_norm`. Absent if not measured"""
     participants: int  # clients that trained
     bytes_up: int  # bytes of shared parameters that the participants send
     bytes_down: int  # bytes of shared parameters sent to the participants
@@ -202,7 +202,7 @@ def selection_score(metrics: Mapping[str, float]) -> float | None:
 
 def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
     """The last round with an accuracy; None: no round has one."""
-    evaluated = (row.round for row in rounds if any(not name.startswith("train/") for name in row.metrics))
+    evaluated = (row.round for row in rounds if any(name.startswith(("val/", "test/")) for name in row.metrics))
     return max(evaluated, default=None)
 
 

@@ -31,6 +31,7 @@ from fedpgp.federation.client import (
 )
 from fedpgp.federation.learning_rates import factors
 from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
+from fedpgp.federation.privacy import Mechanism
 from fedpgp.federation.state import weighted_sum
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
@@ -54,6 +55,7 @@ class FederationJob:
     seed: int
     dtype: torch.dtype = torch.float32
     rule: ServerRule = FEDAVG
+    privacy: Mechanism | None = None
 
     def build(self, device: torch.device) -> FederationWorker:
         """Create the worker on a device."""
@@ -91,7 +93,10 @@ class FederationWorker:
         num_examples = self._num_examples[call.clients]
         weights = num_examples if rule.weighting == "images" else np.ones_like(num_examples)
         sent = rows(uploads, valid.accepted)
-        summed = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[valid.accepted])
+        if (privacy := self.job.privacy) is None:
+            summed, votes = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[valid.accepted]), 0.0
+        else:
+            summed, votes = privacy.upload(valid.shared, received, valid.accepted, call, self.job.seed)
         return TrainResult(
             clients=call.clients,
             accepted=valid.accepted.cpu().numpy(),
@@ -105,6 +110,7 @@ class FederationWorker:
             loss=update.loss.cpu().numpy(),
             parts=to_arrays(update.parts),
             events=valid.events,
+            votes=votes,
             before_aggregation=self._before_aggregation(update.params, call.clients, valid.accepted),
         )
 

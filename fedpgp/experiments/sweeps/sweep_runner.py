@@ -53,7 +53,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in drawn.trials]
     plans = _plans(sweep, trials)
     first = [next(iter(own.values())) for own in plans.values()]
-    for line in dict.fromkeys(rounding(one.data.num_clients, one.experiment.federation.participation) for one in first):
+    for line in dict.fromkeys(rounding(one.data.num_clients, one.experiment.federation) for one in first):
         if line is not None:
             callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
