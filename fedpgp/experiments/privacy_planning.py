@@ -19,7 +19,7 @@ def check_fit(experiment: Experiment, method: Method, rule: ServerRule) -> None:
     privacy, federation = experiment.privacy, experiment.federation
     if privacy.level == "none":
         return
-    name = f"federation.server={federation.server.name}"
+    name = f"federation.server.name={federation.server.name}"
     if rule.uploads == "stack":
         raise ConfigError(
             f"privacy: {name} needs every update: its sensitivity is unknown; give a rule that uses the mean"

@@ -20,6 +20,8 @@ METRICS = (
     "held_out_global", "local_before_aggregation",
 )  # fmt: skip
 """The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel."""
+PRIVACY = ("privacy/epsilon", "privacy/delta", "privacy/clip_norm")
+"""What a round says of differential privacy; without a guarantee the clip norm alone."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """Digests that two runs of the same experiment share."""
 

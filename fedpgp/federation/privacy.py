@@ -36,6 +36,7 @@ from fedpgp.core.seeding import torch_generator
 from fedpgp.core.tree import ParamTree
 from fedpgp.federation.accountant import Accountant
 from fedpgp.federation.messages import Call
+from fedpgp.federation.metrics import PRIVACY
 from fedpgp.federation.state import State, weighted_sum
 
 CLIP_NORM = "clip_norm"
@@ -143,11 +144,9 @@ class Mechanism:
 
         Without noise there is no guarantee, and neither of the last two.
         """
-        row = {"privacy/clip_norm": self.clip_norm_of(state)}
-        epsilon = self.accountant.epsilon(self.noise_multiplier, number)
-        if not math.isfinite(epsilon):
-            return row
-        return {"privacy/epsilon": epsilon, "privacy/delta": self.accountant.delta, **row}
+        epsilon, clip_norm = self.accountant.epsilon(self.noise_multiplier, number), self.clip_norm_of(state)
+        row = dict(zip(PRIVACY, (epsilon, self.accountant.delta, clip_norm), strict=True))
+        return row if math.isfinite(epsilon) else {PRIVACY[-1]: clip_norm}
 
 
 def clipped(
