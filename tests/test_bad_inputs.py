@@ -93,7 +93,7 @@ CASES = {
         f"{RUN} privacy.level=client privacy.epsilon=2",
         f"{RUN} privacy.noise_multiplier=1",
         f"{RUN} {NOISY} federation.server.name=scaffold",
-        f"{RUN} {NOISY} method={{'name':'zero_shot'}}",
+        f"run shapes {NOISY} method.name=zero_shot storage.root=HERE/store",
         f"{RUN} {NOISY} privacy.accounting=poisson",
         f"{RUN} {NOISY} federation.everyone_first=true",
         f"{RUN} federation.sampling=poisson federation.everyone_first=true",

@@ -81,9 +81,10 @@ def _noise(accountant: Accountant, privacy: PrivacySettings, rounds: int) -> flo
         return accountant.least_noise(epsilon, rounds)
     if (spent := accountant.epsilon(noise, rounds)) > epsilon:
         most = accountant.most_rounds(noise, epsilon, rounds)
+        fit = f"rounds={most} would fit" if most else "not one round fits"
         raise ConfigError(
-            f"privacy.epsilon={epsilon:g}: {rounds} rounds with noise_multiplier={noise:g} spend {spent:.4g}, and "
-            f"{most or 'none'} would fit; give fewer rounds, more noise or noise_multiplier=null"
+            f"privacy.epsilon={epsilon:g}: federation.rounds={rounds} with noise_multiplier={noise:g} spends "
+            f"{spent:.4g}; {fit}; give more noise or noise_multiplier=null"
         )
     return noise
 

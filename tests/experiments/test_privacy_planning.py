@@ -125,9 +125,9 @@ def test_rounds_that_do_not_fit_into_the_budget_are_refused():
     assert found(*BUDGET, "privacy.noise_multiplier=1").noise_multiplier == 1
     with pytest.raises(ConfigError) as refused:
         found(*NOISY, "privacy.delta=0.01", f"privacy.epsilon={one + 0.01}")
-    assert "3 rounds with noise_multiplier=1 spend" in str(refused.value)
-    assert "1 would fit" in str(refused.value)
-    with pytest.raises(ConfigError, match="none would fit"):
+    assert "federation.rounds=3 with noise_multiplier=1 spends" in str(refused.value)
+    assert "rounds=1 would fit" in str(refused.value)
+    with pytest.raises(ConfigError, match="not one round fits"):
         found(*BUDGET, "privacy.noise_multiplier=0")
 
 
