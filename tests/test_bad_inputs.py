@@ -43,6 +43,7 @@ SMALL = (
     "resources.backend=serial tracking.mlflow=false storage.root=HERE/store"
 )
 RUN = f"run shapes {SMALL}"
+NOISY = "privacy.level=client privacy.noise_multiplier=1"
 TINY = "backbone.name=tiny backbone.activation=gelu"
 OIL = "protocol.name=leave_one_domain_out partition.scheme=domain partition.clients=null protocol.held_out=oil"
 PHOTOS = "data.name=folder data.root=HERE"
@@ -108,6 +109,21 @@ CASES = {
         f"{RUN} data.template=photo",
         f"{RUN} resources.gpus_per_actor=1.5",
         f"{RUN} resources.backend=threads",
+    ],
+    "Privacy": [
+        f"{RUN} privacy.level=client",
+        f"{RUN} privacy.level=client privacy.epsilon=2",
+        f"{RUN} privacy.noise_multiplier=1",
+        f"{RUN} {NOISY} federation.server.name=scaffold",
+        f"run shapes {NOISY} method.name=zero_shot storage.root=HERE/store",
+        f"{RUN} {NOISY} privacy.accounting=poisson",
+        f"{RUN} {NOISY} federation.everyone_first=true",
+        f"{RUN} federation.sampling=poisson federation.everyone_first=true",
+        f"{RUN} {NOISY} federation.max_update_norm=1",
+        f"{RUN} {NOISY} privacy.where=client federation.dropout=0.1",
+        f"{RUN} {NOISY} privacy.where=client federation.sampling=poisson federation.participation=0.5",
+        f"{RUN} {NOISY} privacy.delta=0.5",
+        f"{RUN} {NOISY} privacy.epsilon=1 privacy.delta=0.01",
     ],
     "Data": [
         f"{RUN} data.name=folder",

@@ -27,6 +27,7 @@ ONLY_IN = {
     "typer": ("cli/",),
     "matplotlib": ("analysis/report/",),
     "rich": ("__init__", "analysis/report/", "cli/"),
+    "dp_accounting": ("federation/accountant",),
     "pandas": ("export/mlflow_model", "export/prompt_file", "export/results"),
 }  # fmt: skip
 """The files, or the folders ending in /, in which alone a library is imported."""
@@ -35,6 +36,7 @@ LATE = {
     "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
+    "federation/accountant": {"dp_accounting"},
     "experiments/launch": {"fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow"},

@@ -276,26 +276,44 @@ class FederationSettings(Settings):
             raise ValueError(f"attack.start_round={self.attack.start_round} is above rounds={self.rounds}")
         return self
 
+    @model_validator(mode="after")
+    def _sampling_in_every_round(self) -> FederationSettings:
+        if self.everyone_first and self.sampling == "poisson":
+            raise ValueError("everyone_first is for sampling=fixed: with poisson each client is drawn by itself")
+        return self
+
 
 class PrivacySettings(Settings):
     """Differential privacy of the shared parameters."""
 
     level: Literal["none", "client"] = "none"
-    """none | client (DP-FedAvg: hides whether a client took part, with all its images)"""
+    """none | client (DP-FedAvg: hides a client with all its images; every client counts alike)"""
     clip_norm: float = Field(1.0, gt=0)
     """longest update of a client (Euclidean norm over all shared parameters); longer ones are scaled to it"""
     noise_multiplier: float | None = Field(None, ge=0)
-    """standard deviation of the noise on the sum of the updates, divided by clip_norm; 0: clipping alone"""
+    """standard deviation of the noise on the sum of the updates, divided by clip_norm; 0: clipping alone; null: the
+    least one that epsilon allows"""
     epsilon: float | None = Field(None, gt=0)
-    """budget, with delta: the least noise multiplier that keeps to it over all rounds is computed"""
+    """budget of all rounds together, which needs delta; null: none"""
     delta: float | None = Field(None, gt=0, lt=1)
-    """probability with which epsilon may not hold; less than 1 / clients"""
+    """probability with which epsilon may not hold, less than 1 / clients; null: clients^-1.1"""
     adaptive_clip: bool = False
     """true: clip_norm is only the start, and follows the median length of updates (Andrew et al., 2021)"""
     where: Literal["server", "client"] = "server"
     """who adds the noise: the server, to the sum | each client, its part, to its own update"""
     accounting: Literal["fixed", "poisson"] | None = None
-    """sampling of clients that the accountant assumes; null: federation.sampling"""
+    """sampling of clients that the accountant assumes; null: federation.sampling, which it must be"""
+
+    @model_validator(mode="after")
+    def _complete(self) -> PrivacySettings:
+        given = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        if self.level == "none" and given:
+            raise ValueError(f"{given[0]} has no effect with level=none; give level=client")
+        if self.level == "client" and self.noise_multiplier is None and self.epsilon is None:
+            raise ValueError("level=client needs noise_multiplier, or epsilon and delta")
+        if self.epsilon is not None and self.delta is None:
+            raise ValueError("epsilon needs delta, less than 1 / clients")
+        return self
 
 
 class ResourceSettings(Settings):

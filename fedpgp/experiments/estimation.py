@@ -110,7 +110,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
         own = sampling.folds(sweep, trial, None if found is None else found.domains)
         folds.append(own)
-        rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation.participation))
+        rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation))
         for fold in own:
             rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
             computed += known is None

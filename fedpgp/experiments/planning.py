@@ -38,7 +38,9 @@ from fedpgp.data import content, protocol, sources
 from fedpgp.data import manifest as manifests
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import FederatedData
+from fedpgp.experiments import privacy_planning
 from fedpgp.federation import rule_needs
+from fedpgp.federation.privacy import Mechanism
 from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method
 from fedpgp.server_rules.base import ServerRule
 from fedpgp.storage.run_folder import RunFolder
@@ -61,6 +63,8 @@ class Plan:
     data: FederatedData
     backbone: Backbone | None
     """None: the method brings its own network"""
+    privacy: Mechanism | None
+    """None: without differential privacy"""
     image: ImageSpec
     text: FrozenText
     weights: str
@@ -89,6 +93,7 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     rule = server_rules.create(server.name, server.settings)
     of_rule = ServerSettings(name=server.name, **rule.settings.model_dump(mode="json"))
     server_rules.check_fit(rule, server.name, method)
+    privacy_planning.check_fit(experiment, method, rule)
     sources.check(experiment.data)
     federation = experiment.federation.model_copy(update={"server": of_rule})
     return experiment.model_copy(update={"method": of_method, "federation": federation}), method
@@ -146,6 +151,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     rule = server_rules.create(server.name, server.settings)
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
+    privacy = privacy_planning.mechanism(experiment, len(data.training_clients))
     if isinstance(method, BringsNetwork):
         backbone, image, weights = None, method.image, "none"
         text = names_only(data.class_names, experiment.data.prompt)
@@ -170,7 +176,9 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     found = plugins_of(experiment)
     digest = config.digest(experiment, manifest=manifest.digest, weights=weights, **code_keys(found))
     images = library.content(experiment.data, experiment.storage.root)
-    return Plan(experiment, method, rule, manifest, data, backbone, image, text, weights, images, digest, found)
+    return Plan(
+        experiment, method, rule, manifest, data, backbone, privacy, image, text, weights, images, digest, found
+    )
 
 
 def _check_clients(experiment: Experiment, method: Method, data: FederatedData, tree: ParamTree) -> None:

@@ -22,6 +22,7 @@ from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.summary import partition_table
+from fedpgp.experiments import privacy_planning
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation import attacks, rule_needs
 from fedpgp.federation.backends.base import Backend, SerialBackend
@@ -204,12 +205,14 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
     federation, clients = plan.experiment.federation, len(plan.data.training_clients)
     if server.rounds:
         lines += filter(None, [rule_needs.describe(plan.rule, federation, clients, state.shared)])
-    lines += filter(None, [rounding(clients, federation.participation)])
+    lines += filter(None, [rounding(clients, federation)])
     if unseen := len(plan.data.unseen_clients):
         lines.append(f"partition.unseen_clients: {unseen} of {plan.data.num_clients} clients never train")
     if (attack := federation.attack) is not None:
         attackers = f"{len(server.job.attackers)} of {clients} clients that train"
         lines.append(f"federation.attack: {attack.kind} by {attackers}; accuracies are those of the others")
+    if plan.privacy is not None:
+        lines.append(privacy_planning.describe(plan.privacy, federation))
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
@@ -284,6 +287,7 @@ def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
         seed=experiment.seed,
         dtype=getattr(torch, experiment.backbone.dtype),
         rule=plan.rule,
+        privacy=plan.privacy,
     )
 
 
@@ -305,5 +309,6 @@ def _identity(plan: Plan) -> dict[str, Any]:
         **({"unseen_clients": list(plan.data.unseen_clients)} if plan.data.unseen_clients else {}),
         **({"attack": {"kind": attack.kind, "clients": attackers}} if attack else {}),
         **({"plugins": plan.plugins} if plan.plugins else {}),
+        **({"privacy": privacy_planning.record(plan.privacy)} if plan.privacy else {}),
         **provenance.describe(),
     }

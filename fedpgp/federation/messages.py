@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Call:
     personal: Arrays  # (K, ...)
     kept: Arrays = field(default_factory=dict)  # (K, ...) what the server rule lets each client keep
     sent: Arrays = field(default_factory=dict)  # (K, ...) what the server sends to each of them alone
+    clip_norm: float = inf  # longest update under differential privacy
     confusion: bool = False  # whether an evaluation counts confusion matrices
 
 
@@ -66,3 +68,4 @@ class TrainResult:
     events: tuple[str | None, ...]  # (K,) what went wrong and what was done
     before_aggregation: list[Counts] = field(default_factory=list)
     parts: Arrays = field(default_factory=dict)  # (K,) of each named part of the loss
+    votes: float = 0.0  # sum of the votes on the clip norm

@@ -26,6 +26,8 @@ NEW_CLIENT = "new_client"
 TESTED = ("val", "test", NEW_CLIENT)
 """The splits that have accuracies: validation and test images of the clients that train and do not attack, and test
 images of those that never train."""
+PRIVACY = ("privacy/epsilon", "privacy/delta", "privacy/clip_norm")
+"""What a round says of differential privacy; without a guarantee the clip norm alone."""
 DIGESTS = ("config_digest", "manifest_digest", "partition_digest", "weights_fingerprint")
 """Digests that two runs of the same experiment share."""
 
@@ -76,7 +78,8 @@ class RoundRow:
     round: int  # 1, 2, ...; 0: an untrained model
     metrics: Mapping[str, float]
     """`val/local`, `test/hm`, `new_client/local`, ...: unweighted means over clients, in percent; `train/loss` and its
-    parts, for example `train/ce`, over all participants. Absent if not measured"""
+    parts, for example `train/ce`, over all participants; `privacy/epsilon` spent so far, `privacy/delta`,
+    `privacy/clip_norm`. Absent if not measured"""
     participants: int  # clients that trained
     bytes_up: int  # bytes of shared parameters that the participants send
     bytes_down: int  # bytes of shared parameters sent to the participants
@@ -208,7 +211,7 @@ def selection_score(metrics: Mapping[str, float]) -> float | None:
 
 def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
     """The last round with an accuracy; None: no round has one."""
-    evaluated = (row.round for row in rounds if any(not name.startswith("train/") for name in row.metrics))
+    evaluated = (row.round for row in rounds if any(name.startswith(("val/", "test/")) for name in row.metrics))
     return max(evaluated, default=None)
 
 

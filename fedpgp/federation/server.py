@@ -2,20 +2,30 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from math import inf
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
-from fedpgp.federation.metrics import RoundRow, confusion_table, count_tables, round_metrics, train_tables
+from fedpgp.federation.metrics import (
+    CLIENT_SCHEMA,
+    RoundRow,
+    confusion_table,
+    count_tables,
+    round_metrics,
+    train_tables,
+)
 from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import LimitsBlocks
@@ -32,29 +42,35 @@ def participants(clients: int, participation: float) -> int:
     return max(1, int(participation * clients))
 
 
-def rounding(clients: int, participation: float) -> str | None:
+def rounding(clients: int, federation: FederationSettings) -> str | None:
     """Say how many clients train in a round if that is not exactly the fraction asked for; None: it is.
 
     Args:
         clients: the number of those that ever train.
+        federation: with the fraction and the kind of sampling.
     """
+    participation = federation.participation
     count = participants(clients, participation)
-    if Decimal(repr(participation)) * clients == count:
+    if federation.sampling == "poisson" or Decimal(repr(participation)) * clients == count:
         return None
     trained = f"{count} client{'' if count == 1 else 's'} of {clients}"
     return f"federation.participation={participation:g}: {trained} in a round, a fraction of {count / clients:.3g}"
 
 
-def sample_clients(seed: int, round: int, clients: int, participation: float, everyone_first: bool) -> np.ndarray:
+def sample_clients(seed: int, round: int, clients: int, federation: FederationSettings) -> np.ndarray:
     """Which of the clients train in `round` (1, 2, ...), sorted: a function of the seed and the round.
 
-    See `participants` for their number; they are drawn without replacement. All clients train for `participation` 1,
-    and in round 1 with `everyone_first` (as in the authors' code).
+    All for `participation` 1, and in round 1 with `everyone_first` (as in the authors' code). Otherwise `fixed` draws
+    `participants` of them without replacement, and `poisson` each client by itself with probability `participation`:
+    their number differs from round to round, and can be 0.
     """
-    count = participants(clients, participation)
-    if count == clients or (everyone_first and round == 1):
+    participation = federation.participation
+    generator = numpy_generator(seed, "cohort", round)
+    if participation == 1 or (federation.everyone_first and round == 1):
         return np.arange(clients)
-    return np.sort(numpy_generator(seed, "cohort", round).choice(clients, count, replace=False))
+    if federation.sampling == "poisson":
+        return np.flatnonzero(generator.random(clients) < participation)
+    return np.sort(generator.choice(clients, participants(clients, participation), replace=False))
 
 
 def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
@@ -97,7 +113,8 @@ class Server:
         shared, clients = select(tree, job.method.shared_keys), job.data.num_clients
         kept = job.rule.init_kept(shared) if isinstance(job.rule, ClientHalf) else {}
         personal = stack(without(tree, shared), clients)
-        return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients))
+        private = job.privacy.initial() if job.privacy else {}
+        return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients), private)
 
     def memory(self, state: State) -> int | None:
         """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
@@ -125,10 +142,8 @@ class Server:
         """Run one round."""
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.training_clients
         seconds: dict[str, float] = {}
-        chosen = sample_clients(
-            self.job.seed, number, len(clients), federation.participation, federation.everyone_first
-        )
-        sampled = clients[chosen]
+        sampled = clients[sample_clients(self.job.seed, number, len(clients), federation)]
+        private = self.job.privacy.spent(state, number) if self.job.privacy else {}
         common, sent = self.job.rule.broadcast(state.server, state.shared, sampled)
         with _timed(seconds, "train"):
             results, total, stacked = self._train(state, number, sampled, to_arrays(common), to_arrays(sent))
@@ -141,7 +156,7 @@ class Server:
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
         down = num_bytes(without(common, sent)) * len(sampled) + num_bytes(sent)
-        return self._result(state, results, counts, confusion, sampled, seconds, down)
+        return self._result(state, results, counts, confusion, sampled, seconds, down, private)
 
     def _result(
         self,
@@ -152,15 +167,16 @@ class Server:
         trained: np.ndarray,
         seconds: dict[str, float],
         bytes_down: int = 0,
+        more: Mapping[str, float] = MappingProxyType({}),
     ) -> RoundResult:
-        tables = train_tables(state.round, results)
+        tables = [CLIENT_SCHEMA.empty_table(), *train_tables(state.round, results)]
         for part in counts:
             tables += count_tables(state.round, part, self.job.data.domains)
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
         clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
         row = RoundRow(
             round=state.round,
-            metrics=round_metrics(clients),
+            metrics={**round_metrics(clients), **more},
             participants=len(trained),
             bytes_up=sum(result.bytes_up for result in results),
             bytes_down=bytes_down,
@@ -177,9 +193,11 @@ class Server:
         Both are filled as the results arrive.
         """
         calls = []
+        clip_norm = self.job.privacy.clip_norm_of(state) if self.job.privacy else inf
         for block in blocks(sampled, self.block_size):
             own = {key: value[np.searchsorted(sampled, block)] for key, value in sent.items()}
-            calls.append(Call(number, block, _rows_of(state.personal, block), _rows_of(state.kept, block), own))
+            personal, kept = _rows_of(state.personal, block), _rows_of(state.kept, block)
+            calls.append(Call(number, block, personal, kept, own, clip_norm))
         results: list[TrainResult] = []
         total: ParamTree = {}
         stacked = Stack(len(sampled))
@@ -196,22 +214,32 @@ class Server:
                 for key, value in own.items():
                     tree[key].numpy()[_index(result.clients)] = value
         number = state.round + 1
-        weights = np.concatenate([result.weights[result.accepted] for result in results])
-        if len(weights) < (fewest := self.job.rule.fewest):
-            found = f"{len(weights)} updates arrived and the server rule needs {fewest}"
-            what = found if len(weights) else "every client was lost or excluded"
+        clients = np.concatenate([np.arange(0), *(result.clients[result.accepted] for result in results)])
+        weights = np.concatenate([np.arange(0), *(result.weights[result.accepted] for result in results)])
+        private = state.privacy
+        if self.job.privacy is not None:
+            votes = sum(result.votes for result in results)
+            generator = torch_generator(self.job.seed, "noise", number)
+            mean, private = self.job.privacy.release(total, votes, state, generator)
+            clients = weights = np.arange(0)
+        elif len(weights) >= self.job.rule.fewest:
+            mean = average([total], float(weights.sum()), like=state.shared)
+        else:
+            found = f"{len(weights)} updates arrived and the server rule needs {self.job.rule.fewest}"
+            none = "every client was lost or excluded" if results else "no client was sampled"
+            what = found if len(weights) else none
             log.warning("round %d: %s; the shared parameters are unchanged", number, what)
             return replace(state, round=number)
         received = Received(
-            clients=np.concatenate([result.clients[result.accepted] for result in results]),
+            clients=clients,
             weights=torch.from_numpy(weights).double(),
-            mean=average([total], float(weights.sum()), like=state.shared),
+            mean=mean,
             stack=stacked,
             num_clients=len(self.job.data.training_clients),
             generator=torch_generator(self.job.seed, "server", number),
         )
         server, shared = self.job.rule.aggregate(state.server, state.shared, received)
-        return State(number, shared, state.personal, server, state.kept)
+        return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""

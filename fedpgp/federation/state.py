@@ -19,6 +19,7 @@ class State:
     personal: ParamTree  # the clients' parameters, stacked: every entry is (K, ...)
     server: ParamTree = field(default_factory=dict)  # the server rule's own state
     kept: ParamTree = field(default_factory=dict)  # what the server rule lets each client keep, stacked (K, ...)
+    privacy: ParamTree = field(default_factory=dict)  # the clip norm, if it adapts
 
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:

@@ -33,6 +33,7 @@ from fedpgp.federation.evaluation import Evaluator
 from fedpgp.federation.learning_rates import factors
 from fedpgp.federation.messages import Arrays, Call, Counts, Features, TrainResult, to_arrays
 from fedpgp.federation.metrics import NEW_CLIENT
+from fedpgp.federation.privacy import Mechanism
 from fedpgp.federation.state import weighted_sum
 from fedpgp.methods.base import Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
@@ -55,6 +56,7 @@ class FederationJob:
     seed: int
     dtype: torch.dtype = torch.float32
     rule: ServerRule = FEDAVG
+    privacy: Mechanism | None = None
 
     @property
     def attackers(self) -> np.ndarray:
@@ -104,7 +106,10 @@ class FederationWorker:
         num_examples = self._num_examples[call.clients]
         weights = num_examples if rule.weighting == "images" else np.ones_like(num_examples)
         sent = rows(uploads, arrived)
-        summed = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[arrived])
+        if (privacy := self.job.privacy) is None:
+            summed, votes = weighted_sum(sent, torch.from_numpy(weights).to(self.device)[arrived]), 0.0
+        else:
+            summed, votes = privacy.upload(valid.shared, received, arrived, call, self.job.seed)
         return TrainResult(
             clients=call.clients,
             accepted=arrived.cpu().numpy(),
@@ -118,6 +123,7 @@ class FederationWorker:
             loss=update.loss.cpu().numpy(),
             parts=to_arrays(update.parts),
             events=self._events(call, valid.events, lost),
+            votes=votes,
             before_aggregation=self._before_aggregation(update.params, call.clients, arrived.cpu().numpy()),
         )
 

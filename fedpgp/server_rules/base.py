@@ -23,7 +23,7 @@ Weighting = Literal["images", "equal"]
 class Received:
     """What the server has of a round: M clients whose updates count."""
 
-    clients: np.ndarray  # (M,) sorted
+    clients: np.ndarray  # (M,) sorted; under differential privacy nobody, and weights likewise: only the mean is public
     weights: Tensor  # (M,) float64
     mean: ParamTree  # weighted mean of what they sent, without the client axis; empty for `stack`
     stack: ParamTree  # (M, ...) what each of them sent; empty for `sum`
@@ -69,7 +69,8 @@ class ServerRule(Protocol):
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
         """The server's next state and the next shared parameters, of the same dtypes.
 
-        Changes none of its arguments. Not called in a round of which fewer than `fewest` updates count.
+        Changes none of its arguments. Not called in a round of which fewer than `fewest` updates count, except under
+        differential privacy, where noise counts too.
         """
 
 

@@ -17,7 +17,7 @@ from fedpgp.federation.state import State
 LONGEST_CHAIN = 20  # most files that a state is read from; then a new base is written
 DELTA_SHARE = 1 / 3  # largest share of clients in a delta; a larger delta would cost as much as a base
 ROWS = "rows"
-COMMON, OF_CLIENTS = ("shared", "server"), ("personal", "kept")
+COMMON, OF_CLIENTS = ("shared", "server", "privacy"), ("personal", "kept")
 """The trees of a state that have no client axis, and those that are stacked (K, ...)."""
 
 

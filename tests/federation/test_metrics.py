@@ -137,7 +137,7 @@ def test_an_untrained_model_is_all_there_is_without_training():
 
 def test_the_last_evaluated_round():
     assert metrics.last_evaluated(history([(1, 10.0), (2, 20.0), (3, None)])) == 2
-    assert metrics.last_evaluated([RoundRow(1, {"train/loss": 1.0, "train/ce": 0.5}, 1, 0, 0)]) is None
+    assert metrics.last_evaluated([RoundRow(1, {"train/loss": 1.0, "privacy/epsilon": 0.5}, 1, 0, 0)]) is None
 
 
 def test_a_summary_is_a_run_in_numbers():

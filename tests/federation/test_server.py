@@ -270,18 +270,20 @@ def test_failed_finetuning_follows_the_policy(server):
 
 
 def test_the_sample_is_a_function_of_seed_and_round():
-    draws = {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in range(1, 9)}
-    assert draws == {round: sample_clients(1, round, 20, 0.25, False).tolist() for round in reversed(range(1, 9))}
+    some = FederationSettings(participation=0.25)
+    draws = {round: sample_clients(1, round, 20, some).tolist() for round in range(1, 9)}
+    assert draws == {round: sample_clients(1, round, 20, some).tolist() for round in reversed(range(1, 9))}
     assert all(len(set(sample)) == 5 and sample == sorted(sample) for sample in draws.values())
     assert len({tuple(sample) for sample in draws.values()}) > 1
-    assert draws != {round: sample_clients(2, round, 20, 0.25, False).tolist() for round in range(1, 9)}
+    assert draws != {round: sample_clients(2, round, 20, some).tolist() for round in range(1, 9)}
 
 
 def test_everyone_or_at_least_one_client_trains():
-    assert sample_clients(1, 3, 7, 1.0, False).tolist() == list(range(7))
-    assert len(sample_clients(1, 3, 7, 0.01, False)) == 1
-    assert len(sample_clients(1, 1, 7, 0.5, True)) == 7
-    assert len(sample_clients(1, 2, 7, 0.5, True)) == 3  # floor, as in the authors' code
+    assert sample_clients(1, 3, 7, FederationSettings()).tolist() == list(range(7))
+    assert len(sample_clients(1, 3, 7, FederationSettings(participation=0.01))) == 1
+    first = FederationSettings(participation=0.5, everyone_first=True)
+    assert len(sample_clients(1, 1, 7, first)) == 7
+    assert len(sample_clients(1, 2, 7, first)) == 3  # floor, as in the authors' code
 
 
 def test_blocks_are_cut_from_the_sorted_clients():
@@ -301,5 +303,7 @@ def test_blocks_are_cut_from_the_sorted_clients():
     ],
 )
 def test_participation_that_is_rounded_is_said(clients, participation, count, line):
-    assert participants(clients, participation) == count == len(sample_clients(1, 2, clients, participation, False))
-    assert rounding(clients, participation) == line
+    federation = FederationSettings(participation=participation)
+    assert participants(clients, participation) == count == len(sample_clients(1, 2, clients, federation))
+    assert rounding(clients, federation) == line
+    assert rounding(clients, federation.model_copy(update={"sampling": "poisson"})) is None  # no number to name

@@ -9,7 +9,7 @@ from rich.console import Group as Lines
 
 from fedpgp.analysis.comparison import MAIN, METRIC_TITLES, READING_TITLES, Comparison, Group, Run, Statistic, measured
 from fedpgp.analysis.loading import client_accuracies
-from fedpgp.analysis.report import tables
+from fedpgp.analysis.report import privacy_tables, tables
 from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_columns, statistic_text
 from fedpgp.config import differing
 from fedpgp.core.text import disk_size
@@ -27,7 +27,7 @@ def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
     found = []
     for scenario in comparison.scenarios:
         found += [accuracies(comparison, scenario), differences(comparison, scenario, baseline)]
-    for build in (new_clients, readings, costs):
+    for build in (new_clients, readings, privacy_tables.of_groups, costs):
         found += [build(groups, scenario) for scenario, groups in comparison.scenarios.items()]
     return [table for table in found if table.rows]
 
@@ -173,7 +173,8 @@ def side_by_side(first: Run, second: Run, notes: Sequence[str] = ()) -> Lines:
         for run in (first, second)
     ]
     set_apart = differing_settings(("A", "B"), trees, differing(trees))
-    found = [set_apart, _pair_metrics(first, second), pair_clients(first, second)]
+    spent = privacy_tables.of_pair(first, second)
+    found = [set_apart, _pair_metrics(first, second), spent, pair_clients(first, second)]
     names = [f"A: {first.path.name} ({first.state})", f"B: {second.path.name} ({second.state})"]
     return tables.in_terminal([table for table in found if table.rows], [*names, *(f"mark: {note}" for note in notes)])
 

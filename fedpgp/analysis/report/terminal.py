@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedpgp.analysis import coverage, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
+from fedpgp.analysis.report import privacy_tables
 from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
@@ -58,7 +59,9 @@ def show(run_dir: Path) -> Lines:
     store = RunFolder.open(run_dir)
     numbers = summarize(store.identity, store.rounds())
     made = provenance.by_rounds(store.stretches, numbers["rounds"])
-    return Lines(_accuracies(store, numbers), _costs(store, numbers), _clients(store), *made)
+    private = privacy_tables.of_metrics("Differential privacy", {store.path.name: [numbers["metrics"]]})
+    shown = [_accuracies(store, numbers), *([private] if private.rows else []), _costs(store, numbers)]
+    return Lines(*shown, _clients(store), *made)
 
 
 def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:

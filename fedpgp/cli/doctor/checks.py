@@ -23,7 +23,7 @@ from fedpgp.core.files import denied
 from fedpgp.core.memory import free as free_memory
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
-from fedpgp.experiments import estimation
+from fedpgp.experiments import estimation, privacy_planning
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import driver
 from fedpgp.federation.resources import shortfall
@@ -280,8 +280,10 @@ def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: boo
     data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
     trained = f"{data.num_clients} clients, {len(data.class_sets[data.train_set])} classes to train on"
     yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
-    if rounded := rounding(len(data.training_clients), experiment.federation.participation):
+    if rounded := rounding(len(data.training_clients), experiment.federation):
         yield ok("participation", rounded)
+    if ready.privacy is not None:
+        yield ok("privacy", privacy_planning.describe(ready.privacy, experiment.federation))
     free = sum(node.get("memory", 0.0) for node in nodes)
     for name, look in (("features", features), ("memory", partial(memory, free=free))):
         try:

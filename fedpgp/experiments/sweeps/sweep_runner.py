@@ -53,7 +53,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in trials]
     plans = _plans(sweep, trials)
     first = [next(iter(own.values())) for own in plans.values()]
-    shares = ((len(one.data.training_clients), one.experiment.federation.participation) for one in first)
+    shares = ((len(one.data.training_clients), one.experiment.federation) for one in first)
     for line in dict.fromkeys(rounding(*share) for share in shares):
         if line is not None:
             callback.on_message(line)

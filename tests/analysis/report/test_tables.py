@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedpgp.analysis.loading import Entry, compare, read
-from fedpgp.analysis.report import comparison_tables, tables
+from fedpgp.analysis.report import comparison_tables, privacy_tables, tables, terminal
 
 
 @pytest.fixture
@@ -57,6 +57,25 @@ def test_differences_are_paired_by_seed_and_have_an_interval(compared):
 
 def test_costs_are_those_of_one_run(compared):
     assert texts(comparison_tables.costs(compared.groups))[0] == ["promptfl", "2", "2.0 MB", "4.0 MB", "0.50"]
+
+
+def test_what_runs_have_spent(made_run, compared):
+    """Of a group the most; without privacy there is no table."""
+    assert texts(privacy_tables.of_groups(compared.groups)) == []
+    titles = [table.title for table in comparison_tables.all_tables(compared, "promptfl")]
+    assert "Differential privacy" not in titles
+    private = {"test_hm": [1], "privacy_delta": [0.01], "privacy_clip_norm": [0.5]}
+    paths = [made_run(f"seed={seed}", name="dp", privacy_epsilon=[2.5 * seed], **private) for seed in (1, 2)]
+    clipped = made_run("method.name=coop", test_hm=[1], privacy_clip_norm=[1.0])
+    mixed = compare([Entry(path) for path in (*paths, clipped, made_run("method.name=promptfl", test_hm=[1]))])
+    rows = [["fedpgp", "5", "0.01", "0.5"], ["coop", "-", "-", "1"]]
+    assert texts(privacy_tables.of_groups(mixed.groups)) == rows
+    first, second = (read(path) for path in (paths[0], clipped))
+    assert texts(privacy_tables.of_pair(first, second)) == [["A", "2.5", "0.01", "0.5"], ["B", "-", "-", "1"]]
+    for shown in (comparison_tables.side_by_side(first, second), terminal.show(paths[1])):
+        console = Console(width=120, file=io.StringIO())
+        console.print(shown)
+        assert "epsilon spent" in console.file.getvalue()
 
 
 def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
