@@ -29,7 +29,7 @@ HERE = {
     "fedpgp run my.yaml --resume": "",
     "fedpgp features my.yaml [--dry-run]": "fedpgp features my.yaml --dry-run",
     "fedpgp compare RUN_A RUN_B": "",
-    "fedpgp methods": "",
+    "fedpgp methods [--server]": "fedpgp methods --server",
     "fedpgp runs": "",
     "fedpgp doctor [my.yaml]": "fedpgp doctor my.yaml",
     "fedpgp sweep rank_mu_tau_shots --dry-run": "",

@@ -17,7 +17,7 @@ from fedpgp.clip.feature_cache import Array, FeatureKey, Variant, write_shard
 from fedpgp.clip.model import ImageSpec
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
-from fedpgp.data.sources.decoding import orientation
+from fedpgp.data.exif import orientation
 
 if TYPE_CHECKING:
     from PIL.Image import Image

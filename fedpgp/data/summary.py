@@ -12,9 +12,9 @@ from PIL import Image
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data import sources
+from fedpgp.data.exif import orientation
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import SPLITS, FederatedData
-from fedpgp.data.sources import decoding
 
 CHUNK = 512
 
@@ -91,7 +91,7 @@ def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int
     for row, image in _images(manifest, settings, unreadable, progress):
         picture = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
         content.update(_name(manifest, row).encode() + picture)
-        if decoding.orientation(image) != 1:
+        if orientation(image) != 1:
             rotated.append(_name(manifest, row))
         first = held.setdefault(picture, {}).setdefault(str(manifest.splits[row]), row)
         if first != row:

@@ -171,7 +171,7 @@ def test_an_activation_that_nothing_confirms_is_warned_about(tmp_path, tiny, tin
     assert told.startswith(f"backbone.activation=gelu: nothing in or beside {tiny_file} confirms it")
     caplog.clear()
     load(described(weights=str(save(tiny, "openai_dict", tmp_path)), activation="quick_gelu"))
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 64}}))
     load(described(weights=str(tiny_file)))
     assert "trained with gelu" in refusal(weights=str(tiny_file), activation="quick_gelu")
     assert not caplog.messages

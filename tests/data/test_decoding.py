@@ -10,6 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from fedpgp.core.errors import DataError
+from fedpgp.data.exif import orientation
 from fedpgp.data.sources import decoding
 from fedpgp.data.sources.decoding import decode
 
@@ -122,26 +123,26 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("turn", range(1, 9))
 def test_a_photo_is_decoded_as_stored_and_turned_upright_on_request(
-    kind: str, orientation: int, caplog: pytest.LogCaptureFixture
+    kind: str, turn: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Orientation] = turn
     stored = Image.fromarray(np.arange(0, 240, 10, np.uint8).reshape(4, 6)).convert("RGBA" if kind == "PNG" else "RGB")
     data = saved(stored, kind, exif=exif)
     image = decode(data, "x")
-    assert (image.size, decoding.orientation(image)) == ((6, 4), orientation)
+    assert (image.size, orientation(image)) == ((6, 4), turn)
     (turned,) = decoding.upright([image], ["photo.jpg"])
     assert turned.tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB").tobytes()
-    assert ["photo.jpg: turned upright" in message for message in caplog.messages] == [True] * (orientation != 1)
+    assert ["photo.jpg: turned upright" in message for message in caplog.messages] == [True] * (turn != 1)
 
 
 def test_a_tiff_is_upright_and_not_turned_again() -> None:
     stored = Image.fromarray(np.arange(0, 240, 10, np.uint8).reshape(4, 6))
     described = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
     image = decode(saved(stored, "TIFF", tiffinfo={ExifTags.Base.Orientation: 6, 700: described}), "x")
-    assert (image.size, decoding.orientation(image)) == ((4, 6), 1)
+    assert (image.size, orientation(image)) == ((4, 6), 1)
 
 
 def test_exif_data_after_the_pixels_of_a_png_are_found() -> None:
@@ -152,11 +153,11 @@ def test_exif_data_after_the_pixels_of_a_png_are_found() -> None:
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
     last = data.index(b"IEND") - 4
     moved = data[:start] + data[end:last] + data[start:end] + data[last:]
-    assert [decoding.orientation(decode(one, "x")) for one in (data, moved)] == [6, 6]
+    assert [orientation(decode(one, "x")) for one in (data, moved)] == [6, 6]
 
 
 def test_damaged_exif_data_are_no_orientation() -> None:
     image = Image.new("RGB", (2, 2))
     for exif in (b"", b"Exif\0\0not TIFF", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
         image.info["exif"] = exif
-        assert decoding.orientation(image) == 1
+        assert orientation(image) == 1

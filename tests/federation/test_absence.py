@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
-from test_server import server  # noqa: F401
 
 from fedpgp.config import FederationSettings
 from fedpgp.federation.absence import epochs, joined, lost
@@ -66,7 +65,7 @@ def some_lost(make, **changes):
 
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_an_update_that_is_lost_does_not_count(server, keeps, block_size):  # noqa: F811
+def test_an_update_that_is_lost_does_not_count(server, keeps, block_size):
     """Updates 1, 2.5, -2 with weights 2, 1, 3, but for that of the lost client, which sends no byte."""
     federation, gone = some_lost(server, dropout_keeps_personal=keeps, block_size=block_size)
     (result,) = rounds(federation)
@@ -81,7 +80,7 @@ def test_an_update_that_is_lost_does_not_count(server, keeps, block_size):  # no
     assert result.row.bytes_down == 3 * 4
 
 
-def test_a_client_that_is_excluded_and_lost_keeps_nothing(server):  # noqa: F811
+def test_a_client_that_is_excluded_and_lost_keeps_nothing(server):
     federation, gone = some_lost(server, policy="exclude", max_update_norm=1e-9)
     (result,) = rounds(federation)
     assert result.state.personal["b"].flatten().tolist() == [0, 0, 0]
@@ -90,7 +89,7 @@ def test_a_client_that_is_excluded_and_lost_keeps_nothing(server):  # noqa: F811
     assert event.endswith("; lost")
 
 
-def test_if_everyone_is_lost_the_shared_parameters_are_unchanged(server, caplog):  # noqa: F811
+def test_if_everyone_is_lost_the_shared_parameters_are_unchanged(server, caplog):
     federation = server("a", dropout=0.999999, rounds=1)
     with caplog.at_level(logging.WARNING):
         (result,) = rounds(federation)
@@ -100,7 +99,7 @@ def test_if_everyone_is_lost_the_shared_parameters_are_unchanged(server, caplog)
     assert result.row.bytes_up == 0
 
 
-def test_a_straggler_does_the_first_of_its_epochs(server):  # noqa: F811
+def test_a_straggler_does_the_first_of_its_epochs(server):
     """a + b goes to 2, 5, -4: a step of 0.25 goes half of the way, two go three quarters."""
     federation = server("a", local_epochs=2, straggler=0.5, rounds=1, lr=0.25)
     federation.job.__dict__["seed"] = next(
@@ -114,7 +113,7 @@ def test_a_straggler_does_the_first_of_its_epochs(server):  # noqa: F811
     assert result.row.bytes_up == 3 * 4
 
 
-def test_a_straggler_does_its_share_of_a_phase_with_epochs_of_its_own(server):  # noqa: F811
+def test_a_straggler_does_its_share_of_a_phase_with_epochs_of_its_own(server):
     """1 of 2 local epochs is half of the 3 epochs of the first phase, rounded up: 2; steps of 0.5 go 3/4 of the way."""
     federation = server("a", local_epochs=2, straggler=1.0, rounds=1)
     federation.job.method.phases = (Phase(frozenset({"b"}), epochs=3), Phase(frozenset({"a"}), lr={"a": 1e-30}))
@@ -122,7 +121,7 @@ def test_a_straggler_does_its_share_of_a_phase_with_epochs_of_its_own(server):  
     assert result.state.personal["b"].flatten().tolist() == [1.5, 3.75, -3.0]
 
 
-def test_scaffold_divides_by_the_steps_that_a_straggler_did(server):  # noqa: F811
+def test_scaffold_divides_by_the_steps_that_a_straggler_did(server):
     """With a constant gradient g the control variate of every client is g, whatever it did: (x - y) / (steps lr)."""
     federation = server("a", local_epochs=4, straggler=0.6, rounds=1)
     object.__setattr__(federation.job, "rule", Scaffold(RuleSettings()))
@@ -132,7 +131,7 @@ def test_scaffold_divides_by_the_steps_that_a_straggler_did(server):  # noqa: F8
     assert result.state.kept["control.a"].flatten().tolist() == pytest.approx([3.0] * 3)
 
 
-def test_scaffold_keeps_the_control_variates_of_lost_clients(server):  # noqa: F811
+def test_scaffold_keeps_the_control_variates_of_lost_clients(server):
     """So that the server's is still their mean: c = sum of c_i / 3."""
     federation, gone = some_lost(server)
     object.__setattr__(federation.job, "rule", Scaffold(RuleSettings()))
@@ -142,7 +141,7 @@ def test_scaffold_keeps_the_control_variates_of_lost_clients(server):  # noqa: F
     assert result.state.server["control.a"].item() == pytest.approx(own.mean().item())
 
 
-def test_blocks_and_chunks_change_nothing(server):  # noqa: F811
+def test_blocks_and_chunks_change_nothing(server):
     runs = []
     for size, chunk in ((3, None), (1, None), (2, 1)):
         federation = server(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
-from test_server import Sum, server  # noqa: F401
+from one_weight import Sum
 
 from fedpgp.config import AttackSettings
 from fedpgp.federation.attacks import attackers, false_update, train_labels
@@ -83,7 +83,7 @@ def train_rows(result):
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["sign_flip", "same_value"])
-def test_a_round_with_an_attacker(server, kind, block_size):  # noqa: F811
+def test_a_round_with_an_attacker(server, kind, block_size):
     """Updates 1, 2.5, -2 with weights 2, 1, 3; that of one client, k, is -2 or 2 |d| instead of d.
 
     It keeps its b as trained; accuracies are those of the others.
@@ -102,13 +102,13 @@ def test_a_round_with_an_attacker(server, kind, block_size):  # noqa: F811
     assert first.row.bytes_up == 3 * 4
 
 
-def test_personal_parameters_of_an_attacker_stay_as_trained(server):  # noqa: F811
+def test_personal_parameters_of_an_attacker_stay_as_trained(server):
     federation = server("a", rounds=1, attack=settings("sign_flip"))
     (result,) = federation.run(federation.initial_state())
     assert result.state.personal["b"].flatten().tolist() == [1.0, 2.5, -2.0]
 
 
-def test_before_its_first_round_an_attacker_is_honest(server):  # noqa: F811
+def test_before_its_first_round_an_attacker_is_honest(server):
     honest, attacked = (
         list(federation.run(federation.initial_state()))
         for federation in (server("a"), server("a", attack=settings("sign_flip", start_round=2)))
@@ -118,7 +118,7 @@ def test_before_its_first_round_an_attacker_is_honest(server):  # noqa: F811
     assert train_rows(attacked[0])["event"].to_pylist() == [None] * 3
 
 
-def test_a_limit_on_updates_meets_the_false_ones(server):  # noqa: F811
+def test_a_limit_on_updates_meets_the_false_ones(server):
     """Scale 100 makes any update longer than 10, so it is excluded, and its client keeps b = 0."""
     attack = settings("sign_flip", scale=100)
     federation = server("a", rounds=1, attack=attack, policy="exclude", max_update_norm=10.0)
@@ -139,7 +139,7 @@ class Labels(Sum):
 
 
 @pytest.mark.parametrize("block_size", [1, 3])
-def test_false_labels_in_training_alone(server, block_size):  # noqa: F811
+def test_false_labels_in_training_alone(server, block_size):
     """Labels 1, 1, 0 by client, so a = 0.5, 0.5, 0 after a step of 0.5; the attacker has learned the other label."""
     made = server("a", rounds=1, attack=settings("label_flip"), block_size=block_size)
     job = made.job
@@ -153,7 +153,7 @@ def test_false_labels_in_training_alone(server, block_size):  # noqa: F811
     assert train_rows(result)["event"].to_pylist()[k] == "attack: label_flip"
 
 
-def test_noise_does_not_depend_on_blocks_and_chunks(server):  # noqa: F811
+def test_noise_does_not_depend_on_blocks_and_chunks(server):
     runs = []
     for size, chunk in ((3, None), (1, None), (2, None), (3, 1)):
         federation = server("a", attack=settings("gaussian", fraction=0.7), block_size=size, chunk_size=chunk, rounds=2)

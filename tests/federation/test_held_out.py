@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_server import NoText, Sum
+from one_weight import NoText, Sum
 
 from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings

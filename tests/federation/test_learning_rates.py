@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_server import server  # noqa: F401
 
 from fedpgp.config import FederationSettings
 from fedpgp.federation.client import travel
@@ -105,7 +104,7 @@ def learned(federation):
     ]
 
 
-def test_the_rate_of_a_round_scales_its_step(server):  # noqa: F811
+def test_the_rate_of_a_round_scales_its_step(server):
     """Warm-up over 2 rounds at lr 0.5: a step of 0.25 goes half of the way, and one of 0.5 all of the rest."""
     first, second = learned(server("", lr_warmup_rounds=2))
     assert first["a"] == [0.5, 1.25, -1.0]
@@ -113,7 +112,7 @@ def test_the_rate_of_a_round_scales_its_step(server):  # noqa: F811
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
-def test_the_rate_of_each_step_of_each_client(server, chunk_size):  # noqa: F811
+def test_the_rate_of_each_step_of_each_client(server, chunk_size):
     """Batches of one image and 2 rounds of cosine; x does 2 steps, y 1, z 3, of which the first is at the whole rate.
 
     z (three times -4): a = b = -2 after a step of 0.5, which is at the minimum, so the others add nothing. y: 2.5.
@@ -132,7 +131,7 @@ def test_the_rate_of_each_step_of_each_client(server, chunk_size):  # noqa: F811
     assert any(found[0][0] == pytest.approx(end) for end in ends)
 
 
-def test_every_phase_and_its_decay_are_multiplied(server):  # noqa: F811
+def test_every_phase_and_its_decay_are_multiplied(server):
     """Phase 1 learns b at its own rate 0.25, decay 0.5 a round; phase 2 learns a at 0.5. Cosine: 1, then 0.5.
 
     y (image 5), round 1: b = 1.25, then a = 0.5 * 3.75 = 1.875. Round 2: a + b = 3.125, rates 0.25 * 0.5 * 0.5 and
@@ -146,7 +145,7 @@ def test_every_phase_and_its_decay_are_multiplied(server):  # noqa: F811
 
 
 @pytest.mark.parametrize("changes", [{"lr_schedule": "cosine"}, {"lr_schedule_per": "step", "lr_warmup_rounds": 3}])
-def test_a_schedule_is_a_function_of_the_round(server, changes):  # noqa: F811
+def test_a_schedule_is_a_function_of_the_round(server, changes):
     """Nothing is carried along: from the state after round 2, a new server does rounds 3 and 4 to the same bits."""
     whole = run(server("ab", rounds=4, batch_size=1, **changes))
     rest = run(server("ab", rounds=4, batch_size=1, **changes), whole[1].state)
@@ -155,7 +154,7 @@ def test_a_schedule_is_a_function_of_the_round(server, changes):  # noqa: F811
     ]
 
 
-def test_fine_tuning_has_the_whole_rate(server):  # noqa: F811
+def test_fine_tuning_has_the_whole_rate(server):
     """The last of 2 rounds is at half of the rate; one epoch of fine-tuning still reaches the means 2, 5, -4."""
     changes = {"lr_schedule": "step", "lr_step_rounds": 1, "lr_step_factor": 0.5, "finetune_epochs": 1}
     (_, last) = run(server("ab", **changes))
@@ -163,6 +162,6 @@ def test_fine_tuning_has_the_whole_rate(server):  # noqa: F811
     assert [row["correct"] for row in rows] == [1, 0, 3]  # as in test_finetuning_before_evaluation...
 
 
-def test_a_schedule_that_is_constant_changes_no_bit(server):  # noqa: F811
+def test_a_schedule_that_is_constant_changes_no_bit(server):
     plain, same = run(server("a")), run(server("a", lr_schedule="step", lr_step_factor=1.0))
     assert torch.equal(plain[-1].state.shared["a"], same[-1].state.shared["a"])

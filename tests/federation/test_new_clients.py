@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from test_held_out import SharedA
-from test_server import server  # noqa: F401
 
 from fedpgp.core.errors import ClientError
 from fedpgp.federation.metrics import NEW_CLIENT, participation_gap, per_client_table
@@ -16,8 +15,8 @@ from fedpgp.federation.server import Server
 
 
 @pytest.fixture
-def newcomers(server):  # noqa: F811
-    """Client y (image 5) never trains; images of the others as in test_server."""
+def newcomers(server):
+    """Client y (image 5) never trains; images of the others as in one_weight."""
 
     def make(shared="a", unseen=(1,), **changes):
         made = server(shared, **{"rounds": 1, "new_client_epochs": 1, **changes})

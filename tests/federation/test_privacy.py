@@ -1,7 +1,5 @@
 """Clipping, noise and the clip norm, by hand and against chi-square bounds; whole rounds on one weight."""
 
-# ruff: noqa: F811
-
 from __future__ import annotations
 
 import math
@@ -12,7 +10,6 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from scipy.stats import chi2
-from test_server import server  # noqa: F401
 
 from fedpgp.core.seeding import torch_generator
 from fedpgp.federation.accountant import Accountant

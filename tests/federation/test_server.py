@@ -6,30 +6,12 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
-from one_weight import IMAGES, one_weight
 
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
-from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.client import Update, validate
 from fedpgp.federation.messages import Call
-from fedpgp.federation.server import Server, blocks, participants, rounding, sample_clients
-
-
-@pytest.fixture
-def server(tmp_path):
-    backends = []
-
-    def make(shared, images=IMAGES, **changes):
-        job = one_weight(tmp_path, shared, images, **changes)
-        backend = SerialBackend(threads=1)
-        backends.append(backend)
-        backend.load(job)
-        return Server(job, backend)
-
-    yield make
-    for backend in backends:
-        backend.close()
+from fedpgp.federation.server import blocks, participants, rounding, sample_clients
 
 
 def test_all_shared(server):

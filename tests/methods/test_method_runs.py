@@ -108,10 +108,12 @@ def test_underscores_in_initial_words_are_spaces(root):
 def test_names_with_the_same_tokens_get_a_warning(tmp_path, caplog):
     names = list(planning.plan(settings(tmp_path, {"name": "zero_shot"})).data.class_names)
     assert not caplog.records
-    names[0], names[1] = "Cat", "cat"
+    names[0], names[1] = "cat & dog", "cat &amp; dog"
     planning.plan(settings(tmp_path, {"name": "zero_shot"}, class_names=names))
     (record,) = caplog.records
-    message = "2 of 30 classes have the same tokens as another for backbone tiny (Cat, cat), so a shared prompt cannot"
+    message = (
+        "2 of 30 classes have the same tokens as another for backbone tiny (cat & dog, cat &amp; dog), so"
+    )
     assert record.getMessage().startswith(message)
 
 

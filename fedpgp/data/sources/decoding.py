@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of, one_line
+from fedpgp.data import exif
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,6 @@ MAX_BYTES = 256 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Pillow also reads others, some with external programs (EPS with Ghostscript)."""
 
-EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Where Pillow keeps the data of an image that tell its orientation."""
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """Beginnings of JPEG, PNG, GIF and TIFF; those of the other formats are too short to tell, or not at the beginning."""
 HEADER_BYTES = 32
@@ -81,7 +80,7 @@ def decode(data: bytes, where: str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: transparency onto white, 16 bits scaled to 8. The EXIF data are kept."""
     image.load()  # turns a TIFF upright and drops its orientation; a PNG may have EXIF data after the pixels
-    kept = [(key, image.info[key]) for key in EXIF if key in image.info]
+    kept = [(key, image.info[key]) for key in exif.KEYS if key in image.info]
     if image.mode == "F":
         raise ValueError("float pixels have no defined range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
@@ -96,21 +95,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 2 to 8; 1: stored upright, or not known."""
-    try:
-        value = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raise anything
-        return 1
-    return value if value in range(2, 9) else 1
-
-
 def upright(images: Sequence[Image.Image], names: Sequence[str]) -> list[Image.Image]:
     """Apply the EXIF orientation of photos, and log which; `names` are for that message."""
-    turned = [name for image, name in zip(images, names, strict=True) if orientation(image) != 1]
+    turned = [name for image, name in zip(images, names, strict=True) if exif.orientation(image) != 1]
     if turned:
         log.warning(
             "%s: turned upright, as the EXIF orientation says (images of a data set are used as stored)",
             first_of(turned),
         )
-    return [image if orientation(image) == 1 else ImageOps.exif_transpose(image) for image in images]
+    return [image if exif.orientation(image) == 1 else ImageOps.exif_transpose(image) for image in images]
