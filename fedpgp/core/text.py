@@ -29,7 +29,7 @@ def distinct(values: Sequence[object]) -> list[str]:
     """Short texts of values: the same for equal values, different ones for others.
 
     Numbers have three significant digits, or as many as tell them apart; a number of up to six digits is not rounded.
-    Mappings are shown by their `name` or `kind`, and by the keys in which they differ from others of that name.
+    Mappings are shown by their `name`, `kind` or `level`, and by the keys in which they differ from others of that name.
     """
     numbers = {value for value in values if isinstance(value, float)}
     told_apart = (count for count in range(3, 17) if len({_rounded(one, count) for one in numbers}) == len(numbers))
@@ -42,7 +42,7 @@ def distinct(values: Sequence[object]) -> list[str]:
 
 def _short(value: object, digits: int, others: Sequence[object]) -> str:
     if isinstance(value, Mapping):
-        title = next((key for key in ("name", "kind") if key in value), None)
+        title = next((key for key in ("name", "kind", "level") if key in value), None)
         if title is None:
             return json.dumps(value, default=str)
         alike = [one for one in others if isinstance(one, Mapping) and one.get(title) == value[title]]

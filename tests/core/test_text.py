@@ -48,7 +48,7 @@ def test_disks_count_in_thousands_and_memory_in_1024s():
         ([{"name": "dtd", "root": "/a"}, {"name": "dtd", "root": "/b"}], ["dtd, root=/a", "dtd, root=/b"]),
         ([{"name": "dtd", "root": "/a"}, {"name": "icons"}, {"x": 1}], ["dtd", "icons", '{"x": 1}']),
         ([{"name": "a", "mu": 0.12341111}, {"name": "a", "mu": 0.12341112}], ["a, mu=0.12341111", "a, mu=0.12341112"]),
-        ([None, {"kind": "flip", "scale": 4}], ["null", "flip"]),
+        ([None, {"kind": "flip", "scale": 4}, {"level": "none"}], ["null", "flip", "none"]),
         ([], []),
     ],
 )
