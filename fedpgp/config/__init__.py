@@ -1,19 +1,16 @@
 """Experiments as frozen, validated settings, read from YAML and `a.b=value` overrides, with a digest."""
 
+from fedpgp.config.base import Settings
+from fedpgp.config.federation import AttackSettings, FederationSettings, PrivacySettings, ServerSettings
 from fedpgp.config.reading import assign, dropped, explain, leaves, load, override, parse, read_yaml, shipped_configs
 from fedpgp.config.settings import (
-    AttackSettings,
     BackboneSettings,
     DataSettings,
     Experiment,
-    FederationSettings,
     MethodSettings,
     PartitionSettings,
-    PrivacySettings,
     ProtocolSettings,
     ResourceSettings,
-    ServerSettings,
-    Settings,
     StorageSettings,
     TrackingSettings,
 )

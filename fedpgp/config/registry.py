@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from fedpgp.config.base import Settings
 from fedpgp.config.reading import explain
-from fedpgp.config.settings import Settings
 from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import Plugin

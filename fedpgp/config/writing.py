@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedpgp.config import tracking_uri
+from fedpgp.config.base import Named, Settings
+from fedpgp.config.federation import PrivacySettings, ServerSettings
 from fedpgp.config.reading import leaves
-from fedpgp.config.settings import Experiment, MethodSettings, Named, PrivacySettings, ServerSettings, Settings
+from fedpgp.config.settings import Experiment, MethodSettings
 from fedpgp.config.values import dump_yaml
 from fedpgp.core.plugins import code_keys
 

@@ -29,7 +29,8 @@ def distinct(values: Sequence[object]) -> list[str]:
     """Short texts of values: the same for equal values, different ones for others.
 
     Numbers have three significant digits, or as many as tell them apart; a number of up to six digits is not rounded.
-    Mappings are shown by their `name`, `kind` or `level`, and by the keys in which they differ from others of that name.
+    Mappings are shown by their `name`, `kind` or `level`, and by the keys in which they differ from others with the
+    same one.
     """
     numbers = {value for value in values if isinstance(value, float)}
     told_apart = (count for count in range(3, 17) if len({_rounded(one, count) for one in numbers}) == len(numbers))

@@ -111,9 +111,7 @@ def test_names_with_the_same_tokens_get_a_warning(tmp_path, caplog):
     names[0], names[1] = "cat & dog", "cat &amp; dog"
     planning.plan(settings(tmp_path, {"name": "zero_shot"}, class_names=names))
     (record,) = caplog.records
-    message = (
-        "2 of 30 classes have the same tokens as another for backbone tiny (cat & dog, cat &amp; dog), so"
-    )
+    message = "2 of 30 classes have the same tokens as another for backbone tiny (cat & dog, cat &amp; dog), so"
     assert record.getMessage().startswith(message)
 
 
