@@ -20,7 +20,7 @@ ROOT = {"__init__", "__main__"}
 
 ONLY_IN = {
     "ray": (
-        "federation/backends/actors", "federation/backends/driver",
+        "federation/backends/actors", "federation/backends/ray_cluster", "federation/backends/driver",
         "experiments/sweeps/tune_runner",
     ),
     "mlflow": ("export/mlflow_model", "tracking/"),
@@ -37,7 +37,7 @@ LATE = {
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "federation/accountant": {"dp_accounting"},
-    "experiments/launch": {"fedpgp.federation.backends.driver"},
+    "experiments/launch": {"fedpgp.federation.backends.ray_cluster", "fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},

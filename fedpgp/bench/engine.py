@@ -31,7 +31,7 @@ from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Arrays, Call, TrainResult
@@ -130,7 +130,7 @@ def overhead(
     figures, rows = {}, []
     shared = select(IdleMethod().init(None, torch.Generator()), IdleMethod.shared_keys)
     resources = ResourceSettings(actors=actors)
-    with driver.connected(resources), tempfile.TemporaryDirectory() as folder:
+    with ray_cluster.connected(resources), tempfile.TemporaryDirectory() as folder:
         pool = ActorPool(resources)
         for count, (name, rule) in itertools.product(clients, (rules or {FEDAVG.name: FEDAVG}).items()):
             report(f"{count} clients, {name}")
@@ -229,7 +229,7 @@ def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
     rows, per_participant = [], {}
     with tempfile.TemporaryDirectory() as folder:
         wanted = experiment(Path(folder), actors)
-        with driver.connected(wanted.resources):
+        with ray_cluster.connected(wanted.resources):
             ready = planning.plan(wanted)
             backend = runner.make_backend(wanted.resources, threading.Event())
             job = runner.make_job(ready, *runner.extract(ready, backend, RunCallback()))

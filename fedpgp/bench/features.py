@@ -24,7 +24,7 @@ from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.manifest import build
 from fedpgp.data.sources import open_source
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import ExtractionJob
@@ -85,7 +85,7 @@ def actors(job: ExtractionJob, repeats: int) -> list[float]:
             chunks = [Chunk(part, Path(folder) / f"{part[0]}.arrow") for part in parts]
             list(pool.map("encode_chunk", chunks))
 
-    with driver.connected(ResourceSettings(actors=3)), ExitStack() as stack:
+    with ray_cluster.connected(ResourceSettings(actors=3)), ExitStack() as stack:
         pools = [stack.enter_context(closing(ActorPool(ResourceSettings(actors=count)))) for count in (1, 2)]
         for pool in pools:
             pool.load(job)

@@ -24,7 +24,7 @@ from fedpgp.core.errors import FedPGPError
 from fedpgp.core.seeding import derive_seed
 from fedpgp.experiments import launch
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import stored_bytes
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import MLflowTracker
@@ -180,7 +180,7 @@ def soak(minutes: float, report: Report) -> Measurement:
     with (
         tempfile.TemporaryDirectory() as name,
         patch.dict(os.environ, RAY_TMPDIR=name, **RAY),
-        driver.connected(ResourceSettings(actors=TRIALS)),
+        ray_cluster.connected(ResourceSettings(actors=TRIALS)),
     ):
         root, start, before = Path(name) / "store", time.monotonic(), (0, 0)
         while time.monotonic() - start < 60 * minutes or len(samples) < MIN_CYCLES:

@@ -20,7 +20,7 @@ from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import sampling, sweep_runner, sweep_settings
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_folder import RunFolder
@@ -64,7 +64,7 @@ class Span:
 
 def measure(size: Size, report: Report) -> Measurement:
     """Compare FedPGP on the icons in a sweep with the same runs alone; then measure MLflow, then memory."""
-    with tempfile.TemporaryDirectory() as name, driver.connected(ResourceSettings(actors=CONCURRENT)):
+    with tempfile.TemporaryDirectory() as name, ray_cluster.connected(ResourceSettings(actors=CONCURRENT)):
         root = Path(name)
         report("time of a round")
         length = _rounds(root / "bare", size.seconds)

@@ -133,9 +133,10 @@ def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     check_variables()
     from fedpgp.analysis.report.terminal import show
     from fedpgp.federation.backends import driver as drivers
+    from fedpgp.federation.backends import ray_cluster
 
     try:
-        with display() as progress, drivers.connected(_cluster(address)):
+        with display() as progress, ray_cluster.connected(_cluster(address)):
             folder = drivers.follow(drivers.find(driver), progress)
     except KeyboardInterrupt:
         raise Interrupted(f"detached; the run continues; stop it with: fedpgp stop {driver}") from None
@@ -147,8 +148,9 @@ def stop(driver: DriverArgument, address: AddressOption = None) -> None:
     """Stop a detached run: its current round is discarded, those before are kept; `--resume` continues."""
     check_variables()
     from fedpgp.federation.backends import driver as drivers
+    from fedpgp.federation.backends import ray_cluster
 
-    with drivers.connected(_cluster(address)):
+    with ray_cluster.connected(_cluster(address)):
         drivers.stop(driver)
     typer.echo(f"stopping: {driver}")
 
@@ -165,9 +167,9 @@ def runs(
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
     if cluster:
         check_variables()
-        from fedpgp.federation.backends import driver
+        from fedpgp.federation.backends import driver, ray_cluster
 
-        with driver.connected(_cluster(address)):
+        with ray_cluster.connected(_cluster(address)):
             out.print(drivers(driver.last_events()))
     try:
         out.print(overview(root))

@@ -46,16 +46,16 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     """Start an experiment and return its driver's name; raise `ResourceError` if Ray would end with this command."""
     check_variables()
-    from fedpgp.federation.backends import driver
+    from fedpgp.federation.backends import driver, ray_cluster
 
-    if experiment.resources.backend == "serial" or driver.cluster_address(experiment.resources) is None:
+    if experiment.resources.backend == "serial" or ray_cluster.cluster_address(experiment.resources) is None:
         raise ResourceError(
             "--detach needs a Ray that outlives this command: start one with `ray start --head` and give "
             "resources.address=auto (or set RAY_ADDRESS)"
         )
     settle(experiment)
     experiment = tracker.settled(experiment)
-    with driver.connected(experiment.resources):
+    with ray_cluster.connected(experiment.resources):
         name = _driver_name(experiment)
         driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)
         return name
@@ -100,15 +100,15 @@ def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callba
         except KeyboardInterrupt:
             raise Interrupted("stopped; continue with --resume") from None
     check_variables()
-    from fedpgp.federation.backends import driver
+    from fedpgp.federation.backends import driver, ray_cluster
 
-    with driver.connected(experiment.resources):
+    with ray_cluster.connected(experiment.resources):
         return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), callback=callback)
 
 
 def placed(experiment: Experiment) -> Experiment:
     """Make all paths absolute; raise `ResourceError` if a store is relative and no working folder is shared."""
-    from fedpgp.federation.backends import driver
+    from fedpgp.federation.backends import ray_cluster
 
     root, uri = experiment.storage.root, tracking_uri.given_uri(experiment.tracking.uri)
     relative = {}
@@ -116,7 +116,7 @@ def placed(experiment: Experiment) -> Experiment:
         relative[f"storage.root: {root}"] = "an absolute folder that every node can access, or s3://BUCKET/FOLDER"
     if experiment.tracking.mlflow and uri is not None and tracking_uri.is_relative(uri):
         relative[f"tracking.uri: {uri}"] = "an absolute path that every node can access, or http://HOST:PORT"
-    if relative and not driver.one_folder(experiment.resources):
+    if relative and not ray_cluster.one_folder(experiment.resources):
         setting, instead = next(iter(relative.items()))
         raise ResourceError(
             f"{setting} is relative, but the nodes of a cluster and submitted jobs do not share a working directory; "

@@ -25,7 +25,7 @@ from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
 from fedpgp.experiments import estimation, privacy_planning
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.resources import shortfall
 from fedpgp.federation.server import rounding
 from fedpgp.storage.run_folder import RunFolder
@@ -61,7 +61,7 @@ def machine(experiment: Experiment) -> Iterator[Finding]:
     yield gpus([torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], here["gpus"])
     yield disk("disk", "runs, features and MLflow", experiment.storage.root.expanduser().absolute())
     if experiment.resources.backend == "ray":
-        yield disk("ray disk", "Ray's sessions", driver.temporary_folder()[1], busy=True)
+        yield disk("ray disk", "Ray's sessions", ray_cluster.temporary_folder()[1], busy=True)
 
 
 def gpus(seen: Sequence[str], there: Sequence[str]) -> Finding:
@@ -103,8 +103,8 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
     """Check the cluster, or whether a local Ray can start; also returns the nodes for actors, none after a problem."""
     try:
         if resources.backend != "serial":
-            driver.check_start(resources)
-        found = None if resources.backend == "serial" else driver.cluster(resources)
+            ray_cluster.check_start(resources)
+        found = None if resources.backend == "serial" else ray_cluster.cluster(resources)
     except ResourceError as error:
         return problem("ray", str(error)), []
     if found is not None:
@@ -112,7 +112,7 @@ def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
         has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory_size(total['memory'])} of memory"
         return ok("ray", f"a cluster of {len(found)} node(s) with {has}"), found
     memory = free_memory() or 0.0
-    here = {"CPU": float(driver.own_cpus(resources)), "GPU": float(torch.cuda.device_count()), "memory": memory}
+    here = {"CPU": float(ray_cluster.own_cpus(resources)), "GPU": float(torch.cuda.device_count()), "memory": memory}
     if resources.backend == "serial":
         return ok("ray", "not used: resources.backend is serial"), [here]
     return ok("ray", "no cluster is named (resources.address, RAY_ADDRESS): a run starts its own Ray here"), [here]
@@ -301,7 +301,7 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
         return problem("resources", short)
     text = describe_resources(wanted)
     cores = os.cpu_count() or 1
-    if driver.cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
+    if ray_cluster.cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
         return warning("resources", f"{text} take turns on {cores} cores", "give fewer resources.actors")
     return ok("resources", f"{text} fit {len(nodes)} node(s)")
 

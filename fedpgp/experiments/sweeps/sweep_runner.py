@@ -22,7 +22,7 @@ from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.federation.server import rounding
@@ -88,7 +88,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         todo = _select(folder, work, rerun, callback)
         try:
             if todo:
-                with driver.connected(max((one.resources for one in todo), key=driver.own_cpus)):
+                with ray_cluster.connected(max((one.resources for one in todo), key=ray_cluster.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
                     _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
                     plans.clear()

@@ -13,7 +13,7 @@ import ray
 
 from fedpgp.core.callbacks import Event, EventStream, RunCallback
 from fedpgp.core.errors import ClientError, FedPGPError, ResourceError
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import driver, ray_cluster
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -49,7 +49,7 @@ def wait_for_stop(marker: Path, *, restarted, callback, stop):
 
 def test_the_socket_path_whose_length_is_checked_is_that_of_ray():
     socket = ray._private.worker._global_node.plasma_store_socket_name
-    assert len(socket) == len(str(driver.temporary_folder()[1] / driver.SOCKET.format(pid=os.getpid())))
+    assert len(socket) == len(str(ray_cluster.temporary_folder()[1] / ray_cluster.SOCKET.format(pid=os.getpid())))
 
 
 def test_events_and_result_pass_through():

@@ -13,8 +13,8 @@ import pytest
 HOST = """
 import ray
 from fedpgp.config import ResourceSettings
-from fedpgp.federation.backends import driver
-with driver.connected(ResourceSettings(actors=1)):
+from fedpgp.federation.backends import ray_cluster
+with ray_cluster.connected(ResourceSettings(actors=1)):
     print(ray.get_runtime_context().gcs_address, flush=True)
     input()
 """
@@ -22,9 +22,9 @@ GUEST = """
 import sys
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 try:
-    with driver.connected(ResourceSettings(address=sys.argv[1])):
+    with ray_cluster.connected(ResourceSettings(address=sys.argv[1])):
         print("is in")
 except ResourceError as error:
     print(error)

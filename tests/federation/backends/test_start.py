@@ -14,7 +14,7 @@ import ray
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
 from fedpgp.federation import backends
-from fedpgp.federation.backends import driver
+from fedpgp.federation.backends import ray_cluster
 
 LOCAL = ResourceSettings(actors=1)
 
@@ -36,8 +36,8 @@ def short():
 def refused(resources=LOCAL):
     """The message with which both the check and the start refuse."""
     with pytest.raises(ResourceError) as caught:
-        driver.check_start(resources)
-    with pytest.raises(ResourceError) as started, driver.connected(resources):
+        ray_cluster.check_start(resources)
+    with pytest.raises(ResourceError) as started, ray_cluster.connected(resources):
         pass
     assert str(started.value) == str(caught.value)
     assert "\n" not in str(caught.value)
@@ -46,10 +46,10 @@ def refused(resources=LOCAL):
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_folder_too_long_for_sockets(short, monkeypatch, name):
-    socket = driver.SOCKET.format(pid=os.getpid())
+    socket = ray_cluster.SOCKET.format(pid=os.getpid())
     left = 107 - len(f"/{socket}") - len(f"{short}/")
     monkeypatch.setenv(name, str(short / ("x" * left)))
-    driver.check_start(LOCAL)
+    ray_cluster.check_start(LOCAL)
     folder = f"{short}/{'ä' * (left // 2 + 1)}"  # counted in bytes
     monkeypatch.setenv(name, folder)
     assert refused() == (
@@ -59,11 +59,11 @@ def test_a_folder_too_long_for_sockets(short, monkeypatch, name):
 
 
 def test_rays_own_variable_comes_first(monkeypatch):
-    assert driver.temporary_folder() == ("TMPDIR", Path("/tmp"))
+    assert ray_cluster.temporary_folder() == ("TMPDIR", Path("/tmp"))
     monkeypatch.setenv("TMPDIR", "/a")
-    assert driver.temporary_folder() == ("TMPDIR", Path("/a"))
+    assert ray_cluster.temporary_folder() == ("TMPDIR", Path("/a"))
     monkeypatch.setenv("RAY_TMPDIR", "/b")
-    assert driver.temporary_folder() == ("RAY_TMPDIR", Path("/b"))
+    assert ray_cluster.temporary_folder() == ("RAY_TMPDIR", Path("/b"))
 
 
 def test_a_file_or_a_full_disk_instead_of_a_folder(short, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_home_that_may_not_be_written(short, shared_root, as_user, monkeypatch
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("TMPDIR", str(short))
     told = rf"machine: {shared_root} may not be written by you \(uid 1502\)"
-    with as_user(1502), pytest.raises(ResourceError, match=told), driver.connected(LOCAL):
+    with as_user(1502), pytest.raises(ResourceError, match=told), ray_cluster.connected(LOCAL):
         pass
 
 
@@ -121,7 +121,7 @@ def test_memory_or_a_network_that_ray_would_wait_for_in_vain(short, shared_root,
         assert told in refused()
     short.chmod(0o777)
     shared_root.chmod(0o755)
-    monkeypatch.setattr(driver, "SHARED_MEMORY", shared_root)
+    monkeypatch.setattr(ray_cluster, "SHARED_MEMORY", shared_root)
     with as_user(1502):
         assert f"it keeps objects in {shared_root}, and {shared_root} may not be written by you" in refused()
 
@@ -132,7 +132,7 @@ def _raise(error):
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b""])
 def test_a_program_other_than_ray_at_the_address(monkeypatch, answer):
-    monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -161,7 +161,7 @@ def test_whatever_the_start_raises_is_one_line(short, monkeypatch, error):
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("TMPDIR", str(short))
-    with pytest.raises(ResourceError) as caught, driver.connected(LOCAL):
+    with pytest.raises(ResourceError) as caught, ray_cluster.connected(LOCAL):
         pass
     text = str(caught.value)
     assert text.startswith(f"Ray cannot start on this machine: {type(error).__name__}")
