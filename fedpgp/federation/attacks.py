@@ -1,5 +1,7 @@
 """Attacks: who attacks, and the false update that an attacker sends, or the false labels that it trains with."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -40,6 +42,24 @@ def false_update(settings: AttackSettings, update: ParamTree, generator: np.rand
         return {key: torch.full_like(value, s) for key, value in update.items()}
     noise = {key: torch.from_numpy(s * generator.standard_normal(tuple(value.shape))) for key, value in update.items()}
     return {key: value.to(update[key]) for key, value in noise.items()}
+
+
+def attacked(
+    settings: AttackSettings, shared: ParamTree, start: ParamTree, generators: Mapping[int, np.random.Generator]
+) -> ParamTree:
+    """The shared parameters of a block (K, ...), those of its attackers replaced.
+
+    Args:
+        shared: after local training (K, ...).
+        start: before it (K, ...).
+        generators: of each attacker, by its place in the block.
+    """
+    shared = {key: value.clone() for key, value in shared.items()}
+    for index, generator in generators.items():
+        update = {key: value[index] - start[key][index] for key, value in shared.items()}
+        for key, value in false_update(settings, update, generator).items():
+            shared[key][index] = start[key][index] + value
+    return shared
 
 
 def train_labels(settings: AttackSettings, labels: np.ndarray, num_classes: int) -> np.ndarray:

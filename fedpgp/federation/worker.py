@@ -132,13 +132,11 @@ class FederationWorker:
         shared, attack = select(update.params, received), self.job.federation.attack
         if attack is None or not shared:
             return update
-        shared = {key: value.clone() for key, value in shared.items()}
-        for index in np.flatnonzero(self._attacking(call.round, call.clients)):
-            start = {key: received[key][index] if key in call.sent else received[key] for key in shared}
-            learned = {key: value[index] - start[key] for key, value in shared.items()}
-            generator = numpy_generator(self.job.seed, "attack", call.round, int(call.clients[index]))
-            for key, value in attacks.false_update(attack, learned, generator).items():
-                shared[key][index] = start[key] + value
+        generators = {
+            int(index): numpy_generator(self.job.seed, "attack", call.round, int(call.clients[index]))
+            for index in np.flatnonzero(self._attacking(call.round, call.clients))
+        }
+        shared = attacks.attacked(attack, shared, self._start(call, received), generators)
         return replace(update, params=update.params | shared)
 
     def _attacking(self, round: int, clients: np.ndarray) -> np.ndarray:
@@ -278,9 +276,8 @@ class FederationWorker:
             return []
         evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
         own = rows(params, torch.from_numpy(honest).to(self.device))
-        return self._evaluator.counts(
-            own, clients[honest], evaluation_sets, whole=False, local="local_before_aggregation"
-        )
+        local = "local_before_aggregation"
+        return self._evaluator.counts(own, clients[honest], evaluation_sets, whole=False, local=local)
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         """The batches of each client in a phase, which may have its own epochs.
@@ -289,9 +286,8 @@ class FederationWorker:
         """
         job, full = self.job, self.job.federation.local_epochs
         own = job.method.phases[phase].epochs or epochs
-        share = (
-            absence.epochs(job.federation, job.seed, round, clients) if purpose == TRAINING else [full] * len(clients)
-        )
+        trains = purpose == TRAINING
+        share = absence.epochs(job.federation, job.seed, round, clients) if trains else [full] * len(clients)
         return [
             batches(
                 count=int(self._num_examples[client]),
