@@ -117,7 +117,7 @@ CASES = {
         f"{RUN} {NOISY} federation.server.name=scaffold",
         f"run shapes {NOISY} method.name=zero_shot storage.root=HERE/store",
         f"{RUN} {NOISY} privacy.accounting=poisson",
-        f"{RUN} {NOISY} federation.everyone_first=true",
+        f"{RUN} {NOISY} federation.everyone_first=true federation.participation=0.5",
         f"{RUN} federation.sampling=poisson federation.everyone_first=true",
         f"{RUN} {NOISY} federation.max_update_norm=1",
         f"{RUN} {NOISY} privacy.where=client federation.dropout=0.1",

@@ -30,7 +30,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "tune_configs" / "experiments"
         ({"partition": {"clients": None}}, "partition.clients is the number of clients"),
         ({"federation": {"lr_step_rounds": 3}}, "federation: lr_step_rounds has no effect; it needs lr_schedule=step"),
         ({"federation": {"lr_step_factor": 0.5, "lr_schedule": "cosine"}}, "lr_step_factor has no effect; it needs"),
-        ({"federation": {"lr_schedule_per": "step"}}, "lr_schedule_per has no effect; it needs another lr_schedule"),
+        ({"federation": {"lr_schedule_per": "step"}}, "lr_schedule_per has no effect; it needs lr_schedule=cosine"),
         ({"federation": {"rounds": 3, "lr_warmup_rounds": 4}}, "lr_warmup_rounds=4 is above rounds=3"),
         ({"federation": {"local_epochs": 1, "straggler": 0.5}}, "straggler has no effect; it needs local_epochs=2"),
         ({"federation": {"dropout_keeps_personal": False}}, "dropout_keeps_personal has no effect; it needs dropout"),

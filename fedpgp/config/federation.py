@@ -49,7 +49,7 @@ class FederationSettings(Settings):
     drop_last: bool = False
     """true: skip a smaller last batch if the client has a full one (like the authors' code)"""
     participation: float = Field(1.0, gt=0, le=1)
-    """fraction of the clients that train in a round, sampled each round"""
+    """fraction of the clients that ever train that take part in a round, sampled each round"""
     sampling: Literal["fixed", "poisson"] = "fixed"
     """fixed (the same number of clients in every round) | poisson (each client with probability participation)"""
     everyone_first: bool = False
@@ -83,7 +83,8 @@ class FederationSettings(Settings):
     finetune_epochs: int = Field(0, ge=0)
     """local epochs on a temporary copy of each client's model before it is tested; 0: none"""
     evaluate_before_aggregation: bool = False
-    """true: also test each participant right after local training (`local_before_aggregation`)"""
+    """true: also test each honest participant whose update counts right after local training
+    (`local_before_aggregation`)"""
     evaluate_global: bool = False
     """true: also test the server's parameters without personal parts (`local_global`, `base_global`, ...)"""
     server: ServerSettings = ServerSettings.model_validate({"name": "fedavg", "lr": 1.0})
@@ -106,11 +107,11 @@ class FederationSettings(Settings):
         def given(key: str) -> bool:
             return bool(getattr(self, key) != type(self).model_fields[key].default)
 
-        constant = self.lr_schedule == "constant" and not self.lr_warmup_rounds
+        by_step = self.lr_schedule == "cosine" or self.lr_warmup_rounds > 0
         for key, effective, needed in (
             ("lr_step_rounds", self.lr_schedule == "step", "lr_schedule=step"),
             ("lr_step_factor", self.lr_schedule == "step", "lr_schedule=step"),
-            ("lr_schedule_per", not constant, "another lr_schedule than constant, or lr_warmup_rounds"),
+            ("lr_schedule_per", by_step, "lr_schedule=cosine, or lr_warmup_rounds"),
             ("straggler", self.local_epochs > 1, "local_epochs=2 or more"),
             ("dropout_keeps_personal", self.dropout > 0, "dropout above 0"),
         ):
@@ -142,7 +143,7 @@ class PrivacySettings(Settings):
     epsilon: float | None = Field(None, gt=0)
     """budget of all rounds together, which needs delta; null: none"""
     delta: float | None = Field(None, gt=0, lt=1)
-    """probability with which epsilon may not hold, less than 1 / clients; null: clients^-1.1"""
+    """probability with which epsilon may not hold, less than 1 / clients that train; null: their number^-1.1"""
     adaptive_clip: bool = False
     """true: clip_norm is only the start, and follows the median length of updates (Andrew et al., 2021)"""
     where: Literal["server", "client"] = "server"

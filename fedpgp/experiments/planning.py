@@ -198,7 +198,8 @@ def _check_rule(experiment: Experiment, method: Method, rule: ServerRule, data: 
     """Raise `ConfigError` if the server rule cannot aggregate what the clients share."""
     shared, name = select(tree, method.shared_keys), experiment.federation.server.name
     if server_rules.plugin(name):
-        server_rules.plugin_check.dry_run(name, rule, shared)
+        private = experiment.privacy.level != "none"
+        server_rules.plugin_check.dry_run(name, rule, shared, private)
     if shared and method.phases:
         rule_needs.check(rule, experiment.federation, len(data.training_clients), shared)
 

@@ -33,7 +33,7 @@ def check_fit(experiment: Experiment, method: Method, rule: ServerRule) -> None:
             f"privacy.accounting={privacy.accounting} differs from federation.sampling={federation.sampling}: "
             "epsilon would be that of another run"
         )
-    if federation.everyone_first:
+    if federation.everyone_first and federation.participation < 1:
         raise ConfigError("privacy: federation.everyone_first is not the sampling that the accountant assumes")
     if federation.max_update_norm is not None:
         raise ConfigError("privacy: clip_norm limits updates; give federation.max_update_norm=null")

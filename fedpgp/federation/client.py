@@ -237,7 +237,8 @@ def validate(
         reasons[index] = f"update norm {norm[index].item():.4g} above max_update_norm {limit:g}"
     for client, reason in zip(call.clients, reasons, strict=True):
         if reason and federation.policy == "fail":
-            raise ClientError(stage, call.round, int(client), f"{reason}; lower the learning rate")
+            advice = "give federation.policy=exclude or clip, or " if "max_update_norm" in reason else ""
+            raise ClientError(stage, call.round, int(client), f"{reason}; {advice}lower the learning rate")
     if federation.policy == "clip" and limit is not None:
         scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
         clipped = {

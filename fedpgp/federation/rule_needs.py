@@ -3,8 +3,6 @@
 Both are known before work starts.
 """
 
-from math import ceil
-
 from fedpgp.config import FederationSettings
 from fedpgp.core import memory
 from fedpgp.core.errors import ConfigError
@@ -14,12 +12,11 @@ from fedpgp.federation.server import participants
 from fedpgp.server_rules.base import ClientHalf, ServerRule
 
 
-def fewest_updates(federation: FederationSettings, clients: int) -> int:
-    """The updates that arrive in a usual round: dropout loses its share, rounded up. 0 for Poisson sampling."""
-    if federation.sampling == "poisson":
-        return 0
-    trained = participants(clients, federation.participation)
-    return trained - ceil(federation.dropout * trained)
+def usual_updates(federation: FederationSettings, clients: int) -> int:
+    """The expected number of updates in a round, rounded; dropout and Poisson sampling make it differ."""
+    poisson = federation.sampling == "poisson"
+    trained = federation.participation * clients if poisson else participants(clients, federation.participation)
+    return round((1 - federation.dropout) * trained)
 
 
 def most_updates(federation: FederationSettings, clients: int) -> int:
@@ -48,11 +45,11 @@ def describe(rule: ServerRule, federation: FederationSettings, clients: int, sha
 
 def check(rule: ServerRule, federation: FederationSettings, clients: int, shared: ParamTree) -> None:
     """Raise `ConfigError` if too few clients take part in a round, or if this machine has too little memory."""
-    setting, few = f"federation.server.name={federation.server.name}", fewest_updates(federation, clients)
+    setting, few = f"federation.server.name={federation.server.name}", usual_updates(federation, clients)
     if few < rule.fewest and rule.fewest > 1:
         own = ", ".join(f"{key}={value}" for key, value in federation.server.settings.items() if key != "lr")
         raise ConfigError(
-            f"{setting}: a round needs the updates of at least {rule.fewest} clients ({own}), and can have {few} of "
+            f"{setting}: a round needs the updates of at least {rule.fewest} clients ({own}), and usually has {few} of "
             f"{clients}; change these settings, or let more clients take part"
         )
     needed, there = server_bytes(rule, federation, clients, shared), memory.total()

@@ -143,11 +143,11 @@ class Server:
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.training_clients
         seconds: dict[str, float] = {}
         sampled = clients[sample_clients(self.job.seed, number, len(clients), federation)]
-        private = self.job.privacy.spent(state, number) if self.job.privacy else {}
         common, sent = self.job.rule.broadcast(state.server, state.shared, sampled)
         with _timed(seconds, "train"):
             results, total, stacked = self._train(state, number, sampled, to_arrays(common), to_arrays(sent))
         with _timed(seconds, "aggregate"):
+            private = self.job.privacy.spent(state, number) if self.job.privacy else {}
             state = self._aggregate(state, results, total, stacked)
         counts = [part for result in results for part in result.before_aggregation]
         last, confusion = number == self.rounds, None

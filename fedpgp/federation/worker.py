@@ -92,17 +92,19 @@ class FederationWorker:
         received = self._tree(common) | self._tree(call.sent)
         personal, kept = self._tree(call.personal), self._tree(call.kept)
         correction = rule.correction(kept, received) if isinstance(rule, ClientHalf) else None
-        update = self._update(call, received, personal, TRAINING, federation.local_epochs, correction)
-        update = self._attacked(call, update, received)
+        honest = self._update(call, received, personal, TRAINING, federation.local_epochs, correction)
+        update = self._attacked(call, honest, received)
         valid = validate(update, received, federation, call)
         lost = absence.lost(federation, self.job.seed, call.round, call.clients)
         arrived = valid.accepted & torch.from_numpy(~lost).to(self.device)
         keeping = valid.accepted if federation.dropout_keeps_personal else arrived
         uploads, kept_now = valid.shared, kept
         if isinstance(rule, ClientHalf):
-            trained = select(update.params, valid.shared)
-            kept_now, more = rule.after_training(kept, received, trained, self._travel(call, trained))
-            uploads = uploads | more
+            attacking = torch.from_numpy(self._attacking(call.round, call.clients)).to(self.device)
+            trained = choose(attacking, select(honest.params, valid.shared), valid.shared)  # attackers keep the truth
+            far = self._travel(call, trained)
+            kept_now, _ = rule.after_training(kept, received, trained, far)
+            uploads = uploads | rule.after_training(kept, received, valid.shared, far)[1]
         num_examples = self._num_examples[call.clients]
         weights = num_examples if rule.weighting == "images" else np.ones_like(num_examples)
         sent = rows(uploads, arrived)

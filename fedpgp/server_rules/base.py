@@ -58,12 +58,16 @@ class ServerRule(Protocol):
         """Most bytes that `aggregate` needs beside its arguments, for so many participants."""
 
     def init(self, shared: ParamTree, num_clients: int) -> ParamTree:
-        """The server's own state before the first round, for example momentum. It is part of every checkpoint."""
+        """The server's own state before the first round, for example momentum. It is part of every checkpoint.
+
+        `num_clients` are all of the federation: every client's number is below it, also where some never train.
+        """
 
     def broadcast(self, server: ParamTree, shared: ParamTree, clients: np.ndarray) -> tuple[ParamTree, ParamTree]:
         """What is sent to all of the `clients` (M,), and what to each of them alone (M, ...).
 
-        The first has at least the shared parameters; an entry of the second takes the place of one with its key.
+        The first has at least the shared parameters; an entry of the second takes the place of one with its key. This is
+        for training: models are tested with the shared parameters that all have in common.
         """
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:

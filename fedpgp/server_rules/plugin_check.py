@@ -42,8 +42,10 @@ def build(target: str, kind: type[ServerRule], settings: Settings) -> ServerRule
     return rule
 
 
-def dry_run(target: str, rule: ServerRule, shared: ParamTree) -> None:
+def dry_run(target: str, rule: ServerRule, shared: ParamTree, private: bool = False) -> None:
     """Two rounds of a few clients that send the shared parameters with some noise.
+
+    With `private` the second is one under differential privacy, in which the rule gets the mean alone.
 
     Raises `ConfigError` if something raises, is not finite, has other keys, shapes or types, or if the shared
     parameters or the state that the rule was given have changed.
@@ -60,13 +62,14 @@ def dry_run(target: str, rule: ServerRule, shared: ParamTree) -> None:
         kept: ParamTree = {}
         if isinstance(rule, ClientHalf):
             kept = stack(checks.tree("init_kept", checks.attempt("init_kept", lambda: rule.init_kept(shared))), count)
-        for _ in range(2):
+        for anonymous in (False, private):
             received = _broadcast(checks, rule, server, shared, clients)
             sent = {key: _noisy(value, count, generator) for key, value in shared.items()}
             if isinstance(rule, ClientHalf):
                 kept, more = _client_half(checks, rule, kept, received, sent)
                 sent |= more
-            server, shared = _aggregate(checks, rule, server, shared, clients, num_clients, sent, generator)
+            known = clients[:0] if anonymous else clients
+            server, shared = _aggregate(checks, rule, server, shared, known, num_clients, sent, generator)
 
 
 def _noisy(value: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -64,7 +64,10 @@ def root(tmp_path_factory):
         (["federation.sampling=poisson", "federation.everyone_first=true"], "everyone_first is for sampling=fixed"),
         ([*NOISY, "privacy.accounting=poisson"], "accounting=poisson differs from federation.sampling=fixed"),
         ([*NOISY, *POISSON, "privacy.accounting=fixed"], "accounting=fixed differs from federation.sampling=poisson"),
-        ([*NOISY, "federation.everyone_first=true"], "not the sampling that the accountant assumes"),
+        (
+            [*NOISY, "federation.everyone_first=true", "federation.participation=0.5"],
+            "not the sampling that the accountant assumes",
+        ),
         ([*NOISY, "federation.server.name=scaffold"], "with federation.server.name=scaffold clients send more"),
         ([*NOISY, "method.name=zero_shot"], "method zero_shot shares nothing"),
         ([*NOISY, "method.name=coop"], "method coop shares nothing"),

@@ -74,8 +74,8 @@ def test_warm_up_by_local_step():
 
 
 def test_steps_by_local_step():
-    first, second = by_step([2], lr_schedule="step", lr_step_rounds=1, lr_step_factor=0.5)
-    assert first[:, 0].tolist() == [1, 1]
+    first, second = by_step([2], lr_schedule="step", lr_step_rounds=1, lr_step_factor=0.5, lr_warmup_rounds=1)
+    assert first[:, 0].tolist() == [0.5, 1]
     assert second[:, 0].tolist() == [0.5, 0.5]
 
 

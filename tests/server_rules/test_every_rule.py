@@ -47,7 +47,7 @@ def run(job, state=None, backend=None):
 
 
 def check_same_bits(left, right):
-    for tree in ("shared", "personal", "server", "kept"):
+    for tree in ("shared", "personal", "server", "kept", "privacy"):
         here, there = getattr(left, tree), getattr(right, tree)
         assert here.keys() == there.keys()
         assert all(torch.equal(here[key], there[key]) for key in here), tree
@@ -77,13 +77,23 @@ def test_blocks_change_no_bit(tmp_path, name, block_size):
 
 @EVERY_RULE
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, name):
-    """Half of the clients take part in a round, so that some have been kept as they were before the stop."""
-    whole = run(make(tmp_path, name, participation=1.0, rounds=4))[-1].state
-    first = run(make(tmp_path, name, rounds=2))[-1].state
-    reference = checkpoint.save(tmp_path, first, "digest")
+    """A third of the clients take part in a round, so checkpoints are deltas, and entries of the others are older."""
+    fifteen = [[float(client**2 % 11)] for client in range(15)]
+    settings = {"images": fifteen, "participation": 1 / 3, "rounds": 6}
+    whole = run(make(tmp_path, name, **settings))[-1].state
+    backend = SerialBackend(threads=1)
+    backend.load(job := make(tmp_path, name, **settings))
+    server = Server(job, backend)
+    state, reference = server.initial_state(), None
+    for _ in range(3):
+        result = server.step(state)
+        state = result.state
+        reference = checkpoint.save(tmp_path, state, "digest", result.changed, reference)
+    backend.close()
     loaded = checkpoint.load(tmp_path, reference, "digest")
-    check_same_bits(first, loaded)
-    check_same_bits(run(make(tmp_path, name, rounds=4), loaded)[-1].state, whole)
+    check_same_bits(state, loaded)
+    assert len(reference["files"]) == 3
+    check_same_bits(run(make(tmp_path, name, **settings), loaded)[-1].state, whole)
 
 
 @EVERY_RULE
@@ -150,3 +160,25 @@ def test_a_rule_in_a_file_runs_here_and_on_actors(tmp_path, monkeypatch, ray_clu
     pool.close()
     check_same_bits(run(job)[-1].state, parallel)
     assert parallel.shared["a"].item() > 20
+
+
+def test_attackers_do_not_spoil_their_own_control_variates(tmp_path):
+    """Client 0 flips its sign; its c_i stays the gradient that it has seen, so that no value grows over the rounds."""
+    attack = {"kind": "sign_flip", "fraction": 0.2, "scale": 4.0}
+    results = run(
+        make(tmp_path, "scaffold", images=[[float(client)] for client in range(5)], rounds=40, lr=0.05, attack=attack)
+    )
+    (attacker,) = {row["client"] for row in results[-1].clients.to_pylist() if "attack" in (row["event"] or "")}
+    state = results[-1].state
+    assert state.kept["control.a"].abs().max() < 20
+    assert state.shared["a"].abs().max() < 20
+    assert state.kept["control.a"][attacker].item() != 0
+
+
+def test_a_clipped_update_limits_what_is_sent_with_it(tmp_path):
+    """Moves of at most 1 in `steps` of 0.5 and momentum 0.5: a control variate changes by at most 1 / travel."""
+    settings = {"policy": "clip", "max_update_norm": 1.0, "rounds": 1, "lr": 0.5}
+    state = run(make(tmp_path, "scaffold", images=[[1000.0]] * 5, **settings))[-1].state
+    assert state.shared["a"].item() == pytest.approx(1.0)
+    assert state.server["control.a"].item() == pytest.approx(-1 / 0.5)
+    assert state.kept["control.a"].flatten().tolist() == pytest.approx([-1 / 0.5] * 5)
