@@ -85,7 +85,7 @@ def fedpgp(monkeypatch, capsys):
 def made_run(tmp_path):
     """Write a run to disk as if it had run: gives its folder.
 
-    Call it with overrides, and with the metrics of each of its rounds (`test_local=[50, 60]`).
+    Call it with overrides, with the metrics of each of its rounds (`test_local=[50, 60]`), and `more` of its identity.
     """
     from fedpgp import config
     from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
@@ -95,7 +95,7 @@ def made_run(tmp_path):
 
     def make(
         *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x",
-        clients=None, shared=None, personal=None, **series,
+        clients=None, shared=None, personal=None, more=None, **series,
     ):  # fmt: skip
         experiment = config.parse(
             config.override({"name": name, "backbone": {"name": "tiny", "weights": "random"}}, overrides)
@@ -104,7 +104,7 @@ def made_run(tmp_path):
             "method": experiment.method.name, "data": experiment.data.name, "backbone": "tiny", "seed": experiment.seed,
             "client_names": ["anna", "ben"], "class_names": ["cat", "dog"], "manifest_digest": "m",
             "partition_digest": partition.format(seed=experiment.seed), "weights_fingerprint": "w",
-            "versions": {"fedpgp": version},
+            "versions": {"fedpgp": version}, **(more or {}),
         }  # fmt: skip
         digest = config.digest(experiment)
         store = RunFolder.create(root, experiment.name, digest, config.dump(experiment), identity)

@@ -8,13 +8,15 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 
-from fedpgp import methods
+from fedpgp import methods, server_rules
 from fedpgp.clip.feature_cache import Chunk, FeatureCache, write_shard
 from fedpgp.clip.model import ICON_CLIP, read_config
 from fedpgp.config import BackboneSettings, DataSettings, Experiment
 from fedpgp.core.errors import ConfigError, DataError, FedPGPError
 from fedpgp.core.seeding import count_of_share
+from fedpgp.core.tree import ParamTree, num_bytes, stack, without
 from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.planning import Plan, describe_resources
@@ -27,7 +29,8 @@ from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server, participants, rounding
-from fedpgp.methods.size import parameter_counts
+from fedpgp.methods.size import parameters
+from fedpgp.server_rules.base import ClientHalf, ServerRule
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold
 
@@ -154,9 +157,13 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     clients, training, classes, images, domains = _shape(experiment, found)
     rounds = federation.rounds if method.phases else 0
     try:
-        shared, personal = parameter_counts(method)
+        shared, personal = parameters(method)
     except ConfigError:  # it does not fit the reference tower; whether it fits its own is known once that is loaded
-        shared, personal = 0, 0
+        shared, personal = {}, {}
+    rule = server_rules.create(federation.server.name, federation.server.settings)
+    if server_rules.plugin(federation.server.name):
+        server_rules.plugin_check.dry_run(federation.server.name, rule, shared)
+    held, kept, sent = _of_rule(rule, shared, training)
     trained = participants(training, federation.participation)
     steps = trained * federation.local_epochs * -(-images // federation.batch_size)
     layers, width = _text_tower(experiment.backbone)
@@ -164,8 +171,22 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     workers = min(resources.workers, -(-trained // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
     rows = 2 * (rounds / federation.eval_every + 1) * clients * ACCURACIES * (1 + domains * (domains > 1))
-    disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * 4 * (shared + clients * personal))
-    return max(1, rounds), steps * flops / rate, disk_bytes, 2 * 4 * shared * trained * rounds
+    state = num_bytes(shared) + held + clients * (num_bytes(personal) + kept)
+    disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * state)
+    return max(1, rounds), steps * flops / rate, disk_bytes, sent * trained * rounds
+
+
+def _of_rule(rule: ServerRule, shared: ParamTree, training: int) -> tuple[int, int, int]:
+    """Bytes that the server holds beside the shared parameters, that a client keeps, and that it sends and receives."""
+    held = rule.init(shared, training)
+    common, own = rule.broadcast(held, shared, np.arange(1))
+    sent = num_bytes(without(common, own)) + num_bytes(own) + num_bytes(shared)
+    if not isinstance(rule, ClientHalf):
+        return num_bytes(held), 0, sent
+    kept = rule.init_kept(shared)
+    received, travel = {**stack(common, 1), **own}, dict.fromkeys(shared, torch.ones(1))
+    more = rule.after_training(stack(kept, 1), received, stack(shared, 1), travel)[1]
+    return num_bytes(held), num_bytes(kept), sent + num_bytes(more)
 
 
 def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int, int]:

@@ -45,7 +45,7 @@ def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
 
     Raises:
         RunError: the run has not finished, or was made by another version; its method has nothing that stands in front
-            of CLIP's text tower; there is no such client, no global model, or no such round.
+            of CLIP's text tower; there is no such client, or it never trained; no global model, or no such round.
     """
     store = RunFolder.open(run)
     experiment, method = _checked(store)
@@ -94,12 +94,16 @@ def _round(store: RunFolder, which: Which) -> int:
 def _number(store: RunFolder, client: str) -> int:
     names: list[str] = store.identity["client_names"]
     if client in names:
-        return names.index(client)
-    if client.isdecimal() and int(client) < len(names):
-        return int(client)
-    raise RunError(
-        f"{store.path}: has no client {client!r}; give one of {first_of(names, 20)}, a number from 0, or {GLOBAL}"
-    )
+        number = names.index(client)
+    elif client.isdecimal() and int(client) < len(names):
+        number = int(client)
+    else:
+        raise RunError(
+            f"{store.path}: has no client {client!r}; give one of {first_of(names, 20)}, a number from 0, or {GLOBAL}"
+        )
+    if number in store.identity.get("unseen_clients", ()):
+        raise RunError(f"{store.path}: {names[number]} never trained; give --client {GLOBAL}")
+    return number
 
 
 def _global(state: State, method: Method) -> ParamTree:
@@ -148,7 +152,7 @@ def _card(
         "trained_on": {
             "data": experiment.data.name,
             "protocol": experiment.protocol.model_dump(mode="json"),
-            **_images(store, identity["client_names"], number),
+            **_images(store, number),
             **{key: identity[key] for key in ("manifest_digest", "partition_digest")},
         },
         "round": {"number": state.round, "chosen": which, "of": experiment.federation.rounds},
@@ -157,22 +161,30 @@ def _card(
     }
 
 
-def _images(store: RunFolder, client_names: list[str], number: int | None) -> Mapping[str, Any]:
-    """Whose images it learned from: of the client, or of all."""
-    table = store.partition
+def _images(store: RunFolder, number: int | None) -> Mapping[str, Any]:
+    """Whose images it learned from: of the client, or of all that ever train."""
+    table, names = store.partition, store.identity["client_names"]
     if table is None:
         return {}
-    clients = client_names if number is None else [client_names[number]]
+    unseen = store.identity.get("unseen_clients", ())
+    clients = [name for one, name in enumerate(names) if (one not in unseen if number is None else one == number)]
     held = table.filter((pc.field("split") == "train") & pc.field("client").isin(clients))
     classes = held["class"].unique().to_pylist()
     return {"images": pc.sum(held["images"]).as_py(), "clients": len(clients), "own_classes": classes}
 
 
 def _metrics(store: RunFolder, state: State, number: int | None) -> dict[str, float]:
-    """Accuracies in percent at that round: the client's, or of the server's model where it was tested by itself."""
+    """Accuracies in percent at that round: the client's, or of the server's model where it was tested by itself.
+
+    Without those of new clients after adaptation (`_adapted`), which are of copies that are gone.
+    """
     if number is None:
         metrics = store.rounds(after=state.round - 1)[0].metrics
-        return {key: value for key, value in metrics.items() if not state.personal or key.endswith("_global")}
+        return {
+            key: value
+            for key, value in metrics.items()
+            if not key.endswith("_adapted") and (not state.personal or key.endswith("_global"))
+        }
     return {
         f"{row['split']}/{name}": value
         for row in per_client_table(store.clients(), state.round).to_pylist()

@@ -59,9 +59,15 @@ class Evaluator:
     def global_counts(self, params: ParamTree, call: Call, everywhere: bool) -> list[Counts]:
         """Counts of the server's model, without personal parameters; the same for all clients.
 
-        On a held-out domain, or `everywhere`. Empty if the shared parameters do not form a model.
+        On a held-out domain, on test images of clients if others never train (for `participation_gap`), or
+        `everywhere`. Empty if the shared parameters do not form a model.
         """
-        evaluation_sets = [images for images in self.data.evaluation_sets if images.held_out or everywhere]
+        gap = bool(self.data.unseen_clients)
+        evaluation_sets = [
+            images
+            for images in self.data.evaluation_sets
+            if everywhere or images.held_out or (gap and images.split == "test" and images.members is not None)
+        ]
         model = self.global_model(params, call) if evaluation_sets else None
         counts = [] if model is None else self.counts(model, call.clients, evaluation_sets)
         return [replace(part, metric=f"{part.metric}_global") for part in counts]

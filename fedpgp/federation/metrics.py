@@ -23,6 +23,8 @@ METRICS = (
 """The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel, and `hm_adapted`
 from these after the adaptation of a new client."""
 NEW_CLIENT = "new_client"
+SEEN = "local_global"
+"""The metric of the clients that train, from which the participation gap subtracts that of the new ones."""
 TESTED = ("val", "test", NEW_CLIENT)
 """The splits that have accuracies: validation and test images of the clients that train and do not attack, and test
 images of those that never train."""
@@ -232,12 +234,13 @@ def _with_hm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def participation_gap(metrics: Mapping[str, float]) -> float | None:
-    """How much better the clients that train are on their own images than new ones with the global model, in points.
+    """How much better the global model is on the own images of clients that train than on those of new ones, in points.
 
-    `test/local - new_client/local` (Yuan et al., ICLR 2022); None: not measured.
+    `test/local_global - new_client/local` (Yuan et al., ICLR 2022): `test/local` may be of personal models. None: not
+    measured.
     """
-    local, new = (metrics.get(f"{split}/local") for split in ("test", NEW_CLIENT))
-    return None if local is None or new is None else local - new
+    seen, new = metrics.get(f"test/{SEEN}"), metrics.get(f"{NEW_CLIENT}/local")
+    return None if seen is None or new is None else seen - new
 
 
 def on_test_images(metric: str) -> bool:

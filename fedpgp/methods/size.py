@@ -5,7 +5,7 @@ import torch
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_backbone import ClassSet, FrozenText
 from fedpgp.clip.towers import Affine, Block, TextTower, VisualTower
-from fedpgp.core.tree import num_values, select, without
+from fedpgp.core.tree import ParamTree, num_values, select, without
 from fedpgp.methods.base import Method
 
 REFERENCE = "ViT-B/16"
@@ -14,8 +14,14 @@ LAYERS, TEXT_WIDTH, IMAGE_WIDTH, JOINT_WIDTH, CONTEXT, PATCHES = 12, 512, 768, 5
 
 def parameter_counts(method: Method) -> tuple[int, int]:
     """Shared and personal parameters of one client, on `REFERENCE`."""
+    shared, personal = parameters(method)
+    return num_values(shared), num_values(personal)
+
+
+def parameters(method: Method) -> tuple[ParamTree, ParamTree]:
+    """Shared and personal parameters of one client before training, on `REFERENCE`."""
     tree = method.init(_reference(method.extra_texts), torch.Generator().manual_seed(0))
-    return num_values(select(tree, method.shared_keys)), num_values(without(tree, method.shared_keys))
+    return select(tree, method.shared_keys), without(tree, method.shared_keys)
 
 
 def _reference(extra_texts: tuple[str, ...]) -> ClassSet:

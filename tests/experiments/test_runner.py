@@ -179,10 +179,11 @@ def test_what_happened_to_clients_is_in_the_files(absent):
     Console(file=out, width=300).print(show(absent))
     assert f"client {attacker}: attack with gaussian\n" in (text := re.sub(" +\n", "\n", out.getvalue()))
     assert f"client {unseen}: never train, and are the new clients\n" in text
-    assert "Local, Base, Novel, HM (test): mean over 3 of 5 clients (1 attack, 1 never train)" in text
+    means = "Local, Base, Novel, HM, Local, global model, Base, global model (test)"
+    assert f"{means}: mean over 3 of 5 clients (1 attack, 1 never train)" in text
     assert text.count(f" client {unseen}  new_client, adapted ") == 1
     metrics = store.rounds()[-1].metrics
-    gap = metrics["test/local"] - metrics["new_client/local"]
+    gap = metrics["test/local_global"] - metrics["new_client/local"]
     assert f"participation gap: {gap:.2f} points in the last round" in text
     assert {f"new_client/{name}{end}" for name in ("local", "base", "novel", "hm") for end in ("", "_adapted")} == {
         name for name in metrics if name.startswith("new_client/")

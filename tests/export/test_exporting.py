@@ -57,11 +57,12 @@ def run_of(tmp_path_factory):
     """Run two rounds of a method on the drawn shapes, once; its folder."""
     root, done = tmp_path_factory.mktemp("store"), {}
 
-    def run(name, **settings):
-        key = (name, *sorted(settings.items()))
+    def run(name, unseen=0.0, **settings):
+        key = (name, unseen, *sorted(settings.items()))
         if key not in done:
             tree = {
                 **WORLD,
+                "partition": {"clients": 3, "unseen_clients": unseen},
                 "name": name,
                 "method": {"name": name, **SMALL.get(name, {}), **settings},
                 "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1},
@@ -111,6 +112,29 @@ def test_a_client_has_its_own_part_and_the_server_none(run_of, tmp_path):
     assert torch.equal(server["ctx"], state.shared["ctx"])
     assert not server["U"].any()
     assert not server["V"].any()
+
+
+@pytest.mark.parametrize("name", ["promptfl", "fedpgp"])
+def test_clients_that_never_train_have_no_part_in_a_prompt(name, run_of, tmp_path):
+    run = run_of(name, unseen=0.34)
+    store = RunFolder.open(run)
+    (unseen,) = store.identity["unseen_clients"]
+    cards = [Prompt.load(export(run, str(one), tmp_path / f"{one}")).card for one in {0, 1, 2} - {unseen}]
+    card = Prompt.load(export(run, "global", tmp_path / "global")).card
+    assert card["trained_on"]["clients"] == 2
+    assert card["trained_on"]["images"] == sum(one["trained_on"]["images"] for one in cards)
+    assert set(card["trained_on"]["own_classes"]) == {
+        name for one in cards for name in one["trained_on"]["own_classes"]
+    }
+    metrics = store.rounds()[-1].metrics
+    assert any(key.endswith("_adapted") for key in metrics)
+    assert not any(key.endswith("_adapted") for one in (card, *cards) for key in one["metrics"])
+    assert card["metrics"]["test/local_global"] == metrics["test/local_global"]
+    assert any(key.startswith("new_client/") for key in card["metrics"]) == (name == "promptfl")
+    for client in (str(unseen), f"client {unseen}"):
+        with pytest.raises(RunError, match=f"client {unseen} never trained; give --client global$"):
+            export(run, client, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_best_round_is_the_one_that_validation_chose(run_of, tmp_path):

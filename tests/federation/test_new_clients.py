@@ -47,9 +47,10 @@ def test_the_global_model_and_one_epoch_of_their_own(newcomers, block_size):
     names = ("local", "all", "local_adapted", "all_adapted")
     assert [metrics[f"new_client/{name}"] for name in names] == [100, 100, 0, 50]
     assert metrics["test/local"] == 100
-    assert participation_gap(metrics) == 0
-    assert participation_gap({"test/local": 70.0, "new_client/local": 45.0}) == 25
-    assert participation_gap({"test/local": 70.0}) is None
+    assert [name for name in metrics if name.endswith("_global")] == ["test/local_global", "test/all_global"]
+    assert participation_gap(metrics) == metrics["test/local_global"] - 100
+    assert participation_gap({"test/local_global": 70.0, "test/local": 90.0, "new_client/local": 45.0}) == 25
+    assert participation_gap({"test/local": 70.0, "new_client/local": 45.0}) is None
     assert result.row.participants == 2
     table = per_client_table(result.clients, 1).to_pylist()
     assert [(row["client"], row["split"], row["local"], row["local_adapted"]) for row in table] == [

@@ -31,6 +31,14 @@ def inputs(client, run_id):
     return [(one.dataset.name, one.dataset.digest) for one in client.get_run(run_id).inputs.dataset_inputs]
 
 
+def test_what_the_accountant_assumed_is_in_tags():
+    private = {"noise_multiplier": 1.5, "delta": 0.01, "participants": 4.0, "neighbours": "one client replaced"}
+    assert mlflow_runs.tags_of({"privacy": private}) == {
+        "fedpgp.privacy.noise_multiplier": "1.5", "fedpgp.privacy.delta": "0.01", "fedpgp.privacy.participants": "4.0",
+        "fedpgp.privacy.neighbours": "one client replaced",
+    }  # fmt: skip
+
+
 def test_a_run_has_its_identity_and_its_commit_where_mlflow_shows_it():
     assert mlflow_runs.tags_of(ONE) == {
         "fedpgp.id": "a", "fedpgp.name": "x", "fedpgp.created_ms": "1", "fedpgp.config_digest": "c1",

@@ -1,6 +1,7 @@
 """Figures of a comparison: trade-off, metrics, rounds, clients, heat maps, and learned prompts."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -145,17 +146,17 @@ def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: s
 def against_setting(groups: Sequence[Group], key: str, metric: str) -> Figure:
     """Draw test accuracy against a numeric setting: a line per method, with bars of one standard deviation.
 
-    Groups without the setting are levels.
+    Groups without the setting are a level, their mean.
     """
     figure, axes = panel(6.4, 3.8, horizontal_grid=True)
     points: dict[str, list[tuple[float, float, float]]] = {}
-    levels: dict[str, float] = {}
+    levels: dict[str, list[float]] = {}
     for group in groups:
         method, value, found = str(group.settings["method.name"]), group.settings.get(key), group.statistic(metric)
         if found is None:
             continue
         if value is None:
-            levels[method] = found.mean
+            levels.setdefault(method, []).append(found.mean)
         else:
             points.setdefault(method, []).append((float(value), found.mean, found.std or 0.0))
     for number, (method, own) in enumerate(points.items()):
@@ -164,7 +165,7 @@ def against_setting(groups: Sequence[Group], key: str, metric: str) -> Figure:
         axes.errorbar(x, y, yerr=error, capsize=3, label=method, **style)
         if method in levels:
             without = f"{method}, without"
-            axes.axhline(levels[method], color=style["color"], linestyle=":", linewidth=1.2, label=without)
+            axes.axhline(fmean(levels[method]), color=style["color"], linestyle=":", linewidth=1.2, label=without)
     values = [x for own in points.values() for x, *_ in own]
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")

@@ -13,7 +13,7 @@ from fedpgp.analysis.report import privacy_tables, tables
 from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_columns, statistic_text
 from fedpgp.config import differing
 from fedpgp.core.text import disk_size
-from fedpgp.federation.metrics import METRICS, NEW_CLIENT, TESTED
+from fedpgp.federation.metrics import METRICS, NEW_CLIENT, SEEN, TESTED
 
 PER_CLIENT = ("local", "held_out", "all", "base", "novel")
 MAX_CLIENTS = 40
@@ -87,13 +87,13 @@ def new_clients(groups: Sequence[Group], scenario: str = "") -> Table:
     for group in groups:
         found = [group.statistic(metric, NEW_CLIENT) for metric in metrics]
         if any(found):
-            local, new = group.statistic("local"), group.statistic("local", NEW_CLIENT)
-            gap = local.minus(new) if local and new else None
+            seen, new = group.statistic(SEEN), group.statistic("local", NEW_CLIENT)
+            gap = seen.minus(new) if seen and new else None
             rows.append((group.label, *map(statistic_text, (*found, gap))))
     headings = ("", *(METRIC_TITLES[metric] for metric in metrics), "participation gap")
     caption = (
         "test images, after the last round: the global model, and (adapted) after local epochs on their images; gap: "
-        "Local of the clients that train minus Local of the new ones (Yuan et al., ICLR 2022)"
+        "Local of the global model on the clients that train minus that on the new ones (Yuan et al., ICLR 2022)"
     )
     return Table(_titled("Clients that never train, accuracy in percent", scenario), headings, rows, caption=caption)
 

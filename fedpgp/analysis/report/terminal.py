@@ -22,6 +22,7 @@ from fedpgp.core.errors import RunError
 from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import (
     METRICS,
+    SEEN,
     TESTED,
     last_evaluated,
     on_test_images,
@@ -59,7 +60,7 @@ def show(run_dir: Path) -> Lines:
     store = RunFolder.open(run_dir)
     numbers = summarize(store.identity, store.rounds())
     made = provenance.by_rounds(store.stretches, numbers["rounds"])
-    private = privacy_tables.of_metrics("Differential privacy", {store.path.name: [numbers["metrics"]]})
+    private = privacy_tables.of_runs("Differential privacy", {store.path.name: [(numbers["metrics"], store.identity)]})
     shown = [_accuracies(store, numbers), *([private] if private.rows else []), _costs(store, numbers)]
     return Lines(*shown, _clients(store), *made)
 
@@ -77,7 +78,7 @@ def _accuracies(store: RunFolder, numbers: Mapping[str, Any]) -> Table:
     notes = ["mean over clients", *fewer, *coverage.left_out(store), "max on test selects on the test images"]
     gap = participation_gap({name: readings["last"] for name, readings in found.items()})
     if gap is not None:
-        notes.append(f"participation gap: {gap:.2f} points in the last round (test/local - new_client/local)")
+        notes.append(f"participation gap: {gap:.2f} points in the last round (test/{SEEN} - new_client/local)")
     caption = "\n".join(notes)
     return Table(f"{store.path.name}: accuracy in percent", headings, rows, text_columns=2, caption=caption)
 

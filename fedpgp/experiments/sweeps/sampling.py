@@ -29,6 +29,9 @@ MEASURED = {
     "leave_one_domain_out": ("local", "all", "held_out"),
 }
 """Metrics of each protocol; variants such as `local_global` begin with one of these names."""
+ADAPTED = "_adapted"
+NOT_OF_NEW_CLIENTS = ("_global", "_before_aggregation")
+"""Ends of variants that are measured on clients that train."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,28 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
             raise ConfigError(f"tune.metric: {metric} is not measured with protocol.name={protocol}; use {names}")
     if split == NEW_CLIENT and not all(trial.experiment.partition.unseen_clients for trial in trials):
         raise ConfigError(f"tune.metric: {metric} is not measured without partition.unseen_clients above 0")
-    if name.endswith("_adapted") and split != NEW_CLIENT:
-        raise ConfigError(f"tune.metric: {metric} is measured on new clients only; use {NEW_CLIENT}/{name}")
+    if split == NEW_CLIENT and name.endswith(NOT_OF_NEW_CLIENTS):
+        raise ConfigError(f"tune.metric: {metric} is not measured; use {NEW_CLIENT}/{_stem(name)}")
+    if name.endswith(ADAPTED):
+        if split != NEW_CLIENT:
+            raise ConfigError(f"tune.metric: {metric} is measured on new clients only; use {NEW_CLIENT}/{name}")
+        if not all(map(_adapts, trials)):
+            raise ConfigError(
+                f"tune.metric: {metric} is not measured with federation.new_client_epochs=0, nor by a method that does "
+                f"not train; use {NEW_CLIENT}/{_stem(name)}"
+            )
     return metric
+
+
+def _stem(name: str) -> str:
+    """The metric of which a name is a variant."""
+    for end in (ADAPTED, *NOT_OF_NEW_CLIENTS):
+        name = name.removesuffix(end)
+    return name
+
+
+def _adapts(trial: Trial) -> bool:
+    """Whether new clients are also tested after local epochs of their own."""
+    experiment = trial.experiment
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    return bool(method.phases) and experiment.federation.new_client_epochs > 0

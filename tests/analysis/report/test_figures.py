@@ -126,6 +126,9 @@ def test_accuracy_is_drawn_against_the_one_setting_that_differs(made_run):
     assert line.get_xydata().tolist() == [[1, 53], [4, 56], [16, 68]]
     assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([53 - 2**0.5, 53 + 2**0.5])
     assert (axes.get_xscale(), axes.lines[-1].get_ydata()) == ("log", [80, 80])
+    without = [*entries, Entry(made_run("seed=1", "federation.lr=0.5", test_hm=[70]))]
+    (axes,) = comparison_figures.against_setting(compare(without).groups, "privacy.epsilon", "hm").axes
+    assert axes.lines[-1].get_ydata() == [75, 75]  # the mean of the two groups without the setting
     entries.append(Entry(made_run(*private, "privacy.epsilon=1", "method.rank=2", test_hm=[50])))
     assert "setting" not in [figure.name for figure in all_figures(compare(entries))[0]]  # two points of epsilon 1
 

@@ -65,17 +65,20 @@ def test_what_runs_have_spent(made_run, compared):
     titles = [table.title for table in comparison_tables.all_tables(compared, "promptfl")]
     assert "Differential privacy" not in titles
     private = {"test_hm": [1], "privacy_delta": [0.01], "privacy_clip_norm": [0.5]}
-    paths = [made_run(f"seed={seed}", name="dp", privacy_epsilon=[2.5 * seed], **private) for seed in (1, 2)]
+    of = {"privacy": {"noise_multiplier": 1.25, "neighbours": "one client replaced"}}
+    paths = [made_run(f"seed={seed}", name="dp", more=of, privacy_epsilon=[2.5 * seed], **private) for seed in (1, 2)]
     clipped = made_run("method.name=coop", test_hm=[1], privacy_clip_norm=[1.0])
     mixed = compare([Entry(path) for path in (*paths, clipped, made_run("method.name=promptfl", test_hm=[1]))])
-    rows = [["fedpgp", "5", "0.01", "0.5"], ["coop", "-", "-", "1"]]
+    of_dp = ["0.01", "0.5", "1.25", "one client replaced"]
+    rows = [["fedpgp", "5", *of_dp], ["coop", "-", "-", "1", "-", "-"]]
     assert texts(privacy_tables.of_groups(mixed.groups)) == rows
     first, second = (read(path) for path in (paths[0], clipped))
-    assert texts(privacy_tables.of_pair(first, second)) == [["A", "2.5", "0.01", "0.5"], ["B", "-", "-", "1"]]
+    assert texts(privacy_tables.of_pair(first, second)) == [["A", "2.5", *of_dp], ["B", *rows[1][1:]]]
     for shown in (comparison_tables.side_by_side(first, second), terminal.show(paths[1])):
         console = Console(width=120, file=io.StringIO())
         console.print(shown)
         assert "epsilon spent" in console.file.getvalue()
+        assert "one client replaced" in console.file.getvalue()
 
 
 def test_remarks_name_what_is_missing_and_what_selected(compared, made_run):
@@ -167,11 +170,16 @@ def test_clients_are_ordered_by_the_largest_change(made_run, counts):
 
 
 def test_new_clients_have_a_table_with_the_participation_gap(made_run):
-    """Local 70 and 60 against 50 and 46 of new clients: gaps of 20 and 14, so 17 ± 4.24; the other has none."""
+    """Local of the global model, 65 and 55, against 50 and 46 of new clients: gaps of 15 and 9, so 12 ± 4.24.
+
+    The personal models (70, 60) have no part in it, and without `local_global` there is no gap.
+    """
     entries = [Entry(made_run("method.name=promptfl", test_local=[50]))]
     for seed, local, new in ((1, 70, 50), (2, 60, 46)):
-        series = {"new_client/local": [new], "new_client/local_adapted": [local]}
+        series = {"new_client/local": [new], "new_client/local_adapted": [local], "test/local_global": [local - 5]}
         entries.append(Entry(made_run(f"seed={seed}", test_local=[local], **series)))
     table = comparison_tables.new_clients(compare(entries).groups)
     assert table.headings == ("", "Local", "Local, adapted", "participation gap")
-    assert texts(table) == [["fedpgp", "48.00 ± 2.83", "65.00 ± 7.07", "17.00 ± 4.24"]]
+    assert texts(table) == [["fedpgp", "48.00 ± 2.83", "65.00 ± 7.07", "12.00 ± 4.24"]]
+    personal = [Entry(made_run("seed=3", test_local=[70], **{"new_client/local": [50]}))]
+    assert texts(comparison_tables.new_clients(compare(personal).groups)) == [["fedpgp", "50.00", "-"]]

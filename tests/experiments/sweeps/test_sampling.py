@@ -18,6 +18,7 @@ LODO = {
     "protocol": {"name": "leave_one_domain_out", "held_out": "all"},
     "partition": {"scheme": "domain", "clients": None},
 }
+NEW = {"partition": {"unseen_clients": 0.2}}
 
 
 def sweep(base=BASE, **tree):
@@ -213,6 +214,14 @@ def test_an_unknown_key_is_reported_once():
         ({"protocol": {"name": "all_classes"}}, "test/base", "use test/local, test/all"),
         ({}, "new_client/hm", "new_client/hm is not measured without partition.unseen_clients above 0"),
         ({}, "test/local_adapted", "test/local_adapted is measured on new clients only; use new_client/local_adapted"),
+        (NEW, "new_client/local_global", "new_client/local_global is not measured; use new_client/local$"),
+        (NEW, "new_client/local_before_aggregation", "use new_client/local$"),
+        (
+            {**NEW, "federation": {"new_client_epochs": 0}},
+            "new_client/hm_adapted",
+            "new_client_epochs=0.*new_client/hm$",
+        ),
+        ({**NEW, "method": {"name": "zero_shot"}}, "new_client/hm_adapted", "a method that does not train"),
     ],
 )
 def test_a_metric_that_is_not_measured(base, metric, message):
@@ -221,8 +230,7 @@ def test_a_metric_that_is_not_measured(base, metric, message):
 
 
 def test_a_metric_of_new_clients_can_select():
-    base = {"partition": {"unseen_clients": 0.2}}
-    assert draw(sweep(base, tune={"metric": "new_client/hm_adapted"})).metric == "new_client/hm_adapted"
+    assert draw(sweep(NEW, tune={"metric": "new_client/hm_adapted"})).metric == "new_client/hm_adapted"
 
 
 def test_the_metric_fits_the_protocol_and_test_is_possible():
