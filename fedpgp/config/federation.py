@@ -86,7 +86,8 @@ class FederationSettings(Settings):
     """true: also test each honest participant whose update counts right after local training
     (`local_before_aggregation`)"""
     evaluate_global: bool = False
-    """true: also test the server's parameters without personal parts (`local_global`, `base_global`, ...)"""
+    """true: also test the server's parameters without personal parts (`local_global`, `base_global`, ...); with
+    partition.unseen_clients they are tested on test images anyway"""
     server: ServerSettings = ServerSettings.model_validate({"name": "fedavg", "lr": 1.0})
     """the server rule, which turns what clients send into the next shared parameters"""
     attack: AttackSettings | None = None
