@@ -51,6 +51,9 @@ NO_SCENARIO = ("data.template", "data.views")
 DIGESTS = ("digest", "fingerprint", "content")
 """Last parts of keys of settings that are digests of files."""
 
+CHOICES = (".name", ".kind", ".level")
+"""Ends of keys that choose what the other keys of their section mean."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -310,11 +313,37 @@ def _labels(
     common = [key for key in differing(settings) if is_scenario(key)] if merge_scenarios else []
     keys: dict[str, dict[str, None]] = {name: {} for name, _ in names}
     for (name, _), trees in same.items():
-        keys[name].update(dict.fromkeys(key for key in differing(trees) if not is_scenario(key)))
+        keys[name].update(dict.fromkeys(key for key in telling(trees) if not is_scenario(key)))
     return [
         ", ".join(filter(None, (name, _named(texts, [*keys[name], *common]))))
         for (name, _), texts in zip(names, shown, strict=True)
     ]
+
+
+def choice_of(key: str, keys: Sequence[str]) -> str | None:
+    """The one of the keys that chooses what a key means; None: none of them does."""
+    beside = [key.rpartition(".")[0] + end for end in CHOICES]
+    return next((one for one in keys if one != key and one in beside), None)
+
+
+def telling(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The dotted keys that tell settings apart: `differing` ones without those that another of them determines.
+
+    That is a section that is null in some trees, and what belongs to one choice alone: `federation.server.trim` if all
+    trees with the rule `trimmed_mean` have the same.
+    """
+    keys = differing(trees)
+    kept = []
+    for key in keys:
+        choice = choice_of(key, keys)
+        by_choice: dict[str, set[str]] = {}
+        for tree in trees:
+            chosen = json.dumps(tree.get(choice)) if choice else ""
+            by_choice.setdefault(chosen, set()).add(json.dumps(tree.get(key, "(absent)")))
+        is_section = any(one.startswith(f"{key}.") for one in keys)
+        if not is_section and max(map(len, by_choice.values())) > 1:
+            kept.append(key)
+    return kept
 
 
 def _texts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -326,10 +355,13 @@ def _texts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _named(texts: Mapping[str, str], keys: Sequence[str]) -> str:
     """`rank=4, shots=2`; digests are shown only if nothing else differs."""
-    plain = [key for key in keys if key.rpartition(".")[2] not in DIGESTS] or keys
+    own = [key for key in keys if texts[key] != "-" or choice_of(key, keys) is None]  # without those of other choices
+    plain = [key for key in own if key.rpartition(".")[2] not in DIGESTS] or own
     last = [key.rpartition(".")[2] for key in plain]
     shown = [one if last.count(one) == 1 and one != "name" else key for key, one in zip(plain, last, strict=True)]
-    return ", ".join(f"{name}={texts[key]}" for key, name in zip(plain, shown, strict=True))
+    nested = [key.split(".")[1] if key.count(".") == 2 and key.endswith(CHOICES) else "" for key in plain]
+    names = [section or one for section, one in zip(nested, shown, strict=True)]
+    return ", ".join(f"{name}={texts[key]}" for key, name in zip(plain, names, strict=True))
 
 
 def _marks(runs: Mapping[Fold, Run], other: str, others: Mapping[Fold, Run]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, grouped
-from fedpgp.analysis.loading import read
+from fedpgp.analysis.loading import Entry, compare, read
 from fedpgp.analysis.report import comparison_tables
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
@@ -198,3 +198,17 @@ def test_a_group_says_over_how_many_clients_its_means_are(made_run):
     assert [row[0].text for row in comparison_tables.accuracies(comparison, "").rows] == ["fedpgp †"]
     lines = comparison_tables.as_csv(comparison, "fedpgp").splitlines()
     assert [said in line for line in lines[1:]] == ["test,local" in line for line in lines[1:]]
+
+
+def test_what_a_choice_determines_is_not_in_the_labels(made_run):
+    """`trim` is that of one rule alone, and `scale` the same for all attacks; both rules of `f` differ in it."""
+    attack = "federation.attack={kind: sign_flip, fraction: 0.2}"
+    rules = ["{name: fedavg}", "{name: trimmed_mean, trim: 0.2}", "{name: krum, f: 1}", "{name: krum, f: 2}"]
+    runs = [made_run(f"federation.server={rule}", test_hm=[50]) for rule in rules]
+    runs.append(made_run("federation.server={name: fedavg}", attack, test_hm=[40]))
+    labels = [group.label for group in compare([Entry(path) for path in runs]).groups]
+    assert labels == [
+        "fedpgp, server=fedavg, attack=-", "fedpgp, server=trimmed_mean, attack=-",
+        "fedpgp, server=krum, f=1, attack=-", "fedpgp, server=krum, f=2, attack=-",
+        "fedpgp, server=fedavg, attack=sign_flip",
+    ]  # fmt: skip

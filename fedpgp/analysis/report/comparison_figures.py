@@ -137,7 +137,7 @@ def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: s
     grid = np.full((len(rows), len(columns)), np.nan)
     for place, values in cells.items():
         grid[place] = np.mean(values)
-    title = f"{METRIC_TITLES[metric]}, test accuracy in percent, mean over seeds"
+    title = f"{groups[0].settings['method.name']}: {METRIC_TITLES[metric]}, test accuracy in percent, mean over seeds"
     names_down, names_across = ([_value_name(value) for value in values] for values in (rows, columns))
     return _heat_map(grid, names_down, names_across, _setting_name(down), _setting_name(across), title)
 
