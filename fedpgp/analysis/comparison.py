@@ -12,9 +12,9 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from fedpgp.analysis.coverage import Coverage, lines
+from fedpgp.analysis.labels import is_scenario, labels, named, texts
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
-from fedpgp.core.text import distinct
 from fedpgp.federation.metrics import METRICS
 from fedpgp.storage.sweep_folder import Fold
 
@@ -44,15 +44,6 @@ PROTOCOL_METRICS = ("local", "base", "novel", "hm", "all", "held_out")
 """The metrics of tables and figures."""
 MAIN = ("hm", "held_out", "local", "all")
 """The main metric of a comparison is the first of these that was measured."""
-SCENARIO_SECTIONS = ("data", "partition", "protocol")
-"""Sections of the settings that define on what a run was trained and tested."""
-NO_SCENARIO = ("data.template", "data.views")
-"""Settings in these sections that do not."""
-DIGESTS = ("digest", "fingerprint", "content")
-"""Last parts of keys of settings that are digests of files."""
-
-CHOICES = (".name", ".kind", ".level")
-"""Ends of keys that choose what the other keys of their section mean."""
 
 
 @dataclass(frozen=True)
@@ -261,11 +252,6 @@ def measured(groups: Sequence[Group]) -> list[str]:
     return [metric for metric in PROTOCOL_METRICS if any(group.statistic(metric) for group in groups)]
 
 
-def is_scenario(key: str) -> bool:
-    """Whether a setting defines on what a run is trained and tested."""
-    return key.partition(".")[0] in SCENARIO_SECTIONS and key not in NO_SCENARIO
-
-
 def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) -> tuple[list[Group], list[str]]:
     """Group runs of equal settings; also return notes on runs that were left out.
 
@@ -285,83 +271,19 @@ def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) ->
     kinds = [dict(sorted(runs.items(), key=str)) for runs in by_settings.values()]
     samples = [next(iter(runs.values())) for runs in kinds]
     keys = [] if merge_scenarios else differing([run.scenario for run in samples])
-    shown = _texts([run.settings for run in samples])
-    scenarios = [_named(texts, keys) for texts in shown]
+    shown = texts([run.settings for run in samples])
+    scenarios = [named(own, keys) for own in shown]
     names = [(name, scenario) for (name, _), scenario in zip(by_settings, scenarios, strict=True)]
-    labels = _labels(names, [run.settings for run in samples], shown, merge_scenarios)
+    found = labels(names, [run.settings for run in samples], shown, merge_scenarios)
     folds: dict[str, set[Fold]] = {}
     for scenario, runs in zip(scenarios, kinds, strict=True):
         folds.setdefault(scenario, set()).update(runs)
     groups = []
     first: dict[str, tuple[str, Mapping[Fold, Run]]] = {}
-    for label, scenario, runs in zip(labels, scenarios, kinds, strict=True):
+    for label, scenario, runs in zip(found, scenarios, kinds, strict=True):
         marks = _marks(runs, *first.setdefault(scenario, (label, runs)))
         groups.append(Group(label, scenario, runs, frozenset(folds[scenario]), marks))
     return groups, notes
-
-
-def _labels(
-    names: Sequence[tuple[str, str]],
-    settings: Sequence[Mapping[str, Any]],
-    shown: Sequence[Mapping[str, str]],
-    merge_scenarios: bool,
-) -> list[str]:
-    """The names, followed by the differing settings of groups that share a name and a scenario."""
-    same: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for pair, tree in zip(names, settings, strict=True):
-        same.setdefault(pair, []).append(tree)
-    common = [key for key in differing(settings) if is_scenario(key)] if merge_scenarios else []
-    keys: dict[str, dict[str, None]] = {name: {} for name, _ in names}
-    for (name, _), trees in same.items():
-        keys[name].update(dict.fromkeys(key for key in telling(trees) if not is_scenario(key)))
-    return [
-        ", ".join(filter(None, (name, _named(texts, [*keys[name], *common]))))
-        for (name, _), texts in zip(names, shown, strict=True)
-    ]
-
-
-def choice_of(key: str, keys: Sequence[str]) -> str | None:
-    """The one of the keys that chooses what a key means; None: none of them does."""
-    beside = [key.rpartition(".")[0] + end for end in CHOICES]
-    return next((one for one in keys if one != key and one in beside), None)
-
-
-def telling(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys that tell settings apart: `differing` ones without those that another of them determines.
-
-    That is a section that is null in some trees, and what belongs to one choice alone: `federation.server.trim` if all
-    trees with the rule `trimmed_mean` have the same.
-    """
-    keys = differing(trees)
-    kept = []
-    for key in keys:
-        choice = choice_of(key, keys)
-        by_choice: dict[str, set[str]] = {}
-        for tree in trees:
-            chosen = json.dumps(tree.get(choice)) if choice else ""
-            by_choice.setdefault(chosen, set()).add(json.dumps(tree.get(key, "(absent)")))
-        is_section = any(one.startswith(f"{key}.") for one in keys)
-        if not is_section and max(map(len, by_choice.values())) > 1:
-            kept.append(key)
-    return kept
-
-
-def _texts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The values of the settings that differ, each with as many digits as tell it apart from those of the others."""
-    keys = differing(settings)
-    columns = [distinct([tree.get(key, "-") for tree in settings]) for key in keys]
-    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] if keys else [{} for _ in settings]
-
-
-def _named(texts: Mapping[str, str], keys: Sequence[str]) -> str:
-    """`rank=4, shots=2`; digests are shown only if nothing else differs."""
-    own = [key for key in keys if texts[key] != "-" or choice_of(key, keys) is None]  # without those of other choices
-    plain = [key for key in own if key.rpartition(".")[2] not in DIGESTS] or own
-    last = [key.rpartition(".")[2] for key in plain]
-    shown = [one if last.count(one) == 1 and one != "name" else key for key, one in zip(plain, last, strict=True)]
-    nested = [key.split(".")[1] if key.count(".") == 2 and key.endswith(CHOICES) else "" for key in plain]
-    names = [section or one for section, one in zip(nested, shown, strict=True)]
-    return ", ".join(f"{name}={texts[key]}" for key, name in zip(plain, names, strict=True))
 
 
 def _marks(runs: Mapping[Fold, Run], other: str, others: Mapping[Fold, Run]) -> tuple[str, ...]:

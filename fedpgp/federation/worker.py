@@ -241,9 +241,8 @@ class FederationWorker:
             update = self._update(call, received, personal, "finetune", federation.finetune_epochs)
             valid = validate(update, {}, federation, call, "fine-tuning")
             evaluated = choose(valid.accepted, update.params, {**repeated(received, len(call.clients)), **personal})
-        counts = self._evaluator.counts(
-            evaluated, call.clients, self.job.data.evaluation_sets, confusion=call.confusion
-        )
+        everything = self.job.data.evaluation_sets
+        counts = self._evaluator.counts(evaluated, call.clients, everything, confusion=call.confusion)
         if shared:
             counts += self._evaluator.global_counts(params, call, everywhere=federation.evaluate_global)
         return counts
@@ -278,8 +277,7 @@ class FederationWorker:
             return []
         evaluation_sets = [images for images in self.job.data.evaluation_sets if images.members is not None]
         own = rows(params, torch.from_numpy(honest).to(self.device))
-        local = "local_before_aggregation"
-        return self._evaluator.counts(own, clients[honest], evaluation_sets, whole=False, local=local)
+        return self._evaluator.counts(own, clients[honest], evaluation_sets, False, "local_before_aggregation")
 
     def _orders(self, purpose: str, phase: int, round: int, clients: np.ndarray, epochs: int) -> list[Order]:
         """The batches of each client in a phase, which may have its own epochs.
