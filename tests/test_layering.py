@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedpgp"
 
 ORDER = (
-    "core", "config", "data", "clip", "methods", "server_rules", "federation", "storage", "experiments", "analysis",
+    "core", "config", "data", "clip", "server_rules", "methods", "federation", "storage", "experiments", "analysis",
     "export", "tracking", "bench", "cli",
 )  # fmt: skip
 """A package imports only itself and the packages before it."""

@@ -44,6 +44,8 @@ class FederationSettings(Settings):
     """communication rounds"""
     local_epochs: int = Field(2, ge=1)
     """epochs of a client in a round"""
+    local_steps: int | None = Field(None, ge=1)
+    """batches of a client in a round, the first of a new order, instead of local epochs; null: local_epochs"""
     batch_size: int = Field(32, ge=1)
     """images per step and client"""
     drop_last: bool = False
@@ -113,7 +115,12 @@ class FederationSettings(Settings):
             ("lr_step_rounds", self.lr_schedule == "step", "lr_schedule=step"),
             ("lr_step_factor", self.lr_schedule == "step", "lr_schedule=step"),
             ("lr_schedule_per", by_step, "lr_schedule=cosine, or lr_warmup_rounds"),
-            ("straggler", self.local_epochs > 1, "local_epochs=2 or more"),
+            (
+                "straggler",
+                self.local_epochs > 1 and self.local_steps is None,
+                "local_epochs=2 or more, local_steps=null",
+            ),
+            ("local_epochs", self.local_steps is None, "local_steps=null"),
             ("dropout_keeps_personal", self.dropout > 0, "dropout above 0"),
         ):
             if given(key) and not effective:

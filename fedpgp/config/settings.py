@@ -113,6 +113,9 @@ class ProtocolSettings(Settings):
     """leave_one_domain_out: the held-out domain; `all`: each in turn, as folds of a sweep"""
     shots: int | None = Field(16, ge=1)
     """training images per client and class; null: all. Nested: the 4-shot set contains the 2-shot set"""
+    train_classes: Literal["task", "own"] = "task"
+    """classes among which a client trains: all of the task | its own alone, those that its images have; with `own` its
+    model is also tested among these on its own images (`local_own`)"""
     val_shots: int = Field(4, ge=1)
     """validation images per class and domain taken from train, if the data have no validation split"""
 

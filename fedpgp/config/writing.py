@@ -18,9 +18,10 @@ from fedpgp.core.plugins import code_keys
 
 NEUTRAL = {
     "partition": {"unseen_clients"},
+    "protocol": {"train_classes"},
     "federation": {
         "lr_schedule", "lr_schedule_per", "lr_warmup_rounds", "lr_step_rounds", "lr_step_factor", "sampling", "server",
-        "attack", "dropout", "dropout_keeps_personal", "straggler", "new_client_epochs",
+        "attack", "dropout", "dropout_keeps_personal", "straggler", "new_client_epochs", "local_steps",
     },
     "privacy": set(PrivacySettings.model_fields),
 }  # fmt: skip

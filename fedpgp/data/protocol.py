@@ -54,6 +54,7 @@ class FederatedData:
     evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
     manifest_digest: str
     unseen_clients: tuple[int, ...] = ()  # those that never train, ascending
+    own_classes: bool = False  # whether each client trains among the classes of its own images alone
 
     @property
     def num_clients(self) -> int:
@@ -64,6 +65,15 @@ class FederatedData:
     def training_clients(self) -> np.ndarray:
         """The clients that train, ascending: all but the unseen ones. int64 [n]"""
         return np.setdiff1d(np.arange(self.num_clients), self.unseen_clients)
+
+    def global_labels(self, client: int) -> np.ndarray:
+        """Labels of a client's training images among all classes of the data. int64 [n_k]"""
+        labels: np.ndarray = np.array(self.class_sets[self.train_set])[self.train_labels[client]]
+        return labels
+
+    def training_classes(self, client: int) -> np.ndarray:
+        """The classes among which a client trains, ascending, as labels among all classes of the data. int64 [C]"""
+        return np.unique(self.global_labels(client)) if self.own_classes else np.array(self.class_sets[self.train_set])
 
     @cached_property
     def training_rows(self) -> np.ndarray:
@@ -88,6 +98,7 @@ class FederatedData:
             arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
         named = (self.client_names, self.class_names, self.domains, self.class_sets, self.train_set)
         names = [*named, self.manifest_digest, *([self.unseen_clients] if self.unseen_clients else [])]
+        names += ["own"] * self.own_classes
         evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
         digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
         for array in arrays:
@@ -161,6 +172,7 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
         evaluation_sets=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
         unseen_clients=_unseen(len(client_names), partition.unseen_clients, seed),
+        own_classes=protocol.train_classes == "own",
     )
 
 

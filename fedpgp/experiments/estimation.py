@@ -24,7 +24,7 @@ from fedpgp.experiments.runner import extraction_job, make_job, required_feature
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
-from fedpgp.federation import extraction
+from fedpgp.federation import extraction, rule_needs
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
@@ -160,12 +160,12 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
         shared, personal = parameters(method)
     except ConfigError:  # it does not fit the reference tower; whether it fits its own is known once that is loaded
         shared, personal = {}, {}
-    rule = server_rules.create(federation.server.name, federation.server.settings)
+    rule = rule_needs.rule_of(method, federation)
     if server_rules.plugin(federation.server.name):
         server_rules.plugin_check.dry_run(federation.server.name, rule, shared)
     held, kept, sent = _of_rule(rule, shared, training)
     trained = participants(training, federation.participation)
-    steps = trained * federation.local_epochs * -(-images // federation.batch_size)
+    steps = trained * (federation.local_steps or federation.local_epochs * -(-images // federation.batch_size))
     layers, width = _text_tower(experiment.backbone)
     flops = PASSES * 2 * 12 * layers * width**2 * (classes * TOKENS_PER_CLASS + 20) * (2 if personal else 1)
     workers = min(resources.workers, -(-trained // federation.block_size))

@@ -41,7 +41,7 @@ from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import privacy_planning
 from fedpgp.federation import rule_needs
 from fedpgp.federation.privacy import Mechanism
-from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method
+from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method, NeedsAllClasses
 from fedpgp.server_rules.base import ServerRule
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import ObjectStore, RunIndex
@@ -89,13 +89,13 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     """Fill in every setting of the method and the server rule; raise `ConfigError` for an unknown name or setting."""
     method = methods.create(experiment.method.name, experiment.method.settings)
     of_method = MethodSettings(name=experiment.method.name, **method.settings.model_dump(mode="json"))
-    server = experiment.federation.server
-    rule = server_rules.create(server.name, server.settings)
-    of_rule = ServerSettings(name=server.name, **rule.settings.model_dump(mode="json"))
-    server_rules.check_fit(rule, server.name, method)
-    privacy_planning.check_fit(experiment, method, rule)
+    name = experiment.federation.server.name
+    of_rule = server_rules.create(name, experiment.federation.server.settings).settings
+    server = ServerSettings(name=name, **of_rule.model_dump(mode="json"))
+    privacy_planning.check_fit(experiment, method, rule_needs.rule_of(method, experiment.federation))
+    _check_classes(experiment, method)
     sources.check(experiment.data)
-    federation = experiment.federation.model_copy(update={"server": of_rule})
+    federation = experiment.federation.model_copy(update={"server": server})
     return experiment.model_copy(update={"method": of_method, "federation": federation}), method
 
 
@@ -147,8 +147,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     """Plan an experiment; raise `UserError` if what can be checked without decoding images is invalid."""
     library = library or Library()
     experiment, method = settle(sources.complete(experiment))
-    server = experiment.federation.server
-    rule = server_rules.create(server.name, server.settings)
+    rule = rule_needs.rule_of(method, experiment.federation)
     manifest = library.manifest(experiment.data)
     data = protocol.build(manifest, experiment.partition, experiment.protocol, experiment.seed)
     privacy = privacy_planning.mechanism(experiment, len(data.training_clients))
@@ -179,6 +178,16 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     return Plan(
         experiment, method, rule, manifest, data, backbone, privacy, image, text, weights, images, digest, found
     )
+
+
+def _check_classes(experiment: Experiment, method: Method) -> None:
+    """Raise `ConfigError` if the method needs more classes than a client trains among."""
+    needed = method.needs_all_classes if isinstance(method, NeedsAllClasses) else ""
+    if experiment.protocol.train_classes == "own" and needed:
+        raise ConfigError(
+            f"protocol.train_classes=own: method {method.name} needs all classes of the task ({needed}); give "
+            "train_classes=task, or another method"
+        )
 
 
 def _check_clients(experiment: Experiment, method: Method, data: FederatedData, tree: ParamTree) -> None:

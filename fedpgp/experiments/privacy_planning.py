@@ -4,6 +4,7 @@ from typing import Any
 
 from fedpgp.config import Experiment, FederationSettings, PrivacySettings
 from fedpgp.core.errors import ConfigError
+from fedpgp.federation import rule_needs
 from fedpgp.federation.accountant import Accountant
 from fedpgp.federation.privacy import Mechanism
 from fedpgp.federation.server import participants
@@ -19,7 +20,7 @@ def check_fit(experiment: Experiment, method: Method, rule: ServerRule) -> None:
     privacy, federation = experiment.privacy, experiment.federation
     if privacy.level == "none":
         return
-    name = f"federation.server.name={federation.server.name}"
+    name = rule_needs.named(rule, federation)
     if rule.uploads == "stack":
         raise ConfigError(
             f"privacy: {name} needs every update: its sensitivity is unknown; give a rule that uses the mean"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedpgp.federation.messages import Call
 from fedpgp.methods.base import Batch, Method, Phase
 
 Order = list[np.ndarray]  # one client's batches in order, each an array of indices into its own rows
+Draws = Callable[[], ParamTree]  # makes the random numbers of a step (K, ...)
 RESERVED_PARTS = frozenset({"loss", "train"})  # not for parts of a loss: rows of a run use them for the loss itself
 
 
@@ -27,6 +28,7 @@ class LocalData:
     features: Tensor  # (N, ...)
     labels: Tensor  # (N,)
     starts: np.ndarray  # (K,) first row of each client
+    own: Tensor | None = None  # (K, C) see `Batch`
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def local_update(
     round: int = 1,
     factors: Sequence[float | np.ndarray] | None = None,
     correction: ParamTree | None = None,
+    draws: Draws | None = None,
 ) -> Update:
     """Train the clients of a block together, each as it would be trained alone. Optimizers start fresh.
 
@@ -127,6 +130,7 @@ def local_update(
         round: counted from 1, for learning rates that decay.
         factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
         correction: added to the gradients of its keys in every step (K, ...); None: nothing.
+        draws: called once per step; None: the method uses no random numbers.
     """
     device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
@@ -140,6 +144,8 @@ def local_update(
         momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
         steps = torch.tensor([len(order) for order in phase_orders], device=device)
         for step, batch in enumerate(schedule(data, phase_orders)):
+            if draws is not None:
+                batch = replace(batch, draws=draws())
             loss, parts = method.loss(params, received, frozen, batch)
             if reserved := RESERVED_PARTS & parts.keys():
                 raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
@@ -198,7 +204,7 @@ def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:
     )
     for index, mask in zip(indices, masks, strict=True):
         chosen = index.view(len(orders), -1)
-        yield Batch(data.features[chosen], data.labels[chosen], mask.view(len(orders), -1))
+        yield Batch(data.features[chosen], data.labels[chosen], mask.view(len(orders), -1), data.own)
 
 
 def _padded(orders: Sequence[Order], starts: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,15 +1,48 @@
-"""What a server rule needs of a federation: enough clients in a round, and memory of the process that runs the rounds.
+"""The server rule of a federation and its needs: a method that fits, enough clients in a round, memory of the server.
 
-Both are known before work starts.
+All are known before work starts.
 """
 
+from fedpgp import server_rules
 from fedpgp.config import FederationSettings
 from fedpgp.core import memory
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.federation.server import participants
+from fedpgp.methods.base import HasServerRule, Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
+
+DEFAULT = FederationSettings().server
+
+
+def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
+    """The method's own rule, or that of `federation.server`; raise `ConfigError` if the two cannot be combined.
+
+    A method that shares nothing, such as `coop`, fits every rule: there is nothing to aggregate, and no rule changes
+    its results.
+    """
+    server = federation.server
+    rule = server_rules.create(server.name, server.settings)
+    if isinstance(method, HasServerRule):
+        if server.name != DEFAULT.name or rule.settings != server_rules.create(DEFAULT.name, {}).settings:
+            raise ConfigError(
+                f"federation.server.name={server.name}: method {method.name} has a server rule of its own; leave "
+                f"federation.server at {DEFAULT.name}, or give another method"
+            )
+        return method.server_rule(federation)
+    if isinstance(rule, ClientHalf) and len(method.phases) > 1:
+        raise ConfigError(
+            f"federation.server.name={server.name}: it corrects the gradients of one phase of local training, and "
+            f"method {method.name} has {len(method.phases)}; give another method or rule"
+        )
+    return rule
+
+
+def named(rule: ServerRule, federation: FederationSettings) -> str:
+    """How messages name a rule: by the setting, unless it is that of the method."""
+    own = federation.server.name == DEFAULT.name != rule.name
+    return f"the method's server rule {rule.name}" if own else f"federation.server.name={federation.server.name}"
 
 
 def usual_updates(federation: FederationSettings, clients: int) -> int:
@@ -40,14 +73,14 @@ def server_bytes(rule: ServerRule, federation: FederationSettings, clients: int,
 def describe(rule: ServerRule, federation: FederationSettings, clients: int, shared: ParamTree) -> str | None:
     """Say how much memory the rule takes; None: no memory that grows with the number of clients."""
     size = server_bytes(rule, federation, clients, shared)
-    return f"server rule {federation.server.name}: about {memory_size(size)} of memory" if shared and size else None
+    return f"server rule {rule.name}: about {memory_size(size)} of memory" if shared and size else None
 
 
 def check(rule: ServerRule, federation: FederationSettings, clients: int, shared: ParamTree) -> None:
     """Raise `ConfigError` if too few clients take part in a round, or if this machine has too little memory."""
-    setting, few = f"federation.server.name={federation.server.name}", usual_updates(federation, clients)
+    setting, few = named(rule, federation), usual_updates(federation, clients)
     if few < rule.fewest and rule.fewest > 1:
-        own = ", ".join(f"{key}={value}" for key, value in federation.server.settings.items() if key != "lr")
+        own = ", ".join(f"{key}={value}" for key, value in rule.settings.model_dump().items() if key != "lr")
         raise ConfigError(
             f"{setting}: a round needs the updates of at least {rule.fewest} clients ({own}), and usually has {few} of "
             f"{clients}; change these settings, or let more clients take part"

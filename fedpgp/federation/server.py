@@ -28,7 +28,7 @@ from fedpgp.federation.metrics import (
 )
 from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.worker import FederationJob
-from fedpgp.methods.base import LimitsBlocks
+from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks
 from fedpgp.server_rules.base import ClientHalf, Received
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,11 @@ class Server:
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
         shared, clients = select(tree, job.method.shared_keys), job.data.num_clients
         kept = job.rule.init_kept(shared) if isinstance(job.rule, ClientHalf) else {}
-        personal = stack(without(tree, shared), clients)
+        personal = stack(own := without(tree, shared), clients)
+        if isinstance(job.method, DiffersByClient):
+            for client in range(clients):
+                for key, value in job.method.personal_of(client, own).items():
+                    personal[key][client] = value
         private = job.privacy.initial() if job.privacy else {}
         return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients), private)
 
@@ -120,10 +124,8 @@ class Server:
         """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
         if not self.rounds:
             return None
-        block = blocks(np.arange(self.job.data.num_clients), self.block_size)[0]
-        common, sent = self.job.rule.broadcast(state.server, state.shared, block)
-        calls = [Call(1, block, _rows_of(state.personal, block), sent=to_arrays(sent))]
-        (size,) = self.backend.map("memory", calls, to_arrays(common))
+        calls, common, _ = self._calls(state, 1, blocks(np.arange(self.job.data.num_clients), self.block_size)[:1])
+        (size,) = self.backend.map("memory", calls, common)
         return int(size)
 
     def run(self, state: State) -> Iterator[RoundResult]:
@@ -143,9 +145,8 @@ class Server:
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.training_clients
         seconds: dict[str, float] = {}
         sampled = clients[sample_clients(self.job.seed, number, len(clients), federation)]
-        common, sent = self.job.rule.broadcast(state.server, state.shared, sampled)
         with _timed(seconds, "train"):
-            results, total, stacked = self._train(state, number, sampled, to_arrays(common), to_arrays(sent))
+            results, total, stacked, down = self._train(state, number, sampled)
         with _timed(seconds, "aggregate"):
             private = self.job.privacy.spent(state, number) if self.job.privacy else {}
             state = self._aggregate(state, results, total, stacked)
@@ -155,7 +156,6 @@ class Server:
             with _timed(seconds, "evaluate"):
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
-        down = num_bytes(without(common, sent)) * len(sampled) + num_bytes(sent)
         return self._result(state, results, counts, confusion, sampled, seconds, down, private)
 
     def _result(
@@ -185,19 +185,28 @@ class Server:
         )
         return RoundResult(state, row, clients, trained, confusion)
 
-    def _train(
-        self, state: State, number: int, sampled: np.ndarray, common: Arrays, sent: Arrays
-    ) -> tuple[list[TrainResult], ParamTree, ParamTree]:
-        """Results of the blocks without what the clients send; the total of that, and the stack of it (M, ...).
-
-        Both are filled as the results arrive.
-        """
-        calls = []
+    def _calls(
+        self, state: State, number: int, parts: Sequence[np.ndarray], *, confusion: bool = False
+    ) -> tuple[list[Call], Arrays, int]:
+        """A call for each block of clients, what the server sends to all of them, and the bytes that it sends."""
         clip_norm = self.job.privacy.clip_norm_of(state) if self.job.privacy else inf
-        for block in blocks(sampled, self.block_size):
-            own = {key: value[np.searchsorted(sampled, block)] for key, value in sent.items()}
+        calls, everyone, bytes_down = [], to_arrays(state.shared), 0
+        for block in parts:
+            common, own = self.job.rule.broadcast(state.server, state.shared, block)
+            everyone, sent = to_arrays(common), to_arrays(own)
+            bytes_down += num_bytes(without(common, own)) * len(block) + num_bytes(own)
             personal, kept = _rows_of(state.personal, block), _rows_of(state.kept, block)
-            calls.append(Call(number, block, personal, kept, own, clip_norm))
+            calls.append(Call(number, block, personal, kept, sent, clip_norm, confusion))
+        return calls, everyone, bytes_down
+
+    def _train(
+        self, state: State, number: int, sampled: np.ndarray
+    ) -> tuple[list[TrainResult], ParamTree, ParamTree, int]:
+        """Results of the blocks without what the clients send; the total of that, the stack of it (M, ...), bytes down.
+
+        Total and stack are filled as the results arrive.
+        """
+        calls, common, bytes_down = self._calls(state, number, blocks(sampled, self.block_size))
         results: list[TrainResult] = []
         total: ParamTree = {}
         stacked = Stack(len(sampled))
@@ -205,7 +214,7 @@ class Server:
             add(total, result.total)
             stacked.append(result.stack)
             results.append(replace(result, total={}, stack={}))
-        return results, total, stacked.filled()
+        return results, total, stacked.filled(), bytes_down
 
     def _aggregate(self, state: State, results: Sequence[TrainResult], total: ParamTree, stacked: ParamTree) -> State:
         """The next state: the rule's for the shared parameters; those of each client are written back in place."""
@@ -239,27 +248,40 @@ class Server:
             generator=torch_generator(self.job.seed, "server", number),
         )
         server, shared = self.job.rule.aggregate(state.server, state.shared, received)
+        if isinstance(self.job.method, FinishesRound):
+            _finish(self.job.method, state.personal, shared, results)
         return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
-        several = state.personal or self.job.federation.finetune_epochs
+        personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
+        several = state.personal or personalised or self.job.federation.finetune_epochs
         parts = blocks(self.honest, self.block_size) if several else [self.honest]
-        calls = [Call(state.round, block, _rows_of(state.personal, block), confusion=last) for block in parts]
+        calls, common, _ = self._calls(state, state.round, parts, confusion=last)
         counts: list[Counts] = []
         matrices: dict[tuple[str, str], np.ndarray] = {}
-        for result in self.backend.map("evaluate", calls, to_arrays(state.shared)):
+        for result in self.backend.map("evaluate", calls, common):
             for part in result:
                 if part.confusion is not None:
                     key = (part.split, part.metric)
                     matrices[key] = matrices.get(key, 0) + part.confusion
                 counts.append(replace(part, confusion=None))
-        unseen = np.array(self.job.data.unseen_clients)
-        calls = [Call(state.round, block, _rows_of(state.personal, block)) for block in blocks(unseen, self.block_size)]
-        for result in self.backend.map("evaluate_new", calls, to_arrays(state.shared)) if calls else ():
+        unseen = blocks(np.array(self.job.data.unseen_clients), self.block_size)
+        calls, common, _ = self._calls(state, state.round, unseen)
+        for result in self.backend.map("evaluate_new", calls, common) if calls else ():
             counts += result
         return counts, confusion_table(matrices, self.job.data) if last else None
+
+
+def _finish(method: FinishesRound, personal: ParamTree, shared: ParamTree, results: Sequence[TrainResult]) -> None:
+    """Let the clients whose updates count change their personal parameters, in place."""
+    for result in results:
+        clients = result.clients[result.accepted]
+        if len(clients):
+            own = {key: value[clients] for key, value in personal.items()}
+            for key, value in method.after_aggregation(own, shared).items():
+                personal[key][clients] = value
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The interface of a method: settings, learned and shared parameters, and a pure loss over a client axis."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_backbone import ClassSet
-from fedpgp.config import Settings
+from fedpgp.config import FederationSettings, Settings
 from fedpgp.core.tree import ParamTree
+from fedpgp.server_rules.base import ServerRule
 
 Inputs = Literal["pooled", "patches", "pixels"]
 """The form in which a method receives an image: one feature, one per patch, or the pixels."""
@@ -34,6 +35,8 @@ class Batch:
     features: Tensor  # (K, B, ...)
     labels: Tensor  # (K, B)
     mask: Tensor  # (K, B) bool
+    own: Tensor | None = None  # (K, C) bool: the classes among which each client trains; None: all of them
+    draws: ParamTree = field(default_factory=dict)  # (K, ...) random numbers of this step, see `HasDraws`
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,20 @@ class Method(Protocol):
         """
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Loss (K,) and its named parts. `received` is what the server sent this round, without the client axis.
+        """Loss (K,) and its named parts.
+
+        `received` is what the server sent this round: without the client axis what it sent to all, (K, ...) what it
+        sent to each client alone, and with what `PreparesRound` adds.
 
         Pure, with one exception: entries of `params` that no phase learns may be updated in place, such as the running
         statistics of batch normalisation. It should not wait for the device (`.item()`, `bool(tensor)`).
         """
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
-        """The classifier of each client over the classes of `frozen`."""
+        """The classifier of each client over the classes of `frozen`.
+
+        `params` also has what the server rule sends to each client alone.
+        """
 
 
 class PromptMethod(ABC):
@@ -127,6 +136,72 @@ class HasGlobalModel(Protocol):
 
 
 @runtime_checkable
+class HasServerRule(Protocol):
+    """A method with a server's half of its own, which takes the place of `federation.server`."""
+
+    def server_rule(self, federation: FederationSettings) -> ServerRule:
+        """The rule, for the settings of a federation."""
+
+
+@runtime_checkable
+class PreparesRound(Protocol):
+    """A method that computes something once per round from what the server sends."""
+
+    def prepare(self, received: ParamTree, frozen: ClassSet) -> ParamTree:
+        """Further entries of `received` for all steps of the round; constants, without gradients."""
+
+
+@runtime_checkable
+class HasDraws(Protocol):
+    """A method whose local steps use random numbers."""
+
+    def draws(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
+        """Those of one step of one client (without the client axis), on the CPU."""
+
+
+@runtime_checkable
+class FinishesTraining(Protocol):
+    """A method that chooses what it sends after local training."""
+
+    def after_training(
+        self, params: ParamTree, received: ParamTree, round: int, generators: Sequence[torch.Generator]
+    ) -> ParamTree:
+        """The trained parameters (K, ...), with what is to be sent under the shared keys.
+
+        Args:
+            params: after local training (K, ...).
+            received: see `Method.loss`.
+            round: counted from 1.
+            generators: of each client (K), on the CPU.
+        """
+
+
+@runtime_checkable
+class FinishesRound(Protocol):
+    """A method whose participants change their personal parameters when they hear the result of the round."""
+
+    def after_aggregation(self, personal: ParamTree, shared: ParamTree) -> ParamTree:
+        """The personal parameters of the clients whose updates count (M, ...), given the new shared ones."""
+
+
+@runtime_checkable
+class DiffersByClient(Protocol):
+    """A method whose clients start from different personal parameters, for example of different lengths."""
+
+    def personal_of(self, client: int, personal: ParamTree) -> ParamTree:
+        """The initial personal parameters of one client, of the shapes of `personal`, those that `init` gives."""
+
+
+@runtime_checkable
+class NeedsAllClasses(Protocol):
+    """A method that may need all classes of the task in training: it cannot have `protocol.train_classes=own`."""
+
+    @property
+    def needs_all_classes(self) -> str:
+        """Why; empty: it does not need them."""
+
+
+@runtime_checkable
 class LimitsBlocks(Protocol):
     """A method whose parameters are too large to train many clients at once."""
 
@@ -146,9 +221,17 @@ def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of each client (K,) over its real images; 0 for a client without one."""
+    """Mean cross-entropy of each client (K,) over its real images and its classes; 0 for a client without an image."""
+    if batch.own is not None:
+        own = batch.own.repeat(1, logits.shape[-1] // batch.own.shape[-1])  # of each prompt set
+        logits = logits.masked_fill(~own.unsqueeze(1), -torch.inf)
     losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(batch.labels)
     return (losses * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+
+
+def class_mean(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of values (K, C) over the classes of each client (K,)."""
+    return values.mean(1) if batch.own is None else (values * batch.own).sum(1) / batch.own.sum(1)
 
 
 def draw_linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> ParamTree:

@@ -70,6 +70,11 @@ class CoOp(PromptMethod):
         self.extra_texts = settings.extra_texts
         self.supports_unseen_classes = not settings.class_specific
 
+    @property
+    def needs_all_classes(self) -> str:
+        """See `NeedsAllClasses`."""
+        return "a context per class" if self.settings.class_specific else ""
+
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """The context, from words or N(0, 0.02); if class-specific, one draw per class, or the words for all."""
         if not self.settings.class_specific:

@@ -81,6 +81,11 @@ class FedPGP(PromptMethod):
         own_lr = {} if settings.personal_lr is None else dict.fromkeys(personal, settings.personal_lr)
         self.phases = (Phase(frozenset({"ctx", *personal}), lr=own_lr),)
 
+    @property
+    def needs_all_classes(self) -> str:
+        """See `NeedsAllClasses`."""
+        return "" if self.settings.contrast == "none" else "its contrast compares the features of all of them"
+
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """p_G and the personal part, all N(0, 0.02), except a context from words and U = 0 with `init: lora`.
 

@@ -113,6 +113,11 @@ class PFedPT:
         )
         self.phases = (delta, theta) if settings.use_prompt else (theta,)
 
+    @property
+    def needs_all_classes(self) -> str:
+        """See `NeedsAllClasses`."""
+        return "its network has an output for each of them"
+
     def init(self, frozen: ClassSet, generator: torch.Generator) -> ParamTree:
         """timm's random start of the network, with a seed drawn from the generator, and the frame."""
         size, pad = self.settings.image_size, self.settings.pad_size

@@ -5,10 +5,8 @@ from typing import Any
 
 from fedpgp.config.registry import Registry
 from fedpgp.core import plugins
-from fedpgp.core.errors import ConfigError
-from fedpgp.methods.base import Method
 from fedpgp.server_rules import plugin_check
-from fedpgp.server_rules.base import ClientHalf, ServerRule
+from fedpgp.server_rules.base import ServerRule
 from fedpgp.server_rules.coordinate_wise import Median, TrimmedMean
 from fedpgp.server_rules.fedavg import FedAvg, Mean
 from fedpgp.server_rules.fedavgm import FedAvgM
@@ -32,16 +30,3 @@ def create(name: str, settings: Mapping[str, Any]) -> ServerRule:
     """The rule of that name; raise `ConfigError` if it is unknown, or does not know or cannot use a setting."""
     kind, checked = REGISTRY.settings(name, settings)
     return kind(checked) if plugin(name) is None else plugin_check.build(name, kind, checked)
-
-
-def check_fit(rule: ServerRule, name: str, method: Method) -> None:
-    """Raise `ConfigError` if a method cannot be combined with the rule of that name.
-
-    A method that shares nothing, such as `coop`, fits every rule: there is nothing to aggregate, and no rule changes
-    its results.
-    """
-    if isinstance(rule, ClientHalf) and len(method.phases) > 1:
-        raise ConfigError(
-            f"federation.server.name={name}: it corrects the gradients of one phase of local training, and method "
-            f"{method.name} has {len(method.phases)}; give another method or rule"
-        )

@@ -66,8 +66,9 @@ class ServerRule(Protocol):
     def broadcast(self, server: ParamTree, shared: ParamTree, clients: np.ndarray) -> tuple[ParamTree, ParamTree]:
         """What is sent to all of the `clients` (M,), and what to each of them alone (M, ...).
 
-        The first has at least the shared parameters; an entry of the second takes the place of one with its key. This
-        is for training: models are tested with the shared parameters that all have in common.
+        The first has at least the shared parameters and is the same whatever the clients are; an entry of the second
+        takes the place of one with its key. Each client trains from what it is sent, and after the round its model is
+        tested with what it would be sent next. Called for a part of a round's clients at a time.
         """
 
     def aggregate(self, server: ParamTree, shared: ParamTree, received: Received) -> tuple[ParamTree, ParamTree]:
