@@ -8,7 +8,7 @@ import torch
 from fedpgp import server_rules
 from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Features
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import Phase

@@ -28,7 +28,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, select
-from fedpgp.data.protocol import FederatedData
+from fedpgp.data.federated import FederatedData
 from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends import ray_cluster

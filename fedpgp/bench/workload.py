@@ -19,7 +19,7 @@ from fedpgp.clip.text_backbone import ClassSet, FrozenText, filled, freeze, read
 from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob

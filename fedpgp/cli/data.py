@@ -43,7 +43,7 @@ def check(
     _say(itemized("classes without images", summary.empty_classes(built)))
     if quick:
         return
-    hashes = content.Hashes(built, settings.storage.root)
+    hashes = content.of(built, settings.storage.root)
     with display() as progress:
 
         def show(done: int, total: int) -> None:

@@ -22,7 +22,7 @@ from fedpgp.data.exif import orientation
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fedpgp.data.sources.base import Source
+    from fedpgp.data.sources.base import Reader
 
 BATCH = 64  # images per forward pass
 AHEAD = 2  # batches decoded in advance
@@ -31,7 +31,7 @@ AHEAD = 2  # batches decoded in advance
 class Encoder:
     """Encodes images of a manifest into shards of features."""
 
-    def __init__(self, visual: nn.Module, spec: ImageSpec, source: Source, key: FeatureKey) -> None:
+    def __init__(self, visual: nn.Module, spec: ImageSpec, source: Reader, key: FeatureKey) -> None:
         """Create an encoder; raise `BackboneError` if the tower lacks the patch tokens that the key requires."""
         if key.variant == "patches":
             check_patches(visual)

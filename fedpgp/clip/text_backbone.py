@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,7 @@ class FrozenText:
     token_ids: Mapping[str, tuple[int, ...]]  # of all texts, without start and end: actors need no tokenizer
     bounds: tuple[int, int]  # ids of start-of-text and end-of-text
     class_names: tuple[str, ...]
-    template: str
+    templates: tuple[str, ...]  # hand-written prompt of each class, with {} for its name
     logit_scale: float
     class_chunk: int | None = None
     visual: VisualTower | None = None
@@ -43,20 +43,16 @@ class FrozenText:
         moved: FrozenText = map_tensors(self, lambda tensor: tensor.to(device, dtype))
         return moved
 
-    def duplicate_names(self) -> list[str]:
-        """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""
-        counts = Counter(self.token_ids[name] for name in self.class_names)
-        return [name for name in self.class_names if counts[self.token_ids[name]] > 1]
-
     def on(self, classes: Sequence[int]) -> ClassSet:
         """Bind the towers to the classes with these labels, in this order."""
-        return ClassSet(self, tuple(self.class_names[label] for label in classes))
+        names = tuple(self.class_names[label] for label in classes)
+        return ClassSet(self, names, tuple(self.templates[label] for label in classes))
 
 
 def freeze(
     backbone: Backbone,
     class_names: Sequence[str],
-    template: str,
+    templates: str | Sequence[str],
     extra_texts: Sequence[str] = (),
     class_chunk: int | None = None,
     visual: bool = False,
@@ -65,7 +61,7 @@ def freeze(
 
     Args:
         class_names: in label order; underscores become spaces, as in CoOp.
-        template: hand-written prompt with one {} for the name.
+        templates: hand-written prompt with one {} for the name, one for all classes or one of each.
         extra_texts: further texts of the method, for example the words of an initial context.
 
     Raises:
@@ -73,7 +69,8 @@ def freeze(
         BackboneError: the image tower cannot be prompted.
     """
     names = [readable(name) for name in class_names]
-    prompts = [filled(template, name) for name in names]
+    templates = _of_each(templates, names)
+    prompts = [filled(template, name) for template, name in zip(templates, names, strict=True)]
     texts = list(dict.fromkeys([*names, *(f"{name}." for name in names), *prompts, *extra_texts]))
     rows = backbone.tokenize(texts)
     limit = rows.shape[1]
@@ -89,16 +86,21 @@ def freeze(
         token_ids={text: tuple(row[1:-1]) for text, row in zip(texts, renumbered, strict=True)},
         bounds=(renumbered[0][0], renumbered[0][-1]),
         class_names=tuple(names),
-        template=template,
+        templates=templates,
         logit_scale=backbone.logit_scale,
         class_chunk=class_chunk,
         visual=VisualTower.from_open_clip(backbone.model.visual, backbone.image) if visual else None,  # type: ignore[arg-type]
     )
 
 
-def names_only(class_names: Sequence[str], template: str) -> FrozenText:
+def names_only(class_names: Sequence[str], templates: str | Sequence[str]) -> FrozenText:
     """Create the frozen part for a method with its own network: only the classes."""
-    return FrozenText(None, {}, (0, 0), tuple(readable(name) for name in class_names), template, logit_scale=1.0)
+    names = tuple(readable(name) for name in class_names)
+    return FrozenText(None, {}, (0, 0), names, _of_each(templates, names), logit_scale=1.0)
+
+
+def _of_each(templates: str | Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return (templates,) * len(names) if isinstance(templates, str) else tuple(templates)
 
 
 def readable(name: str) -> str:
@@ -114,12 +116,18 @@ def filled(template: str, name: str) -> str:
 class ClassSet:
     """The frozen towers for C classes. Encoders and constants are created at first use and cached."""
 
-    def __init__(self, frozen: FrozenText, names: tuple[str, ...]) -> None:
+    def __init__(self, frozen: FrozenText, names: tuple[str, ...], templates: tuple[str, ...]) -> None:
         self.names = names
+        self._prompts_of = tuple(filled(template, name) for template, name in zip(templates, names, strict=True))
         self._frozen = frozen
         self._encoders: dict[tuple[int, Position, bool, tuple[int, ...]], PromptEncoder] = {}
         self._fixed_encoders: dict[str, PromptEncoder] = {}
         self._constants: dict[str, Tensor] = {}
+
+    def duplicate_names(self) -> list[str]:
+        """List names with equal tokens: they differ in capitals only, or in words that the tower does not know."""
+        counts = Counter(self.token_ids(name) for name in self.names)
+        return [name for name in self.names if counts[self.token_ids(name)] > 1]
 
     @property
     def num_classes(self) -> int:
@@ -179,18 +187,16 @@ class ClassSet:
 
     def template(self) -> Tensor:
         """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
-        template = self._frozen.template
-        return self._constant(template, lambda name: self.token_ids(filled(template, name)))
+        return self._constant("template", map(self.token_ids, self._prompts_of))
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
-        template = self._frozen.template
-        return self._fixed(template, lambda name: self.token_ids(filled(template, name)), adapters)
+        return self._fixed("template", map(self.token_ids, self._prompts_of), adapters)
 
     def placeholder(self, n_ctx: int) -> Tensor:
         """Return constant text features (C, E) of "X X ... X NAME." with n_ctx letters X; needs the extra text "X"."""
         tokens = self.token_ids("X") * n_ctx
-        return self._constant(f"X{n_ctx}", lambda name: (*tokens, *self.token_ids(f"{name}.")))
+        return self._constant(f"X{n_ctx}", ((*tokens, *self.token_ids(f"{name}.")) for name in self.names))
 
     def token_ids(self, phrase: str) -> tuple[int, ...]:
         """Return the tokens of a text of the experiment."""
@@ -200,17 +206,17 @@ class ClassSet:
         """Return the token embeddings (L, D) of an extra text of the method."""
         return self._tower.tokens[torch.tensor(self.token_ids(phrase), dtype=torch.long)].float()
 
-    def _constant(self, key: str, tokens_of: Callable[[str], tuple[int, ...]]) -> Tensor:
+    def _constant(self, key: str, tokens: Iterable[tuple[int, ...]]) -> Tensor:
         if key not in self._constants:
             with torch.no_grad():
-                self._constants[key] = self._fixed(key, tokens_of)[0]
+                self._constants[key] = self._fixed(key, tokens)[0]
         return self._constants[key]
 
-    def _fixed(self, key: str, tokens_of: Callable[[str], tuple[int, ...]], adapters: Adapters | None = None) -> Tensor:
-        """Compute text features (P, C, E) of prompts without a context; their encoder is cached."""
+    def _fixed(self, key: str, tokens: Iterable[tuple[int, ...]], adapters: Adapters | None = None) -> Tensor:
+        """Compute text features (P, C, E) of prompts with the `tokens` of each class; their encoder is cached."""
         if key not in self._fixed_encoders:
             start, end = self._frozen.bounds
-            self._fixed_encoders[key] = self._encoder([[start, *tokens_of(name), end] for name in self.names])
+            self._fixed_encoders[key] = self._encoder([[start, *own, end] for own in tokens])
         return self._fixed_encoders[key].encode(self._tower.tokens.new_empty(1, 0, self.width), adapters=adapters)
 
     def _prompts(

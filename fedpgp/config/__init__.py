@@ -9,6 +9,7 @@ from fedpgp.config.settings import (
     Experiment,
     MethodSettings,
     PartitionSettings,
+    PartSettings,
     ProtocolSettings,
     ResourceSettings,
     StorageSettings,
@@ -19,8 +20,8 @@ from fedpgp.config.writing import absolute, annotated, differing, digest, dotted
 
 __all__ = [
     "AttackSettings", "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings",
-    "PartitionSettings", "PrivacySettings", "ProtocolSettings", "ResourceSettings", "ServerSettings", "Settings",
-    "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest", "dotted",
+    "PartSettings", "PartitionSettings", "PrivacySettings", "ProtocolSettings", "ResourceSettings", "ServerSettings",
+    "Settings", "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest", "dotted",
     "dropped", "dump", "dump_yaml", "explain", "leaves", "load", "load_yaml", "override", "parse", "read_yaml",
     "schema", "shipped_configs",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from fedpgp.config.base import Named, Settings
 from fedpgp.config.federation import FederationSettings, PrivacySettings
+
+UNION = "union"
+"""`data.name` of several data sets."""
 
 Uri = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")]
 """A remote location."""
@@ -23,7 +26,8 @@ class DataSettings(Settings):
     name: str = "icons"
     """icons (in the package) | shapes (drawn on the fly, for tests) | folder (class/...) | domain_folder
     (domain/class/...) | parquet (Hugging Face style) | a downloaded data set by name, see
-    `fedpgp data check NAME --root FOLDER` | MODULE:CLASS, a source in a file of yours"""
+    `fedpgp data check NAME --root FOLDER` | MODULE:CLASS, a source in a file of yours | union (several of these in one
+    federation, see parts)"""
     root: Uri | Path | None = None
     """folder of the data set, or for Parquet a `pyarrow.fs` URI (s3://..., gs://...); `icons` and `shapes` need none"""
     class_names: tuple[str, ...] | dict[str, str] | None = None
@@ -39,6 +43,8 @@ class DataSettings(Settings):
     """seed of that split; the run's seed never moves an image between train and test"""
     views: int = Field(1, ge=1)
     """1: the evaluation transform; K > 1: K seeded random-crop-and-flip views of each training image"""
+    parts: tuple[PartSettings, ...] | None = None
+    """union: the data sets, each with its settings and, if two have one name, a `title`; null: this is one data set"""
 
     @field_validator("class_names", mode="before")
     @classmethod
@@ -55,7 +61,21 @@ class DataSettings(Settings):
             raise ValueError("train_fraction + val_fraction must stay below 1, or no test image is left")
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError("template needs exactly one {} for the class name")
+        if (self.name == UNION) != (self.parts is not None):
+            raise ValueError(f"parts are for name={UNION}, which needs them: a list of data sets")
+        if self.parts is not None:
+            self._check_parts(self.parts)
         return self
+
+    def _check_parts(self, parts: Sequence[PartSettings]) -> None:
+        if len(parts) < 2:
+            raise ValueError(f"{UNION} needs two parts or more; give the one data set as data.name")
+        titles = [part.title_or_name for part in parts]
+        if twice := next((title for title in titles if titles.count(title) > 1), None):
+            raise ValueError(f"two parts have the title {twice}; give one of them another title")
+        for key in ("root", "class_names", "template"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} belongs to a part of the {UNION}")
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -67,6 +87,31 @@ class DataSettings(Settings):
             raise ValueError(f"the template of {self.name} is not filled in")
         return self.template
 
+    @property
+    def members(self) -> tuple[DataSettings, ...]:
+        """The data sets: the parts of a union, or this one."""
+        return self.parts or (self,)
+
+
+class PartSettings(DataSettings):
+    """One data set of a union."""
+
+    title: str | None = Field(None, pattern=r"^[A-Za-z0-9._ -]+$")
+    """its name in the union, in results and in partition.clients; null: its name"""
+
+    @property
+    def title_or_name(self) -> str:
+        """What it is called in the union."""
+        return self.title or self.name
+
+    @model_validator(mode="after")
+    def _is_one(self) -> PartSettings:
+        if self.parts is not None:
+            raise ValueError(f"a part of a {UNION} is one data set")
+        if self.views != 1:
+            raise ValueError("views belongs to the union: data.views")
+        return self
+
 
 class PartitionSettings(Settings):
     """Division of the images among clients."""
@@ -74,8 +119,9 @@ class PartitionSettings(Settings):
     scheme: Literal["pathological", "authors_2023", "iid", "domain", "dirichlet"] = "pathological"
     """pathological (disjoint classes) | authors_2023 (the disjoint classes of the authors' code, for every seed) | iid
     | domain (each client belongs to a domain) | dirichlet"""
-    clients: int | None = Field(10, ge=1)
-    """number of clients; null with `domain`, where the data determine it"""
+    clients: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = 10
+    """number of clients; in a union that of each part, or {PART: number, ...}; null with `domain`, where the data
+    determine it"""
     classes_per_client: int | None = Field(None, ge=1)
     """pathological: number of classes per client, which may then overlap; null: disjoint, all assigned"""
     clients_per_domain: int = Field(1, ge=1)
@@ -106,11 +152,15 @@ class PartitionSettings(Settings):
 class ProtocolSettings(Settings):
     """Training and test images."""
 
-    name: Literal["base_to_novel", "all_classes", "leave_one_domain_out"] = "base_to_novel"
+    name: Literal["base_to_novel", "all_classes", "leave_one_domain_out", "cross_data"] = "base_to_novel"
     """base_to_novel (train on the first half of the labels, test on both) | all_classes | leave_one_domain_out (train
-    on all domains but one, also test on that one)"""
+    on all domains but one, also test on that one) | cross_data (of a union: train on some data sets with all classes,
+    also test on the others, see held_out and source)"""
     held_out: str | None = None
-    """leave_one_domain_out: the held-out domain; `all`: each in turn, as folds of a sweep"""
+    """leave_one_domain_out: the held-out domain; cross_data: the held-out data set, while all others train; `all`: each
+    in turn, as folds of a sweep"""
+    source: str | None = None
+    """cross_data: the only data set that trains, while all others are held out"""
     shots: int | None = Field(16, ge=1)
     """training images per client and class; null: all. Nested: the 4-shot set contains the 2-shot set"""
     train_classes: Literal["task", "own"] = "task"
@@ -121,7 +171,12 @@ class ProtocolSettings(Settings):
 
     @model_validator(mode="after")
     def _held_out_given(self) -> ProtocolSettings:
-        if (self.held_out is None) == (self.name == "leave_one_domain_out"):
+        if self.name == "cross_data":
+            if (self.held_out is None) == (self.source is None):
+                raise ValueError("name=cross_data needs held_out=PART or all, or source=PART")
+        elif self.source is not None:
+            raise ValueError("source is for name=cross_data")
+        elif (self.held_out is None) == (self.name == "leave_one_domain_out"):
             raise ValueError("held_out must be a domain or all with name=leave_one_domain_out, and null otherwise")
         return self
 
@@ -258,6 +313,13 @@ class Experiment(Settings):
                 "protocol.name=leave_one_domain_out needs partition.scheme=domain partition.clients=null "
                 "(several clients of a domain: partition.clients_per_domain)"
             )
+        if self.protocol.name == "cross_data" and self.data.parts is None:
+            raise ValueError(f"protocol.name=cross_data needs several data sets: data.name={UNION} and data.parts")
+        if isinstance(clients := self.partition.clients, dict):
+            titles = {part.title_or_name for part in self.data.parts or ()}
+            if unknown := sorted(clients.keys() - titles):
+                known = ", ".join(sorted(titles)) or f"none, because data.name is not {UNION}"
+                raise ValueError(f"partition.clients: no part {unknown[0]} (parts: {known})")
         epochs = type(self.federation).model_fields["new_client_epochs"].default
         if not self.partition.unseen_clients and self.federation.new_client_epochs != epochs:
             raise ValueError("federation.new_client_epochs has no effect; it needs partition.unseen_clients above 0")

@@ -12,13 +12,14 @@ from fedpgp.config import tracking_uri
 from fedpgp.config.base import Named, Settings
 from fedpgp.config.federation import PrivacySettings, ServerSettings
 from fedpgp.config.reading import leaves
-from fedpgp.config.settings import Experiment, MethodSettings
+from fedpgp.config.settings import DataSettings, Experiment, MethodSettings
 from fedpgp.config.values import dump_yaml
 from fedpgp.core.plugins import code_keys
 
 NEUTRAL = {
     "partition": {"unseen_clients"},
-    "protocol": {"train_classes"},
+    "data": {"parts"},
+    "protocol": {"train_classes", "source"},
     "federation": {
         "lr_schedule", "lr_schedule_per", "lr_warmup_rounds", "lr_step_rounds", "lr_step_factor", "sampling", "server",
         "attack", "dropout", "dropout_keeps_personal", "straggler", "new_client_epochs", "local_steps",
@@ -145,13 +146,12 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> list[str]:
 def absolute(experiment: Experiment) -> Experiment:
     """Make every path absolute, and fill in MLflow's environment variables, for processes with other ones."""
     data, backbone, storage = experiment.data, experiment.backbone, experiment.storage
-    root = data.root.expanduser().absolute() if isinstance(data.root, Path) else data.root
     weights = backbone.weights
     if weights is not None and Path(weights).expanduser().is_file():
         weights = str(Path(weights).expanduser().absolute())
     return experiment.model_copy(
         update={
-            "data": data.model_copy(update={"root": root}),
+            "data": _absolute(data),
             "backbone": backbone.model_copy(update={"weights": weights}),
             "storage": storage.model_copy(update={"root": storage.root.expanduser().absolute()}),
             "tracking": tracking_uri.resolved(experiment.tracking),
@@ -159,10 +159,17 @@ def absolute(experiment: Experiment) -> Experiment:
     )
 
 
+def _absolute(data: DataSettings) -> DataSettings:
+    root = data.root.expanduser().absolute() if isinstance(data.root, Path) else data.root
+    parts = None if data.parts is None else tuple(_absolute(part) for part in data.parts)
+    return data.model_copy(update={"root": root, "parts": parts})
+
+
 def _numbers(experiment: Experiment) -> dict[str, Any]:
     """Return the settings that can change a result."""
     tree = experiment.model_dump(mode="json", exclude={"resources", "tracking", "storage", "name"})
-    tree["data"].pop("root")
+    for one in (tree["data"], *(tree["data"]["parts"] or ())):
+        one.pop("root")
     for key in ("class_chunk", "weights_key"):  # the fingerprint identifies the weights
         tree["backbone"].pop(key)
     return tree

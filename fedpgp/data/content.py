@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from fedpgp.core.errors import AccessError, DataError
 from fedpgp.core.files import make_folder, share_with_group, write_durably
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.base import STATE
+from fedpgp.data.sources.union import SEPARATOR
 
 FOLDER = "content"
 """Folder of the indexes in a storage root."""
@@ -38,10 +40,15 @@ def digest(manifest: Manifest, root: Path) -> str | None:
     Raises:
         DataError: a file cannot be read.
     """
-    hashes = Hashes(manifest, root)
+    hashes = of(manifest, root)
     hashes.fill()
     hashes.save()
     return hashes.digest
+
+
+def of(manifest: Manifest, root: Path) -> Hashes | UnionHashes:
+    """The hashes of the files of a manifest."""
+    return UnionHashes(manifest, root) if manifest.parts else Hashes(manifest, root)
 
 
 class Hashes:
@@ -129,6 +136,33 @@ class Hashes:
                 ) from None
             self._states[number], self._hashes[number] = state, np.frombuffer(content, np.uint8)
             self._missing[number] = False
+
+
+class UnionHashes:
+    """The hashes of the files of a union: those of its parts. The members are those of `Hashes`."""
+
+    def __init__(self, manifest: Manifest, root: Path) -> None:
+        parts = sorted(manifest.parts, key=lambda part: f"{part.name}{SEPARATOR}")  # the order of the rows
+        self._parts = {part.name: Hashes(part, root) for part in parts}
+        self._lengths = {part.name: len(part) for part in parts}
+
+    @property
+    def digest(self) -> str | None:
+        """Sixteen hex digits over those of the parts; None: one of them has none."""
+        found = {title: part.digest for title, part in self._parts.items()}
+        return None if None in found.values() else hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+    def fill(self, rows: int | None = None) -> None:
+        """See `Hashes.fill`."""
+        for title, part in self._parts.items():
+            part.fill(rows)
+            if rows is not None and (rows := rows - self._lengths[title]) <= 0:
+                return
+
+    def save(self) -> None:
+        """See `Hashes.save`."""
+        for part in self._parts.values():
+            part.save()
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, int]:

@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedpgp.config import DataSettings
+from fedpgp.config.settings import UNION
 from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import numpy_generator, shuffled_ranks
@@ -24,6 +26,7 @@ from fedpgp.data import sources
 from fedpgp.data.class_names import assign
 from fedpgp.data.sources.base import ROW_SCHEMA
 from fedpgp.data.sources.listing import FOLDERS, counted
+from fedpgp.data.sources.union import SEPARATOR
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +41,21 @@ class Manifest:
     table: pa.Table
     root: Path | None = field(default=None, compare=False)
     """folder of this machine to which the files are relative; None: there is none, or it is not known; not saved"""
+    parts: tuple[Manifest, ...] = field(default=(), compare=False)
+    """of a union its data sets, in the order of the settings, each with its title as `name`; not saved"""
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def members(self) -> tuple[Manifest, ...]:
+        """The data sets: the parts of a union, or this one."""
+        return self.parts or (self,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The class names in prompts: those of the parts, of which two may have the same. [C]"""
+        return tuple(name for part in self.members for name in part.class_names)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -131,6 +146,8 @@ def build(settings: DataSettings) -> Manifest:
     A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
     the data are invalid, or do not match `data.class_names`. Log what lies beside the images and is not used.
     """
+    if settings.parts is not None:
+        return _union([replace(build(part), name=part.title_or_name) for part in settings.parts])
     scan = sources.scan(settings)
     if scan.left_out:
         count, folders = sum(scan.left_out.values()), scan.left_out.get(FOLDERS, 0)
@@ -156,6 +173,31 @@ def build(settings: DataSettings) -> Manifest:
             "rename a split, or put all images into one to have it cut by data.train_fraction"
         )
     return Manifest(settings.name, class_names, scan.domains, rows.cast(ROW_SCHEMA), scan.root)
+
+
+def _union(parts: Sequence[Manifest]) -> Manifest:
+    """Several data sets as one, with the files `TITLE/FILE`, and the domains `TITLE` or, of several, `TITLE/DOMAIN`.
+
+    Classes of different parts differ, also if they have one name: then the title is added, and the log says so.
+    """
+    counts = Counter(name for part in parts for name in part.class_names)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        log.warning("%s: a class of several parts of the union; they are kept apart", first_of(twice, 5))
+    names, domains, tables = list[str](), list[str](), {}
+    for part in parts:
+        offsets = {"label": len(names), "domain": len(domains)}
+        names += [name if counts[name] == 1 else f"{name} ({part.name})" for name in part.class_names]
+        domains += [f"{part.name}/{domain}" if len(part.domains) > 1 else part.name for domain in part.domains]
+        table = part.table
+        for key, offset in offsets.items():
+            number = ROW_SCHEMA.get_field_index(key)
+            table = table.set_column(
+                number, ROW_SCHEMA.field(number), pc.add(table[key], pa.scalar(offset, pa.int32()))
+            )
+        files = pc.binary_join_element_wise(part.name, table["file"], SEPARATOR)
+        tables[f"{part.name}{SEPARATOR}"] = table.set_column(0, ROW_SCHEMA.field("file"), files)
+    rows = pa.concat_tables([tables[title] for title in sorted(tables)]).combine_chunks()
+    return Manifest(UNION, tuple(names), tuple(domains), rows, parts=tuple(parts))
 
 
 def _cut(rows: pa.Table, settings: DataSettings) -> pa.Array:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
-from fedpgp.core.seeding import numpy_generator, share_of, shuffled_ranks
+from fedpgp.core.seeding import derive_seed, numpy_generator, share_of, shuffled_ranks
 from fedpgp.core.text import did_you_mean, first_of
+from fedpgp.data.federated import OF_PART, EvaluationSet, FederatedData
 from fedpgp.data.partition import Labelled, assign
 
 if TYPE_CHECKING:
@@ -24,90 +22,8 @@ SPLITS = ("train", "val", "test")
 EVERY_DOMAIN = "all"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSet(Labelled):
-    """Images of one split and one class set; `labels` are numbered within the class set."""
-
-    split: str  # val | test
-    class_set: str  # a key of `FederatedData.class_sets`
-    rows: np.ndarray  # manifest rows, ascending. int64 [n]
-    members: tuple[np.ndarray, ...] | None = None  # per client, positions of its Local images; None: novel or held out
-    held_out: bool = False  # whether these are the images of the held-out domain
-
-    @property
-    def metric(self) -> str:
-        """Name of the accuracy on the whole set."""
-        return "held_out" if self.held_out else self.class_set
-
-
-@dataclass(frozen=True)
-class FederatedData:
-    """The data of an experiment, divided among clients: manifest rows and labels, no images."""
-
-    client_names: tuple[str, ...]
-    class_names: tuple[str, ...]
-    domains: tuple[str, ...]
-    class_sets: Mapping[str, tuple[int, ...]]  # ordered global labels of `base` and `novel`, or of `all`
-    train_set: str  # class set for training: `base` or `all`
-    train_rows: tuple[np.ndarray, ...]  # per client, its training images. int64 [n_k]
-    train_labels: tuple[np.ndarray, ...]  # per client, their labels within `train_set`. int64 [n_k]
-    evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
-    manifest_digest: str
-    unseen_clients: tuple[int, ...] = ()  # those that never train, ascending
-    own_classes: bool = False  # whether each client trains among the classes of its own images alone
-
-    @property
-    def num_clients(self) -> int:
-        """Number of clients."""
-        return len(self.client_names)
-
-    @cached_property
-    def training_clients(self) -> np.ndarray:
-        """The clients that train, ascending: all but the unseen ones. int64 [n]"""
-        return np.setdiff1d(np.arange(self.num_clients), self.unseen_clients)
-
-    def global_labels(self, client: int) -> np.ndarray:
-        """Labels of a client's training images among all classes of the data. int64 [n_k]"""
-        labels: np.ndarray = np.array(self.class_sets[self.train_set])[self.train_labels[client]]
-        return labels
-
-    def training_classes(self, client: int) -> np.ndarray:
-        """The classes among which a client trains, ascending, as labels among all classes of the data. int64 [C]"""
-        return np.unique(self.global_labels(client)) if self.own_classes else np.array(self.class_sets[self.train_set])
-
-    @cached_property
-    def training_rows(self) -> np.ndarray:
-        """Training rows of all clients, ascending. int64 [n]"""
-        return np.unique(np.concatenate(self.train_rows))
-
-    @cached_property
-    def evaluation_rows(self) -> np.ndarray:
-        """Rows of all evaluation sets, ascending, disjoint from the training rows. int64 [n]"""
-        return np.unique(np.concatenate([np.empty(0, np.int64), *(pool.rows for pool in self.evaluation_sets)]))
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """Training and evaluation rows, ascending. int64 [n]"""
-        return np.union1d(self.training_rows, self.evaluation_rows)
-
-    @cached_property
-    def digest(self) -> str:
-        """Sixteen hex digits over all fields."""
-        arrays = [*self.train_rows, *self.train_labels]
-        for pool in self.evaluation_sets:
-            arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
-        named = (self.client_names, self.class_names, self.domains, self.class_sets, self.train_set)
-        names = [*named, self.manifest_digest, *([self.unseen_clients] if self.unseen_clients else [])]
-        names += ["own"] * self.own_classes
-        evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
-        digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
-        for array in arrays:
-            digest.update(array.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
-
-
 def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSettings, seed: int) -> FederatedData:
-    """Divide a manifest among clients.
+    """Divide a manifest among clients; in a union each data set among clients of its own.
 
     If the data have no validation split, `val_shots` images per class and domain are first taken from train. Shots are
     drawn per client and class; fewer shots are a subset of more. A client's Local images are those of val and test
@@ -118,20 +34,113 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     * base_to_novel: `val/local`, `val/base`, `val/novel` and their harmonic mean `val/hm`; selecting by `val/novel` or
       `val/hm` uses labels of novel classes.
     * all_classes: `val/local` and `val/all`.
+    * cross_data: the same two, on the data sets that train. The test images of each other one, with all its classes,
+      form a test set: `test/held_out`.
     * leave_one_domain_out: the same two, on the training domains only. All images of the held-out domain, of any
       split, form one test set: `test/held_out`.
 
     Raises:
         DataError: too few classes, an unknown held-out domain, clients without training images, or none that trains.
     """
-    class_sets = divide_classes(len(manifest.class_names), protocol)
-    train_set = "base" if "base" in class_sets else "all"
+    parts = _parts(manifest)
+    trains = [_trains(part, parts, protocol) for part in parts]
     held_out = _held_out(manifest, protocol)
-    domains = [number for number in range(len(manifest.domains)) if number != held_out]
-    client_names = _client_names(manifest, domains, partition)
-    splits = np.where(manifest.domain_ids == held_out, "held", _splits(manifest, protocol.val_shots, seed))
+    divided = []
+    class_sets: dict[str, tuple[int, ...]] = {}
+    unseen_parts = []
+    for part, training in zip(parts, trains, strict=True):
+        class_sets |= (own := _class_sets(part, protocol))
+        if training:
+            divided.append(_divide(manifest, part, own, held_out, partition, protocol, seed))
+        else:
+            (name,) = own
+            pool = _pool(manifest, part.rows & (manifest.splits == "test"), "test", name, own[name])
+            unseen_parts.append(replace(pool, held_out=True))
+    return _joined(manifest, class_sets, divided, unseen_parts, partition, protocol, seed)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A data set of a union, or the only one."""
+
+    title: str  # empty: the only one
+    classes: tuple[int, ...]  # labels among all classes
+    domains: tuple[int, ...]
+    rows: np.ndarray  # whether an image belongs to it. bool [n]
+
+    def seed(self, seed: int) -> int:
+        """The seed of its draws."""
+        return derive_seed(seed, "part", self.title) if self.title else seed
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """A part, divided among clients of its own."""
+
+    client_names: tuple[str, ...]
+    train_set: str
+    train_rows: tuple[np.ndarray, ...]
+    train_labels: tuple[np.ndarray, ...]
+    evaluation_sets: tuple[EvaluationSet, ...]  # `members` of these clients alone
+
+
+def _parts(manifest: Manifest) -> tuple[_Part, ...]:
+    if not manifest.parts:
+        everything = np.ones(len(manifest), bool)
+        return (_Part("", tuple(range(len(manifest.class_names))), tuple(range(len(manifest.domains))), everything),)
+    parts, first_class, first_domain = [], 0, 0
+    for one in manifest.parts:
+        classes = tuple(range(first_class, first_class := first_class + len(one.class_names)))
+        domains = tuple(range(first_domain, first_domain := first_domain + len(one.domains)))
+        parts.append(_Part(one.name, classes, domains, np.isin(manifest.domain_ids, domains)))
+    return tuple(parts)
+
+
+def _trains(part: _Part, parts: Sequence[_Part], protocol: ProtocolSettings) -> bool:
+    """Whether a data set is trained on; raise `DataError` if the protocol names none of them."""
+    if protocol.name != "cross_data":
+        return True
+    titles = [one.title for one in parts]
+    key, wanted = ("source", protocol.source) if protocol.held_out is None else ("held_out", protocol.held_out)
+    if wanted == EVERY_DOMAIN and key == "held_out":
+        raise DataError(
+            f"protocol.held_out: all means {len(parts)} experiments, one for each data set; a single run holds out one "
+            f"of {', '.join(titles)} (for all of them run a sweep)"
+        )
+    if wanted not in titles:
+        hint = did_you_mean(str(wanted), titles, "give one of them")
+        raise DataError(f"protocol.{key}: no data set {wanted!r} in the union; {hint} (known: {', '.join(titles)})")
+    return (part.title == wanted) == (key == "source")
+
+
+def _class_sets(part: _Part, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
+    """The class sets of a part by their names, that for training first."""
+    try:
+        found = divide_classes(len(part.classes), protocol)
+    except DataError as error:
+        raise DataError(f"{part.title}: {error}" if part.title else str(error)) from None
+    return {
+        f"{kind}{OF_PART}{part.title}" if part.title else kind: tuple(part.classes[label] for label in labels)
+        for kind, labels in found.items()
+    }
+
+
+def _divide(
+    manifest: Manifest,
+    part: _Part,
+    class_sets: Mapping[str, tuple[int, ...]],
+    held_out: int | None,
+    partition: PartitionSettings,
+    protocol: ProtocolSettings,
+    seed: int,
+) -> _Divided:
+    """Divide the images of a part among its clients."""
+    seed, train_set = part.seed(seed), next(iter(class_sets))
+    domains = [number for number in part.domains if number != held_out]
+    client_names = _client_names(manifest, part, domains, partition)
+    splits = np.where(manifest.domain_ids == held_out, "held", _splits(manifest, part, protocol.val_shots, seed))
     evaluation_sets = {
-        (split, name): _pool(manifest, splits == split, split, name, classes)
+        (split, name): _pool(manifest, part.rows & (splits == split), split, name, classes)
         for split in SPLITS
         for name, classes in class_sets.items()
     }
@@ -159,20 +168,55 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     if held_out is not None:
         held = _pool(manifest, splits == "held", "test", train_set, class_sets[train_set])
         tested.append(replace(held, held_out=True))
-    if not any(len(pool.rows) for pool in tested):
-        raise DataError("protocol: no image is left to validate or to test on; see data.train_fraction")
-    return FederatedData(
+    return _Divided(
         client_names=client_names,
-        class_names=manifest.class_names,
-        domains=manifest.domains,
-        class_sets=class_sets,
         train_set=train_set,
         train_rows=tuple(train.rows[own] for own in chosen),
         train_labels=tuple(train.labels[own] for own in chosen),
+        evaluation_sets=tuple(tested),
+    )
+
+
+def _joined(
+    manifest: Manifest,
+    class_sets: Mapping[str, tuple[int, ...]],
+    divided: Sequence[_Divided],
+    unseen_parts: Sequence[EvaluationSet],
+    partition: PartitionSettings,
+    protocol: ProtocolSettings,
+    seed: int,
+) -> FederatedData:
+    """The clients of all parts in one federation, numbered part after part, each tested on its own part."""
+    num_clients = sum(len(one.client_names) for one in divided)
+    tested, first = list(unseen_parts), 0
+    for one in divided:
+        own = np.arange(first, first + len(one.client_names))
+        first += len(own)
+        nothing = np.empty(0, np.int64)
+        for pool in one.evaluation_sets:
+            members = None
+            if pool.members is not None:
+                held = dict(zip(own.tolist(), pool.members, strict=True))
+                members = tuple(held.get(client, nothing) for client in range(num_clients))
+            tested.append(replace(pool, members=members, clients=own if manifest.parts else None))
+    if not any(len(pool.rows) for pool in tested):
+        raise DataError("protocol: no image is left to validate or to test on; see data.train_fraction")
+    return FederatedData(
+        client_names=tuple(name for one in divided for name in one.client_names),
+        class_names=manifest.class_names,
+        domains=manifest.domains,
+        class_sets=class_sets,
+        train_set=divided[0].train_set,
+        train_rows=tuple(rows for one in divided for rows in one.train_rows),
+        train_labels=tuple(labels for one in divided for labels in one.train_labels),
         evaluation_sets=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
-        unseen_clients=_unseen(len(client_names), partition.unseen_clients, seed),
+        unseen_clients=_unseen(num_clients, partition.unseen_clients, seed),
         own_classes=protocol.train_classes == "own",
+        train_sets=tuple(one.train_set for one in divided for _ in one.client_names) if manifest.parts else (),
+        part_of={
+            manifest.domains[domain]: part.title for part in _parts(manifest) for domain in part.domains if part.title
+        },
     )
 
 
@@ -192,10 +236,17 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
 
 
+def held_out_names(manifest: Manifest, protocol: ProtocolSettings) -> tuple[str, ...]:
+    """What `held_out: all` holds out in turn: each domain, or each data set of a union."""
+    return tuple(part.name for part in manifest.parts) if protocol.name == "cross_data" else manifest.domains
+
+
 def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:
     """Return the index of the held-out domain."""
-    if protocol.held_out is None:
+    if protocol.name != "leave_one_domain_out" or protocol.held_out is None:
         return None
+    if manifest.parts:
+        raise DataError("protocol: leave_one_domain_out is for one data set; in a union give protocol.name=cross_data")
     known = ", ".join(manifest.domains)
     if len(manifest.domains) < 2:
         raise DataError("protocol: leave_one_domain_out needs data with 2 domains or more; these have 1")
@@ -223,8 +274,10 @@ def divide_classes(num_classes: int, protocol: ProtocolSettings) -> dict[str, tu
     return {"base": labels[:half], "novel": labels[half:]}
 
 
-def _client_names(manifest: Manifest, domains: Sequence[int], partition: PartitionSettings) -> tuple[str, ...]:
-    """Number the clients, or name them after the training `domains`."""
+def _client_names(
+    manifest: Manifest, part: _Part, domains: Sequence[int], partition: PartitionSettings
+) -> tuple[str, ...]:
+    """Number the clients of a part, or name them after its training `domains`."""
     if partition.scheme == "domain":
         if len(manifest.domains) < 2 and partition.clients_per_domain == 1:
             raise DataError("partition: the data have one domain only; give another partition.scheme than domain")
@@ -232,17 +285,19 @@ def _client_names(manifest: Manifest, domains: Sequence[int], partition: Partiti
         if partition.clients_per_domain == 1:
             return tuple(names)
         return tuple(f"{name} {number}" for name in names for number in range(partition.clients_per_domain))
-    if partition.clients is None:
-        raise DataError(f"partition.clients: give the number of clients with partition.scheme={partition.scheme}")
-    return tuple(f"client {client}" for client in range(partition.clients))
+    clients = partition.clients.get(part.title) if isinstance(partition.clients, dict) else partition.clients
+    if clients is None:
+        where = f"partition.clients.{part.title}" if partition.clients else "partition.clients"
+        raise DataError(f"{where}: give the number of clients with partition.scheme={partition.scheme}")
+    return tuple(f"{part.title or 'client'} {client}" for client in range(clients))
 
 
-def _splits(manifest: Manifest, val_shots: int, seed: int) -> np.ndarray:
-    """Return the splits; without val, `val_shots` per (class, domain) move from train, but never its last image."""
+def _splits(manifest: Manifest, part: _Part, val_shots: int, seed: int) -> np.ndarray:
+    """Return the splits; in a part without val `val_shots` per (class, domain) move from train, never its last image."""
     splits = manifest.splits.copy()
-    if np.any(splits == "val"):
+    if np.any(splits[part.rows] == "val"):
         return splits
-    train = np.flatnonzero(splits == "train")
+    train = np.flatnonzero((splits == "train") & part.rows)
     keys = manifest.labels[train].astype(np.int64) * len(manifest.domains) + manifest.domain_ids[train]
     ranks = shuffled_ranks(keys, numpy_generator(seed, "validation"))
     counts = np.bincount(keys)[keys]

@@ -13,8 +13,9 @@ from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data import sources
 from fedpgp.data.exif import orientation
+from fedpgp.data.federated import FederatedData
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import SPLITS, FederatedData
+from fedpgp.data.protocol import SPLITS
 
 CHUNK = 512
 

@@ -111,7 +111,8 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     for trial in drawn.trials:
         experiment, found = trial.experiment, manifests[trial.experiment.data]
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
-        own = sampling.folds(sweep, trial, None if found is None else found.domains)
+        held_out = None if found is None else protocol.held_out_names(found, experiment.protocol)
+        own = sampling.folds(sweep, trial, held_out)
         folds.append(own)
         rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation))
         for fold in own:
@@ -197,9 +198,11 @@ def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, in
         training = len(data.training_clients)
         return data.num_clients, training, len(data.class_sets[data.train_set]), images, len(data.domains)
     partition = experiment.partition
-    clients = partition.clients or ASSUMED_CLIENTS * partition.clients_per_domain
+    given, parts = partition.clients, len(experiment.data.members)
+    each = given or ASSUMED_CLIENTS * partition.clients_per_domain
+    clients = sum(each.values()) if isinstance(each, dict) else each * parts
     classes = ASSUMED_CLASSES // (2 if experiment.protocol.name == "base_to_novel" else 1)
-    own = -(-classes // clients) if partition.scheme in ("pathological", "authors_2023") else classes
+    own = -(-classes * parts // clients) if partition.scheme in ("pathological", "authors_2023") else classes
     training = clients - count_of_share(clients, partition.unseen_clients)
     return clients, training, classes, own * (experiment.protocol.shots or 100), 1
 

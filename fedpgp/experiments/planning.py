@@ -36,8 +36,8 @@ from fedpgp.core.text import first_of
 from fedpgp.core.tree import ParamTree, select
 from fedpgp.data import content, protocol, sources
 from fedpgp.data import manifest as manifests
+from fedpgp.data.federated import FederatedData
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import FederatedData
 from fedpgp.experiments import privacy_planning
 from fedpgp.federation import rule_needs
 from fedpgp.federation.privacy import Mechanism
@@ -82,7 +82,7 @@ class Plan:
 
     def without_text(self) -> Plan:
         """Drop the text side, which takes memory and is not needed to extract features."""
-        return replace(self, text=names_only(self.data.class_names, self.experiment.data.prompt))
+        return replace(self, text=names_only(self.manifest.texts, _templates(self.experiment, self.manifest)))
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, Method]:
@@ -131,7 +131,7 @@ class Library:
         """Hash the images once for equal settings; `root` is the storage root. See `data.content.Hashes.digest`."""
         if (key := (settings, root)) not in self._contents:
             manifest = self.manifest(settings)
-            found = content.digest(manifest, root) if self._hashing else content.Hashes(manifest, root).digest
+            found = content.digest(manifest, root) if self._hashing else content.of(manifest, root).digest
             self._contents[key] = found
         return self._contents[key]
 
@@ -153,13 +153,13 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
     privacy = privacy_planning.mechanism(experiment, len(data.training_clients))
     if isinstance(method, BringsNetwork):
         backbone, image, weights = None, method.image, "none"
-        text = names_only(data.class_names, experiment.data.prompt)
+        text = names_only(manifest.texts, _templates(experiment, manifest))
     else:
         loaded: Backbone = library.once("backbone", experiment.backbone, lambda: model.load(experiment.backbone))
         backbone, image, weights = loaded, loaded.image, loaded.fingerprint
         used = method.extra_texts, method.required_towers, method.image_inputs
-        key = (experiment.backbone, experiment.data.prompt, data.class_names, used)
-        text = library.once("text", key, lambda: _frozen(experiment, method, loaded, data))
+        key = (experiment.backbone, _templates(experiment, manifest), manifest.texts, used)
+        text = library.once("text", key, lambda: _frozen(experiment, method, loaded, manifest))
     if methods.plugin(experiment.method.name):
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
         methods.plugin_check.dry_run(experiment.method.name, method, few, image)
@@ -219,27 +219,38 @@ def plugins_of(experiment: Experiment) -> dict[str, dict[str, str]]:
     found = {
         "method": methods.plugin(experiment.method.name),
         "federation.server": server_rules.plugin(server),
-        "data": sources.plugin(experiment.data.name),
+        **sources.plugins_of(experiment.data),
     }
     return {section: plugin.identity for section, plugin in found.items() if plugin}
 
 
-def _frozen(experiment: Experiment, method: Method, backbone: Backbone, data: FederatedData) -> FrozenText:
+def _templates(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
+    """The hand-written prompt of each class."""
+    parts = zip(experiment.data.members, manifest.members, strict=True)
+    return tuple(settings.prompt for settings, part in parts for _ in part.class_names)
+
+
+def _frozen(experiment: Experiment, method: Method, backbone: Backbone, manifest: Manifest) -> FrozenText:
     """Freeze what the method needs of the backbone."""
     try:
         if method.image_inputs == "patches":
             check_patches(backbone.model.visual)  # type: ignore[arg-type]
         text = freeze(
             backbone,
-            data.class_names,
-            experiment.data.prompt,
+            manifest.texts,
+            _templates(experiment, manifest),
             method.extra_texts,
             experiment.backbone.class_chunk,
             visual="image" in method.required_towers,
         )
     except BackboneError as error:
         raise BackboneError(f"backbone.name: {backbone.name} does not fit method {method.name}: {error}") from None
-    if duplicate_names := text.duplicate_names():
+    first = 0
+    duplicate_names = list[str]()
+    for part in manifest.members:
+        duplicate_names += text.on(range(first, first + len(part.class_names))).duplicate_names()
+        first += len(part.class_names)
+    if duplicate_names:
         log.warning(
             "%d of %d classes have the same tokens as another for backbone %s (%s), so a shared prompt cannot tell "
             "them apart; rename them, or use a backbone whose tokenizer knows the words",

@@ -10,7 +10,7 @@ import torch
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.core.tree import ParamTree
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Call, Counts
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 

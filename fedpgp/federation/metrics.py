@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from fedpgp.data.protocol import FederatedData
+    from fedpgp.data.federated import FederatedData
     from fedpgp.federation.messages import Counts, TrainResult
 
 METRICS = (

@@ -16,7 +16,7 @@ from fedpgp.clip.towers import tensors_of
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.tree import ParamTree, choose, num_bytes, repeated, rows, select, without
-from fedpgp.data.protocol import FederatedData
+from fedpgp.data.federated import FederatedData
 from fedpgp.federation import absence, attacks
 from fedpgp.federation.client import Update, validate
 from fedpgp.federation.evaluation import Evaluator

@@ -54,4 +54,4 @@ def _reference(extra_texts: tuple[str, ...]) -> ClassSet:
         activation="silu",
         image=ImageSpec(224, (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest"),
     )
-    return FrozenText(tower, token_ids, (0, 0), ("class",), "{}", 100.0, visual=visual).on([0])
+    return FrozenText(tower, token_ids, (0, 0), ("class",), ("{}",), 100.0, visual=visual).on([0])

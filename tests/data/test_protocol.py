@@ -11,8 +11,8 @@ import pytest
 from fedpgp.config import PartitionSettings, ProtocolSettings, parse
 from fedpgp.core.errors import ConfigError, DataError
 from fedpgp.data import protocol
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.protocol import EvaluationSet, FederatedData
 from fedpgp.data.sources.base import ROW_SCHEMA
 from fedpgp.data.summary import manifest_table, partition_table
 

@@ -9,7 +9,7 @@ from one_weight import NoText, Sum
 
 from fedpgp.clip.feature_cache import FeatureKey, write_shard
 from fedpgp.config import FederationSettings
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import per_client_table

@@ -16,7 +16,7 @@ from fedpgp.clip.images import normalise
 from fedpgp.clip.text_backbone import names_only
 from fedpgp.config import FederationSettings, ResourceSettings
 from fedpgp.core.errors import ConfigError
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server

@@ -1,17 +1,19 @@
 """The registry of sources: one class per on-disk format."""
 
 from fedpgp.config import DataSettings, Experiment
+from fedpgp.config.settings import UNION
 from fedpgp.core import plugins
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import Plugin
 from fedpgp.data.sources import rows
-from fedpgp.data.sources.base import Scan, Source
+from fedpgp.data.sources.base import Reader, Scan, Source
 from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
 from fedpgp.data.sources.folder import DomainFolderSource, FolderSource
 from fedpgp.data.sources.parquet import IconsSource, ParquetSource
 from fedpgp.data.sources.shapes import ShapesSource
+from fedpgp.data.sources.union import Union
 
 SOURCES: dict[str, type[Source]] = {
     source.name: source
@@ -33,8 +35,8 @@ def find(name: str) -> type[Source]:
 
 
 def names() -> list[str]:
-    """All names of sources, built in and installed."""
-    return [*SOURCES, *(name for name, _ in plugins.installed(plugins.SOURCES))]
+    """All values of `data.name`, built in and installed."""
+    return [*SOURCES, UNION, *(name for name, _ in plugins.installed(plugins.SOURCES))]
 
 
 def plugin(name: str) -> Plugin | None:
@@ -42,30 +44,41 @@ def plugin(name: str) -> Plugin | None:
     return None if name in SOURCES else plugins.find("data.name", plugins.SOURCES, name)
 
 
-def check(settings: DataSettings) -> type[Source]:
-    """The class that `settings` name; raise `ConfigError` if it is unknown, or needs a root that is not given."""
-    source = find(settings.name)
-    if source.needs_root and settings.root is None:
-        raise ConfigError(f"data: root is required for data {settings.name!r}; give data.root=FOLDER")
-    return source
+def plugins_of(settings: DataSettings) -> dict[str, Plugin | None]:
+    """The plug-in of `data`, or of each part of a union, as `data.TITLE`; None: it is built in."""
+    if settings.parts is not None:
+        return {f"data.{part.title_or_name}": plugin(part.name) for part in settings.parts}
+    return {"data": plugin(settings.name)}
+
+
+def check(settings: DataSettings) -> None:
+    """Raise `ConfigError` if a data set is unknown, or needs a root that is not given."""
+    for one in settings.members:
+        if find(one.name).needs_root and one.root is None:
+            raise ConfigError(f"data: root is required for data {one.name!r}; give data.root=FOLDER")
 
 
 def complete(experiment: Experiment) -> Experiment:
-    """The experiment with the template of its data filled in, as runs store it (older ones left it out)."""
-    data = experiment.data
-    if data.template is not None:
-        return experiment
-    data = data.model_copy(update={"template": find(data.name).template})
-    return experiment.model_copy(update={"data": data})
+    """The experiment with the templates of its data filled in, as runs store it (older ones left it out)."""
+    return experiment.model_copy(update={"data": _complete(experiment.data)})
 
 
-def open_source(settings: DataSettings) -> Source:
-    """The source that `settings` name; raise `DataError` if its root does not exist."""
-    return check(settings)(settings)
+def _complete(data: DataSettings) -> DataSettings:
+    if data.parts is not None:
+        return data.model_copy(update={"parts": tuple(_complete(part) for part in data.parts)})
+    return data if data.template else data.model_copy(update={"template": find(data.name).template})
+
+
+def open_source(settings: DataSettings) -> Reader:
+    """What reads the images of `settings`; raise `DataError` if a root does not exist."""
+    check(settings)
+    if settings.parts is not None:
+        return Union({part.title_or_name: open_source(part) for part in settings.parts})
+    return find(settings.name)(settings)
 
 
 def scan(settings: DataSettings) -> Scan:
-    """What the source contains; raise `DataError` if the data cannot be used."""
-    if settings.name in SOURCES:
-        return open_source(settings).scan()
-    return rows.scan(settings.name, check(settings), settings)
+    """What the source of one data set contains; raise `DataError` if the data cannot be used."""
+    check(settings)
+    source = find(settings.name)
+    return source(settings).scan() if settings.name in SOURCES else rows.scan(settings.name, source, settings)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from PIL import Image
@@ -64,6 +64,13 @@ class Scan:
     """how many files and folders lie where images are expected and are not used, by kind"""
     root: Path | None = None
     """folder of this machine to which the files of the rows are relative; None: there is none"""
+
+
+class Reader(Protocol):
+    """Reads images that a scan has listed."""
+
+    def read(self, rows: pa.Table) -> Iterator[Image.Image]:
+        """See `Source.read`."""
 
 
 class Source(ABC):

@@ -15,6 +15,7 @@ from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError
 from fedpgp.core.files import check_writable
 from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
+from fedpgp.data.protocol import held_out_names
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
@@ -121,7 +122,8 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]
     wrong: dict[str, list[str]] = {}
     for trial in trials:
         try:
-            own = sampling.folds(sweep, trial, library.manifest(trial.experiment.data).domains)
+            held_out = held_out_names(library.manifest(trial.experiment.data), trial.experiment.protocol)
+            own = sampling.folds(sweep, trial, held_out)
             plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
         except UserError as error:
             for line in str(error).splitlines():
