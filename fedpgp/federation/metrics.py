@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedpgp.federation.measures import MEASURES, POOLED_SCHEMA, of_clients, of_counts
+from fedpgp.federation.measures import MEASURES, POOLED_SCHEMA, of_clients, of_counts, split_name
 
 if TYPE_CHECKING:
     from fedpgp.data.protocol import FederatedData
@@ -25,6 +25,8 @@ METRICS = (
 )  # fmt: skip
 """The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel, and `hm_adapted`
 from these after the adaptation of a new client."""
+COMPUTED = ("hm", "hm_adapted")
+"""Metrics that are computed from other ones, and have no measures and no domains."""
 NEW_CLIENT = "new_client"
 SEEN = "local_global"
 """The metric of the clients that train, from which the participation gap subtracts that of the new ones."""
@@ -277,6 +279,12 @@ def participation_gap(metrics: Mapping[str, float]) -> float | None:
     """
     seen, new = metrics.get(f"test/{SEEN}"), metrics.get(f"{NEW_CLIENT}/local")
     return None if seen is None or new is None else seen - new
+
+
+def place(name: str) -> tuple[int, str, int]:
+    """The place of a name (`base_ece`) in tables: by metric, first the accuracy, then measures, then domains."""
+    metric, measure, domain = split_name(name)
+    return METRICS.index(metric), domain or "", MEASURES.index(measure) if measure else -1
 
 
 def on_test_images(metric: str) -> bool:
