@@ -15,7 +15,8 @@ from fedpgp.analysis.coverage import Coverage, lines
 from fedpgp.analysis.labels import is_scenario, labels, named, texts
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
-from fedpgp.federation.metrics import METRICS
+from fedpgp.federation.measures import split_name
+from fedpgp.federation.metrics import METRICS, place
 from fedpgp.storage.sweep_folder import Fold
 
 Reading = Literal["last", "mean_last_5", "max"]
@@ -39,6 +40,13 @@ METRIC_TITLES = {
     "hm_adapted": "HM, adapted",
     "all_adapted": "All, adapted",
     "held_out_adapted": "Held-out, adapted",
+}
+MEASURE_TITLES = {
+    "ece": "ECE",
+    "f1": "macro F1",
+    "balanced": "balanced accuracy",
+    "worst": "worst client",
+    "p10": "10th percentile",
 }
 PROTOCOL_METRICS = ("local", "base", "novel", "hm", "all", "held_out")
 """The metrics of tables and figures."""
@@ -205,6 +213,12 @@ class Comparison:
         """Metrics that any group measured on a split, in the order of the tables."""
         found = {name for group in self.groups for run in group.runs.values() for name in run.metrics}
         return [metric for metric in METRICS if f"{split}/{metric}" in found]
+
+    def names(self, split: str = "test") -> list[str]:
+        """What any group measured on a split: the metrics, their measures (`base_ece`), and domains (`base.sketch`)."""
+        names = {name for group in self.groups for run in group.runs.values() for name in run.metrics}
+        found = [name.removeprefix(f"{split}/") for name in names if name.startswith(f"{split}/")]
+        return sorted((name for name in found if split_name(name)[0] in METRICS), key=place)
 
     @property
     def main(self) -> str | None:

@@ -185,7 +185,7 @@ def _idle_rounds(server: Server, root: Path) -> tuple[list[float], list[float], 
     for number in range(WARM_UP + MEASURED + SEPARATE):
         start = time.perf_counter()
         result = server.step(state)
-        store.commit(result.row, result.clients, {"files": []})
+        store.commit(result.row, result.clients, {"files": []}, result.pooled)
         rounds.append(time.perf_counter() - start)
         state = result.state
         if number >= WARM_UP + MEASURED:

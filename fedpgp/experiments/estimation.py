@@ -28,6 +28,7 @@ from fedpgp.federation import extraction, rule_needs
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
+from fedpgp.federation.pooled_counts import BINS
 from fedpgp.federation.server import Server, participants, rounding
 from fedpgp.methods.size import parameters
 from fedpgp.server_rules.base import ClientHalf, ServerRule
@@ -40,7 +41,8 @@ TOKENS_PER_CLASS = 4
 FLOPS_PER_THREAD, FLOPS_PER_GPU = 3e10, 1e13
 PASSES = 3
 """A step is a forward pass and a backward one that takes as long as two."""
-ROW_BYTES = 60
+ROW_BYTES, POOLED_BYTES = 60, 13
+"""Of a row of a client, which is written twice, and of one over all clients."""
 ACCURACIES = 4
 """Of a client on the images of a split."""
 KEPT_CHECKPOINTS = 3
@@ -171,9 +173,11 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     flops = PASSES * 2 * 12 * layers * width**2 * (classes * TOKENS_PER_CLASS + 20) * (2 if personal else 1)
     workers = min(resources.workers, -(-trained // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
-    rows = 2 * (rounds / federation.eval_every + 1) * clients * ACCURACIES * (1 + domains * (domains > 1))
+    accuracies = 2 * (rounds / federation.eval_every + 1) * ACCURACIES
+    rows = accuracies * clients * (1 + domains * (domains > 1))
+    pooled = accuracies * domains * (classes + BINS)
     state = num_bytes(shared) + held + clients * (num_bytes(personal) + kept)
-    disk_bytes = int(2 * rows * ROW_BYTES + KEPT_CHECKPOINTS * state)
+    disk_bytes = int(2 * rows * ROW_BYTES + pooled * POOLED_BYTES + KEPT_CHECKPOINTS * state)
     return max(1, rounds), steps * flops / rate, disk_bytes, sent * trained * rounds
 
 

@@ -219,7 +219,7 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
         reference = checkpoint.save(store.checkpoints, result.state, plan.digest, result.changed, reference)
         if result.confusion is not None:  # before the round, so that a committed round is complete
             store.save_confusion(result.confusion)
-        store.commit(result.row, result.clients, reference)
+        store.commit(result.row, result.clients, reference, result.pooled)
         callback.on_round(str(store.path), result.row.round, server.rounds, result.row.metrics)
         yield result.row
     store.finish(summarize(store.identity, store.rounds()))

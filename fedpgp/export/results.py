@@ -12,7 +12,9 @@ from fedpgp.analysis import loading
 from fedpgp.config.values import load_yaml
 from fedpgp.export.exporting import Which, learned_prompt
 from fedpgp.export.prompt_file import Prompt
+from fedpgp.federation.measures import POOLED, of_counts
 from fedpgp.federation.metrics import CONFUSION_SCHEMA, PARTITION_SCHEMA
+from fedpgp.federation.pooled_counts import BINS, MILLION
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 
@@ -89,6 +91,50 @@ class Run:
         for column in ("label", "answer"):
             frame[column] = [names[number] for number in frame[column]]
         return frame
+
+    @property
+    def measures(self) -> pd.DataFrame:
+        """One row per evaluated round, split, metric and domain (missing: all): `ece`, `f1`, `balanced` in percent.
+
+        Over the images of all clients together, see `measures.of_counts`. Empty for runs of older versions.
+        """
+        pooled, whole = self.folder.pooled(), ("round", "split", "metric")
+        found = {(*key, None): own for key, own in of_counts(pooled, whole).items()}
+        found |= {(*key,): own for key, own in of_counts(pooled, (*whole, "domain")).items()}  # the same for one domain
+        columns = [*whole, "domain"]
+        rows = [{**dict(zip(columns, key, strict=True)), **own} for key, own in found.items()]
+        return pd.DataFrame(rows, columns=[*columns, *POOLED]).sort_values(columns, ignore_index=True)
+
+    @property
+    def calibration(self) -> pd.DataFrame:
+        """Images by confidence of the answer: one row per evaluated round, split, metric, domain and bin with images.
+
+        `images` and `correct` are exact counts over all clients; `accuracy` and `confidence` are means in percent, and
+        bins hold the confidences above `low`, up to `high`. `domain` is missing if the data have one.
+        """
+        frame = self._pooled("bin").drop(columns="predicted")
+        frame.insert(5, "low", 100 * frame["bin"] / BINS)
+        frame.insert(6, "high", 100 * (frame["bin"] + 1) / BINS)
+        frame["accuracy"] = 100 * frame["correct"] / frame["images"]
+        frame["confidence"] = 100 * (frame["confidence"] / MILLION) / frame["images"]
+        return frame
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """One row per evaluated round, split, metric, domain and class: exact counts over all clients.
+
+        `images` of the class, images `predicted` as it, and `correct`: those that are both. `domain` is missing if the
+        data have one.
+        """
+        frame = self._pooled("label").drop(columns="confidence")
+        frame["label"] = [self.identity["class_names"][number] for number in frame["label"]]
+        return frame.rename(columns={"label": "class"}).astype({"predicted": int})
+
+    def _pooled(self, kind: str) -> pd.DataFrame:
+        """The pooled rows of bins or of classes (`label`)."""
+        other = {"bin": "label", "label": "bin"}[kind]
+        frame = self.folder.pooled().to_pandas()
+        return frame[frame[kind].notna()].drop(columns=other).astype({kind: int}).reset_index(drop=True)
 
     @property
     def partition(self) -> pd.DataFrame:
@@ -204,9 +250,9 @@ def compare(
         allow_mismatch: also compare unfinished runs, and runs on different data, marked in `notes`.
 
     Returns:
-        One row per group and test metric: `group`, `metric`, `seeds`, `mean`, `std` (ddof 1; missing for one seed), and
-        `difference`, `low`, `high` (95% confidence interval, paired by seed). `DataFrame.attrs["notes"]` lists what
-        was left out.
+        One row per group and test metric, its measures (`base_ece`) and domains (`base.sketch`): `group`, `metric`,
+        `seeds`, `mean`, `std` (ddof 1; missing for one seed), and `difference`, `low`, `high` (95% confidence interval,
+        paired by seed). `DataFrame.attrs["notes"]` lists what was left out.
 
     Raises:
         RunError: no finished run, or runs that do not compare.
@@ -215,7 +261,7 @@ def compare(
     chosen = comparison.baseline(baseline)
     rows = []
     for group in comparison.groups:
-        for metric in comparison.metrics():
+        for metric in comparison.names():
             if (found := group.statistic(metric)) is None:
                 continue
             difference = comparison.difference(group, chosen, metric)

@@ -1,4 +1,4 @@
-"""Counts of correct answers and of confused classes, for each client's model and for the server's."""
+"""Counts of correct, confident and confused answers, for each client's model and for the server's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.core.tree import ParamTree
 from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Call, Counts
+from fedpgp.federation.pooled_counts import Answers, confidences, pool
 from fedpgp.methods.base import Classifier, HasGlobalModel, Method
 
 MOST_CLASSES = 1000  # with more there is no confusion matrix, which would take more than 8 MB
@@ -39,7 +40,7 @@ class Evaluator:
         confusion: bool = False,
     ) -> list[Counts]:
         """Counts on each client's own images, and with `whole` on all images of a set."""
-        data, method, domains = self.data, self.method, len(self.data.domains)
+        data, method = self.data, self.method
         classifiers: dict[str, Classifier] = {}
         counts = []
         for images in evaluation_sets:
@@ -48,12 +49,12 @@ class Evaluator:
             if images.class_set not in classifiers:
                 classifiers[images.class_set] = method.classifier(params, self.class_sets[images.class_set])
             answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
-            num_classes = self.class_sets[images.class_set].num_classes if confusion else None
+            sizes = len(data.domains), self.class_sets[images.class_set].num_classes
             if images.members is not None:
                 members = [images.members[client] for client in clients]
-                counts.append(count(images, local, clients, answers, members, domains, num_classes))
+                counts.append(count(images, local, clients, answers, members, *sizes, confusion))
             if whole:
-                counts.append(count(images, images.metric, clients, answers, None, domains, num_classes))
+                counts.append(count(images, images.metric, clients, answers, None, *sizes, confusion))
         return counts
 
     def global_counts(self, params: ParamTree, call: Call, everywhere: bool) -> list[Counts]:
@@ -79,45 +80,47 @@ class Evaluator:
             return one
         return self.method.global_model(one) if isinstance(self.method, HasGlobalModel) else None
 
-    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> np.ndarray:
-        """Predicted class of each model for each image (models, n); -1 where its logits are not finite."""
+    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> Answers:
+        """What each model answers for each image."""
         num_classes = self.class_sets[images.class_set].num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self.cache.shape)))
-        parts = []
+        classes, confidence = [], []
         for start in range(0, len(images.rows), size):
             features = torch.from_numpy(self.cache.gather(images.rows[start : start + size])).to(self.device)
-            best, answers = classifier(features.unsqueeze(0)).max(-1)
-            parts.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
-        return torch.cat(parts, dim=1).cpu().numpy()
+            logits = classifier(features.unsqueeze(0))
+            best, answers = logits.max(-1)
+            classes.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
+            confidence.append(confidences(logits, best))
+        return Answers(*(torch.cat(parts, dim=1).cpu().numpy() for parts in (classes, confidence)))
 
 
 def count(
     images: EvaluationSet,
     metric: str,
     clients: np.ndarray,
-    answers: np.ndarray,
+    answers: Answers,
     members: Sequence[np.ndarray] | None,
     num_domains: int,
-    num_classes: int | None,
+    num_classes: int,
+    confusion: bool,
 ) -> Counts:
     """Count the correct answers of each client's model, or of the one model of all, as `metric`.
 
     Args:
-        answers: predicted class of each model for each image (models, n).
         members: each client's images; None: all of them.
-        num_classes: for the confusion matrix; None: without one.
+        confusion: whether to count a confusion matrix.
     """
-    right = np.broadcast_to(answers == images.labels, (len(clients), len(images.rows)))
+    right = np.broadcast_to(answers.classes == images.labels, (len(clients), len(images.rows)))
     chosen: Sequence[np.ndarray | slice] = [slice(None)] * len(clients) if members is None else members
     correct = [
         np.bincount(images.domains[own], weights=row[own], minlength=num_domains)
         for row, own in zip(right, chosen, strict=True)
     ]
     total = [np.bincount(images.domains[own], minlength=num_domains) for own in chosen]
-    confusion = count_confusion(images.labels, answers, len(clients), members, num_classes) if num_classes else None
-    return Counts(
-        images.split, metric, clients, np.array(correct, dtype=np.int64), np.array(total, dtype=np.int64), confusion
-    )
+    pooled = pool(images, answers, members, len(clients), num_domains, num_classes)
+    of_clients = np.array([correct, total], dtype=np.int64)
+    matrix = count_confusion(images.labels, answers.classes, len(clients), members, num_classes) if confusion else None
+    return Counts(images.split, metric, clients, of_clients[0], of_clients[1], pooled, matrix)
 
 
 def count_confusion(
@@ -126,7 +129,7 @@ def count_confusion(
     """Count how often the models of a block's clients predicted each class (column) for each true class (row) (C, C).
 
     Answers that are not a class are left out: -1 (no answer) and the columns of further prompt sets (see `FedPGP`).
-    None for more than `MOST_CLASSES` classes. Arguments as in `count`, labels (n,).
+    None for more than `MOST_CLASSES` classes. Arguments as in `count`, labels (n,), answers (models, n).
     """
     if num_classes > MOST_CLASSES:
         return None

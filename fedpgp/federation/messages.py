@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedpgp.clip.feature_cache import FeatureKey
+from fedpgp.federation.pooled_counts import PooledCounts
 
 Arrays = dict[str, np.ndarray]  # a parameter tree in a message
 
@@ -48,6 +49,7 @@ class Counts:
     clients: np.ndarray  # (K,)
     correct: np.ndarray  # (K, domains)
     total: np.ndarray  # (K, domains)
+    pooled: PooledCounts  # over all clients
     confusion: np.ndarray | None = None  # (C, C) label x answer, over all clients; None: not counted
 
 

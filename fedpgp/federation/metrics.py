@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, harmonic_mean
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from fedpgp.federation.measures import MEASURES, POOLED_SCHEMA, of_clients, of_counts, split_name
 
 if TYPE_CHECKING:
     from fedpgp.data.federated import FederatedData
@@ -22,6 +25,8 @@ METRICS = (
 )  # fmt: skip
 """The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel, and `hm_adapted`
 from these after the adaptation of a new client."""
+COMPUTED = ("hm", "hm_adapted")
+"""Metrics that are computed from other ones, and have no measures and no domains."""
 NEW_CLIENT = "new_client"
 SEEN = "local_global"
 """The metric of the clients that train, from which the participation gap subtracts that of the new ones."""
@@ -79,9 +84,10 @@ class RoundRow:
 
     round: int  # 1, 2, ...; 0: an untrained model
     metrics: Mapping[str, float]
-    """`val/local`, `test/hm`, `new_client/local`, ...: unweighted means over clients, in percent; `train/loss` and its
-    parts, for example `train/ce`, over all participants; `privacy/epsilon` spent so far, `privacy/delta`,
-    `privacy/clip_norm`. Absent if not measured"""
+    """`val/local`, `test/hm`, `new_client/local`, ...: unweighted means over clients, in percent; their `MEASURES`,
+    such as `test/base_ece`; if the data have several domains, the means of each, such as `test/local.sketch`;
+    `train/loss` and its parts, for example `train/ce`, over all participants; `privacy/epsilon` spent so far,
+    `privacy/delta`, `privacy/clip_norm`. Absent if not measured"""
     participants: int  # clients that trained
     bytes_up: int  # bytes of shared parameters that the participants send
     bytes_down: int  # bytes of shared parameters sent to the participants
@@ -134,21 +140,51 @@ def _table(number: int, clients: np.ndarray, split: str, metric: str, **columns:
     return pa.table(arrays, schema=CLIENT_SCHEMA)
 
 
-def round_metrics(clients: pa.Table) -> dict[str, float]:
+def round_metrics(clients: pa.Table, pooled: pa.Table | None = None) -> dict[str, float]:
     """The metrics of a round from its rows in `CLIENT_SCHEMA`: `val/local`, `test/hm`, `train/loss`, ...
 
     Accuracies are in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
     mean of the three means, as in the paper, not the mean over clients. Metrics that were not measured are absent.
+
+    Args:
+        pooled: its rows in `POOLED_SCHEMA`; None: without the measures of these.
     """
     by_split: dict[str, dict[str, float]] = {}
-    means = _accuracies(clients).group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
+    accuracies = _accuracies(clients)
+    means = accuracies.group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
     for row in means.sort_by("split").to_pylist():
         by_split.setdefault(row["split"], {})[row["metric"]] = row["percent_mean"]
     complete = {split: _with_hm(values) for split, values in by_split.items()}
     metrics = {
         f"{split}/{name}": values[name] for split, values in complete.items() for name in METRICS if name in values
     }
+    metrics |= _measures(accuracies, POOLED_SCHEMA.empty_table() if pooled is None else pooled) | _by_domain(clients)
     return metrics | _losses(clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss"))))
+
+
+def _measures(accuracies: pa.Table, pooled: pa.Table) -> dict[str, float]:
+    """`test/base_ece`, `test/local_worst`, ..., in the order of `METRICS` and `MEASURES`."""
+    parts = of_counts(pooled), of_clients(accuracies)
+    found = {(*key, measure): value for part in parts for key, own in part.items() for measure, value in own.items()}
+    order = sorted(found, key=lambda one: (one[0], METRICS.index(one[1]), MEASURES.index(one[2])))
+    return {f"{split}/{metric}_{measure}": found[split, metric, measure] for split, metric, measure in order}
+
+
+def _by_domain(clients: pa.Table) -> dict[str, float]:
+    """`test/local.sketch`, ...: means over the clients that have images of a domain, for metrics with several."""
+    found = _accuracies(clients, by_domain=True).group_by(["split", "metric", "domain"], use_threads=False)
+    keys = ("split", "metric", "domain")
+    means = {
+        tuple(row[key] for key in keys): row["percent_mean"]
+        for row in found.aggregate([("percent", "mean")]).to_pylist()
+    }
+    counts = Counter(key[:2] for key in means)
+    order = sorted(means, key=lambda one: (one[0], METRICS.index(one[1]), one[2]))
+    return {
+        f"{split}/{metric}.{domain}": means[split, metric, domain]
+        for split, metric, domain in order
+        if counts[split, metric] > 1
+    }
 
 
 def _losses(train: pa.Table) -> dict[str, float]:
@@ -217,9 +253,11 @@ def last_evaluated(rounds: Sequence[RoundRow]) -> int | None:
     return max(evaluated, default=None)
 
 
-def _accuracies(clients: pa.Table) -> pa.Table:
-    """The rows over all domains with images, and their accuracy in `percent`."""
-    measured = clients.filter((pc.field("split") != "train") & pc.field("domain").is_null() & (pc.field("total") > 0))
+def _accuracies(clients: pa.Table, by_domain: bool = False) -> pa.Table:
+    """The rows with images over all domains, or of single ones, and their accuracy in `percent`."""
+    domain = pc.field("domain")
+    wanted = domain.is_valid() if by_domain else domain.is_null()
+    measured = clients.filter((pc.field("split") != "train") & wanted & (pc.field("total") > 0))
     percent = pc.divide(pc.multiply(pc.cast(measured["correct"], pa.float64()), 100.0), measured["total"])
     return measured.append_column("percent", percent)
 
@@ -241,6 +279,12 @@ def participation_gap(metrics: Mapping[str, float]) -> float | None:
     """
     seen, new = metrics.get(f"test/{SEEN}"), metrics.get(f"{NEW_CLIENT}/local")
     return None if seen is None or new is None else seen - new
+
+
+def place(name: str) -> tuple[int, str, int]:
+    """The place of a name (`base_ece`) in tables: by metric, first the accuracy, then measures, then domains."""
+    metric, measure, domain = split_name(name)
+    return METRICS.index(metric), domain or "", MEASURES.index(measure) if measure else -1
 
 
 def on_test_images(metric: str) -> bool:

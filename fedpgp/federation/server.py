@@ -17,6 +17,7 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
     CLIENT_SCHEMA,
@@ -85,6 +86,7 @@ class RoundResult:
     state: State
     row: RoundRow
     clients: pa.Table  # metrics.CLIENT_SCHEMA
+    pooled: pa.Table  # measures.POOLED_SCHEMA
     changed: np.ndarray  # clients whose personal parameters changed
     confusion: pa.Table | None = None  # metrics.CONFUSION_SCHEMA, of the last round
 
@@ -174,16 +176,17 @@ class Server:
             tables += count_tables(state.round, part, self.job.data.domains)
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
         clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
+        pooled = pooled_table(state.round, counts, self.job.data)
         row = RoundRow(
             round=state.round,
-            metrics={**round_metrics(clients), **more},
+            metrics={**round_metrics(clients, pooled), **more},
             participants=len(trained),
             bytes_up=sum(result.bytes_up for result in results),
             bytes_down=bytes_down,
             seconds=seconds,
             timestamp_ms=time.time_ns() // 1_000_000,
         )
-        return RoundResult(state, row, clients, trained, confusion)
+        return RoundResult(state, row, clients, pooled, trained, confusion)
 
     def _calls(
         self, state: State, number: int, parts: Sequence[np.ndarray], *, confusion: bool = False

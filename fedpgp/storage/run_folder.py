@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,12 +18,13 @@ import pyarrow.csv
 
 from fedpgp.core import provenance
 from fedpgp.core.errors import AccessError, FedPGPError, RunError
-from fedpgp.core.files import TEMPORARY, access_errors, check_readable, folders_with, sync_folder
+from fedpgp.core.files import TEMPORARY, access_errors, check_readable, folders_with, make_folder, sync_folder
+from fedpgp.federation.measures import POOLED_SCHEMA
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
 from fedpgp.storage.run_index import ObjectStore, RunIndex, digest_of, number_of
-from fedpgp.storage.status_folder import IDENTITY, STRETCHES, StatusFolder, Stretch, new_draft, now_ms
+from fedpgp.storage.status_folder import IDENTITY, STRETCHES, StatusFolder, Stretch, new_draft, now_ms, stretch
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class RunFolder(StatusFolder):
     * `config.yaml`, `identity.json`, `status.json`, `partition.csv` (images by client, split, class and domain)
     * `rounds/000001.arrow`: one immutable object per round with the clients' rows, the round's row and the reference
       to its checkpoint. A round is committed once this file exists.
+    * `pooled/000001.arrow`: counts of a round over all clients, by bin of confidence and by class; written before it
     * `checkpoints/000001.safetensors`: of the last two rounds and of the best one by validation
     * `confusion.arrow`: confusion matrix after the last round
     * `stretches.json`: which rounds were made with which versions and hardware, if not all with those of the beginning
@@ -150,7 +152,7 @@ class RunFolder(StatusFolder):
         """The versions and hardware that made the rounds, from the first on; each stretch ends before the next one."""
         if (self.path / "stretches.json").exists():
             return self._parse("stretches.json", STRETCHES)["stretches"]
-        return [_stretch(1, self.identity)]
+        return [stretch(1, self.identity)]
 
     def continue_with(self, first_round: int, described: Mapping[str, Any]) -> dict[str, list[str]]:
         """Record that the rounds from `first_round` on are made with what `provenance.describe` returned.
@@ -161,7 +163,7 @@ class RunFolder(StatusFolder):
         kept = [one for one in before if one["first_round"] < first_round]
         changed = provenance.differing([kept[-1], described]) if kept else {}
         if changed or not kept:
-            kept.append(_stretch(first_round, described))
+            kept.append(stretch(first_round, described))
         if kept != before:
             self._write_json("stretches.json", {"stretches": kept})
         return changed
@@ -205,10 +207,13 @@ class RunFolder(StatusFolder):
                 self._remove(trace)
             yield
 
-    def commit(self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> None:
+    def commit(
+        self, row: RoundRow, clients: pa.Table, reference: Mapping[str, Any], pooled: pa.Table | None = None
+    ) -> None:
         """Commit a round durably, then delete all checkpoints but those of the last two rounds and the best one.
 
-        The clients' rows are in `metrics.CLIENT_SCHEMA`; the reference is that of `checkpoint.save`.
+        The clients' rows are in `metrics.CLIENT_SCHEMA`, the pooled ones in `measures.POOLED_SCHEMA` (none: no file);
+        the reference is that of `checkpoint.save`.
         """
         path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
@@ -216,6 +221,9 @@ class RunFolder(StatusFolder):
         if self._remote and reference["files"]:
             newest = self.checkpoints / reference["files"][-1]["file"]
             self._remote.put(self._name(newest), newest.read_bytes())
+        if pooled is not None and pooled.num_rows:
+            make_folder(self.path / "pooled")  # which runs of older versions lack
+            self._put(f"pooled/{path.name}", round_files.arrow_bytes(pooled.cast(POOLED_SCHEMA)))
         self._put(self._name(path), round_files.encode(row, clients, reference))
         self._known[row.round] = (selection_score(row.metrics), dict(reference))
         self._prune()
@@ -232,6 +240,12 @@ class RunFolder(StatusFolder):
         if named is not None and found.num_rows and pc.max(found["client"]).as_py() >= len(named):
             raise RunError(f"{self.path}: has rows of more clients than the {len(named)} named in {self.marker}")
         return found
+
+    def pooled(self, after: int = -1) -> pa.Table:
+        """Read the pooled counts of the rounds above `after`, in `measures.POOLED_SCHEMA`; older runs have none."""
+        paths = (self.path / "pooled" / path.name for path in self._round_paths() if int(path.stem) > after)
+        found = [round_files.table(path) for path in paths if path.exists()]
+        return pa.concat_tables([POOLED_SCHEMA.empty_table(), *found])
 
     def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
         """Return the newest readable state with its reference; None: start from the beginning.
@@ -333,9 +347,3 @@ class RunFolder(StatusFolder):
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
-
-
-def _stretch(first_round: int, identity: Mapping[str, Any]) -> Stretch:
-    """The versions and hardware of an identity, or of what `provenance.describe` returned."""
-    made_with = {key: identity[key] for key in provenance.KEYS if key in identity}
-    return cast(Stretch, {"first_round": first_round, **made_with})

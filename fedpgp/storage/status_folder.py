@@ -7,11 +7,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Required, Self, TypeVar
+from typing import Any, ClassVar, Required, Self, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import (
     TEMPORARY,
@@ -71,6 +72,12 @@ class Stretch(TypedDict, total=False):
     hardware: dict[str, Any]
     git_commit: str
     code_digest: str
+
+
+def stretch(first_round: int, identity: Mapping[str, Any]) -> Stretch:
+    """The versions and hardware of an identity, or of what `provenance.describe` returned."""
+    made_with = {key: identity[key] for key in provenance.KEYS if key in identity}
+    return cast(Stretch, {"first_round": first_round, **made_with})
 
 
 class JsonObject(dict[str, Any]):

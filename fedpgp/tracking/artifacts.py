@@ -26,7 +26,7 @@ def of_run(store: RunFolder, config_yaml: str, folder: Path) -> None:
     """Write the artifacts of a run.
 
     * `config.yaml`, `summary.json`, `partition.csv`, `clients.csv` (accuracies per client in the last round)
-    * `figures/curves.png`, `figures/confusion.png`
+    * `figures/curves.png`, `figures/confusion.png`, `figures/reliability.png`
     * `prompt.safetensors` (parameters of the best round by validation), `checkpoint.safetensors` (of the last round)
     * `traceback.txt` if the run failed
     """
@@ -98,11 +98,16 @@ def _tables(store: RunFolder, folder: Path) -> None:
 
 
 def _figures(store: RunFolder, folder: Path) -> None:
+    from fedpgp.analysis.comparison import PROTOCOL_METRICS
+    from fedpgp.analysis.report import reliability, style
     from fedpgp.analysis.report.run_figures import confusion_matrices, curves_of_run
 
     curves_of_run(store.rounds(), folder / "curves.png")
     if (confusion := store.confusion) is not None:
         confusion_matrices(confusion, store.identity["class_names"], folder / "confusion.png")
+    if bins := reliability.bins_of(store, PROTOCOL_METRICS):
+        figure = reliability.reliability_diagrams({store.identity.get("method", ""): bins})
+        (folder / "reliability.png").write_bytes(style.encoded(figure, "png"))
 
 
 def _learned(store: RunFolder, folder: Path) -> None:

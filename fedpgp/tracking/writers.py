@@ -40,9 +40,7 @@ RUN_TAG = "fedpgp.run"
 STRETCHES_TAG = "fedpgp.stretches"
 """The tag that says which rounds were made with which versions and hardware, if they are not the same for all."""
 LAST_ROUND = "round"
-"""The metric whose latest value is the last mirrored round. It is sent in one batch with the round's others."""
-ROUNDS_PER_BATCH = 25
-"""MLflow accepts 1000 metrics per batch; a round has at most 40."""
+"""The metric whose latest value is the last mirrored round. It is sent after the round's others."""
 SPACE = "space."
 """Prefix of the parameters that define the search space of a sweep."""
 
@@ -87,10 +85,8 @@ class RunWriter(Writer):
         rows = self._store.rounds(after=min(self._sent.values()))
         for run_id, last in self._sent.items():
             new = [row for row in rows if row.round > last]
-            for start in range(0, len(new), ROUNDS_PER_BATCH):
-                batch = new[start : start + ROUNDS_PER_BATCH]
-                self._client.log_batch(run_id, metrics=[metric for row in batch for metric in _metrics(row)])
-                self._sent[run_id] = batch[-1].round
+            mlflow_runs.log_metrics(self._client, run_id, [metric for row in new for metric in _metrics(row)])
+            self._sent[run_id] = max([last, *(row.round for row in new)])
             if state != "running":
                 self._end(run_id, state)
 

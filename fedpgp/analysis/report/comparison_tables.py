@@ -9,8 +9,8 @@ from rich.console import Group as Lines
 
 from fedpgp.analysis.comparison import MAIN, METRIC_TITLES, READING_TITLES, Comparison, Group, Run, Statistic, measured
 from fedpgp.analysis.loading import client_accuracies
-from fedpgp.analysis.report import privacy_tables, tables
-from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_columns, statistic_text
+from fedpgp.analysis.report import measure_tables, privacy_tables, tables
+from fedpgp.analysis.report.tables import Table, mean_std, ranked, starred, statistic_columns, statistic_text, titled
 from fedpgp.config import differing
 from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import METRICS, NEW_CLIENT, SEEN, TESTED
@@ -27,7 +27,7 @@ def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
     found = []
     for scenario in comparison.scenarios:
         found += [accuracies(comparison, scenario), differences(comparison, scenario, baseline)]
-    for build in (new_clients, readings, privacy_tables.of_groups, costs):
+    for build in (*measure_tables.BUILDERS, new_clients, readings, privacy_tables.of_groups, costs):
         found += [build(groups, scenario) for scenario, groups in comparison.scenarios.items()]
     return [table for table in found if table.rows]
 
@@ -36,11 +36,11 @@ def accuracies(comparison: Comparison, scenario: str) -> Table:
     """Mean ± standard deviation over seeds for the groups of one scenario; best and second best are marked."""
     groups = comparison.scenarios[scenario]
     metrics = measured(groups)
-    columns = [_ranked(groups, metric) for metric in metrics]
+    columns = [ranked([group.statistic(metric) for group in groups]) for metric in metrics]
     signs = _signs(comparison)
     names = [" ".join([group.label, *(signs[note] for note in group.notes)]) for group in groups]
     return Table(
-        _titled("Accuracy on test images in percent, mean over clients", scenario),
+        titled("Accuracy on test images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         zip(names, (str(len(group.seeds)) for group in groups), *columns, strict=True),
         caption="after the last round, mean ± standard deviation over seeds (ddof 1)",
@@ -51,7 +51,7 @@ def standings(comparison: Comparison) -> Table:
     """The short table of a demo: one decimal, the best of each column starred."""
     groups = comparison.groups
     seeds = max(len(group.seeds) for group in groups)
-    columns = [_ranked(groups, metric, digits=1) for metric in STANDING]
+    columns = [ranked([group.statistic(metric) for group in groups], digits=1) for metric in STANDING]
     starred_columns = [[starred(cell.text, cell.rank == 1) for cell in column] for column in columns]
     return Table(
         "Test accuracy in percent, mean over clients; * best",
@@ -72,7 +72,7 @@ def differences(comparison: Comparison, scenario: str, baseline: str) -> Table:
             seeds = max(len(one.by_seed) for one in found if one)
             rows.append((group.label, str(seeds), *map(_difference, found)))
     return Table(
-        _titled(f"Difference to {baseline}", scenario),
+        titled(f"Difference to {baseline}", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         rows,
         caption="paired by common seeds, test images, percentage points; in brackets the 95% confidence interval of "
@@ -95,7 +95,7 @@ def new_clients(groups: Sequence[Group], scenario: str = "") -> Table:
         "test images, after the last round: the global model, and (adapted) after local epochs on their images; gap: "
         "Local of the global model on the clients that train minus that on the new ones (Yuan et al., ICLR 2022)"
     )
-    return Table(_titled("Clients that never train, accuracy in percent", scenario), headings, rows, caption=caption)
+    return Table(titled("Clients that never train, accuracy in percent", scenario), headings, rows, caption=caption)
 
 
 def readings(groups: Sequence[Group], scenario: str = "") -> Table:
@@ -107,7 +107,7 @@ def readings(groups: Sequence[Group], scenario: str = "") -> Table:
             found = [group.statistic(metric, split, read) for read in READING_TITLES]
             if any(found):
                 rows.append((group.label, split, *map(statistic_text, found)))
-    title = _titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", scenario)
+    title = titled(f"{METRIC_TITLES[metric]} in three readings of the rounds", scenario)
     headings = ("", "", *READING_TITLES.values())
     return Table(title, headings, rows, text_columns=2, caption="max on test selects on the test images")
 
@@ -122,7 +122,7 @@ def costs(groups: Sequence[Group], scenario: str = "") -> Table:
         rounds = "-".join(dict.fromkeys(str(bound(run.rounds for run in runs)) for bound in (min, max)))
         rows.append((group.label, rounds, *(disk_size(size) for size in sent), f"{seconds:.2f}"))
     headings = ("", "rounds", "sent up", "sent down", "seconds per round")
-    return Table(_titled("Cost of a run", scenario), headings, rows, caption="mean over the runs of a group")
+    return Table(titled("Cost of a run", scenario), headings, rows, caption="mean over the runs of a group")
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -152,11 +152,11 @@ def differing_settings(labels: Sequence[str], trees: Sequence[Mapping[str, Any]]
 
 
 def as_csv(comparison: Comparison, baseline: str) -> str:
-    """One line per group, split, metric and reading, for other programs."""
+    """One line per group, split, metric, measure or domain, and reading (max: the largest), for other programs."""
     rows = []
     for group in comparison.groups:
         for split in TESTED:
-            for metric, reading in product(comparison.metrics(split), READING_TITLES):
+            for metric, reading in product(comparison.names(split), READING_TITLES):
                 numbers = statistic_columns(group.statistic(metric, split, reading))
                 gained = comparison.difference(group, baseline, metric, reading) if split == "test" else None
                 low, high = (gained.interval if gained else None) or (None, None)
@@ -216,33 +216,12 @@ def pair_clients(first: Run, second: Run) -> Table:
     return Table(title, ("client", *headings), rows, caption=caption, max_rows=MAX_CLIENTS)
 
 
-def ranks(values: Sequence[float | None], digits: int = 2) -> list[int | None]:
-    """Rank values rounded to `digits`: 1 for the best; ties share a rank; None for None."""
-    shown = [None if value is None else round(value, digits) for value in values]
-    order = sorted({value for value in shown if value is not None}, reverse=True)
-    return [None if value is None else order.index(value) + 1 for value in shown]
-
-
-def _ranked(groups: Sequence[Group], metric: str, digits: int = 2) -> list[Cell]:
-    """A column: mean ± standard deviation of each group, ranked if there are several."""
-    found = [group.statistic(metric) for group in groups]
-    order = ranks([one.mean if one else None for one in found], digits)
-    return [
-        Cell(statistic_text(one, digits), rank if len(groups) > 1 else None)
-        for one, rank in zip(found, order, strict=True)
-    ]
-
-
 def _difference(found: Statistic | None) -> str:
     """`+1.20`, and below it the interval `[-0.5, +4.5]`; or `-`."""
     if found is None:
         return "-"
     interval = found.interval
     return f"{found.mean:+.2f}" + ("" if interval is None else f"\n[{interval[0]:+.1f}, {interval[1]:+.1f}]")
-
-
-def _titled(title: str, scenario: str) -> str:
-    return f"{title}: {scenario}" if scenario else title
 
 
 def _signs(comparison: Comparison) -> dict[str, str]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fedpgp.analysis import learned, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, measured
 from fedpgp.analysis.report import comparison_figures as draw
+from fedpgp.analysis.report.reliability import reliability_bins, reliability_diagrams
 from fedpgp.analysis.report.run_figures import partition_of_run
 from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
@@ -18,6 +19,8 @@ MAX_GROUPS = 12
 """Groups of a scenario that figures show side by side."""
 LEAST_POINTS = 3
 """Values of a setting from which on accuracy is drawn against it."""
+MAX_RELIABILITY = 6
+"""Groups of a scenario whose reliability is drawn."""
 MAX_PROMPTS = 8
 """Groups whose prompts are drawn."""
 FIRST_KEYS = ("federation.server.name", "federation.attack.kind", "method.rank", "protocol.shots")
@@ -75,6 +78,11 @@ def _of_scenario(groups: Sequence[Group], comparison: Comparison) -> Iterator[Re
             caption = "No client trained on the domain of the row; white: the client that has it."
             drawn = draw.held_out_matrix(matrix, group.label)
             yield ReportFigure(f"held-out-{number}", f"Held-out domains, {group.label}", caption, drawn)
+    if found := {group.label: bins for group in groups[:MAX_RELIABILITY] if (bins := reliability_bins(group, metrics))}:
+        caption = (
+            "Bars below the diagonal: more confident than correct. Grey below: the share of the images by confidence."
+        )
+        yield ReportFigure("reliability", "Reliability diagrams", caption, reliability_diagrams(found))
     fold, run = next(iter(groups[0].runs.items()))
     if (partition := partition_of_run(run.path)) is not None:
         caption = "" if any(group.marks for group in groups) else "The same for all groups."

@@ -84,6 +84,27 @@ def starred(text: str, best: bool) -> Cell:
     return Cell(f"{text} *", 1) if best else Cell(text)
 
 
+def titled(title: str, scenario: str) -> str:
+    """The title of a table of one scenario of several."""
+    return f"{title}: {scenario}" if scenario else title
+
+
+def ranks(values: Sequence[float | None], digits: int = 2, smallest_first: bool = False) -> list[int | None]:
+    """Rank values rounded to `digits`: 1 for the best; ties share a rank; None for None."""
+    shown = [None if value is None else round(value, digits) for value in values]
+    order = sorted({value for value in shown if value is not None}, reverse=not smallest_first)
+    return [None if value is None else order.index(value) + 1 for value in shown]
+
+
+def ranked(found: Sequence[Statistic | None], digits: int = 2, smallest_first: bool = False) -> list[Cell]:
+    """A column of means ± standard deviations, ranked if there are several."""
+    order = ranks([one.mean if one else None for one in found], digits, smallest_first)
+    return [
+        Cell(statistic_text(one, digits), rank if len(found) > 1 else None)
+        for one, rank in zip(found, order, strict=True)
+    ]
+
+
 def mean_std(mean: float | None, std: float | None = None, digits: int = 2) -> str:
     """`72.41 ± 0.30`; `72.41` without a standard deviation; `-` without a mean."""
     if mean is None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedpgp.analysis import coverage, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
-from fedpgp.analysis.report import privacy_tables
+from fedpgp.analysis.report import measure_tables, privacy_tables
 from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
@@ -52,7 +52,7 @@ SPECTRUM_RANKS = (1, 2, 4, 8, 16)
 
 
 def show(run_dir: Path) -> Lines:
-    """One run: its accuracies, its costs, and its clients in the last evaluated round.
+    """One run: its accuracies and other measures, its costs, and its clients in the last evaluated round.
 
     Raises:
         RunError: the folder is not a run folder.
@@ -61,7 +61,8 @@ def show(run_dir: Path) -> Lines:
     numbers = summarize(store.identity, store.rounds())
     made = provenance.by_rounds(store.stretches, numbers["rounds"])
     private = privacy_tables.of_runs("Differential privacy", {store.path.name: [(numbers["metrics"], store.identity)]})
-    shown = [_accuracies(store, numbers), *([private] if private.rows else []), _costs(store, numbers)]
+    more = [measure_tables.of_run(numbers["metrics"]), measure_tables.domains_of_run(store), private]
+    shown = [_accuracies(store, numbers), *(table for table in more if table.rows), _costs(store, numbers)]
     return Lines(*shown, _clients(store), *made)
 
 

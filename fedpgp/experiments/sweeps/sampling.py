@@ -20,6 +20,7 @@ from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
 from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
+from fedpgp.federation.measures import smaller_is_better, split_name
 from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
@@ -117,6 +118,8 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
         if unknown:
             known = ", ".join(domains or ())
             raise ConfigError(f"folds.held_out: no domain {', '.join(unknown)} in the data (known: {known})")
+    if domains is not None:
+        _check_domain(sweep.tune.metric or "", domains, held_out)
     return tuple(Fold(seed, domain) for seed in seeds for domain in held_out)
 
 
@@ -189,6 +192,9 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
     protocols = {trial.experiment.protocol.name for trial in trials}
     metric = sweep.tune.metric or ("val/hm" if protocols == {"base_to_novel"} else "val/local")
     split, _, name = metric.partition("/")
+    name = split_name(name)[0]
+    if smaller_is_better(metric) and sweep.tune.mode == "max":
+        raise ConfigError(f"tune.mode: {metric} is the better the smaller it is; give tune.mode=min")
     for protocol in sorted(protocols) if split != "train" else ():
         known = MEASURED[protocol]
         if not name.startswith(known) or (name == "held_out" and split == "val"):
@@ -207,6 +213,17 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
                 f"not train; use {NEW_CLIENT}/{_stem(name)}"
             )
     return metric
+
+
+def _check_domain(metric: str, domains: Sequence[str], held_out: Sequence[str | None]) -> None:
+    """Raise `ConfigError` if a metric is of one domain (`val/local.sketch`) that some fold does not measure."""
+    domain = split_name(metric)[2]
+    known = [name for name in domains if name not in held_out] if len(domains) > 1 else []
+    if domain is not None and domain not in known:
+        hint = (
+            f"domains of every fold: {', '.join(known)}" if known else "no domain is measured by itself in every fold"
+        )
+        raise ConfigError(f"tune.metric: {metric} is not measured with these data and folds; {hint}")
 
 
 def _stem(name: str) -> str:

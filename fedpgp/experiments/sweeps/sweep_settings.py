@@ -15,7 +15,8 @@ from fedpgp.config import Settings, leaves
 from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
-from fedpgp.federation.metrics import METRICS, TESTED
+from fedpgp.federation.measures import MEASURES
+from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
 
 FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
@@ -42,10 +43,11 @@ class TuneSettings(Settings):
     """How trials are drawn, compared and scheduled."""
 
     metric: str | None = None
-    """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. With `test/...` or
-    `new_client/...` the best trial is selected on test images, and tables say so"""
+    """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. Also a measure
+    (`val/local_worst`, `val/base_f1`) or one domain (`val/local.sketch`). With `test/...` or `new_client/...` the best
+    trial is selected on test images, and tables say so"""
     mode: Literal["max", "min"] = "max"
-    """max: larger is better"""
+    """max: larger is better; min: for `train/loss` and calibration errors (`val/base_ece`)"""
     num_samples: int = Field(1, ge=1)
     """number of draws from the space, each with the whole grid"""
     seed: int = Field(1, ge=0)
@@ -60,8 +62,11 @@ class TuneSettings(Settings):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str | None) -> str | None:
-        known = [f"{split}/{name}" for split in TESTED for name in METRICS] + ["train/loss"]
-        if metric is None or metric in known:
+        measured = [one for one in METRICS if one not in COMPUTED]
+        names = [*METRICS, *(f"{one}_{measure}" for one in measured for measure in MEASURES)]
+        known = [f"{split}/{name}" for split in TESTED for name in names] + ["train/loss"]
+        by_domain = tuple(f"{split}/{name}." for split in TESTED for name in measured if "held_out" not in name)
+        if metric is None or metric in known or metric.startswith(by_domain):
             return metric
         hint = did_you_mean(metric, known, "write it as val/NAME, for example val/hm", count=2)
         raise ValueError(f"unknown metric; {hint}")
