@@ -21,7 +21,7 @@ from fedpgp.config.writing import absolute, annotated, differing, digest, dotted
 __all__ = [
     "AttackSettings", "BackboneSettings", "DataSettings", "Experiment", "FederationSettings", "MethodSettings",
     "PartSettings", "PartitionSettings", "PrivacySettings", "ProtocolSettings", "ResourceSettings", "ServerSettings",
-    "Settings", "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest", "dotted",
-    "dropped", "dump", "dump_yaml", "explain", "leaves", "load", "load_yaml", "override", "parse", "read_yaml",
-    "schema", "shipped_configs",
+    "Settings", "StorageSettings", "TrackingSettings", "absolute", "annotated", "assign", "differing", "digest",
+    "dotted", "dropped", "dump", "dump_yaml", "explain", "leaves", "load", "load_yaml", "override", "parse",
+    "read_yaml", "schema", "shipped_configs",
 ]  # fmt: skip

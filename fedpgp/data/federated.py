@@ -72,6 +72,11 @@ class FederatedData:
         """The clients that train, ascending: all but the unseen ones. int64 [n]"""
         return np.setdiff1d(np.arange(self.num_clients), self.unseen_clients)
 
+    @property
+    def train_kind(self) -> str:
+        """Which classes of a data set are trained on: base or all."""
+        return self.train_set.partition(OF_PART)[0]
+
     def train_set_of(self, client: int) -> str:
         """The class set on which a client trains."""
         return self.train_sets[client] if self.train_sets else self.train_set

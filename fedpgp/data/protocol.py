@@ -293,7 +293,7 @@ def _client_names(
 
 
 def _splits(manifest: Manifest, part: _Part, val_shots: int, seed: int) -> np.ndarray:
-    """Return the splits; in a part without val `val_shots` per (class, domain) move from train, never its last image."""
+    """Return the splits; in a part without val, `val_shots` per (class, domain) move from train, never the last one."""
     splits = manifest.splits.copy()
     if np.any(splits[part.rows] == "val"):
         return splits

@@ -27,6 +27,7 @@ from fedpgp.config import (
     TrackingSettings,
     tracking_uri,
 )
+from fedpgp.config.settings import UNION
 from fedpgp.config.values import load_yaml
 from fedpgp.core.errors import AccessError, BackboneError, ConfigError, FedPGPError, RunError
 from fedpgp.core.files import denied, in_the_way
@@ -168,6 +169,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         for name, classes in data.class_sets.items()
         if name == data.train_set or method.supports_unseen_classes
     }
+    _check_union(method, data)
     _check_clients(experiment, method, data, trees[data.train_set])
     _check_rule(experiment, method, rule, data, trees[data.train_set])
     _check_storage(experiment.storage)
@@ -187,6 +189,15 @@ def _check_classes(experiment: Experiment, method: Method) -> None:
         raise ConfigError(
             f"protocol.train_classes=own: method {method.name} needs all classes of the task ({needed}); give "
             "train_classes=task, or another method"
+        )
+
+
+def _check_union(method: Method, data: FederatedData) -> None:
+    """Raise `ConfigError` if one model cannot serve the class sets of several data sets."""
+    if data.part_of and not method.supports_unseen_classes:
+        raise ConfigError(
+            f"data.name={UNION}: method {method.name} is made for one set of classes, and each part has its own; give "
+            "another method, or one data set"
         )
 
 

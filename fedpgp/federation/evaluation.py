@@ -1,6 +1,6 @@
 """Counts of correct, confident and confused answers, for each client's model and for the server's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -44,17 +44,46 @@ class Evaluator:
         classifiers: dict[str, Classifier] = {}
         counts = []
         for images in evaluation_sets:
-            if images.class_set != data.train_set and not method.supports_unseen_classes:
+            tested = images.tested(clients)
+            if not tested.any() or (images.kind != data.train_kind and not method.supports_unseen_classes):
                 continue
+            own, models, frozen = clients[tested], _of(params, tested), self.class_sets[images.class_set]
             if images.class_set not in classifiers:
-                classifiers[images.class_set] = method.classifier(params, self.class_sets[images.class_set])
-            answers = self._answers(classifiers[images.class_set], images, models=len(next(iter(params.values()), [0])))
-            sizes = len(data.domains), self.class_sets[images.class_set].num_classes
+                classifiers[images.class_set] = method.classifier(models, frozen)
+            answers = self._answers(classifiers[images.class_set], images.rows, _number(models), frozen.num_classes)
+            sizes = len(data.domains), data.class_sets[images.class_set]
             if images.members is not None:
-                members = [images.members[client] for client in clients]
-                counts.append(count(images, local, clients, answers, members, *sizes, confusion))
+                members = [images.members[client] for client in own]
+                counts.append(count(images, local, own, answers, members, *sizes, confusion))
             if whole:
-                counts.append(count(images, images.metric, clients, answers, None, *sizes, confusion))
+                counts.append(count(images, images.metric, own, answers, None, *sizes, confusion))
+        return counts
+
+    @torch.no_grad()
+    def own_counts(
+        self, params: ParamTree, clients: np.ndarray, class_set: Callable[[np.ndarray], ClassSet]
+    ) -> list[Counts]:
+        """Counts as `local_own` on those of each client's own images that show classes it trains among, among these.
+
+        Args:
+            class_set: the frozen model of some classes, given by their labels among all.
+        """
+        counts = []
+        for images in self.data.evaluation_sets:
+            if images.members is None:
+                continue
+            labels = np.array(self.data.class_sets[images.class_set])[images.labels]
+            for client in clients[images.tested(clients)]:
+                classes = self.data.training_classes(int(client))
+                rows = images.members[client][np.isin(labels[images.members[client]], classes)]
+                frozen, models = class_set(classes), _of(params, clients == client)
+                answers = self._answers(self.method.classifier(models, frozen), images.rows[rows], 1, len(classes))
+                own = replace(
+                    images, rows=images.rows[rows], labels=np.searchsorted(classes, labels[rows]),
+                    domains=images.domains[rows],
+                )  # fmt: skip
+                sizes = len(self.data.domains), tuple(classes.tolist())
+                counts.append(count(own, "local_own", np.array([client]), answers, None, *sizes, False))
         return counts
 
     def global_counts(self, params: ParamTree, call: Call, everywhere: bool) -> list[Counts]:
@@ -80,18 +109,30 @@ class Evaluator:
             return one
         return self.method.global_model(one) if isinstance(self.method, HasGlobalModel) else None
 
-    def _answers(self, classifier: Classifier, images: EvaluationSet, models: int) -> Answers:
+    def _answers(self, classifier: Classifier, rows: np.ndarray, models: int, num_classes: int) -> Answers:
         """What each model answers for each image."""
-        num_classes = self.class_sets[images.class_set].num_classes
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self.cache.shape)))
         classes, confidence = [], []
-        for start in range(0, len(images.rows), size):
-            features = torch.from_numpy(self.cache.gather(images.rows[start : start + size])).to(self.device)
+        for start in range(0, max(1, len(rows)), size):
+            features = torch.from_numpy(self.cache.gather(rows[start : start + size])).to(self.device)
             logits = classifier(features.unsqueeze(0))
             best, answers = logits.max(-1)
             classes.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number
             confidence.append(confidences(logits, best))
         return Answers(*(torch.cat(parts, dim=1).cpu().numpy() for parts in (classes, confidence)))
+
+
+def _number(params: ParamTree) -> int:
+    """The number of models; 1 without parameters."""
+    return len(next(iter(params.values()), [0]))
+
+
+def _of(params: ParamTree, chosen: np.ndarray) -> ParamTree:
+    """The models of some of the clients (K,); the one of all if there is one."""
+    if chosen.all() or _number(params) == 1:
+        return params
+    index = torch.from_numpy(np.flatnonzero(chosen))
+    return {key: value[index.to(value.device)] for key, value in params.items()}
 
 
 def count(
@@ -101,13 +142,14 @@ def count(
     answers: Answers,
     members: Sequence[np.ndarray] | None,
     num_domains: int,
-    num_classes: int,
+    labels: tuple[int, ...],
     confusion: bool,
 ) -> Counts:
     """Count the correct answers of each client's model, or of the one model of all, as `metric`.
 
     Args:
         members: each client's images; None: all of them.
+        labels: those of the classes among all classes of the data.
         confusion: whether to count a confusion matrix.
     """
     right = np.broadcast_to(answers.classes == images.labels, (len(clients), len(images.rows)))
@@ -117,9 +159,9 @@ def count(
         for row, own in zip(right, chosen, strict=True)
     ]
     total = [np.bincount(images.domains[own], minlength=num_domains) for own in chosen]
-    pooled = pool(images, answers, members, len(clients), num_domains, num_classes)
+    pooled = pool(images, answers, members, len(clients), num_domains, labels)
     of_clients = np.array([correct, total], dtype=np.int64)
-    matrix = count_confusion(images.labels, answers.classes, len(clients), members, num_classes) if confusion else None
+    matrix = count_confusion(images.labels, answers.classes, len(clients), members, len(labels)) if confusion else None
     return Counts(images.split, metric, clients, of_clients[0], of_clients[1], pooled, matrix)
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from fedpgp.federation.pooled_counts import BINS, MILLION
 
 if TYPE_CHECKING:
-    from fedpgp.data.protocol import FederatedData
+    from fedpgp.data.federated import FederatedData
     from fedpgp.federation.messages import Counts
 
 POOLED = ("ece", "f1", "balanced")
@@ -49,7 +49,7 @@ def pooled_table(number: int, counts: Sequence[Counts], data: FederatedData) -> 
         empty = np.zeros((domains, BINS, 3), np.int64), np.zeros((domains, len(data.class_names), 3), np.int64)
         bins, classes = sums.setdefault((part.split, part.metric), empty)
         bins += part.pooled.bins
-        classes[:, list(data.class_sets[part.pooled.class_set])] += part.pooled.classes
+        classes[:, list(part.pooled.labels)] += part.pooled.classes
     names = pa.array(data.domains if domains > 1 else [None], pa.string())
     tables = [POOLED_SCHEMA.empty_table()]
     for (split, metric), (bins, classes) in sorted(sums.items()):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, harmonic_mean
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,12 @@ import pyarrow.compute as pc
 from fedpgp.federation.measures import MEASURES, POOLED_SCHEMA, of_clients, of_counts, split_name
 
 if TYPE_CHECKING:
-    from fedpgp.data.federated import FederatedData
     from fedpgp.federation.messages import Counts, TrainResult
 
 METRICS = (
-    "local", "base", "novel", "hm", "all", "held_out", "local_global", "base_global", "novel_global", "all_global",
-    "held_out_global", "local_before_aggregation", "local_adapted", "base_adapted", "novel_adapted", "hm_adapted",
-    "all_adapted", "held_out_adapted",
+    "local", "base", "novel", "hm", "all", "held_out", "local_own", "local_global", "base_global", "novel_global",
+    "all_global", "held_out_global", "local_before_aggregation", "local_adapted", "base_adapted", "novel_adapted",
+    "hm_adapted", "all_adapted", "held_out_adapted",
 )  # fmt: skip
 """The metrics of a split, in the order of the tables; `hm` is computed from local, base and novel, and `hm_adapted`
 from these after the adaptation of a new client."""
@@ -117,11 +117,25 @@ def count_tables(number: int, counts: Counts, domains: Sequence[str]) -> list[pa
     return tables
 
 
-def confusion_table(matrices: Mapping[tuple[str, str], np.ndarray], data: FederatedData) -> pa.Table:
-    """The nonzero entries of matrices (C, C) by split and metric, with global labels, in `CONFUSION_SCHEMA`."""
+def joined_parts(clients: pa.Table) -> pa.Table:
+    """Rows in `CLIENT_SCHEMA` in which the counts of a client on several data sets are one row over all domains.
+
+    Domains without images for a metric have no row.
+    """
+    of_images, keys = clients.filter(pc.field("split") != "train"), ["round", "client", "split", "metric", "domain"]
+    of_images = of_images.filter(pc.field("domain").is_null() | (pc.field("total") > 0))
+    summed = of_images.group_by(keys, use_threads=False).aggregate([("correct", "sum"), ("total", "sum")])
+    rows = summed.rename_columns([*keys, "correct", "total"])
+    for name in ("loss", "event"):
+        rows = rows.append_column(CLIENT_SCHEMA.field(name), pa.nulls(len(rows), CLIENT_SCHEMA.field(name).type))
+    return pa.concat_tables([clients.filter(pc.field("split") == "train"), rows.cast(CLIENT_SCHEMA)])
+
+
+def confusion_table(matrices: Mapping[tuple[str, str, tuple[int, ...]], np.ndarray]) -> pa.Table:
+    """The nonzero entries of matrices (C, C) by split, metric and labels of the classes, in `CONFUSION_SCHEMA`."""
     parts = [CONFUSION_SCHEMA.empty_table()]
-    for (split, metric), matrix in sorted(matrices.items()):
-        classes = np.array(data.class_sets[metric if metric in data.class_sets else data.train_set], np.int32)
+    for (split, metric, labels), matrix in sorted(matrices.items()):
+        classes = np.array(labels, np.int32)
         label, answer = matrix.nonzero()
         heads = (pa.repeat(pa.scalar(head, pa.string()), len(label)) for head in (split, metric))
         columns = [*heads, classes[label], classes[answer], matrix[label, answer]]
@@ -140,7 +154,9 @@ def _table(number: int, clients: np.ndarray, split: str, metric: str, **columns:
     return pa.table(arrays, schema=CLIENT_SCHEMA)
 
 
-def round_metrics(clients: pa.Table, pooled: pa.Table | None = None) -> dict[str, float]:
+def round_metrics(
+    clients: pa.Table, pooled: pa.Table | None = None, part_of: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, float]:
     """The metrics of a round from its rows in `CLIENT_SCHEMA`: `val/local`, `test/hm`, `train/loss`, ...
 
     Accuracies are in percent: unweighted means over the clients that have images for a metric. `hm` is the harmonic
@@ -148,17 +164,21 @@ def round_metrics(clients: pa.Table, pooled: pa.Table | None = None) -> dict[str
 
     Args:
         pooled: its rows in `POOLED_SCHEMA`; None: without the measures of these.
+        part_of: of a union the part that a domain belongs to: accuracies are then the means of those of the parts.
     """
     by_split: dict[str, dict[str, float]] = {}
     accuracies = _accuracies(clients)
-    means = accuracies.group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
+    means = _by_part(clients, part_of) if part_of else accuracies
+    means = means.group_by(["split", "metric"], use_threads=False).aggregate([("percent", "mean")])
     for row in means.sort_by("split").to_pylist():
         by_split.setdefault(row["split"], {})[row["metric"]] = row["percent_mean"]
     complete = {split: _with_hm(values) for split, values in by_split.items()}
     metrics = {
         f"{split}/{name}": values[name] for split, values in complete.items() for name in METRICS if name in values
     }
-    metrics |= _measures(accuracies, POOLED_SCHEMA.empty_table() if pooled is None else pooled) | _by_domain(clients)
+    metrics |= _measures(accuracies, POOLED_SCHEMA.empty_table() if pooled is None else pooled) | _by_domain(
+        clients, part_of
+    )
     return metrics | _losses(clients.filter((pc.field("split") == "train") & pc.is_finite(pc.field("loss"))))
 
 
@@ -170,10 +190,25 @@ def _measures(accuracies: pa.Table, pooled: pa.Table) -> dict[str, float]:
     return {f"{split}/{metric}_{measure}": found[split, metric, measure] for split, metric, measure in order}
 
 
-def _by_domain(clients: pa.Table) -> dict[str, float]:
-    """`test/local.sketch`, ...: means over the clients that have images of a domain, for metrics with several."""
-    found = _accuracies(clients, by_domain=True).group_by(["split", "metric", "domain"], use_threads=False)
-    keys = ("split", "metric", "domain")
+def _by_part(clients: pa.Table, part_of: Mapping[str, str]) -> pa.Table:
+    """The mean accuracy of the clients that have images of a part, by split, metric and part, in `percent`."""
+    rows = clients.filter((pc.field("split") != "train") & pc.field("domain").is_valid())
+    rows = rows.append_column("part", pa.array([part_of[domain] for domain in rows["domain"].to_pylist()], pa.string()))
+    keys = ["client", "split", "metric", "part"]
+    summed = rows.group_by(keys, use_threads=False).aggregate([("correct", "sum"), ("total", "sum")])
+    summed = _with_percent(summed.rename_columns([*keys, "correct", "total"]))
+    means = summed.group_by(keys[1:], use_threads=False).aggregate([("percent", "mean")])
+    return means.rename_columns([*keys[1:], "percent"])
+
+
+def _by_domain(clients: pa.Table, part_of: Mapping[str, str]) -> dict[str, float]:
+    """`test/local.sketch`, ...: means over the clients that have images of a domain, for metrics with several.
+
+    Of a union those of the parts.
+    """
+    keys = ("split", "metric", "part" if part_of else "domain")
+    found = _by_part(clients, part_of) if part_of else _accuracies(clients, by_domain=True)
+    found = found.group_by(keys, use_threads=False)
     means = {
         tuple(row[key] for key in keys): row["percent_mean"]
         for row in found.aggregate([("percent", "mean")]).to_pylist()
@@ -258,8 +293,12 @@ def _accuracies(clients: pa.Table, by_domain: bool = False) -> pa.Table:
     domain = pc.field("domain")
     wanted = domain.is_valid() if by_domain else domain.is_null()
     measured = clients.filter((pc.field("split") != "train") & wanted & (pc.field("total") > 0))
-    percent = pc.divide(pc.multiply(pc.cast(measured["correct"], pa.float64()), 100.0), measured["total"])
-    return measured.append_column("percent", percent)
+    return _with_percent(measured)
+
+
+def _with_percent(counts: pa.Table) -> pa.Table:
+    percent = pc.divide(pc.multiply(pc.cast(counts["correct"], pa.float64()), 100.0), counts["total"])
+    return counts.append_column("percent", percent)
 
 
 def _with_hm(values: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedpgp.data.protocol import EvaluationSet
+from fedpgp.data.federated import EvaluationSet
 
 BINS = 15
 """Bins of equal width over the confidence."""
@@ -28,8 +28,8 @@ class Answers:
 class PooledCounts:
     """Counts over the images of all clients of a block by domain (D); blocks add up."""
 
-    class_set: str
-    """a key of `FederatedData.class_sets`"""
+    labels: tuple[int, ...]
+    """the labels of the C classes among all classes of the data"""
     bins: np.ndarray
     """(D, `BINS`, 3) images, correct ones, sum of the confidence in millionths"""
     classes: np.ndarray
@@ -49,7 +49,7 @@ def pool(
     members: Sequence[np.ndarray] | None,
     clients: int,
     num_domains: int,
-    num_classes: int,
+    labels: tuple[int, ...],
 ) -> PooledCounts:
     """Count the answers of a block's models.
 
@@ -61,7 +61,9 @@ def pool(
     Args:
         members: each client's images; None: all of them.
         clients: their number in the block.
+        labels: those of the classes among all classes of the data.
     """
+    num_classes = len(labels)
     models, count = answers.classes.shape
     times: int | np.ndarray = 1
     if members is not None and models == clients:
@@ -83,4 +85,4 @@ def pool(
     bins = [summed(slot, BINS), summed(slot, BINS, right), summed(slot, BINS, confidence)]
     predicted = np.where((given >= 0) & (given < num_classes), given, num_classes)
     classes = [summed(slot, num_classes, values) for slot, values in ((label, 1), (predicted, 1), (label, right))]
-    return PooledCounts(images.class_set, np.stack(bins, -1), np.stack(classes, -1))
+    return PooledCounts(labels, np.stack(bins, -1), np.stack(classes, -1))

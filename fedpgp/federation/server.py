@@ -24,6 +24,7 @@ from fedpgp.federation.metrics import (
     RoundRow,
     confusion_table,
     count_tables,
+    joined_parts,
     round_metrics,
     train_tables,
 )
@@ -175,11 +176,14 @@ class Server:
         for part in counts:
             tables += count_tables(state.round, part, self.job.data.domains)
         order = [(column, "ascending") for column in ("split", "metric", "domain", "client")]
-        clients = pa.concat_tables(tables).sort_by(order)  # independent of the blocks
+        clients = pa.concat_tables(tables)
+        if part_of := self.job.data.part_of:
+            clients = joined_parts(clients)
+        clients = clients.sort_by(order)  # independent of the blocks
         pooled = pooled_table(state.round, counts, self.job.data)
         row = RoundRow(
             round=state.round,
-            metrics={**round_metrics(clients, pooled), **more},
+            metrics={**round_metrics(clients, pooled, part_of), **more},
             participants=len(trained),
             bytes_up=sum(result.bytes_up for result in results),
             bytes_down=bytes_down,
@@ -263,18 +267,18 @@ class Server:
         parts = blocks(self.honest, self.block_size) if several else [self.honest]
         calls, common, _ = self._calls(state, state.round, parts, confusion=last)
         counts: list[Counts] = []
-        matrices: dict[tuple[str, str], np.ndarray] = {}
+        matrices: dict[tuple[str, str, tuple[int, ...]], np.ndarray] = {}
         for result in self.backend.map("evaluate", calls, common):
             for part in result:
                 if part.confusion is not None:
-                    key = (part.split, part.metric)
+                    key = (part.split, part.metric, part.pooled.labels)
                     matrices[key] = matrices.get(key, 0) + part.confusion
                 counts.append(replace(part, confusion=None))
         unseen = blocks(np.array(self.job.data.unseen_clients), self.block_size)
         calls, common, _ = self._calls(state, state.round, unseen)
         for result in self.backend.map("evaluate_new", calls, common) if calls else ():
             counts += result
-        return counts, confusion_table(matrices, self.job.data) if last else None
+        return counts, confusion_table(matrices) if last else None
 
 
 def _finish(method: FinishesRound, personal: ParamTree, shared: ParamTree, results: Sequence[TrainResult]) -> None:

@@ -154,7 +154,7 @@ class Trainer:
         counted = None
         if any(len(own) < len(chosen) for own in classes):
             counted = torch.from_numpy(np.stack([np.isin(chosen, own) for own in classes])).to(self._device)
-        return self._class_set(chosen), LocalData(
+        return self.class_set(chosen), LocalData(
             features=torch.from_numpy(features.reshape(len(rows) * views, *features.shape[2:])).to(self._device),
             labels=torch.from_numpy(np.repeat(labels, views)).to(self._device),
             starts=(np.cumsum(counts) - counts) * views,
@@ -180,7 +180,7 @@ class Trainer:
             most = larger
         yield slice(first, len(clients))
 
-    def _class_set(self, classes: np.ndarray) -> ClassSet:
+    def class_set(self, classes: np.ndarray) -> ClassSet:
         """The frozen model of some classes; the last few are kept."""
         key = tuple(classes.tolist())
         found = self._class_sets.pop(key, None) or self._text.on(key)

@@ -181,6 +181,8 @@ class FederationWorker:
             params = params | choose(valid.accepted, update.params, params)
         everything = self.job.data.evaluation_sets
         counts = self._evaluator.counts(params, call.clients, everything, confusion=call.confusion)
+        if self.job.data.own_classes and self.job.method.phases:
+            counts += self._evaluator.own_counts(params, call.clients, self._trainer.class_set)
         if shared:
             counts += self._evaluator.global_counts(server, call, everywhere=federation.evaluate_global)
         return counts
