@@ -28,6 +28,7 @@ METRIC_TITLES = {
     "hm": "HM",
     "all": "All",
     "held_out": "Held-out domain",
+    "local_own": "Local, own classes",
     "local_global": "Local, global model",
     "base_global": "Base, global model",
     "novel_global": "Novel, global model",
