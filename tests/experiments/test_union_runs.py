@@ -60,8 +60,8 @@ def test_accuracies_of_a_union_are_those_of_each_part_and_their_mean(root):
         assert metrics[f"test/{metric}.icons"] == pytest.approx(icons)
         assert metrics[f"test/{metric}.more shapes"] == pytest.approx(shapes)
         assert metrics[f"test/{metric}"] == pytest.approx((icons + shapes) / 2)
-        assert found[3, None] == found[3, "more shapes"]
-        assert not {"more shapes"} & {domain for client, domain in found if client < 3}
+        for client, domain in found:
+            assert domain is None or domain.startswith("icons" if client < 3 else "more shapes")
 
 
 def test_a_client_of_a_union_learns_like_alone(root):
