@@ -19,8 +19,12 @@ from fedpgp.methods.fedlora import FedLoRA
 from fedpgp.methods.fedmaple import FedMaPLe
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
+from fedpgp.methods.fedpha import FedPHA
+from fedpgp.methods.kgcoop import KgCoOp
 from fedpgp.methods.pfedpt import PFedPT
+from fedpgp.methods.prograd import ProGrad
 from fedpgp.methods.promptfl import PromptFL, PromptProx
+from fedpgp.methods.promptfolio import PromptFolio
 from fedpgp.methods.zero_shot import ZeroShot
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,7 @@ log = logging.getLogger(__name__)
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
+    KgCoOp, ProGrad, PromptFolio, FedPHA,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

@@ -226,7 +226,22 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
         own = batch.own.repeat(1, logits.shape[-1] // batch.own.shape[-1])  # of each prompt set
         logits = logits.masked_fill(~own.unsqueeze(1), -torch.inf)
     losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(batch.labels)
-    return (losses * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+    return image_mean(losses, batch)
+
+
+def image_mean(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of values (K, B) of each client (K,) over its real images; 0 for a client without one."""
+    return (values * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+
+
+def with_gradients(value: Tensor, params: ParamTree, gradients: ParamTree) -> Tensor:
+    """A loss (K,) with this `value` whose gradients for `params` are exactly `gradients`, for methods that shape them.
+
+    Each client's gradients (K, ...) are its own. Those that are not finite make its loss NaN. Such a method computes
+    them inside `loss` from detached leaves, under `torch.enable_grad`.
+    """
+    zeros = [(params[key] - params[key].detach()) * gradient.detach() for key, gradient in gradients.items()]
+    return torch.stack([value.detach(), *(zero.flatten(1).sum(1) for zero in zeros)]).sum(0)
 
 
 def class_mean(values: Tensor, batch: Batch) -> Tensor:

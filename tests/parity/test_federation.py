@@ -15,6 +15,8 @@ from fedpgp.federation.state import average, weighted_sum
 FEDPGP = {"ctx": ("sigma", ...), "U": ("U", ...), "V": ("V", ...)}
 PROMPTFL = {"ctx": ("ctx", ...)}
 FEDOTP = {"ctx": ("ctx", 0), "local": ("ctx", slice(1, None))}
+PROMPTFOLIO = {"ctx": ("ctx", 0), "local": ("ctx", 1)}
+FEDPHA = {"ctx": ("ctx_global", 0), "local": ("ctx_local", 0)}
 """Location of each parameter in the reference: the name of the array, and the part of it."""
 
 
@@ -46,7 +48,7 @@ def client_data(arrays, clients):
 
 def stored_order(arrays, counts):
     """The batches of the authors' run: stored order, the last one may be smaller."""
-    size, epochs = int(arrays["batch_size"]), int(arrays["local_epochs"])
+    size, epochs = int(arrays.get("batch_size", max(counts))), int(arrays["local_epochs"])
     return [[np.arange(start, min(start + size, n)) for start in range(0, n, size)] * epochs for n in counts]
 
 
@@ -62,7 +64,7 @@ def run(arrays, method, frozen, names):
     personal = stack({key: value for key, value in init.items() if key not in method.shared_keys}, clients)
     sgd = Optimizer(float(arrays["lr"]), float(arrays["momentum"]), float(arrays["weight_decay"]))
     for number in range(int(arrays["rounds"])):
-        block = np.sort(arrays[f"round{number}/participants"])
+        block = np.sort(arrays.get(f"round{number}/participants", np.arange(clients)))
         data, counts = client_data(arrays, block)
         params = {**stack(shared, len(block)), **{key: value[block] for key, value in personal.items()}}
         update = local_update(method, frozen, params, shared, data, [stored_order(arrays, counts)], sgd)
@@ -82,10 +84,13 @@ def run(arrays, method, frozen, names):
         ("traj_fedpgp_sgd_reset", "fedpgp", FEDPGP),
         ("traj_promptfl_fedavg", "promptfl", PROMPTFL),
         ("traj_fedotp", "fedotp", FEDOTP),
+        ("promptfolio_traj", "promptfolio", PROMPTFOLIO),
+        ("fedpha_traj plain", "fedpha", FEDPHA),
+        ("fedpha_traj momentum", "fedpha", FEDPHA),
     ],
 )
 def test_trajectory(golden, class_set, settings, trajectory, name, names):
-    arrays = golden(trajectory)
+    arrays = variant_of(golden, trajectory)
     frozen, method = class_set(arrays["classnames"]), create(name, arrays, settings)
     for number, block, update, shared, personal in run(arrays, method, frozen, names):
         for place, client in enumerate(block):
@@ -100,6 +105,17 @@ def test_trajectory(golden, class_set, settings, trajectory, name, names):
             features = torch.from_numpy(arrays[f"client{client}/image_features_eval"])
             logits = classifier(features[None])[client]
             same_logits(logits, arrays[f"round{number}/client{client}/logits_eval"])
+            if (alone := arrays.get(f"round{number}/client{client}/logits_eval_global_only")) is not None:
+                model = method.global_model({**stack(shared, clients), **personal})
+                same_logits(method.classifier(model, frozen)(features[None])[client], alone)
+
+
+def variant_of(golden, trajectory):
+    """The arrays of a trajectory; of one that has variants, those of the variant that is named after it."""
+    name, *variant = trajectory.split()
+    arrays = golden(name)
+    own = {key.removeprefix(f"{part}/"): value for part in variant for key, value in arrays.items()}
+    return {**(golden("fedpha") if name == "fedpha_traj" else {}), **arrays, **own}
 
 
 def test_momentum_does_not_travel_between_clients(golden, class_set, settings):
@@ -117,6 +133,11 @@ def create(name, arrays, settings):
         return methods.create(name, {})
     if name == "fedotp":
         return methods.create(name, {**settings["ot"], "num_prompts": len(arrays["init/ctx"]), "stop": "batch"})
+    if name == "promptfolio":
+        return methods.create(name, {"theta": float(arrays["theta"])})
+    if name == "fedpha":
+        n_ctx, given = arrays["init/ctx_global"].shape[1], {"ratio": arrays["ratio"], "margin": arrays["alpha"]}
+        return methods.create(name, {"n_ctx": n_ctx, **{key: float(value) for key, value in given.items()}})
     sets, n_ctx, rank = arrays["init/U"].shape
     given = {"mu": settings["mu"], "tau": settings["temp"], "anchor": "placeholder"}
     return methods.create(name, given | {"num_prompts": sets, "n_ctx": n_ctx, "rank": rank})
