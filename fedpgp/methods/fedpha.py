@@ -1,4 +1,4 @@
-"""FedPHA (Fang et al., ICML 2025): local prompts, which may differ in length, pulled to the global prompt's subspace."""
+"""FedPHA (Fang et al., ICML 2025): local prompts, maybe of several lengths, close to the global prompt's subspace."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
@@ -80,7 +80,7 @@ class FedPHA(PromptMethod):
         """The client's local prompt: the first L_i rows, then zeros, and L_i."""
         lengths = self.settings.local_lengths
         if lengths is None:
-            return tree
+            return {"local": tree["local"]}
         length = lengths[client % len(lengths)]
         return {"local": _padded(tree["local"][:length], len(tree["local"])), "length": torch.tensor(length)}
 
@@ -92,9 +92,7 @@ class FedPHA(PromptMethod):
         own = self._lengths(params)
         text = _encode(prompts, [*own, *own, *[self.settings.n_ctx] * clients], frozen)
         z_i, z_p, z_g = F.normalize(text, dim=-1).chunk(3)
-        ce, ce_global = (
-            cross_entropy(cosine_logits(batch.features, z, frozen.logit_scale), batch) for z in (z_i, z_g)
-        )
+        ce, ce_global = (cross_entropy(cosine_logits(batch.features, z, frozen.logit_scale), batch) for z in (z_i, z_g))
         pull = (z_i - z_p).square().mean(-1).mean(1)
         push = F.relu(self.settings.margin - torch.linalg.vector_norm(z_i - z_g, dim=-1)).mean(1)
         parts = {"ce": ce, "ce_global": ce_global, "pull": pull, "push": push}

@@ -73,7 +73,7 @@ class ProGrad(PromptFL):
         tau = self.settings.tau
         logits = cosine_logits(batch.features, frozen.encode(ctx, self.settings.position), frozen.logit_scale)
         teacher = cosine_logits(batch.features, frozen.template().unsqueeze(0), frozen.logit_scale)
-        kl = -tau**2 * (F.softmax(teacher / tau, -1) * F.log_softmax(logits / tau, -1)).sum(-1)
+        kl = -(tau**2) * (F.softmax(teacher / tau, -1) * F.log_softmax(logits / tau, -1)).sum(-1)
         return cross_entropy(logits, batch), image_mean(kl, batch)
 
 

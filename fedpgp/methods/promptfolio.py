@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
@@ -56,8 +55,8 @@ class PromptFolio(PromptMethod):
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled products of normalised image features with the mixture of both prompts' text features."""
         theta = self.settings.theta
-        text = frozen.encode(torch.cat([params["ctx"], params["local"]]), self.settings.position)
-        z_g, z_l = F.normalize(text, dim=-1).chunk(2)
+        position = self.settings.position
+        z_g, z_l = (F.normalize(frozen.encode(params[key], position), dim=-1) for key in ("ctx", "local"))
         z = (1 - theta) * z_g + theta * z_l
         return lambda features: frozen.logit_scale * F.normalize(features, dim=-1) @ z.mT
 

@@ -41,6 +41,10 @@ SMALL = {
     "fedotp": {"n_ctx": 2},
     "fedpgp": {"n_ctx": 2, "rank": 2},
     "fedlora": {"rank": 2},
+    "kgcoop": {"n_ctx": 2},
+    "prograd": {"n_ctx": 2},
+    "promptfolio": {"n_ctx": 2},
+    "fedpha": {"n_ctx": 2, "local_lengths": [1, 3]},
 }
 UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
 
