@@ -11,7 +11,16 @@ from torch import Tensor
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Metrics, Phase, PromptMethod, cosine_logits, cross_entropy
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Metrics,
+    Phase,
+    PromptMethod,
+    class_mean,
+    cosine_logits,
+    cross_entropy,
+)
 from fedpgp.methods.coop import INIT_STD
 
 
@@ -38,13 +47,14 @@ class FedPHA(PromptMethod):
         L_pull = mean over classes and features of (z(p_i) - z(p'))^2
         L_push = mean over classes of max(0, alpha - ||z(p_i) - z(p_G)||)
 
+    With `protocol.train_classes: own` the classes are the client's, otherwise all of the task.
     There is no stop-gradient: the pull reaches p_G through V_2. L_pull is of the order of 1/E. Classification is by p_i
     alone. Neutral values: margin = 0 has no push; L_pull is 0 for a p_i in the span of V_2; without both, p_i is CoOp's
     prompt and p_G PromptFL's.
 
     Shared: `ctx`, which travels up and down in every round and is averaged by numbers of images. `local` stays with the
-    client. The global model classifies by p_G. With `local_lengths`, `local` is padded with zeros, and `length` (an
-    integer that no phase learns) is L_i; prompts are encoded in groups of equal length, which waits for the device.
+    client. The global model classifies by p_G. With `local_lengths`, `local` is padded with zeros and L_i is `length`
+    (1,), an integer that no phase learns; prompts are encoded in groups of equal length, which waits for the device.
 
     V_2 follows the authors' code, not its name "null space": it spans the weak directions within the rows of p_G, so
     what lies outside their span, most of D, is removed from p_i. (k is rounded down from floating point there too:
@@ -74,15 +84,15 @@ class FedPHA(PromptMethod):
         longest = max([length, *(lengths or ())])
         frozen.check_room(longest)
         ctx, local = (INIT_STD * torch.randn(rows, frozen.width, generator=generator) for rows in (length, longest))
-        return {"ctx": ctx, "local": local} | ({"length": torch.tensor(longest)} if lengths else {})
+        return {"ctx": ctx, "local": local} | ({"length": torch.tensor([longest])} if lengths else {})
 
-    def personal_of(self, client: int, clients: int, tree: ParamTree) -> ParamTree:
+    def personal_of(self, client: int, personal: ParamTree) -> ParamTree:
         """The client's local prompt: the first L_i rows, then zeros, and L_i."""
-        lengths = self.settings.local_lengths
+        lengths, local = self.settings.local_lengths, personal["local"]
         if lengths is None:
-            return {"local": tree["local"]}
+            return personal
         length = lengths[client % len(lengths)]
-        return {"local": _padded(tree["local"][:length], len(tree["local"])), "length": torch.tensor(length)}
+        return {"local": _padded(local[:length], len(local)), "length": torch.tensor([length])}
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """All four terms with weight 1 (K,), and each of them."""
@@ -93,8 +103,8 @@ class FedPHA(PromptMethod):
         text = _encode(prompts, [*own, *own, *[self.settings.n_ctx] * clients], frozen)
         z_i, z_p, z_g = F.normalize(text, dim=-1).chunk(3)
         ce, ce_global = (cross_entropy(cosine_logits(batch.features, z, frozen.logit_scale), batch) for z in (z_i, z_g))
-        pull = (z_i - z_p).square().mean(-1).mean(1)
-        push = F.relu(self.settings.margin - torch.linalg.vector_norm(z_i - z_g, dim=-1)).mean(1)
+        pull = class_mean((z_i - z_p).square().mean(-1), batch)
+        push = class_mean(F.relu(self.settings.margin - torch.linalg.vector_norm(z_i - z_g, dim=-1)), batch)
         parts = {"ce": ce, "ce_global": ce_global, "pull": pull, "push": push}
         return ce + ce_global + pull + push, parts
 
@@ -114,7 +124,7 @@ class FedPHA(PromptMethod):
         """L_i of each client."""
         if "length" not in params:
             return [self.settings.n_ctx] * len(params["local"])
-        lengths: list[int] = params["length"].tolist()
+        lengths: list[int] = params["length"].flatten().tolist()
         return lengths
 
 
@@ -125,7 +135,8 @@ def weak_directions(prompt: Tensor, ratio: float) -> Tensor:
     """
     _, _, directions = torch.linalg.svd(torch.where(prompt.isfinite(), prompt, 0.0), full_matrices=False)
     weak = directions[:, int(prompt.shape[1] * (1 - ratio)) :]
-    return weak.mT @ weak
+    projector: Tensor = weak.mT @ weak
+    return projector
 
 
 def _padded(prompt: Tensor, length: int) -> Tensor:
@@ -138,4 +149,5 @@ def _encode(prompts: Tensor, lengths: Sequence[int], frozen: ClassSet) -> Tensor
     groups = [[place for place, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))]
     order = torch.tensor([place for group in groups for place in group], device=prompts.device)
     parts = [frozen.encode(prompts[group, : lengths[group[0]]]) for group in groups]
-    return torch.cat(parts)[order.argsort()]
+    text: Tensor = torch.cat(parts)[order.argsort()]
+    return text

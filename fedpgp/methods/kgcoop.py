@@ -9,7 +9,7 @@ from torch import Tensor
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Metrics, cosine_logits, cross_entropy
+from fedpgp.methods.base import Batch, Metrics, class_mean, cosine_logits, cross_entropy
 from fedpgp.methods.coop import CoOpSettings
 from fedpgp.methods.promptfl import PromptFL
 
@@ -25,9 +25,10 @@ class KgCoOp(PromptFL):
     """min L_ce(ctx) + w L_kg(ctx), with L_kg = 1 - mean_c cos(z_c, t_c).
 
     Legend: `ctx` (L, D), or (C, L, D) if class-specific, is the learned context. z_c is the text feature of the prompt
-    [ctx, name_c], t_c that of CLIP's hand-written prompt of class c, a constant. The mean is over all classes of the
-    task and independent of the images. Between unit vectors |z - t|^2 = 2 (1 - cos), so 2 L_kg is the mean squared
-    distance of the two prompts' features. Neutral value: w = 0 is PromptFL.
+    [ctx, name_c], t_c that of CLIP's hand-written prompt of class c, a constant. The mean is independent of the images
+    and over all classes of the task or, with `protocol.train_classes: own`, the client's. Between unit vectors
+    |z - t|^2 = 2 (1 - cos), so 2 L_kg is the mean squared distance of the two prompts' features. Neutral value: w = 0
+    is PromptFL.
 
     Shared: all of it. `ctx` travels up and down in every round, and the server averages it by numbers of images.
 
@@ -46,5 +47,5 @@ class KgCoOp(PromptFL):
         """L_ce + w L_kg (K,), and both terms."""
         text = frozen.encode(params["ctx"], self.settings.position)
         ce = cross_entropy(cosine_logits(batch.features, text, frozen.logit_scale), batch)
-        kg = (1 - F.cosine_similarity(text, frozen.template(), dim=-1)).mean(1)
+        kg = class_mean(1 - F.cosine_similarity(text, frozen.template(), dim=-1), batch)
         return ce + self.settings.w * kg, {"ce": ce, "kg": kg}

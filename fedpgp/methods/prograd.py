@@ -10,7 +10,7 @@ from torch import Tensor
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Metrics, cosine_logits, cross_entropy, image_mean, with_gradients
+from fedpgp.methods.base import Batch, Metrics, cosine_logits, cross_entropy, image_mean, own_logits, with_gradients
 from fedpgp.methods.coop import CoOpSettings
 from fedpgp.methods.promptfl import PromptFL
 
@@ -34,8 +34,9 @@ class ProGrad(PromptFL):
 
         L_kl = -T^2 mean_images sum_c p_c log q_c,  p = softmax(teacher / T),  q = softmax(logits / T),
 
-    the KL divergence from the teacher, zero-shot CLIP with the hand-written prompt, up to a constant. <a, b> is over
-    the whole context at once and decided by each client in each step. lambda = 1 removes all of a that conflicts with
+    the KL divergence from the teacher, zero-shot CLIP with the hand-written prompt, up to a constant; like L_ce it
+    is over all classes of the task or, with `protocol.train_classes: own`, the client's. <a, b> is over the whole
+    context at once and decided by each client in each step. lambda = 1 removes all of a that conflicts with
     b; L_kl itself is never minimised. Both gradients come from one forward pass and a backward pass each. The optimizer
     (momentum, weight decay) takes g. Recorded: the loss L_ce, L_kl and the share of steps in conflict. Neutral values:
     lambda = 0, or a batch without conflict, is PromptFL; b = 0 is no conflict.
@@ -73,7 +74,9 @@ class ProGrad(PromptFL):
         tau = self.settings.tau
         logits = cosine_logits(batch.features, frozen.encode(ctx, self.settings.position), frozen.logit_scale)
         teacher = cosine_logits(batch.features, frozen.template().unsqueeze(0), frozen.logit_scale)
-        kl = -(tau**2) * (F.softmax(teacher / tau, -1) * F.log_softmax(logits / tau, -1)).sum(-1)
+        p = F.softmax(own_logits(teacher, batch) / tau, -1)
+        log_q = F.log_softmax(own_logits(logits, batch) / tau, -1)
+        kl = -(tau**2) * torch.where(p > 0, p * log_q, 0.0).sum(-1)
         return cross_entropy(logits, batch), image_mean(kl, batch)
 
 

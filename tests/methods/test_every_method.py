@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from three_clients import COUNTS, batch, distinct_params, gradients, learned, train
+from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, learned, train
 
 from fedpgp import methods
 from fedpgp.methods import METHODS
+from fedpgp.methods.base import NeedsAllClasses
 
 CASES = {
     "coop": ("coop", {"n_ctx": 3}),
@@ -68,6 +71,24 @@ def test_every_parameter_learns(method, bind, features, labels):
     for gradient in gradients(loss[1], own).values():
         assert gradient[1].abs().max() > 0
         assert not gradient[[0, 2]].any()
+
+
+def test_training_among_some_classes_is_training_of_a_model_of_these_classes(method, bind, features, labels):
+    """Classes 1, 3 and 4 of 5: the same loss, parts and gradients as if there were no others."""
+    if isinstance(method, NeedsAllClasses) and method.needs_all_classes:
+        pytest.skip(method.needs_all_classes)
+    own, frozen = torch.tensor([1, 3, 4]), bind(method)
+    params, received = distinct_params(method, frozen)
+    images = batch(features[method.image_inputs], labels % len(own))
+    counts = torch.zeros(len(COUNTS), len(NAMES), dtype=torch.bool).index_fill(1, own, True)
+    among = dataclasses.replace(images, labels=own[images.labels], own=counts)
+    some, alone = learned(params), learned(params)
+    loss, parts = method.loss(some, received, frozen, among)
+    expected, wanted = method.loss(alone, received, bind(method, [NAMES[label] for label in own]), images)
+    torch.testing.assert_close({"": loss, **parts}, {"": expected, **wanted}, atol=2e-5, rtol=0)
+    found, gradient = gradients(loss, some), gradients(expected, alone)
+    for key in gradient:
+        torch.testing.assert_close(found[key], gradient[key], atol=1e-4, rtol=1e-3)
 
 
 def test_logits_of_each_model_on_the_same_images(method, bind, features):

@@ -31,8 +31,8 @@ def distinct_params(method, frozen):
             params[key] = params[key] + 0.1 * torch.randn(params[key].shape, generator=generator)
     if isinstance(method, DiffersByClient):
         for client in range(len(COUNTS)):
-            noisy = {key: value[client] for key, value in params.items()}
-            for key, value in method.personal_of(client, len(COUNTS), noisy).items():
+            noisy = {key: value[client] for key, value in params.items() if key not in method.shared_keys}
+            for key, value in method.personal_of(client, noisy).items():
                 params[key][client] = value
     return params, select(init, method.shared_keys)
 

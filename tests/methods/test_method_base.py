@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedpgp.methods.base import Batch, image_mean, with_gradients
+from fedpgp.methods.base import Batch, cross_entropy, image_mean, with_gradients
 
 PARAMS = {"a": torch.tensor([[1.0, -2.0], [3.0, 0.1]]), "b": torch.tensor([[[5.0]], [[7.0]]])}
 GRADIENTS = {"a": torch.tensor([[0.1, 1e-30], [-3e4, 0.7]]), "b": torch.tensor([[[0.3]], [[-0.0]]])}
@@ -44,3 +44,14 @@ def test_the_mean_over_real_images():
     mask = torch.tensor([[True, True, False], [False, False, False]])
     values = torch.tensor([[1.0, 4.0, 100.0], [7.0, 7.0, 7.0]])
     assert image_mean(values, Batch(values, values, mask)).tolist() == [2.5, 0.0]
+
+
+def test_the_label_of_padding_need_not_be_a_class_of_the_client():
+    """Two own classes with equal logits: log 2, and gradients of -1/2 and 1/2."""
+    logits = torch.tensor([[[9.0, 3.0, 3.0], [9.0, 3.0, 3.0]]], requires_grad=True)
+    labels, mask = torch.tensor([[1, 0]]), torch.tensor([[True, False]])
+    images = Batch(torch.empty(1, 2, 0), labels, mask, own=torch.tensor([[False, True, True]]))
+    loss = cross_entropy(logits, images)
+    assert loss.tolist() == pytest.approx([math.log(2)])
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.tolist() == [[[0.0, pytest.approx(-0.5), pytest.approx(0.5)], [0.0, 0.0, 0.0]]]
