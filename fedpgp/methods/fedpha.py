@@ -47,14 +47,15 @@ class FedPHA(PromptMethod):
         L_pull = mean over classes and features of (z(p_i) - z(p'))^2
         L_push = mean over classes of max(0, alpha - ||z(p_i) - z(p_G)||)
 
-    With `protocol.train_classes: own` the classes are the client's, otherwise all of the task.
-    There is no stop-gradient: the pull reaches p_G through V_2. L_pull is of the order of 1/E. Classification is by p_i
-    alone. Neutral values: margin = 0 has no push; L_pull is 0 for a p_i in the span of V_2; without both, p_i is CoOp's
-    prompt and p_G PromptFL's.
+    The classes are all of the task or, with `protocol.train_classes: own`, the client's. All four terms have weight 1
+    and train both prompts: there is no stop-gradient, and the pull reaches p_G through V_2. L_pull is of the order of
+    1/E. Classification is by p_i alone. Neutral values: margin = 0 has no push; L_pull is 0 for a p_i in the span of
+    V_2; without both, p_i is CoOp's prompt and p_G PromptFL's.
 
     Shared: `ctx`, which travels up and down in every round and is averaged by numbers of images. `local` stays with the
     client. The global model classifies by p_G. With `local_lengths`, `local` is padded with zeros and L_i is `length`
-    (1,), an integer that no phase learns; prompts are encoded in groups of equal length, which waits for the device.
+    (1,), an integer that no phase learns; prompts are encoded in groups of equal length. This and the decomposition of
+    p_G wait for the device in every step.
 
     V_2 follows the authors' code, not its name "null space": it spans the weak directions within the rows of p_G, so
     what lies outside their span, most of D, is removed from p_i. (k is rounded down from floating point there too:
@@ -62,8 +63,9 @@ class FedPHA(PromptMethod):
 
     Departs from the authors' code: features are read at each prompt's own end-of-text, while theirs reads those of
     prompts shorter than the longest of all clients at a padding token behind it, so a client's features depend on the
-    others' lengths; L_i tokens are the first L_i of one draw for all clients (theirs draws for each); clients may be
-    absent (theirs ignores the setting); one precision throughout. Both have a fresh optimizer per client and round.
+    others' lengths; local prompts are the first L_i tokens of one draw for all clients (theirs has a draw for each);
+    clients may be absent (theirs ignores the setting); one precision throughout. Both have a fresh optimizer per client
+    and round.
     """
 
     name: ClassVar[str] = "fedpha"
@@ -146,6 +148,8 @@ def _padded(prompt: Tensor, length: int) -> Tensor:
 
 def _encode(prompts: Tensor, lengths: Sequence[int], frozen: ClassSet) -> Tensor:
     """Text features (P, C, E), not normalised, of the first `lengths[p]` rows of each prompt (P, longest, D)."""
+    if len(set(lengths)) == 1:
+        return frozen.encode(prompts[:, : lengths[0]])
     groups = [[place for place, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))]
     order = torch.tensor([place for group in groups for place in group], device=prompts.device)
     parts = [frozen.encode(prompts[group, : lengths[group[0]]]) for group in groups]

@@ -32,8 +32,10 @@ class KgCoOp(PromptFL):
 
     Shared: all of it. `ctx` travels up and down in every round, and the server averages it by numbers of images.
 
-    The paper's method is not federated; averaging it is a baseline of later work. w = 8 is the authors' released
-    setting and FedTPG's; FLiP fixes w = 1. The authors' context starts from "a photo of a" (`ctx_init`), 4 tokens.
+    The paper's method is not federated; averaging it is a baseline of FedTPG (Qiu et al., ICLR 2024) and of FLiP (Liao
+    et al., NeurIPS 2025). w = 8 is the setting of the authors' scripts and of FedTPG; FLiP fixes w = 1. The authors'
+    context starts from "a photo of a" (`ctx_init`), 4 tokens.
+
     Departs from the authors' code: t_c is of the data set's one template `data.template`, and theirs for some data sets
     reads a little differently from ProGrad's and from CoOp's; the optimizer is the federation's.
     """

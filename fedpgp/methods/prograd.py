@@ -34,17 +34,18 @@ class ProGrad(PromptFL):
 
         L_kl = -T^2 mean_images sum_c p_c log q_c,  p = softmax(teacher / T),  q = softmax(logits / T),
 
-    the KL divergence from the teacher, zero-shot CLIP with the hand-written prompt, up to a constant; like L_ce it
-    is over all classes of the task or, with `protocol.train_classes: own`, the client's. <a, b> is over the whole
-    context at once and decided by each client in each step. lambda = 1 removes all of a that conflicts with
-    b; L_kl itself is never minimised. Both gradients come from one forward pass and a backward pass each. The optimizer
+    the KL divergence from the teacher, zero-shot CLIP with the hand-written prompt, up to a constant; like L_ce it is
+    over all classes of the task or, with `protocol.train_classes: own`, the client's. <a, b> is over the whole context
+    at once, and each client decides by its own in each step. lambda = 1 removes all of a that conflicts with b; L_kl
+    itself is never minimised. Both gradients come from one forward pass and a backward pass each. The optimizer
     (momentum, weight decay) takes g. Recorded: the loss L_ce, L_kl and the share of steps in conflict. Neutral values:
     lambda = 0, or a batch without conflict, is PromptFL; b = 0 is no conflict.
 
     Shared: all of it. `ctx` travels up and down in every round, and the server averages it by numbers of images.
 
     The paper's method is not federated; averaging it is a baseline of later work. `guidance: distillation` minimises
-    L_ce + lambda L_kl without a projection: this, with lambda = T = 1, is what FLiP runs and reports as ProGrad.
+    L_ce + lambda L_kl without a projection: this, with lambda = T = 1, is what FLiP (Liao et al., NeurIPS
+    2025, a benchmark) runs as ProGrad.
     The authors' context has 16 tokens: zeros, then the words of the template. Departs from their code: it starts like
     PromptFL's; the teacher's prompt is the data set's one template `data.template`, and theirs for some data sets reads
     a little differently from KgCoOp's and from CoOp's ("a type of pet, a photo of a {}."); the optimizer is the
