@@ -14,6 +14,7 @@ from test_fedotp import plain
 from fedpgp import config
 from fedpgp.clip import model
 from fedpgp.clip.images import patch_tokens
+from fedpgp.config import ProtocolSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, Interrupted, UserError
 from fedpgp.experiments import planning, runner
@@ -81,6 +82,26 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     state, other = (store.state_at(3) for store in stores)
     for tree, same in ((state.shared, other.shared), (state.personal, other.personal)):
         assert all(torch.equal(value, same[key]) for key, value in tree.items())
+
+
+@pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha"])
+def test_clients_train_among_their_own_classes(root, name):
+    """Each has some of the fifteen base classes: the loss among these is below that among all."""
+    all_classes = settings(root, {"name": name, **RUNS[name]})
+    own = all_classes.model_copy(update={"protocol": ProtocolSettings(shots=1, train_classes="own")})
+    losses = []
+    for wanted in (all_classes, own):
+        (row,) = RunFolder.open(runner.run(wanted, False, RunCallback(), threading.Event())).rounds()
+        losses.append(row.metrics["train/ce" if "train/ce" in row.metrics else "train/loss"])
+        assert np.isfinite(losses[-1])
+    assert losses[1] < losses[0]
+
+
+def test_clients_of_fedpha_keep_the_lengths_they_start_with(root):
+    wanted = settings(root, {"name": "fedpha", "n_ctx": 2, "local_lengths": [3, 1]})
+    state = RunFolder.open(runner.run(wanted, False, RunCallback(), threading.Event())).state_at(1)
+    assert state.personal["length"].tolist() == [[3], [1], [3]]
+    assert [int(client.any(1).sum()) for client in state.personal["local"]] == [3, 1, 3]
 
 
 @pytest.mark.parametrize("name", ["promptfl", "zero_shot", "fedotp"])
