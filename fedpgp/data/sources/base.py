@@ -139,12 +139,11 @@ def own_folder(root: Path, source: type[Source], *layouts: tuple[str, ...]) -> t
     candidates = [root, *(root / folder for folder in source.folders)]
     for folder in candidates:
         complete = [layout for layout in layouts if all((folder / part).is_dir() for part in layout)]
-        found = {tuple(os.path.realpath(folder / part) for part in layout): layout for layout in complete}
-        if len(found) > 1:
-            both = " and ".join(", ".join(layout) for layout in found.values())
+        if len({tuple(os.path.realpath(folder / part) for part in layout) for layout in complete}) > 1:
+            both = " and ".join(", ".join(layout) for layout in complete)
             raise DataError(f"{folder}: {source.name} is here twice: {both}; move one of them away")
-        if found:
-            return folder, next(iter(found.values()))
+        if complete:
+            return folder, complete[0]
     at = next((folder for folder in candidates[1:] if folder.is_dir()), root)
     missing = min(([part for part in layout if not (at / part).is_dir()] for layout in layouts), key=len)
     for part in missing:
