@@ -193,9 +193,10 @@ class EuroSAT(TorchvisionSource):
 
     def make_split(self, generator: random.Random) -> Split:
         """Labels follow the sorted folder names."""
-        folders = class_folders(self.root / self.folder)
+        root = self.root / self.folder
+        folders = class_folders(root)
         if wrong := sorted({name for _, name, _ in folders} ^ self.renamed.keys()):
-            raise DataError(f"{self.root / self.folder}: class folders missing or unknown: {first_of(wrong)}")
+            raise DataError(f"{root}: class folders missing or unknown: {first_of(wrong)}; unpack {self.name} again")
         return cut([(label, self.renamed[name], files) for label, name, files in folders], generator)
 
 
