@@ -167,6 +167,7 @@ def unpacked_twice(root: Path) -> None:
     ("spoil", "message"),
     [
         (lambda root: (root / "classnames.txt").unlink(), r"classnames.txt: cannot be read \(No such .*\); see"),
+        (lambda root: (root / "classnames.txt").rename(root / "ClassNames.txt"), r"ClassNames.txt: rename it to class"),
         (first_line("tench\n"), r"classnames.txt: 'tench' is not WNID NAME, or its WNID occurs twice; fetch"),
         (first_line("n01440764\n"), r"classnames.txt: 'n01440764' is not WNID NAME"),
         (first_line("n01440764 fish\n"), r"classnames.txt: 'n01440764 kind n01440764' is not WNID NAME, or its WNID"),

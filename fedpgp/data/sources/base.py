@@ -145,7 +145,8 @@ def own_folder(root: Path, source: type[Source], *layouts: tuple[str, ...]) -> t
         if complete:
             return folder, complete[0]
     at = next((folder for folder in candidates[1:] if folder.is_dir()), root)
-    missing = min(([part for part in layout if not (at / part).is_dir()] for layout in layouts), key=len)
+    nearest = max(layouts, key=lambda layout: sum((at / part).is_dir() for part in layout))
+    missing = [part for part in nearest if not (at / part).is_dir()]
     for part in missing:
         check_name(at / part)
     raise DataError(

@@ -11,6 +11,7 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.text import first_of
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
 from fedpgp.data.sources.folder import FolderSource
+from fedpgp.data.sources.listing import check_name
 from fedpgp.data.sources.lists import read_lines
 
 CLASSES = 1000
@@ -59,6 +60,7 @@ class ImageNetSource(FolderSource):
     def _names(self) -> dict[str, str]:
         """The name of each class by its folder, in ImageNet's order."""
         path, names = self._names_at, dict[str, str]()
+        check_name(path)
         for line in read_lines(path):
             wnid, _, name = line.partition(" ")
             if not re.fullmatch(r"n\d{8}", wnid) or not name.strip() or wnid in names:
