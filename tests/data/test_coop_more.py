@@ -14,7 +14,7 @@ from scipy.io import savemat
 from fedpgp import config
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest, prepare, sources
+from fedpgp.data import manifest, sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.splits import SPLITS
 
@@ -343,29 +343,3 @@ def test_templates_are_those_of_coop() -> None:
     }
     for name, prompt in prompts.items():
         assert sources.complete(config.parse({"data": {"name": name}})).data.prompt == prompt
-
-
-@pytest.mark.parametrize("name", ["stanford_cars", "ucf101", "imagenet", "imagenet_v2", "pacs", "office_home", "vlcs"])
-def test_what_torchvision_does_not_offer_has_steps(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"^{name}: cannot be downloaded automatically; by hand:\n  "):
-        prepare.prepare(name, tmp_path, lambda line: None)
-
-
-@pytest.mark.parametrize("name", ["fgvc_aircraft", "sun397", "eurosat"])
-def test_what_torchvision_offers_is_downloaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its classes exist, and nothing but the download itself is replaced."""
-    from torchvision import datasets
-    from torchvision.datasets import utils
-
-    fetched: list[str] = []
-
-    def fetch(url: str, *arguments: object, **named: object) -> None:
-        fetched.append(url)
-        raise OSError("no network")
-
-    for module in (utils, datasets.fgvc_aircraft, datasets.sun397, datasets.eurosat):
-        monkeypatch.setattr(module, "download_and_extract_archive", fetch)
-    with pytest.raises(DataError, match=rf"^{name}: could not be downloaded \(no network\); by hand:\n  http"):
-        prepare.prepare(name, tmp_path, lambda line: None)
-    assert len(fetched) == 1
-    assert list(tmp_path.iterdir()) == []
