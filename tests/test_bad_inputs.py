@@ -127,7 +127,7 @@ CASES = {
     ],
     "Data": [
         f"{RUN} data.name=folder",
-        f"{RUN} data.name=imagenet",
+        f"{RUN} data.name=imagnet",
         f"{RUN} {PHOTOS}/none",
         f"{RUN} {PHOTOS}/empty",
         f"{RUN} {PHOTOS}/empty_class",
@@ -144,6 +144,9 @@ CASES = {
         f"{RUN} data.name=cifar10 data.root=HERE/photos",
         f"{RUN} data.name=parquet data.root=HERE/parquet",
         f"{RUN} data.name=dtd data.root=HERE/photos",
+        f"{RUN} data.name=imagenet_r data.root=HERE/photos",
+        f"{RUN} data.name=office_home data.root=HERE/photos",
+        f"{RUN} data.name=stanford_cars data.root=HERE/photos",
         "data check dtd --root HERE/none",
         "data check nothing --root HERE/photos",
         "data prepare nothing --root HERE/photos",

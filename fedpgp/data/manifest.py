@@ -143,8 +143,9 @@ class Manifest:
 def build(settings: DataSettings) -> Manifest:
     """Scan the source and sort its rows into canonical order, with the names and splits of `settings`.
 
-    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`). Raise `DataError` if
-    the data are invalid, or do not match `data.class_names`. Log what lies beside the images and is not used.
+    A source with at most one split is cut by class and domain (`train_fraction`, `val_fraction`), unless it is for
+    tests only. Raise `DataError` if the data are invalid, or do not match `data.class_names`. Log what lies beside the
+    images and is not used.
     """
     if settings.parts is not None:
         return _union([replace(build(part), name=part.title_or_name) for part in settings.parts])
@@ -165,9 +166,10 @@ def build(settings: DataSettings) -> Manifest:
     if empty:
         raise DataError(f"{settings.root}: no image of {first_of(empty, 20)}; add images, or leave the class out")
     named = set(rows["split"].unique().to_pylist()) - {None}
-    if len(named) < 2:
+    needed = {"test"} if scan.test_only else {"train", "test"}
+    if len(named) < len(needed):
         rows = rows.set_column(4, "split", _cut(rows, settings))
-    elif missing := {"train", "test"} - named:
+    elif missing := needed - named:
         raise DataError(
             f"{settings.root}: no {missing.pop()} split, only {' and '.join(sorted(named))}; "
             "rename a split, or put all images into one to have it cut by data.train_fraction"

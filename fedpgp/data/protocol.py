@@ -135,6 +135,8 @@ def _divide(
     seed: int,
 ) -> _Divided:
     """Divide the images of a part among its clients."""
+    if not np.any(part.rows & (manifest.splits == "train")):
+        raise DataError(f"{part.title or manifest.name}: all images are for testing; train on another data set")
     seed, train_set = part.seed(seed), next(iter(class_sets))
     domains = [number for number in part.domains if number != held_out]
     client_names = _client_names(manifest, part, domains, partition)

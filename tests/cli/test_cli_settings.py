@@ -108,7 +108,7 @@ def test_the_schema_takes_the_shipped_files(validator, name):
         {"federation": {"server": {"name": "krumm"}}},
         {"federation": {"server": {"name": "trimmed_mean", "trim": 0.5}}},
         {"federation": {"server": {"trim": 0.1}}},
-        {"data": {"name": "imagenet"}},
+        {"data": {"name": "imagnet"}},
         {"storage": {"uri": 3}},
     ],
     ids=str,

@@ -106,3 +106,29 @@ def test_data_sets_that_nobody_offers(tmp_path: Path) -> None:
         prepare("office_caltech10", tmp_path, lambda line: None)
     with pytest.raises(DataError, match=r"shapes: nothing to prepare; known data sets: oxford_pets, flowers102"):
         prepare("shapes", tmp_path, lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["stanford_cars", "ucf101", "imagenet", "imagenet_v2", "pacs", "office_home", "vlcs"])
+def test_what_torchvision_does_not_offer_has_steps(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"^{name}: cannot be downloaded automatically; by hand:\n  "):
+        prepare(name, tmp_path, lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["fgvc_aircraft", "sun397", "eurosat"])
+def test_what_torchvision_offers_is_downloaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its classes exist, and nothing but the download itself is replaced."""
+    from torchvision import datasets
+    from torchvision.datasets import utils
+
+    fetched: list[str] = []
+
+    def fetch(url: str, *arguments: object, **named: object) -> None:
+        fetched.append(url)
+        raise OSError("no network")
+
+    for module in (utils, datasets.fgvc_aircraft, datasets.sun397, datasets.eurosat):
+        monkeypatch.setattr(module, "download_and_extract_archive", fetch)
+    with pytest.raises(DataError, match=rf"^{name}: could not be downloaded \(no network\); by hand:\n  http"):
+        prepare(name, tmp_path, lambda line: None)
+    assert len(fetched) == 1
+    assert list(tmp_path.iterdir()) == []

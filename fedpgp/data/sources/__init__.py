@@ -9,8 +9,11 @@ from fedpgp.data.sources import rows
 from fedpgp.data.sources.base import Reader, Scan, Source
 from fedpgp.data.sources.cifar import Cifar10, Cifar100
 from fedpgp.data.sources.coop import Caltech101, DescribableTextures, Flowers102, Food101, OxfordPets
+from fedpgp.data.sources.coop_more import SUN397, UCF101, EuroSAT, FGVCAircraft, StanfordCars
+from fedpgp.data.sources.domain_sets import PACS, VLCS, OfficeHome, TerraIncognita
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
 from fedpgp.data.sources.folder import DomainFolderSource, FolderSource
+from fedpgp.data.sources.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from fedpgp.data.sources.parquet import IconsSource, ParquetSource
 from fedpgp.data.sources.shapes import ShapesSource
 from fedpgp.data.sources.union import Union
@@ -20,7 +23,9 @@ SOURCES: dict[str, type[Source]] = {
     for source in (
         IconsSource, ShapesSource, FolderSource, DomainFolderSource, ParquetSource,
         OxfordPets, Flowers102, DescribableTextures, Caltech101, Food101,
-        Cifar10, Cifar100, OfficeCaltech10, DomainNet, DomainNet10,
+        StanfordCars, FGVCAircraft, SUN397, UCF101, EuroSAT, Cifar10, Cifar100,
+        ImageNet, ImageNetV2, ImageNetSketch, ImageNetA, ImageNetR,
+        OfficeCaltech10, DomainNet, DomainNet10, PACS, OfficeHome, VLCS, TerraIncognita,
     )
 }  # fmt: skip
 

@@ -64,6 +64,8 @@ class Scan:
     """how many files and folders lie where images are expected and are not used, by kind"""
     root: Path | None = None
     """folder of this machine to which the files of the rows are relative; None: there is none"""
+    test_only: bool = False
+    """nobody trains on these images: all have the split `test`, which is not cut"""
 
 
 class Reader(Protocol):
@@ -128,14 +130,23 @@ def inside(root: Path, file: str) -> Path:
     return root / file
 
 
-def own_folder(root: Path, source: type[Source], *needed: str) -> Path:
-    """Return `root` or the data set's subfolder, whichever has all folders `needed`; raise `DataError` if none has."""
+def own_folder(root: Path, source: type[Source], *layouts: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder that has all folders of one of the layouts, and this layout.
+
+    It is `root`, or one of the data set's subfolders. Raise `DataError` if there is none, or if one has several layouts
+    in different places.
+    """
     candidates = [root, *(root / folder for folder in source.folders)]
     for folder in candidates:
-        if all((folder / part).is_dir() for part in needed):
-            return folder
+        complete = [layout for layout in layouts if all((folder / part).is_dir() for part in layout)]
+        if len({tuple(os.path.realpath(folder / part) for part in layout) for layout in complete}) > 1:
+            both = " and ".join(", ".join(layout) for layout in complete)
+            raise DataError(f"{folder}: {source.name} is here twice: {both}; move one of them away")
+        if complete:
+            return folder, complete[0]
     at = next((folder for folder in candidates[1:] if folder.is_dir()), root)
-    missing = [part for part in needed if not (at / part).is_dir()]
+    nearest = max(layouts, key=lambda layout: sum((at / part).is_dir() for part in layout))
+    missing = [part for part in nearest if not (at / part).is_dir()]
     for part in missing:
         check_name(at / part)
     raise DataError(

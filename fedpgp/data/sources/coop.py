@@ -1,6 +1,5 @@
-"""The few-shot data sets of CoOp, with its split files or, without these, splits made as CoOp makes them."""
+"""CoOp's data sets, with its split files or, without these, splits made as CoOp makes them; five of them."""
 
-import io
 import json
 import random
 from collections import Counter
@@ -13,14 +12,14 @@ from fedpgp.core.errors import DataError
 from fedpgp.core.files import write_durably
 from fedpgp.core.text import first_of
 from fedpgp.data.class_names import in_order
-from fedpgp.data.sources import listing, splits
+from fedpgp.data.sources import listing, matlab, splits
 from fedpgp.data.sources.base import SINGLE_DOMAIN, Scan, own_folder
 from fedpgp.data.sources.folder import ImageFiles
 from fedpgp.data.sources.listing import FOLDERS, check_name
 from fedpgp.data.sources.lists import listed, read_lines, with_slashes
 from fedpgp.data.sources.splits import SPLITS, Item, Split, cut, hold_back, read_json
 
-_OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
+OWN_SPLIT = "optionally {}, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, for CoOp's split"
 
 
 class CoOpSource(ImageFiles):
@@ -31,22 +30,16 @@ class CoOpSource(ImageFiles):
     """
 
     title: ClassVar[str]
-    images: ClassVar[str]  # folder of the images
-    torchvision: ClassVar[str]  # the class of `torchvision.datasets` that downloads it
+    images: ClassVar[str]  # folder of the images; empty: names in lists are relative to the root
+    layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()  # possible folders of images; empty: `images` alone
     has_ids: ClassVar[bool] = False  # the official annotations number the classes
     not_classes: ClassVar[tuple[str, ...]] = ()  # folders that CoOp leaves out
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        self.root = own_folder(self.root, type(self), self.images)
+        self.root, found = own_folder(self.root, type(self), *(self.layouts or [(self.images,)]))
+        self.folder = found[0] if self.images else ""
         self.seed = settings.split_seed
-
-    @classmethod
-    def download(cls, root: Path) -> None:
-        """Fetch the data set with torchvision."""
-        from torchvision import datasets
-
-        getattr(datasets, cls.torchvision)(root, download=True)
 
     def scan(self) -> Scan:
         """List the images of the split, all of which must exist."""
@@ -70,18 +63,38 @@ class CoOpSource(ImageFiles):
         source = f"the official lists of {self.name}" if made else path.name
         names = splits.class_names(split, source if made else str(path))
         images = [(item.image, item.label, 0, name) for name in SPLITS for item in split[name]]
-        table, left_out = listed(self.root, images, source, self.images)
+        table, left_out = listed(self.root, images, source, self.folder)
         if made:
             splits.save(path, split)
-        known = sum((self.root / self.images / name).is_dir() for name in self.not_classes)
+        known = sum((self.root / self.folder / name).is_dir() for name in self.not_classes)
         return Scan(names, (SINGLE_DOMAIN,), table, numbered, left_out - Counter({FOLDERS: known}), self.root)
 
     def make_split(self, generator: random.Random) -> Split:
         """Make the split from the official annotations."""
         raise NotImplementedError
 
+    def lines(self, *names: str) -> list[str]:
+        """Read the lines of an official list, given by the folders and the file below the root."""
+        path = self.root
+        for name in names:
+            check_name(path := path / name)
+        return read_lines(path)
 
-class OxfordPets(CoOpSource):
+
+class TorchvisionSource(CoOpSource):
+    """A data set of CoOp that torchvision downloads."""
+
+    torchvision: ClassVar[str]  # the class of `torchvision.datasets`
+
+    @classmethod
+    def download(cls, root: Path) -> None:
+        """Fetch the data set with torchvision."""
+        from torchvision import datasets
+
+        getattr(datasets, cls.torchvision)(root, download=True)
+
+
+class OxfordPets(TorchvisionSource):
     """annotations/trainval.txt and test.txt; ids from 1; a fifth of trainval becomes validation."""
 
     name, template = "oxford_pets", "a photo of a {}, a type of pet."
@@ -90,7 +103,7 @@ class OxfordPets(CoOpSource):
     steps = (
         "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz -> ROOT/images/*.jpg",
         "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz -> ROOT/annotations/*.txt",
-        _OWN_SPLIT.format("split_zhou_OxfordPets.json"),
+        OWN_SPLIT.format("split_zhou_OxfordPets.json"),
     )
     torchvision = "OxfordIIITPet"
     has_ids = True
@@ -101,11 +114,8 @@ class OxfordPets(CoOpSource):
         return {"train": train, "val": val, "test": self._annotated("test.txt")}
 
     def _annotated(self, file: str) -> list[Item]:
-        path = self.root / "annotations" / file
-        for part in (path.parent, path):
-            check_name(part)
-        items = []
-        for line in read_lines(path):
+        path, items = self.root / "annotations" / file, []
+        for line in self.lines("annotations", file):
             try:
                 image, label, _, _ = line.rsplit(maxsplit=3)
                 items.append(Item(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()))
@@ -114,7 +124,7 @@ class OxfordPets(CoOpSource):
         return items
 
 
-class Flowers102(CoOpSource):
+class Flowers102(TorchvisionSource):
     """imagelabels.mat (ids from 1, one per image number) and cat_to_name.json (id -> name)."""
 
     name, template = "flowers102", "a photo of a {}, a type of flower."
@@ -124,7 +134,7 @@ class Flowers102(CoOpSource):
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz -> ROOT/jpg/*.jpg",
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/imagelabels.mat -> ROOT/imagelabels.mat",
         "cat_to_name.json (class id -> name), linked from CoOp's DATASETS.md -> ROOT/cat_to_name.json",
-        _OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
+        OWN_SPLIT.format("split_zhou_OxfordFlowers.json"),
     )
     torchvision = "Flowers102"
     has_ids = True
@@ -152,25 +162,15 @@ class Flowers102(CoOpSource):
         return cut([(label - 1, names[str(label)], files) for label, files in by_class.items()], generator)
 
     def _labels(self) -> list[int]:
-        from scipy.io import loadmat
-
         path = self.root / "imagelabels.mat"
-        try:
-            content = io.BytesIO(path.read_bytes())
-        except OSError as error:
-            what = f"{path}: cannot be read ({error.strerror})"
-            raise DataError(f"{what}; see `fedpgp data prepare flowers102`") from error
-        try:
-            labels = loadmat(content, variable_names=["labels"])["labels"].ravel().tolist()
-        except Exception as error:  # scipy's reader raises anything
-            raise DataError(f"{path}: not a MATLAB file with `labels` ({error}); fetch it again") from error
+        labels = matlab.read(path, "labels", self.name).tolist()
         wrong = [str(label) for label in labels if label != int(label) or label < 1]
         if wrong:
             raise DataError(f"{path}: class ids count from 1; found {first_of(wrong)}; fetch it again")
         return [int(label) for label in labels]
 
 
-class DescribableTextures(CoOpSource):
+class DescribableTextures(TorchvisionSource):
     """The official split labels/train1.txt, val1.txt, test1.txt; without these, images/CLASS cut as CoOp does."""
 
     name, template = "dtd", "{} texture."
@@ -179,18 +179,18 @@ class DescribableTextures(CoOpSource):
     torchvision = "DTD"
     steps = (
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz -> ROOT/images, ROOT/labels",
-        _OWN_SPLIT.format("split_zhou_DescribableTextures.json"),
+        OWN_SPLIT.format("split_zhou_DescribableTextures.json"),
     )
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
         check_name(self.root / "labels")
         if not (self.root / "labels").is_dir():
-            return cut(_class_folders(self.root / self.images), generator)
+            return cut(class_folders(self.root / self.folder), generator)
         return _labelled({name: read_lines(self.root / "labels" / f"{name}1.txt") for name in SPLITS})
 
 
-class Food101(CoOpSource):
+class Food101(TorchvisionSource):
     """The official meta/train.txt and test.txt (or .json), a fifth of train for validation; else cut as CoOp does."""
 
     name, template = "food101", "a photo of {}, a type of food."
@@ -199,14 +199,14 @@ class Food101(CoOpSource):
     torchvision = "Food101"
     steps = (
         "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz -> ROOT/images/CLASS, ROOT/meta/*.txt",
-        _OWN_SPLIT.format("split_zhou_Food101.json"),
+        OWN_SPLIT.format("split_zhou_Food101.json"),
     )
 
     def make_split(self, generator: random.Random) -> Split:
         """Classes are the folders, sorted."""
         check_name(self.root / "meta")
         if not (self.root / "meta").is_dir():
-            return cut(_class_folders(self.root / self.images), generator)
+            return cut(class_folders(self.root / self.folder), generator)
         official = _labelled({name: self._meta(name) for name in ("train", "test")})
         train, val = hold_back(official["train"], generator)
         return {"train": train, "val": val, "test": official["test"]}
@@ -220,7 +220,7 @@ class Food101(CoOpSource):
         return [f"{line}.jpg" for line in lines]
 
 
-class Caltech101(CoOpSource):
+class Caltech101(TorchvisionSource):
     """101_ObjectCategories/CLASS without the two folders that CoOp leaves out; four classes are renamed as there."""
 
     name = "caltech101"
@@ -229,27 +229,29 @@ class Caltech101(CoOpSource):
     torchvision = "Caltech101"
     steps = (
         "https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories.tar.gz) -> ROOT/101_ObjectCategories",
-        _OWN_SPLIT.format("split_zhou_Caltech101.json"),
+        OWN_SPLIT.format("split_zhou_Caltech101.json"),
     )
     not_classes = ("BACKGROUND_Google", "Faces_easy")
     renamed: ClassVar = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 
     def make_split(self, generator: random.Random) -> Split:
         """Labels follow the sorted folder names."""
-        folders = _class_folders(self.root / self.images, self.not_classes)
+        folders = class_folders(self.root / self.folder, self.not_classes)
         return cut([(label, self.renamed.get(name, name), files) for label, name, files in folders], generator)
 
 
-def _class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, str, list[str]]]:
+def class_folders(root: Path, left_out: Sequence[str] = ()) -> list[tuple[int, str, list[str]]]:
     """(label, name, images) of each folder, sorted by name."""
     folders = [entry.name for entry in listing.entries(root) if listing.is_folder(entry)]
-    found = []
-    for label, name in enumerate(in_order(set(folders) - set(left_out))):
-        images = [entry.name for entry in listing.entries(root / name) if listing.is_image_file(entry)]
-        found.append((label, name, [f"{name}/{image}" for image in images]))
+    found = list(enumerate(in_order(set(folders) - set(left_out))))
     if not found:
         raise DataError(f"{root}: no class folder; unpack the images there")
-    return found
+    return [(label, name, class_images(root, name)) for label, name in found]
+
+
+def class_images(root: Path, folder: str) -> list[str]:
+    """The images in a class folder, relative to `root`."""
+    return [f"{folder}/{entry.name}" for entry in listing.entries(root / folder) if listing.is_image_file(entry)]
 
 
 def _labelled(split: Mapping[str, Sequence[str]]) -> Split:

@@ -1,4 +1,4 @@
-"""Office-Caltech10 and DomainNet: domain folders, ordered class names, published lists of train and test."""
+"""Known domains: domain folders, ordered class names, published lists; Office-Caltech10 and DomainNet."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,27 +40,35 @@ class Listed(NamedTuple):
 
 
 class DomainsSource(FolderSource):
-    """root/DOMAIN/CLASS/image for known domains, split by the lists beside the domains if there are any."""
+    """DOMAIN/CLASS/image for known domains, split by the lists beside the domains, or by folders DOMAIN/SPLIT/CLASS."""
 
     layout = "DOMAIN/CLASS/image"
     domains: ClassVar[tuple[str, ...]]
+    layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()  # possible folders of the domains; empty: named like these
     class_names: ClassVar[tuple[str, ...] | None] = None  # in label order; None: all found
+    classes: ClassVar[int | None] = None  # how many must be found; None: any number
     also_called: ClassVar[Mapping[str, str]] = {}  # folder -> class
     only_these: ClassVar[bool] = False  # ignore the folders of other classes
+    lists: ClassVar[Mapping[str, str]] = {"train": "train", "test": "test"}  # end of a list's name -> split
+    list_folders: ClassVar[tuple[str, ...]] = ("", "splits")
+    first_label: ClassVar[int | None] = None  # of `class_names` in the lists; None: these number other classes too
+    damaged: ClassVar[tuple[str, ...]] = ()  # lines of lists that are ignored
+    split_folders: ClassVar[Mapping[str, str]] = {}  # folder between domain and class -> split; empty: there is none
 
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
-        self.root = own_folder(self.root, type(self), *self.domains)
+        self.root, layout = own_folder(self.root, type(self), *(self.layouts or [self.domains]))
+        self.at = dict(zip(self.domains, layout, strict=True))
 
     def scan(self) -> Scan:
-        """List the images of the lists or, without lists, of all class folders (without a split)."""
+        """List the images of the lists or, without lists, of all class folders."""
         for suffix, read in (("pkl", self._read_pickle), ("txt", self._read_text)):
             if suffix == "pkl" and self.class_names is None:
                 continue  # FedBN's lists are of ten classes
             found, missing = {}, []
-            for domain, split in product(self.domains, ("train", "test")):
-                name = f"{domain}_{split}.{suffix}"
-                paths = [path for folder in ("", "splits") if (path := self.root / folder / name).is_file()]
+            for domain, (end, split) in product(self.domains, self.lists.items()):
+                name = f"{domain}_{end}.{suffix}"
+                paths = [path for folder in self.list_folders if (path := self.root / folder / name).is_file()]
                 check_name(self.root / name)
                 if paths:
                     found[domain, split] = paths[0]
@@ -74,15 +82,21 @@ class DomainsSource(FolderSource):
         return self._from_folders(super().scan())
 
     def _read_text(self, path: Path, domain: str, split: str) -> list[Listed]:
-        """Read a list of DomainNet: `clipart/zebra/clipart_344_000001.jpg 344`."""
-        lines, number = [], self.domains.index(domain)
+        """Read a list of DomainNet or PACS: `clipart/zebra/clipart_344_000001.jpg 344`."""
+        lines, number, names = [], self.domains.index(domain), self.class_names or ()
         for line in read_lines(path):
             file, *label = with_slashes(line).rsplit(maxsplit=1)
             parts = file.split("/")
             if len(parts) != 3 or parts[0] != domain or not "".join(label).isdecimal():
                 raise DataError(f"{path}: {line!r} is not {domain}/CLASS/IMAGE LABEL; it is a list of other data")
-            if self.class_names is None or parts[1] in self.class_names:
-                lines.append(Listed(file, parts[1], number, split, int(label[0])))
+            name = self._class(parts[1])
+            if file in self.damaged or (self.only_these and name not in names):
+                continue
+            if names and name not in names:
+                raise DataError(f"{path}: {parts[1]!r} is not a class of {self.name}; it is a list of other data")
+            if self.first_label is not None and int(label[0]) != (right := names.index(name) + self.first_label):
+                raise DataError(f"{path}: {line!r}: the label of {name} is {right}; fetch the list again")
+            lines.append(Listed(f"{self.at[domain]}/{parts[1]}/{parts[2]}", name, number, split, int(label[0])))
         return lines
 
     def _read_pickle(self, path: Path, domain: str, split: str) -> list[Listed]:
@@ -94,7 +108,7 @@ class DomainsSource(FolderSource):
             raise DataError(f"{path}: not a pair of paths and class names; fetch it again") from None
         if len(files) != len(names):
             raise DataError(f"{path}: {len(files)} paths but {len(names)} class names; fetch it again")
-        lines = []
+        lines, at = [], self.at[domain]
         for file, name in zip(files, names, strict=True):
             parts, known = with_slashes(file).split("/")[-3:], self._class(name)
             if len(parts) != 3 or parts[0] != domain or self._class(parts[1]) != known:
@@ -102,8 +116,8 @@ class DomainsSource(FolderSource):
             if known not in (self.class_names or ()):
                 raise DataError(f"{path}: {name!r} is not a class of {self.name}; it is a list of other data")
             folders = [parts[1], *(alias for alias in self.also_called if self._class(alias) == known)]
-            folder = next((folder for folder in folders if (self.root / domain / folder).is_dir()), parts[1])
-            lines.append(Listed(f"{domain}/{folder}/{parts[2]}", known, self.domains.index(domain), split))
+            folder = next((folder for folder in folders if (self.root / at / folder).is_dir()), parts[1])
+            lines.append(Listed(f"{at}/{folder}/{parts[2]}", known, self.domains.index(domain), split))
         return lines
 
     def _from_lists(self, lines: list[Listed], source: str) -> Scan:
@@ -128,6 +142,8 @@ class DomainsSource(FolderSource):
     def _from_folders(self, scan: Scan) -> Scan:
         """Relabel the rows with this data set's class order."""
         if self.class_names is None:
+            if self.classes not in (None, count := len(scan.class_names)):
+                raise DataError(f"{self.root}: {count} classes, not {self.classes}; unpack all of {self.name}")
             return scan
         found = [self._class(folder) for folder in scan.class_names]
         unknown = [folder for folder, name in zip(scan.class_names, found, strict=True) if name not in self.class_names]
@@ -141,7 +157,20 @@ class DomainsSource(FolderSource):
         return replace(scan, class_names=self.class_names, rows=scan.rows.set_column(2, "label", labels))
 
     def _groups(self) -> list[tuple[str, str, str | None]]:
-        return [(domain, domain, None) for domain in self.domains]
+        splits = [
+            (f"{folder}/{name}", domain, split)
+            for domain, folder in self.at.items()
+            for name, split in self.split_folders.items()
+        ]
+        missing = [folder for folder, _, _ in splits if not (self.root / folder).is_dir()]
+        if len(missing) == len(splits):
+            return [(folder, domain, None) for domain, folder in self.at.items()]
+        if missing:
+            raise DataError(f"{self.root}: no folder {first_of(missing)}; unpack all of {self.name}")
+        for folder in self.at.values():
+            others = set(self._folders(folder)) - self.split_folders.keys()
+            self._left_out.update({str(self.root / folder / name): FOLDERS for name in others})
+        return [*splits]
 
     def _folders(self, folder: str) -> list[str]:
         folders = super()._folders(folder)

@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); see `fedpgp data prepare`") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; save it as UTF-8") from None
     stripped = (line.strip() for line in lines)
