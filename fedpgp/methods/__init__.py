@@ -17,6 +17,7 @@ from fedpgp.methods.coop import CoOp
 from fedpgp.methods.fedcocoop import FedCoCoOp
 from fedpgp.methods.fedlora import FedLoRA
 from fedpgp.methods.fedmaple import FedMaPLe
+from fedpgp.methods.fedmgp import FedMGP
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.pfedpt import PFedPT
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
+    FedMGP,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

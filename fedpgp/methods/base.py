@@ -222,11 +222,35 @@ def cosine_logits(features: Tensor, text: Tensor, scale: float) -> Tensor:
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of each client (K,) over its real images and its classes; 0 for a client without an image."""
-    if batch.own is not None:
-        own = batch.own.repeat(1, logits.shape[-1] // batch.own.shape[-1])  # of each prompt set
-        logits = logits.masked_fill(~own.unsqueeze(1), -torch.inf)
-    losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(batch.labels)
-    return (losses * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+    logits = own_logits(logits, batch).flatten(0, 1)
+    losses = F.cross_entropy(logits, batch.labels.flatten(), reduction="none").view_as(batch.labels)
+    return image_mean(losses, batch)
+
+
+def own_logits(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits (K, B, C), or (K, B, N C) of N prompt sets: minus infinity for classes that a client does not train on."""
+    if batch.own is None:
+        return logits
+    own = batch.own.repeat(1, logits.shape[-1] // batch.own.shape[-1])
+    return logits.masked_fill(~own.unsqueeze(1), -torch.inf)
+
+
+def image_mean(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of values (K, B) of each client (K,) over its real images; 0 for a client without one.
+
+    Those of padding may be infinite: its label need not be one of the client's classes.
+    """
+    return torch.where(batch.mask, values, 0.0).sum(1) / batch.mask.sum(1).clamp(min=1)
+
+
+def with_gradients(value: Tensor, params: ParamTree, gradients: ParamTree) -> Tensor:
+    """A loss (K,) with this `value` whose gradients for `params` are exactly `gradients`, for methods that shape them.
+
+    Each client's gradients (K, ...) are its own. Those that are not finite make its loss NaN. Such a method computes
+    them inside `loss` from detached leaves, under `torch.enable_grad`.
+    """
+    zeros = [(params[key] - params[key].detach()) * gradient.detach() for key, gradient in gradients.items()]
+    return torch.stack([value.detach(), *(zero.flatten(1).sum(1) for zero in zeros)]).sum(0)
 
 
 def class_mean(values: Tensor, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from fedpgp.core.tree import select, stack
 from fedpgp.federation.client import LocalData, Optimizer, local_update
-from fedpgp.methods.base import Batch
+from fedpgp.methods.base import Batch, DiffersByClient
 
 NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
 COUNTS = (6, 4, 9)
@@ -27,7 +27,13 @@ def distinct_params(method, frozen):
     init = method.init(frozen, torch.Generator().manual_seed(1))
     params, generator = stack(init, len(COUNTS)), torch.Generator().manual_seed(2)
     for key in sorted(params.keys() - method.shared_keys):
-        params[key] = params[key] + 0.1 * torch.randn(params[key].shape, generator=generator)
+        if params[key].is_floating_point():
+            params[key] = params[key] + 0.1 * torch.randn(params[key].shape, generator=generator)
+    if isinstance(method, DiffersByClient):
+        for client in range(len(COUNTS)):
+            noisy = {key: value[client] for key, value in params.items() if key not in method.shared_keys}
+            for key, value in method.personal_of(client, noisy).items():
+                params[key][client] = value
     return params, select(init, method.shared_keys)
 
 
@@ -43,8 +49,10 @@ def train(method, frozen, features, labels, clients=range(3)):
 
 
 def learned(params):
-    return {key: value.clone().requires_grad_() for key, value in params.items()}
+    """Copies that have gradients, except whole numbers."""
+    return {key: value.clone().requires_grad_(value.is_floating_point()) for key, value in params.items()}
 
 
 def gradients(loss, params):
-    return dict(zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True))
+    own = {key: value for key, value in params.items() if value.requires_grad}
+    return dict(zip(own, torch.autograd.grad(loss.sum(), list(own.values())), strict=True))

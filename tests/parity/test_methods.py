@@ -29,21 +29,22 @@ def check_steps(method, frozen, params, arrays, prefix, features, rename, settin
     """Gradient, three SGD steps with their losses, and the logits afterwards."""
     labels = torch.from_numpy(arrays["labels"])
     batch = Batch(features[None], labels[None], torch.ones(1, len(labels), dtype=torch.bool))
-    learned = {key: value[None].requires_grad_() for key, value in params.items()}
-    loss, _ = method.loss(learned, {}, frozen, batch)
+    stacked = {key: value[None] for key, value in params.items()}
+    learned = {key: stacked[key].requires_grad_() for key in sorted(method.phases[0].keys)}
+    loss, _ = method.loss(stacked, {}, frozen, batch)
     gradients = torch.autograd.grad(loss.sum(), list(learned.values()))
     for key, gradient in zip(learned, gradients, strict=True):
         same_gradient(gradient[0], rename(arrays, f"{prefix}grad/", key))
     losses = arrays[f"{prefix}loss_total_per_step"]
     same_logits(loss[0], losses[0])
-    start = {key: value.detach() for key, value in learned.items()}
+    start = {key: value.detach() for key, value in stacked.items()}
     data = LocalData(features, labels, np.zeros(1, dtype=np.int64))
     for steps in (1, len(losses)):
         orders = [[[np.arange(len(labels))] * steps]]
         update = local_update(method, frozen, start, {}, data, orders, Optimizer(settings["lr"], 0.0, 0.0))
         same_logits(update.loss[0], losses[:steps].mean())
-        for key, value in update.params.items():
-            same_params(value[0], rename(arrays, f"{prefix}param{steps}/", key))
+        for key in learned:
+            same_params(update.params[key][0], rename(arrays, f"{prefix}param{steps}/", key))
     return update.params
 
 
