@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from three_clients import COUNTS, batch, distinct_params, gradients, learned, train
+from three_clients import COUNTS, NAMES, distinct_params, gradients, learned, step, train
 
 from fedpgp import methods
 from fedpgp.methods import METHODS
+from fedpgp.methods.base import NeedsAllClasses
 
 CASES = {
     "coop": ("coop", {"n_ctx": 3}),
@@ -18,6 +21,8 @@ CASES = {
     "fedcocoop, words in front": ("fedcocoop", {"ctx_init": "a photo of a", "position": "front"}),
     "fedmaple": ("fedmaple", {"depth": 2}),
     "fedmaple, shallow": ("fedmaple", {"depth": 1, "ctx_init": None}),
+    "fedmgp": ("fedmgp", {"groups": 3}),
+    "fedmgp, released": ("fedmgp", {"groups": 2, "ctx_init": None, "n_ctx_image": 3, "diversity": "released_l1"}),
     "fedotp": ("fedotp", {"n_ctx": 3}),
     "fedotp, as the authors": ("fedotp", {"n_ctx": 3, "stop": "batch"}),
     "fedotp, balanced": ("fedotp", {"n_ctx": 3, "transport": "sinkhorn", "num_prompts": 3}),
@@ -52,13 +57,35 @@ def test_every_parameter_learns(method, bind, features, labels):
     """All in some phase, all with a gradient, and a client's loss depends on its own parameters only."""
     frozen = bind(method)
     params, received = distinct_params(method, frozen)
-    assert {key for phase in method.phases for key in phase.keys} == params.keys() >= method.shared_keys
+    learnable = {key for key, value in params.items() if value.is_floating_point()}
+    trained = {key for phase in method.phases for key in phase.keys}
+    assert trained | method.shared_keys == learnable  # FedMGP shares copies of what it trains
     own = learned(params)
-    loss, _ = method.loss(own, received, frozen, batch(features[method.image_inputs], labels))
+    loss, _ = method.loss(own, received, frozen, step(method, frozen, features, labels))
     assert loss.shape == (len(COUNTS),)
-    for gradient in gradients(loss[1], own).values():
+    found = gradients(loss[1], own)
+    assert found.keys() == trained
+    for gradient in found.values():
         assert gradient[1].abs().max() > 0
         assert not gradient[[0, 2]].any()
+
+
+def test_training_among_some_classes_is_training_of_a_model_of_these_classes(method, bind, features, labels):
+    """Classes 1, 3 and 4 of 5: the same loss, parts and gradients as if there were no others."""
+    if isinstance(method, NeedsAllClasses) and method.needs_all_classes:
+        pytest.skip(method.needs_all_classes)
+    own, frozen = torch.tensor([1, 3, 4]), bind(method)
+    params, received = distinct_params(method, frozen)
+    images = step(method, frozen, features, labels % len(own))
+    counts = torch.zeros(len(COUNTS), len(NAMES), dtype=torch.bool).index_fill(1, own, True)
+    among = dataclasses.replace(images, labels=own[images.labels], own=counts)
+    some, alone = learned(params), learned(params)
+    loss, parts = method.loss(some, received, frozen, among)
+    expected, wanted = method.loss(alone, received, bind(method, [NAMES[label] for label in own]), images)
+    torch.testing.assert_close({"": loss, **parts}, {"": expected, **wanted}, atol=2e-5, rtol=0)
+    found, gradient = gradients(loss, some), gradients(expected, alone)
+    for key in gradient:
+        torch.testing.assert_close(found[key], gradient[key], atol=1e-4, rtol=1e-3)
 
 
 def test_logits_of_each_model_on_the_same_images(method, bind, features):
@@ -75,7 +102,7 @@ def test_logits_of_each_model_on_the_same_images(method, bind, features):
 
 def test_bfloat16_is_close_to_float32(method, bind, features, labels):
     params, received = distinct_params(method, bind(method))
-    images = batch(features[method.image_inputs], labels)
+    images = step(method, bind(method), features, labels)
     exact, rough = (
         method.loss(params, received, bind(method, dtype=dtype), images)[0] for dtype in (torch.float32, torch.bfloat16)
     )
