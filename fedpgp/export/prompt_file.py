@@ -119,9 +119,7 @@ class Prompt:
             raise RunError(f"{path}: a prompt of format {card['version']}, this fedpgp reads format {VERSION}")
         if wrong := _wrong(card):
             raise RunError(f"{path}: its card is not as `fedpgp export` wrote it: {wrong}; export the prompt again")
-        non_finite = [
-            key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()
-        ]
+        non_finite = [key for key, value in params.items() if not value.isfinite().all()]
         if non_finite:
             raise RunError(f"{path}: {', '.join(non_finite)} holds values that are not finite; export the prompt again")
         return cls(params, card, weights)
@@ -191,7 +189,7 @@ class Predictor:
             ).to("cpu", getattr(torch, self._settings.dtype))
             classes = text.on(range(len(names)))
             own, wanted = self._prompt.params, self._method.init(classes, torch_generator(0, "shapes"))
-            ours, theirs = ({key: tuple(value.shape) for key, value in one.items()} for one in (own, wanted))
+            ours, theirs = ({key: _form(value) for key, value in one.items()} for one in (own, wanted))
             if ours != theirs:
                 raise RunError(f"prompt: its parameters are {ours}, those of its method are {theirs}; export it again")
             params = {key: value.unsqueeze(0) for key, value in own.items()}
@@ -211,6 +209,10 @@ def _wrong(card: Mapping[str, Any]) -> str | None:
         "template": isinstance(template, str) and template.count("{}") == 1,
     }
     return next((key for key, good in valid.items() if not good), None)
+
+
+def _form(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def best(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

@@ -32,9 +32,9 @@ class DPFPLSettings(Settings):
     n_ctx: int = Field(16, ge=1)
     """L, number of learned tokens"""
     rank: int = Field(8, ge=1)
-    """R, rank of the gradient of the local prompt; at most the number and the width of the tokens"""
+    """R, rank of the factors of the local prompt, whose gradient has at most twice this rank; at most L"""
     epsilon: float | None = Field(None, gt=0)
-    """divides the noise; null: no noise and no clipping. It is not a guarantee, see `fedpgp methods --notes dp_fpl`"""
+    """divides the noise; null: no noise and no clipping. It is not the epsilon of a guarantee"""
     delta: float = Field(1e-5, gt=0, lt=1)
     """the noise grows with sqrt(ln(1 / delta))"""
     clip_norm: float = Field(10.0, gt=0)
@@ -181,7 +181,7 @@ def factors(prompt: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram_schmidt(columns: Tensor) -> Tensor:
-    """The columns of matrices (K, N, R), orthonormal in this order; one that depends on those before it becomes 0."""
+    """The columns of matrices (K, N, R) made orthonormal, in order; a column of zeros stays one."""
     found = columns[..., :0]
     for column in columns.split(1, dim=-1):
         rest = column - found @ (found.mT @ column)
@@ -195,6 +195,6 @@ def combined(u: Tensor, v: Tensor, g_u: Tensor, g_v: Tensor) -> Tensor:
 
 
 def clipped(gradient: Tensor, norm: float) -> Tensor:
-    """Gradients (K, ...), those longer than `norm` scaled to it."""
-    length = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
+    """Matrices (K, M, N), those longer than `norm` scaled to it."""
+    length = torch.linalg.vector_norm(gradient, dim=(1, 2), keepdim=True)
     return gradient * (norm / length.clamp(min=norm))

@@ -160,7 +160,8 @@ class FedMGP(PromptMethod):
     def _text(self, params: ParamTree, frozen: ClassSet) -> Tensor:
         """Text features (K, G, C, E) of all groups."""
         ctx, fixed = params["ctx"], fixed_tokens(frozen, self.extra_texts, self.settings.n_ctx)
-        return frozen.encode(ctx.flatten(0, 1), before_name=fixed).unflatten(0, ctx.shape[:2])
+        features: Tensor = frozen.encode(ctx.flatten(0, 1), before_name=fixed).unflatten(0, ctx.shape[:2])
+        return features
 
     def _images(self, params: ParamTree, frozen: ClassSet, pixels: Tensor) -> Tensor:
         """Image features (K, G, B, E) of all groups, of pixels (K or 1, B, 3, H, W)."""
@@ -168,7 +169,8 @@ class FedMGP(PromptMethod):
         shape = (*prompts.shape[:2], pixels.shape[1])
         own = prompts.unsqueeze(2).expand(*shape, -1, -1).flatten(0, 2)
         images = pixels.unsqueeze(1).expand(*shape, -1, -1, -1).flatten(0, 2)
-        return frozen.visual.encode(images, own.unsqueeze(1)).unflatten(0, shape)
+        features: Tensor = frozen.visual.encode(images, own.unsqueeze(1)).unflatten(0, shape)
+        return features
 
 
 def closeness(features: Tensor, kind: Diversity) -> Tensor:
@@ -195,5 +197,5 @@ def with_drawn(params: ParamTree, drawn: ParamTree) -> ParamTree:
     """The parameters (K, ...), with the `drawn` prompts (K, s) as what is shared."""
     sent = dict(params) | drawn
     for own, shared, key in MODALITIES:
-        sent[shared] = params[own][torch.arange(len(params[own])).unsqueeze(1), drawn[key]]
+        sent[shared] = params[own].take_along_dim(drawn[key][..., None, None], dim=1)
     return sent

@@ -21,6 +21,8 @@ CASES = {
     "fedcocoop, words in front": ("fedcocoop", {"ctx_init": "a photo of a", "position": "front"}),
     "fedmaple": ("fedmaple", {"depth": 2}),
     "fedmaple, shallow": ("fedmaple", {"depth": 1, "ctx_init": None}),
+    "dp_fpl": ("dp_fpl", {"n_ctx": 3, "rank": 2}),
+    "dp_fpl, noise": ("dp_fpl", {"n_ctx": 3, "rank": 2, "epsilon": 8, "clip_norm": 0.5}),
     "fedmgp": ("fedmgp", {"groups": 3}),
     "fedmgp, released": ("fedmgp", {"groups": 2, "ctx_init": None, "n_ctx_image": 3, "diversity": "released_l1"}),
     "fedotp": ("fedotp", {"n_ctx": 3}),

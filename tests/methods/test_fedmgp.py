@@ -14,7 +14,6 @@ from fedpgp.experiments import planning
 from fedpgp.federation import rule_needs
 from fedpgp.methods.base import HasGlobalModel
 from fedpgp.methods.fedmgp import closeness, probabilities, similarity, with_drawn
-from fedpgp.methods.size import parameter_counts
 
 
 def create(**given):
@@ -34,11 +33,6 @@ def test_the_start_is_words_with_noise(bind):
     assert params["image"].std() == pytest.approx(0.02, rel=0.05)
     assert init(create(groups=40, ctx_init=None), frozen)["ctx"].std() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(params["global_ctx"], params["ctx"][:2])
-
-
-def test_numbers_that_travel_on_vit_b_16():
-    """The paper's 5.1k of 12.8k numbers, and the two times two groups that were drawn."""
-    assert parameter_counts(methods.create("fedmgp", {})) == (2 * (2 * 512 + 2 * 768), 5 * (2 * 512 + 2 * 768) + 4)
 
 
 def test_the_diversity_terms_by_hand():
@@ -173,6 +167,6 @@ def test_there_is_no_global_model_and_no_scaffold(tmp_path):
     with pytest.raises(ConfigError, match="method fedmgp has no model for a client that never trains, because ctx, "):
         planning.plan(config.parse(tree))
     federation = config.FederationSettings.model_validate({"server": {"name": "scaffold"}})
-    with pytest.raises(ConfigError, match="scaffold: .* and method fedmgp trains none"):
+    with pytest.raises(ConfigError, match=r"scaffold: .* and method fedmgp trains none"):
         rule_needs.rule_of(create(), federation)
     assert list(tmp_path.iterdir()) == []

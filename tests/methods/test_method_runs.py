@@ -23,10 +23,15 @@ RUNS = {
     "prompt_prox": {"n_ctx": 2},
     "fedcocoop": {"n_ctx": 2},
     "fedmaple": {"depth": 2},
+    "dp_fpl": {"n_ctx": 2, "rank": 1, "epsilon": 8, "clip_norm": 0.1, "noise_rounds": 3, "noise_batch": 4},
     "fedmgp": {"groups": 3, "shared_groups": 2},
     "fedotp": {"n_ctx": 2, "max_iter": 5},
     "fedpgp": {"n_ctx": 2, "rank": 1, "num_prompts": 2},
 }
+
+
+LENGTHS = {"dp_fpl": {"local_steps": 1}}
+"""Of local training in a round, where it is not one epoch."""
 
 
 def settings(root, method, dtype="float32", rounds=1, **data):
@@ -36,7 +41,12 @@ def settings(root, method, dtype="float32", rounds=1, **data):
         "partition": {"clients": 3},
         "method": method,
         "backbone": {"name": "tiny", "weights": "random", "dtype": dtype},
-        "federation": {"rounds": rounds, "batch_size": 4, "block_size": 2, "local_epochs": 1},
+        "federation": {
+            "rounds": rounds,
+            "batch_size": 4,
+            "block_size": 2,
+            **LENGTHS.get(method["name"], {"local_epochs": 1}),
+        },
         "resources": {"backend": "serial"},
         "storage": {"root": str(root)},
     }
@@ -58,7 +68,7 @@ def test_every_method_runs(root, name):
     assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
 
 
-@pytest.mark.parametrize("name", ["fedmgp"])
+@pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     stop, wanted = threading.Event(), settings(root, {"name": name, **RUNS[name]}, rounds=3)
 
@@ -87,7 +97,7 @@ def same_bits(stores, round):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", ["fedmgp"])
+@pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
 def test_actors_give_the_bits_of_the_serial_backend(tmp_path, name):
     """Methods that draw random numbers of their own, in blocks of two of three clients."""
     stores = []

@@ -1,4 +1,4 @@
-"""DP-FPL: steps with equation 4 of the paper, with and without noise, and algorithm 1, equal to the authors' numbers."""
+"""DP-FPL: steps with equation 4, with and without noise, and rounds of algorithm 1, equal to the authors' numbers."""
 
 from __future__ import annotations
 
