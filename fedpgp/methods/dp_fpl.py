@@ -196,5 +196,5 @@ def combined(u: Tensor, v: Tensor, g_u: Tensor, g_v: Tensor) -> Tensor:
 
 def clipped(gradient: Tensor, norm: float) -> Tensor:
     """Matrices (K, M, N), those longer than `norm` scaled to it."""
-    length = torch.linalg.vector_norm(gradient, dim=(1, 2), keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2), keepdim=True)
     return gradient * (norm / length.clamp(min=norm))

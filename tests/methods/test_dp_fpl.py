@@ -197,7 +197,7 @@ def test_federations_in_which_the_noise_is_not_that_of_a_step(tmp_path, federati
 def test_a_rank_above_that_of_the_prompt_is_refused(bind):
     method = create(rank=5)
     with pytest.raises(
-        ConfigError, match=r"method dp_fpl: rank: 5 is more than a context of 4 tokens .* rank=4 or less"
+        ConfigError, match=r"method dp_fpl: rank: 5 is more than a context of 4 tokens .* method.rank=4 or less"
     ):
         method.init(bind(method), torch.Generator())
 
