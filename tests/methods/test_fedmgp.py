@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
+from test_method_runs import settings
 from three_clients import batch, distinct_params, gradients, learned, train
 
 from fedpgp import config, methods
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError
-from fedpgp.experiments import planning
+from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
+from fedpgp.federation.server import sample_clients
 from fedpgp.methods.base import HasGlobalModel
-from fedpgp.methods.fedmgp import closeness, probabilities, similarity, with_drawn
+from fedpgp.methods.fedmgp import MODALITIES, closeness, probabilities, similarity, with_drawn
+from fedpgp.storage.run_folder import RunFolder
 
 
 def create(**given):
@@ -170,3 +175,24 @@ def test_there_is_no_global_model_and_no_scaffold(tmp_path):
     with pytest.raises(ConfigError, match=r"scaffold: .* and method fedmgp trains none"):
         rule_needs.rule_of(create(), federation)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_which_two_of_three_clients_take_part(tmp_path):
+    """Their drawn groups are the global prompts, and only these; the third keeps all of its own."""
+    wanted = settings(tmp_path, {"name": "fedmgp", "groups": 3}, rounds=2)
+    federation = wanted.federation.model_copy(update={"participation": 0.67})
+    wanted = wanted.model_copy(update={"federation": federation})
+    store = RunFolder.open(runner.run(wanted, False, RunCallback(), threading.Event()))
+    before, after = (store.state_at(number) for number in (1, 2))
+    taking_part = sample_clients(wanted.seed, 2, 3, federation).tolist()
+    assert len(taking_part) == 2
+    for client in range(3):
+        for own, shared, drawn in MODALITIES:
+            groups, index = after.personal[own][client], after.personal[drawn][client]
+            if client in taking_part:
+                assert torch.equal(groups[index], after.shared[shared])
+                (kept,) = {0, 1, 2} - set(index.tolist())
+                assert not torch.equal(groups[kept], before.personal[own][client][kept])  # it was trained
+                assert (groups[kept] != after.shared[shared]).any(-1).all()
+            else:
+                assert torch.equal(groups, before.personal[own][client])
