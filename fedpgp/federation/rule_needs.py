@@ -36,6 +36,12 @@ def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
             f"federation.server.name={server.name}: it corrects the gradients of one phase of local training, and "
             f"method {method.name} has {len(method.phases)}; give another method or rule"
         )
+    trained = frozenset().union(*(phase.keys for phase in method.phases))
+    if isinstance(rule, ClientHalf) and method.shared_keys and not method.shared_keys & trained:
+        raise ConfigError(
+            f"federation.server.name={server.name}: it corrects the gradients of shared parameters, and method "
+            f"{method.name} trains none of them; give another method or rule"
+        )
     return rule
 
 

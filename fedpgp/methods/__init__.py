@@ -14,9 +14,11 @@ from fedpgp.core.text import first_of
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import Method
 from fedpgp.methods.coop import CoOp
+from fedpgp.methods.dp_fpl import DPFPL
 from fedpgp.methods.fedcocoop import FedCoCoOp
 from fedpgp.methods.fedlora import FedLoRA
 from fedpgp.methods.fedmaple import FedMaPLe
+from fedpgp.methods.fedmgp import FedMGP
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.fedpha import FedPHA
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
-    KgCoOp, ProGrad, PromptFolio, FedPHA,
+    KgCoOp, ProGrad, PromptFolio, FedPHA, FedMGP, DPFPL,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

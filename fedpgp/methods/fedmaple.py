@@ -64,22 +64,16 @@ class FedMaPLe(PromptMethod):
         if depth > layers:
             raise ConfigError(f"method fedmaple: depth: {depth} is more than the {layers} layers of the backbone")
         ctx = INIT_STD * torch.randn(depth, n_ctx, frozen.width, generator=generator)
-        frozen.check_room(n_ctx + len(self._fixed(frozen)))
+        frozen.check_room(n_ctx + len(fixed_tokens(frozen, self.extra_texts, n_ctx)))
         for words in self.extra_texts:
-            vectors = frozen.word_vectors(words)
-            if n_ctx > len(vectors):
-                raise ConfigError(
-                    f"method fedmaple: n_ctx: {n_ctx} is more than the {len(vectors)} tokens of ctx_init {words!r}; "
-                    "give method.ctx_init=null for a random context"
-                )
-            ctx[0] = vectors[:n_ctx]
+            ctx[0] = first_vectors(self.name, frozen, words, n_ctx)
         couplings = [draw_linear("coupling", frozen.width, frozen.visual.width, generator) for _ in range(depth)]
         return {"ctx": ctx, **{key: torch.stack([one[key] for one in couplings]) for key in couplings[0]}}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
         """Scaled cosines of the prompted image features with the prompted text features."""
-        ctx = params["ctx"]
-        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=self._fixed(frozen))
+        ctx, fixed = params["ctx"], fixed_tokens(frozen, self.extra_texts, self.settings.n_ctx)
+        text = frozen.encode(ctx[:, 0], deep=ctx[:, 1:], before_name=fixed)
         prompts = couple(params)
 
         def logits(pixels: Tensor) -> Tensor:
@@ -90,11 +84,23 @@ class FedMaPLe(PromptMethod):
 
         return logits
 
-    def _fixed(self, frozen: ClassSet) -> tuple[int, ...]:
-        """The tokens of the words that stay fixed."""
-        return tuple(token for words in self.extra_texts for token in frozen.token_ids(words)[self.settings.n_ctx :])
-
 
 def couple(params: ParamTree) -> Tensor:
     """The image prompts F_j(P_j) (K, J, L, W)."""
     return params["ctx"] @ params["coupling.weight"].mT + params["coupling.bias"].unsqueeze(2)
+
+
+def first_vectors(method: str, frozen: ClassSet, words: str, n_ctx: int) -> Tensor:
+    """The embeddings (L, D) of the first tokens of some words; raise `ConfigError` if they have fewer."""
+    vectors = frozen.word_vectors(words)
+    if n_ctx > len(vectors):
+        raise ConfigError(
+            f"method {method}: n_ctx: {n_ctx} is more than the {len(vectors)} tokens of ctx_init {words!r}; "
+            "give method.ctx_init=null for a random context"
+        )
+    return vectors[:n_ctx]
+
+
+def fixed_tokens(frozen: ClassSet, texts: tuple[str, ...], n_ctx: int) -> tuple[int, ...]:
+    """The tokens of the words that stay fixed: those after the first `n_ctx`."""
+    return tuple(token for words in texts for token in frozen.token_ids(words)[n_ctx:])

@@ -1,6 +1,7 @@
 """Checks of methods from outside the package: their members, and a dry call on random features before any work."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -14,7 +15,7 @@ from fedpgp.core import contract
 from fedpgp.core.contract import Contract, Members, form_of
 from fedpgp.core.plugins import Plugin
 from fedpgp.core.tree import ParamTree, select, stack
-from fedpgp.methods.base import Batch, Inputs, Method, Phase, Tower
+from fedpgp.methods.base import Batch, HasDraws, Inputs, Method, Phase, Tower
 
 CLIENTS, IMAGES, PATCHES = 2, 3, 4
 
@@ -61,6 +62,9 @@ def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> 
         tree = checks.tree("init", checks.attempt("init", lambda: method.init(frozen, generator)))
         checks.refuse(_unknown_keys(method, tree))
         batch = _batch(method, frozen, image, generator)
+        if isinstance(method, HasDraws):
+            drawn = checks.tree("draws", checks.attempt("draws", partial(method.draws, frozen, generator)))
+            batch = replace(batch, draws=stack(drawn, CLIENTS))
         params, received = stack(tree, CLIENTS), select(tree, method.shared_keys)
         for phase in method.phases:
             checks.attempt("loss", partial(_train, checks, method, frozen, params, received, batch, phase))

@@ -38,6 +38,8 @@ SMALL = {
     "promptfl": {"n_ctx": 2, "ctx_init": "a photo of a"},
     "fedcocoop": {"n_ctx": 2},
     "fedmaple": {"n_ctx": 2, "depth": 2},
+    "fedmgp": {"groups": 3},
+    "dp_fpl": {"n_ctx": 2, "rank": 2},
     "fedotp": {"n_ctx": 2},
     "fedpgp": {"n_ctx": 2, "rank": 2},
     "fedlora": {"rank": 2},
@@ -196,6 +198,7 @@ def test_the_best_come_first():
         ("pfedpt", "0", "pfedpt learns no prompt"),  # a frame of pixels before a network of its own
         ("pfedpt", "global", "pfedpt learns no prompt"),
         ("coop", "global", "coop has no global model: all of it stays with the clients"),
+        ("fedmgp", "global", "fedmgp has no global model: its shared part is no model by itself"),
         ("fedotp", "global", "fedotp has no global model: its shared part is no model by itself"),
         ("fedpgp", "3", "has no client '3'; give one of client 0, client 1, client 2, a number from 0, or global"),
     ],

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, learned, train
+from three_clients import COUNTS, NAMES, distinct_params, gradients, learned, step, train
 
 from fedpgp import methods
 from fedpgp.methods import METHODS
@@ -21,6 +21,10 @@ CASES = {
     "fedcocoop, words in front": ("fedcocoop", {"ctx_init": "a photo of a", "position": "front"}),
     "fedmaple": ("fedmaple", {"depth": 2}),
     "fedmaple, shallow": ("fedmaple", {"depth": 1, "ctx_init": None}),
+    "dp_fpl": ("dp_fpl", {"n_ctx": 3, "rank": 2}),
+    "dp_fpl, noise": ("dp_fpl", {"n_ctx": 3, "rank": 2, "epsilon": 8, "clip_norm": 0.5}),
+    "fedmgp": ("fedmgp", {"groups": 3}),
+    "fedmgp, released": ("fedmgp", {"groups": 2, "ctx_init": None, "n_ctx_image": 3, "diversity": "released_l1"}),
     "fedotp": ("fedotp", {"n_ctx": 3}),
     "fedotp, as the authors": ("fedotp", {"n_ctx": 3, "stop": "batch"}),
     "fedotp, balanced": ("fedotp", {"n_ctx": 3, "transport": "sinkhorn", "num_prompts": 3}),
@@ -64,11 +68,14 @@ def test_every_parameter_learns(method, bind, features, labels):
     frozen = bind(method)
     params, received = distinct_params(method, frozen)
     learnable = {key for key, value in params.items() if value.is_floating_point()}
-    assert {key for phase in method.phases for key in phase.keys} == learnable >= method.shared_keys
+    trained = {key for phase in method.phases for key in phase.keys}
+    assert trained | method.shared_keys == learnable  # FedMGP shares copies of what it trains
     own = learned(params)
-    loss, _ = method.loss(own, received, frozen, batch(features[method.image_inputs], labels))
+    loss, _ = method.loss(own, received, frozen, step(method, frozen, features, labels))
     assert loss.shape == (len(COUNTS),)
-    for gradient in gradients(loss[1], own).values():
+    found = gradients(loss[1], own)
+    assert found.keys() == trained
+    for gradient in found.values():
         assert gradient[1].abs().max() > 0
         assert not gradient[[0, 2]].any()
 
@@ -79,7 +86,7 @@ def test_training_among_some_classes_is_training_of_a_model_of_these_classes(met
         pytest.skip(method.needs_all_classes)
     own, frozen = torch.tensor([1, 3, 4]), bind(method)
     params, received = distinct_params(method, frozen)
-    images = batch(features[method.image_inputs], labels % len(own))
+    images = step(method, frozen, features, labels % len(own))
     counts = torch.zeros(len(COUNTS), len(NAMES), dtype=torch.bool).index_fill(1, own, True)
     among = dataclasses.replace(images, labels=own[images.labels], own=counts)
     some, alone = learned(params), learned(params)
@@ -105,7 +112,7 @@ def test_logits_of_each_model_on_the_same_images(method, bind, features):
 
 def test_bfloat16_is_close_to_float32(method, bind, features, labels):
     params, received = distinct_params(method, bind(method))
-    images = batch(features[method.image_inputs], labels)
+    images = step(method, bind(method), features, labels)
     exact, rough = (
         method.loss(params, received, bind(method, dtype=dtype), images)[0] for dtype in (torch.float32, torch.bfloat16)
     )

@@ -24,6 +24,8 @@ RUNS = {
     "prompt_prox": {"n_ctx": 2},
     "fedcocoop": {"n_ctx": 2},
     "fedmaple": {"depth": 2},
+    "dp_fpl": {"n_ctx": 2, "rank": 1, "epsilon": 8, "clip_norm": 0.1, "noise_rounds": 3, "noise_batch": 4},
+    "fedmgp": {"groups": 3, "shared_groups": 2},
     "fedotp": {"n_ctx": 2, "max_iter": 5},
     "fedpgp": {"n_ctx": 2, "rank": 1, "num_prompts": 2},
     "kgcoop": {"n_ctx": 2},
@@ -33,6 +35,10 @@ RUNS = {
 }
 
 
+LENGTHS = {"dp_fpl": {"local_steps": 1}}
+"""Of local training in a round, where it is not one epoch."""
+
+
 def settings(root, method, dtype="float32", rounds=1, **data):
     tree = {
         "data": {"name": "shapes", **data},
@@ -40,7 +46,12 @@ def settings(root, method, dtype="float32", rounds=1, **data):
         "partition": {"clients": 3},
         "method": method,
         "backbone": {"name": "tiny", "weights": "random", "dtype": dtype},
-        "federation": {"rounds": rounds, "batch_size": 4, "block_size": 2, "local_epochs": 1},
+        "federation": {
+            "rounds": rounds,
+            "batch_size": 4,
+            "block_size": 2,
+            **LENGTHS.get(method["name"], {"local_epochs": 1}),
+        },
         "resources": {"backend": "serial"},
         "storage": {"root": str(root)},
     }
@@ -62,7 +73,7 @@ def test_every_method_runs(root, name):
     assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
 
 
-@pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha"])
+@pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha", "dp_fpl", "fedmgp"])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     stop, wanted = threading.Event(), settings(root, {"name": name, **RUNS[name]}, rounds=3)
 
@@ -78,10 +89,28 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     stores = [RunFolder.open(path) for path in (whole, resumed)]
     rows, other_rows = ([(row.round, dict(row.metrics)) for row in store.rounds()] for store in stores)
     assert rows == other_rows
+    same_bits(stores, 3)
+
+
+def same_bits(stores, round):
+    """All counts, and the parameters after a round."""
     assert stores[0].clients().equals(stores[1].clients())
-    state, other = (store.state_at(3) for store in stores)
+    state, other = (store.state_at(round) for store in stores)
     for tree, same in ((state.shared, other.shared), (state.personal, other.personal)):
+        assert tree.keys() == same.keys()
         assert all(torch.equal(value, same[key]) for key, value in tree.items())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
+def test_actors_give_the_bits_of_the_serial_backend(tmp_path, name):
+    """Methods that draw random numbers of their own, in blocks of two of three clients."""
+    stores = []
+    for resources in ({"backend": "serial"}, {"backend": "ray", "actors": 2}):
+        wanted = settings(tmp_path / resources["backend"], {"name": name, **RUNS[name]}, rounds=3)
+        wanted = wanted.model_copy(update={"resources": wanted.resources.model_copy(update=resources)})
+        stores.append(RunFolder.open(runner.run(wanted, False, RunCallback(), threading.Event())))
+    same_bits(stores, 3)
 
 
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha"])

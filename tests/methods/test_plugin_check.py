@@ -40,6 +40,8 @@ BROKEN = {
         "def loss(self, params, received, frozen, batch):\n"
         "        return torch.zeros(2, requires_grad=True) * 1, {}",
         "loss does not depend on 'ctx', which a phase trains"),
+    "draws that are no tensors": ("def draws(self, frozen, generator):\n        return {'noise': 1}",
+        "draws is a dict, not a dict of tensors"),
     "inputs of no kind": ("image_inputs = 'words'", "image_inputs is 'words', not one of pooled, patches, pixels"),
 }  # fmt: skip
 
@@ -82,3 +84,15 @@ def test_the_dry_call_changes_no_random_draw(tmp_path, monkeypatch):
     torch.manual_seed(3)
     planned(tmp_path, "pass")
     torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
+
+
+def test_the_dry_call_has_the_random_numbers_of_a_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = """def draws(self, frozen, generator):
+        return {"noise": torch.randn(frozen.width, generator=generator)}
+
+    def loss(self, params, received, frozen, batch):
+        loss, parts = super().loss(params, received, frozen, batch)
+        return loss + (params["ctx"][:, 0] * batch.draws["noise"]).sum(1), parts
+    """
+    assert planned(tmp_path, body).method.name == "promptfl"

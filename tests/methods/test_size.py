@@ -17,6 +17,8 @@ from fedpgp.methods.size import parameter_counts
         ("prompt_prox", 16 * 512, 0),
         ("fedcocoop", 16 * 512 + 512 * 32 + 32 + 32 * 512 + 512, 0),
         ("fedmaple", 9 * (2 * 512 + 512 * 768 + 768), 0),
+        ("dp_fpl", 16 * 512, 16 * 512),
+        ("fedmgp", 2 * (2 * 512 + 2 * 768), 5 * (2 * 512 + 2 * 768) + 2 * 2),
         ("fedotp", 16 * 512, 16 * 512),
         ("fedpgp", 16 * 512, 16 * 8 + 8 * 512),
         ("kgcoop", 16 * 512, 0),

@@ -7,7 +7,7 @@ import torch
 
 from fedpgp.core.tree import select, stack
 from fedpgp.federation.client import LocalData, Optimizer, local_update
-from fedpgp.methods.base import Batch, DiffersByClient
+from fedpgp.methods.base import Batch, DiffersByClient, HasDraws
 
 NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
 COUNTS = (6, 4, 9)
@@ -17,9 +17,28 @@ def padded(values):
     return torch.nn.utils.rnn.pad_sequence(list(values.split(COUNTS)), batch_first=True)
 
 
-def batch(features, labels):
+def batch(features, labels, draws=None):
     """All images of each client in one step."""
-    return Batch(padded(features), padded(labels), padded(torch.ones(len(labels), dtype=torch.bool)))
+    return Batch(padded(features), padded(labels), padded(torch.ones(len(labels), dtype=torch.bool)), draws=draws or {})
+
+
+def drawing(method, frozen, clients=range(3)):
+    """A function that makes the random numbers of each step, those of a client from its number; None: needs none."""
+    if not isinstance(method, HasDraws):
+        return None
+    generators = [torch.Generator().manual_seed(10 + client) for client in clients]
+
+    def drawn():
+        each = [method.draws(frozen, generator) for generator in generators]
+        return {key: torch.stack([one[key] for one in each]) for key in each[0]}
+
+    return drawn
+
+
+def step(method, frozen, features, labels):
+    """All images of each client in the form that the method takes, with its random numbers."""
+    drawn = drawing(method, frozen)
+    return batch(features[method.image_inputs], labels, drawn() if drawn else None)
 
 
 def distinct_params(method, frozen):
@@ -45,7 +64,9 @@ def train(method, frozen, features, labels, clients=range(3)):
     data = LocalData(features[chosen], labels[chosen], np.cumsum(counts) - counts)
     orders = [[np.arange(start, min(start + 4, n)) for start in range(0, n, 4)] * 2 for n in counts]
     own = {key: value[list(clients)] for key, value in params.items()}
-    return local_update(method, frozen, own, received, data, [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4))
+    phases, sgd = [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4)
+    draws = drawing(method, frozen, clients)
+    return local_update(method, frozen, own, received, data, phases, sgd, draws=draws)
 
 
 def learned(params):
@@ -54,5 +75,7 @@ def learned(params):
 
 
 def gradients(loss, params):
+    """Those of the parameters that the loss depends on."""
     own = {key: value for key, value in params.items() if value.requires_grad}
-    return dict(zip(own, torch.autograd.grad(loss.sum(), list(own.values())), strict=True))
+    found = torch.autograd.grad(loss.sum(), list(own.values()), allow_unused=True)
+    return {key: gradient for key, gradient in zip(own, found, strict=True) if gradient is not None}
