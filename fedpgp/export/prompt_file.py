@@ -25,8 +25,9 @@ from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.text import is_blank
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.sources import decoding
+from fedpgp.methods.base import HasServerRule
 
 FORMAT = "fedpgp prompt"
 VERSION = 1
@@ -119,9 +120,7 @@ class Prompt:
             raise RunError(f"{path}: a prompt of format {card['version']}, this fedpgp reads format {VERSION}")
         if wrong := _wrong(card):
             raise RunError(f"{path}: its card is not as `fedpgp export` wrote it: {wrong}; export the prompt again")
-        non_finite = [
-            key for key, value in params.items() if not value.is_floating_point() or not value.isfinite().all()
-        ]
+        non_finite = [key for key, value in params.items() if value.is_floating_point() and not value.isfinite().all()]
         if non_finite:
             raise RunError(f"{path}: {', '.join(non_finite)} holds values that are not finite; export the prompt again")
         return cls(params, card, weights)
@@ -191,12 +190,24 @@ class Predictor:
             ).to("cpu", getattr(torch, self._settings.dtype))
             classes = text.on(range(len(names)))
             own, wanted = self._prompt.params, self._method.init(classes, torch_generator(0, "shapes"))
-            ours, theirs = ({key: tuple(value.shape) for key, value in one.items()} for one in (own, wanted))
+            learned = select(own, wanted) if isinstance(self._method, HasServerRule) else own
+            ours, theirs = ({key: _form(value) for key, value in one.items()} for one in (learned, wanted))
             if ours != theirs:
                 raise RunError(f"prompt: its parameters are {ours}, those of its method are {theirs}; export it again")
             params = {key: value.unsqueeze(0) for key, value in own.items()}
-            self._classifiers[names] = self._method.classifier(params, classes)
+            try:
+                self._classifiers[names] = self._method.classifier(params, classes)
+            except (KeyError, IndexError, RuntimeError):
+                if not (sent := {key: _form(value) for key, value in own.items() if key not in wanted}):
+                    raise
+                raise RunError(f"prompt: {sent} is not what its method needs; export it again") from None
         return self._classifiers[names]
+
+
+def _form(value: Tensor) -> str | tuple[int, ...]:
+    """The shape of a parameter; with its type, if it is not a floating-point one."""
+    shape = tuple(value.shape)
+    return shape if value.is_floating_point() else f"{shape} {value.dtype}"
 
 
 def _wrong(card: Mapping[str, Any]) -> str | None:

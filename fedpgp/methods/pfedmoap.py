@@ -13,7 +13,16 @@ from fedpgp.clip.towers import split_heads
 from fedpgp.config import FederationSettings, Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree, num_bytes
-from fedpgp.methods.base import Batch, Classifier, Metrics, Phase, PromptMethod, cross_entropy, draw_linear
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Metrics,
+    Phase,
+    PromptMethod,
+    cosine_logits,
+    cross_entropy,
+    draw_linear,
+)
 from fedpgp.methods.coop import ContextSettings
 from fedpgp.server_rules.base import BaseRule, Received, RuleSettings, Uploads
 from fedpgp.server_rules.columns import chunk_bytes, chunks, weighted_mean
@@ -38,7 +47,7 @@ class PFedMoAPSettings(ContextSettings):
     scaling: float = Field(10.0, gt=0)
     """factor on the attention's scores, in place of 1 / sqrt(width of a head)"""
     gating_dim: int | None = Field(None, ge=1)
-    """width of the gating, which must divide E, the width of features; null: 128 as published, or E / 4 where E is not a
+    """width of the gating, which must divide E, the width of features; null: 128 as published, or E / 4 where E is no
     larger multiple of 128"""
     gating_heads: int = Field(8, ge=1)
     """heads of the gating's attention; they must divide its width"""
@@ -69,8 +78,8 @@ class PFedMoAP(PromptMethod):
     global prompt and experts chosen anew. The global model is the global prompt without gating. All of it works class
     by class, so novel classes and `protocol.train_classes=own` do too.
 
-    Privacy: clients see the prompts of other clients, one by one, and the server keeps them all. The average of
-    differential privacy does not protect them, so `privacy.level=client` is rejected.
+    Privacy: clients see the prompts of other clients, one by one, the server keeps them all, and an exported client has
+    those that it was sent. Noise on the average would not protect them, so `privacy.level=client` is rejected.
 
     Departs from the authors' code: `nearest` there fails as soon as more than X clients have a prompt, and takes
     positions for client numbers; their pool changes while a round runs; a gating passes from one client to the next, as
@@ -141,13 +150,13 @@ class PFedMoAP(PromptMethod):
             first[place] = torch.arange(len(place), device=ids.device)  # any of them: they are equal
             prompts = received["experts"][there][first]
             with torch.no_grad():  # few at a time, as in training
-                parts = [self._text(part, frozen) for part in prompts.split(len(ids))]
+                parts = [frozen.encode(part, self.settings.position) for part in prompts.split(len(ids))]
             features[there] = _pool(torch.cat(parts), width)[place]
         return {"expert_features": features}
 
     def loss(self, params: ParamTree, received: ParamTree, frozen: ClassSet, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy (K,)."""
-        text = self._text(params["ctx"], frozen)
+        text = frozen.encode(params["ctx"], self.settings.position)
         return cross_entropy(self._logits(params, received, text, frozen.logit_scale, batch.features), batch), {}
 
     def classifier(self, params: ParamTree, frozen: ClassSet) -> Classifier:
@@ -155,9 +164,9 @@ class PFedMoAP(PromptMethod):
 
         Without `experts` in `params` those of the prompt alone.
         """
-        text, scale = self._text(params["ctx"], frozen), frozen.logit_scale
+        text, scale = frozen.encode(params["ctx"], self.settings.position), frozen.logit_scale
         if "experts" not in params:
-            return lambda features: scale * F.normalize(features, dim=-1) @ text.mT
+            return lambda features: cosine_logits(features, text, scale)
         received = {"expert_ids": params["expert_ids"], **self.prepare(params, frozen)}
         scores = text.shape[0] * text.shape[1] * self.settings.gating_heads * (1 + params["experts"].shape[1])
 
@@ -171,24 +180,17 @@ class PFedMoAP(PromptMethod):
         """The global prompt, with a gating of 0, which nothing uses without experts."""
         return {key: value if key == "ctx" else torch.zeros_like(value) for key, value in params.items()}
 
-    def _text(self, ctx: Tensor, frozen: ClassSet) -> Tensor:
-        """Normalised text features (P, C, E) of prompts (P, L, D)."""
-        return F.normalize(frozen.encode(ctx, self.settings.position), dim=-1)
-
     def _logits(self, params: ParamTree, received: ParamTree, text: Tensor, scale: float, features: Tensor) -> Tensor:
-        """Logits (K, B, C) of features (K or 1, B, E) and normalised text features (K, C, E)."""
-        images, others, ids = F.normalize(features, dim=-1), received["expert_features"], received["expert_ids"]
-        local = scale * images @ text.mT
+        """Logits (K, B, C) of features (K or 1, B, E) and text features (K, C, E)."""
+        local, others, ids = cosine_logits(features, text, scale), received["expert_features"], received["expert_ids"]
         experts = torch.cat([_pool(text, others.shape[-1]).unsqueeze(1), others], dim=1)
         there = F.pad(ids >= 0, (1, 0), value=True)
-        mixed = mixture(params, _pool(images, others.shape[-1]), experts, there, self.settings)
+        mixed = mixture(params, _pool(features, others.shape[-1]), experts, there, self.settings)
         gated = self.settings.local_weight * local + scale * mixed
         return torch.where((ids >= 0).any(1)[:, None, None], gated, local)
 
 
-def attention(
-    params: ParamTree, images: Tensor, experts: Tensor, there: Tensor, settings: PFedMoAPSettings
-) -> Tensor:
+def attention(params: ParamTree, images: Tensor, experts: Tensor, there: Tensor, settings: PFedMoAPSettings) -> Tensor:
     """The weights of the experts (K, heads, B, X, C) for each head, image and class.
 
     Args:
@@ -221,8 +223,8 @@ def _linear(params: ParamTree, layer: str, x: Tensor) -> Tensor:
 
 
 def _pool(features: Tensor, width: int) -> Tensor:
-    """Every S-th coordinate of features (..., E): (..., d)."""
-    return features[..., :: features.shape[-1] // width]
+    """Every S-th coordinate of the normalised features (..., E): (..., d)."""
+    return F.normalize(features, dim=-1)[..., :: features.shape[-1] // width]
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -241,7 +243,7 @@ class ExpertPool(BaseRule):
         self.num_experts, self.selection = num_experts, selection
 
     def init(self, shared: ParamTree, num_clients: int) -> ParamTree:
-        """`pool` (K, L, D), who is in it (`there`, K), and for `random` each client's place in the list (`place`, K)."""
+        """`pool` (K, L, D), `there` (K): who is in it, and for `random` each client's `place` in the list (K)."""
         ctx = shared["ctx"]
         server = {"pool": ctx.new_zeros(num_clients, *ctx.shape), "there": torch.zeros(num_clients, dtype=torch.bool)}
         return server if self.selection == "nearest" else server | {"place": torch.arange(num_clients)}

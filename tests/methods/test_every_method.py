@@ -26,6 +26,11 @@ CASES = {
     "fedpgp, no negative": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "no_negative"}),
     "fedpgp, no contrast": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "none"}),
     "fedpgp, full rank": ("fedpgp", {"n_ctx": 3, "adaptation": "full_rank", "position": "front"}),
+    "pfedmoap": ("pfedmoap", {"n_ctx": 3, "num_experts": 3}),
+    "pfedmoap, random, wide gating": (
+        "pfedmoap",
+        {"n_ctx": 3, "selection": "random", "num_experts": 2, "gating_dim": 64},
+    ),
     "fedpgp, two sets": ("fedpgp", {"n_ctx": 3, "rank": 2, "num_prompts": 2, "personal_lr": 0.01}),
 }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedpgp.config import FederationSettings
 from fedpgp.core.tree import select, stack
 from fedpgp.federation.client import LocalData, Optimizer, local_update
-from fedpgp.methods.base import Batch
+from fedpgp.methods.base import Batch, HasServerRule, PreparesRound
+from fedpgp.server_rules.base import Received
 
 NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
 COUNTS = (6, 4, 9)
@@ -28,7 +30,23 @@ def distinct_params(method, frozen):
     params, generator = stack(init, len(COUNTS)), torch.Generator().manual_seed(2)
     for key in sorted(params.keys() - method.shared_keys):
         params[key] = params[key] + 0.1 * torch.randn(params[key].shape, generator=generator)
-    return params, select(init, method.shared_keys)
+    shared = select(init, method.shared_keys)
+    received = {**shared, **sent_alone(method, shared)}
+    return params, received | (method.prepare(received, frozen) if isinstance(method, PreparesRound) else {})
+
+
+def sent_alone(method, shared):
+    """What a rule of the method sends to each of the three clients after a round in which all took part (3, ...)."""
+    if not isinstance(method, HasServerRule):
+        return {}
+    clients, generator = np.arange(len(COUNTS)), torch.Generator().manual_seed(3)
+    uploads = stack(shared, len(COUNTS))
+    uploads = {key: value + 0.01 * torch.randn(value.shape, generator=generator) for key, value in uploads.items()}
+    rule, weights = method.server_rule(FederationSettings()), torch.ones(len(COUNTS), dtype=torch.float64)
+    mean = {key: value.mean(0) for key, value in uploads.items()}
+    received = Received(clients, weights, mean, uploads, len(COUNTS), generator)
+    server, shared = rule.aggregate(rule.init(shared, len(COUNTS)), shared, received)
+    return rule.broadcast(server, shared, clients)[1]
 
 
 def train(method, frozen, features, labels, clients=range(3)):
@@ -39,6 +57,7 @@ def train(method, frozen, features, labels, clients=range(3)):
     data = LocalData(features[chosen], labels[chosen], np.cumsum(counts) - counts)
     orders = [[np.arange(start, min(start + 4, n)) for start in range(0, n, 4)] * 2 for n in counts]
     own = {key: value[list(clients)] for key, value in params.items()}
+    received = {key: value if key in own else value[list(clients)] for key, value in received.items()}
     return local_update(method, frozen, own, received, data, [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4))
 
 
