@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow.compute as pc
 
 from fedpgp import __version__, config, methods
@@ -11,10 +12,11 @@ from fedpgp.clip.model import ICON_CLIP
 from fedpgp.config import Experiment
 from fedpgp.core.errors import RunError
 from fedpgp.core.text import first_of
-from fedpgp.core.tree import ParamTree, repeated
+from fedpgp.core.tree import ParamTree, repeated, select
 from fedpgp.data import sources
 from fedpgp.data.protocol import divide_classes
 from fedpgp.export.prompt_file import Prompt
+from fedpgp.federation import rule_needs
 from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.state import State
 from fedpgp.methods.base import HasGlobalModel, Method
@@ -54,7 +56,10 @@ def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
     if number is None:
         params = _global(state, method)
     else:
-        params = state.shared | {key: value[number] for key, value in state.personal.items()}
+        rule = rule_needs.rule_of(method, experiment.federation)
+        common, sent = rule.broadcast(state.server, state.shared, np.array([number]))
+        own = {key: value[number] for key, value in state.personal.items()}
+        params = select(common, state.shared) | own | {key: value[0] for key, value in sent.items()}
     weights = experiment.backbone.weights
     there = weights if weights and Path(weights).is_file() else None
     return Prompt(params, _card(store, experiment, method, state, which, number), there)

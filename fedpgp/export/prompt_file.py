@@ -25,8 +25,9 @@ from fedpgp.core.errors import BackboneError, ConfigError, DataError, RunError
 from fedpgp.core.files import write_durably
 from fedpgp.core.seeding import torch_generator
 from fedpgp.core.text import is_blank
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.sources import decoding
+from fedpgp.methods.base import HasServerRule
 
 FORMAT = "fedpgp prompt"
 VERSION = 1
@@ -189,11 +190,17 @@ class Predictor:
             ).to("cpu", getattr(torch, self._settings.dtype))
             classes = text.on(range(len(names)))
             own, wanted = self._prompt.params, self._method.init(classes, torch_generator(0, "shapes"))
-            ours, theirs = ({key: _form(value) for key, value in one.items()} for one in (own, wanted))
+            learned = select(own, wanted) if isinstance(self._method, HasServerRule) else own
+            ours, theirs = ({key: _form(value) for key, value in one.items()} for one in (learned, wanted))
             if ours != theirs:
                 raise RunError(f"prompt: its parameters are {ours}, those of its method are {theirs}; export it again")
             params = {key: value.unsqueeze(0) for key, value in own.items()}
-            self._classifiers[names] = self._method.classifier(params, classes)
+            try:
+                self._classifiers[names] = self._method.classifier(params, classes)
+            except (KeyError, IndexError, RuntimeError):
+                if not (sent := {key: _form(value) for key, value in own.items() if key not in wanted}):
+                    raise
+                raise RunError(f"prompt: {sent} is not what its method needs; export it again") from None
         return self._classifiers[names]
 
 
@@ -212,6 +219,7 @@ def _wrong(card: Mapping[str, Any]) -> str | None:
 
 
 def _form(value: Tensor) -> str:
+    """Type and shape of a parameter."""
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 

@@ -11,7 +11,7 @@ from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.federation.server import participants
 from fedpgp.methods.base import HasServerRule, Method
-from fedpgp.server_rules.base import ClientHalf, ServerRule
+from fedpgp.server_rules.base import ClientHalf, SendsToEach, ServerRule
 
 DEFAULT = FederationSettings().server
 
@@ -47,8 +47,12 @@ def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
 
 def named(rule: ServerRule, federation: FederationSettings) -> str:
     """How messages name a rule: by the setting, unless it is that of the method."""
-    own = federation.server.name == DEFAULT.name != rule.name
+    own = _of_method(rule, federation)
     return f"the method's server rule {rule.name}" if own else f"federation.server.name={federation.server.name}"
+
+
+def _of_method(rule: ServerRule, federation: FederationSettings) -> bool:
+    return federation.server.name == DEFAULT.name != rule.name
 
 
 def usual_updates(federation: FederationSettings, clients: int) -> int:
@@ -73,7 +77,8 @@ def server_bytes(rule: ServerRule, federation: FederationSettings, clients: int,
     kept = num_bytes(rule.init_kept(shared)) if isinstance(rule, ClientHalf) else 0
     stacked = each * most if rule.uploads == "stack" else 0
     copies = 1 if most == clients else 2  # participants send theirs back; a sample's rows are also copied to be sent
-    return kept * (clients + copies * most) + stacked + rule.working_bytes(most, shared)
+    held = rule.held_bytes(clients, shared) if isinstance(rule, SendsToEach) else 0
+    return kept * (clients + copies * most) + stacked + held + rule.working_bytes(most, shared)
 
 
 def describe(rule: ServerRule, federation: FederationSettings, clients: int, shared: ParamTree) -> str | None:
@@ -93,9 +98,11 @@ def check(rule: ServerRule, federation: FederationSettings, clients: int, shared
         )
     needed, there = server_bytes(rule, federation, clients, shared), memory.total()
     if needed > there:
-        what = "the updates of" if rule.uploads == "stack" else "what it keeps of"
-        count = most_updates(federation, clients) if rule.uploads == "stack" else clients
+        updates = rule.uploads == "stack" and not isinstance(rule, SendsToEach)
+        what = "the updates of" if updates else "what it keeps of"
+        count = most_updates(federation, clients) if updates else clients
+        instead = "another method" if _of_method(rule, federation) else "a rule that needs only a sum, such as fedavg"
         raise ConfigError(
             f"{setting}: {what} {count:,} clients take about {memory_size(needed)} of memory on the server, and this "
-            f"machine has {memory_size(there)}; give fewer clients, or a rule that needs only a sum, such as fedavg"
+            f"machine has {memory_size(there)}; give fewer clients, or {instead}"
         )

@@ -31,7 +31,7 @@ from fedpgp.federation.metrics import (
 from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks
-from fedpgp.server_rules.base import ClientHalf, Received
+from fedpgp.server_rules.base import ClientHalf, Received, SendsToEach
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,8 @@ class Server:
         for block in parts:
             common, own = self.job.rule.broadcast(state.server, state.shared, block)
             everyone, sent = to_arrays(common), to_arrays(own)
-            bytes_down += num_bytes(without(common, own)) * len(block) + num_bytes(own)
+            alone = self.job.rule.sent_bytes(own) if isinstance(self.job.rule, SendsToEach) else num_bytes(own)
+            bytes_down += num_bytes(without(common, own)) * len(block) + alone
             personal, kept = _rows_of(state.personal, block), _rows_of(state.kept, block)
             calls.append(Call(number, block, personal, kept, sent, clip_norm, confusion))
         return calls, everyone, bytes_down

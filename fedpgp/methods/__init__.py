@@ -23,6 +23,7 @@ from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.fedpha import FedPHA
 from fedpgp.methods.kgcoop import KgCoOp
+from fedpgp.methods.pfedmoap import PFedMoAP
 from fedpgp.methods.pfedpt import PFedPT
 from fedpgp.methods.prograd import ProGrad
 from fedpgp.methods.promptfl import PromptFL, PromptProx
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
-    KgCoOp, ProGrad, PromptFolio, FedPHA, FedMGP, DPFPL,
+    KgCoOp, ProGrad, PromptFolio, FedPHA, PFedMoAP, FedMGP, DPFPL,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

@@ -102,6 +102,17 @@ class ClientHalf(Protocol):
         """
 
 
+@runtime_checkable
+class SendsToEach(Protocol):
+    """A rule that keeps something of every client and sends each one entries of its own, which may be padded."""
+
+    def held_bytes(self, clients: int, shared: ParamTree) -> int:
+        """Most bytes that it keeps of so many clients, and that it sends to all of them in an evaluation."""
+
+    def sent_bytes(self, own: ParamTree) -> int:
+        """Bytes of what is sent to some clients alone (M, ...), see `ServerRule.broadcast`, without padding."""
+
+
 class RuleSettings(Settings):
     """Settings of every rule."""
 

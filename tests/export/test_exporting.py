@@ -47,6 +47,7 @@ SMALL = {
     "prograd": {"n_ctx": 2},
     "promptfolio": {"n_ctx": 2},
     "fedpha": {"n_ctx": 2, "local_lengths": [1, 3]},
+    "pfedmoap": {"n_ctx": 2, "gating_lr": 0.5},
 }
 UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
 
@@ -118,6 +119,15 @@ def test_a_client_has_its_own_part_and_the_server_none(run_of, tmp_path):
     assert torch.equal(server["ctx"], state.shared["ctx"])
     assert not server["U"].any()
     assert not server["V"].any()
+
+
+def test_the_prompts_that_a_client_has_received_go_with_it(run_of, tmp_path):
+    state = RunFolder.open(run_of("pfedmoap")).state_at(2)
+    own = Prompt.load(export(run_of("pfedmoap"), "client 2", tmp_path / "own")).params
+    assert sorted(own["expert_ids"].tolist()) == [0, 1]
+    assert torch.equal(own["experts"], state.server["pool"][own["expert_ids"]])
+    server = Prompt.load(export(run_of("pfedmoap"), "global", tmp_path / "server")).params
+    assert server.keys() == state.shared.keys() | state.personal.keys()
 
 
 @pytest.mark.parametrize("name", ["promptfl", "fedpgp"])
@@ -356,20 +366,31 @@ def test_a_prompt_from_elsewhere_is_checked(params, card, said, run_of, tmp_path
         Prompt.load(tmp_path / "bad.safetensors")
 
 
+CTX = torch.zeros(2, 64)
+
+
 @pytest.mark.parametrize(
-    "params",
+    ("name", "params"),
     [
-        {"ctx": torch.zeros(3, 64)},
-        {"ctx": torch.zeros(2, 64, dtype=torch.long)},
-        {},
-        {"ctx": torch.zeros(2, 64), "U": torch.zeros(1)},
+        ("promptfl", {"ctx": torch.zeros(3, 64)}),
+        ("promptfl", {"ctx": torch.zeros(2, 64, dtype=torch.long)}),
+        ("promptfl", {}),
+        ("promptfl", {"ctx": CTX, "U": torch.zeros(1)}),
+        ("promptfl", {"ctx": CTX, "experts": CTX}),
     ],
 )
-def test_parameters_of_another_form_are_refused(params, run_of, base_images, tmp_path):
-    prompt = Prompt.load(export(run_of("promptfl", ctx_init=None), "global", tmp_path))
+def test_parameters_of_another_form_are_refused(name, params, run_of, base_images, tmp_path):
+    prompt = Prompt.load(export(run_of(name, ctx_init=None), "global", tmp_path))
     assert Predictor(prompt).probabilities(base_images[0][:1]).isfinite().all()
     with pytest.raises(RunError, match="those of its method are"):
         Predictor(Prompt(params, prompt.card)).probabilities(base_images[0][:1])
+
+
+@pytest.mark.parametrize("changes", [{"experts": CTX}, {"expert_ids": torch.zeros(1, dtype=torch.long)}])
+def test_prompts_of_others_that_do_not_fit_are_refused(changes, run_of, base_images, tmp_path):
+    prompt = Prompt.load(export(run_of("pfedmoap"), "1", tmp_path))
+    with pytest.raises(RunError, match="is not what its method needs; export it again"):
+        Predictor(Prompt(prompt.params | changes, prompt.card)).probabilities(base_images[0][:1])
 
 
 def test_braces_in_a_template_are_text(run_of, base_images, tmp_path):

@@ -41,6 +41,11 @@ CASES = {
     "promptfolio": ("promptfolio", {"n_ctx": 3}),
     "fedpha": ("fedpha", {"n_ctx": 3}),
     "fedpha, local lengths": ("fedpha", {"n_ctx": 3, "local_lengths": [2, 5, 3]}),
+    "pfedmoap": ("pfedmoap", {"n_ctx": 3, "num_experts": 3}),
+    "pfedmoap, random, wide gating": (
+        "pfedmoap",
+        {"n_ctx": 3, "selection": "random", "num_experts": 2, "gating_dim": 64},
+    ),
     "fedpgp, two sets": ("fedpgp", {"n_ctx": 3, "rank": 2, "num_prompts": 2, "personal_lr": 0.01}),
 }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedpgp.config import FederationSettings
 from fedpgp.core.tree import select, stack
 from fedpgp.federation.client import LocalData, Optimizer, local_update
-from fedpgp.methods.base import Batch, DiffersByClient, HasDraws
+from fedpgp.methods.base import Batch, DiffersByClient, HasDraws, HasServerRule, PreparesRound
+from fedpgp.server_rules.base import Received
 
 NAMES = ["cat", "american_bulldog", "dog", "wine_glass", "teapot"]
 COUNTS = (6, 4, 9)
@@ -53,7 +55,23 @@ def distinct_params(method, frozen):
             noisy = {key: value[client] for key, value in params.items() if key not in method.shared_keys}
             for key, value in method.personal_of(client, noisy).items():
                 params[key][client] = value
-    return params, select(init, method.shared_keys)
+    shared = select(init, method.shared_keys)
+    received = {**shared, **sent_alone(method, shared)}
+    return params, received | (method.prepare(received, frozen) if isinstance(method, PreparesRound) else {})
+
+
+def sent_alone(method, shared):
+    """What a rule of the method sends to each of the three clients after a round in which all took part (3, ...)."""
+    if not isinstance(method, HasServerRule):
+        return {}
+    clients, generator = np.arange(len(COUNTS)), torch.Generator().manual_seed(3)
+    uploads = stack(shared, len(COUNTS))
+    uploads = {key: value + 0.01 * torch.randn(value.shape, generator=generator) for key, value in uploads.items()}
+    rule, weights = method.server_rule(FederationSettings()), torch.ones(len(COUNTS), dtype=torch.float64)
+    mean = {key: value.mean(0) for key, value in uploads.items()}
+    received = Received(clients, weights, mean, uploads, len(COUNTS), generator)
+    server, shared = rule.aggregate(rule.init(shared, len(COUNTS)), shared, received)
+    return rule.broadcast(server, shared, clients)[1]
 
 
 def train(method, frozen, features, labels, clients=range(3)):
@@ -65,6 +83,7 @@ def train(method, frozen, features, labels, clients=range(3)):
     orders = [[np.arange(start, min(start + 4, n)) for start in range(0, n, 4)] * 2 for n in counts]
     own = {key: value[list(clients)] for key, value in params.items()}
     phases, sgd = [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4)
+    received = {key: value if key in own else value[list(clients)] for key, value in received.items()}
     draws = drawing(method, frozen, clients)
     return local_update(method, frozen, own, received, data, phases, sgd, draws=draws)
 
