@@ -19,6 +19,7 @@ from fedpgp.methods.fedlora import FedLoRA
 from fedpgp.methods.fedmaple import FedMaPLe
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
+from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.pfedpt import PFedPT
 from fedpgp.methods.promptfl import PromptFL, PromptProx
 from fedpgp.methods.zero_shot import ZeroShot
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
-    ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
+    ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA, FedTPG,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

@@ -226,7 +226,7 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
         own = batch.own.repeat(1, logits.shape[-1] // batch.own.shape[-1])  # of each prompt set
         logits = logits.masked_fill(~own.unsqueeze(1), -torch.inf)
     losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none").view_as(batch.labels)
-    return (losses * batch.mask).sum(1) / batch.mask.sum(1).clamp(min=1)
+    return torch.where(batch.mask, losses, 0.0).sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
 def class_mean(values: Tensor, batch: Batch) -> Tensor:

@@ -27,6 +27,8 @@ CASES = {
     "fedpgp, no contrast": ("fedpgp", {"n_ctx": 3, "rank": 2, "contrast": "none"}),
     "fedpgp, full rank": ("fedpgp", {"n_ctx": 3, "adaptation": "full_rank", "position": "front"}),
     "fedpgp, two sets": ("fedpgp", {"n_ctx": 3, "rank": 2, "num_prompts": 2, "personal_lr": 0.01}),
+    "fedtpg": ("fedtpg", {"n_ctx": 3}),
+    "fedtpg, two blocks": ("fedtpg", {"n_ctx": 3, "depth": 2, "heads": 2}),
 }
 
 
