@@ -11,7 +11,16 @@ from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import Settings
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import ParamTree
-from fedpgp.methods.base import Batch, Classifier, Metrics, Phase, PromptMethod, cosine_logits, cross_entropy, draw_linear
+from fedpgp.methods.base import (
+    Batch,
+    Classifier,
+    Metrics,
+    Phase,
+    PromptMethod,
+    cosine_logits,
+    cross_entropy,
+    draw_linear,
+)
 from fedpgp.methods.coop import INIT_STD
 
 CROSS, FEED = "cross", "feed"
@@ -152,7 +161,8 @@ def attention(
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if own is not None:
         scores = scores.masked_fill(~own[:, None, None], -torch.inf)
-    return scores.softmax(-1)
+    weights: Tensor = scores.softmax(-1)
+    return weights
 
 
 def feed_forward(params: ParamTree, name: str, x: Tensor) -> Tensor:
