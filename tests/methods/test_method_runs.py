@@ -14,8 +14,8 @@ from test_fedotp import plain
 from fedpgp import config
 from fedpgp.clip import model
 from fedpgp.clip.images import patch_tokens
-from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import BackboneError, ConfigError, UserError
+from fedpgp.core.callbacks import EventStream, RunCallback
+from fedpgp.core.errors import BackboneError, ConfigError, Interrupted, UserError
 from fedpgp.experiments import planning, runner
 from fedpgp.storage.run_folder import RunFolder
 
@@ -25,6 +25,7 @@ RUNS = {
     "fedmaple": {"depth": 2},
     "fedotp": {"n_ctx": 2, "max_iter": 5},
     "fedpgp": {"n_ctx": 2, "rank": 1, "num_prompts": 2},
+    "fedtpg": {"n_ctx": 2, "depth": 1},
 }
 
 
@@ -55,6 +56,43 @@ def test_every_method_runs(root, name):
     plan = planning.plan(wanted)
     params = plan.method.init(plan.text.on(range(2)), torch.Generator())
     assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
+
+
+def same_bits(one, other):
+    """Whether two runs have the same metrics, clients and last state."""
+    first, second = RunFolder.open(one), RunFolder.open(other)
+    assert [dict(row.metrics) for row in first.rounds()] == [dict(row.metrics) for row in second.rounds()]
+    assert first.clients().equals(second.clients())
+    left, right = (store.state_at(len(store.rounds())) for store in (first, second))
+    for tree in ("shared", "personal", "server", "kept"):
+        values, others = getattr(left, tree), getattr(right, tree)
+        assert values.keys() == others.keys()
+        assert all(torch.equal(value, others[key]) for key, value in values.items())
+    return left
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_fedtpg_as_in_its_paper_on_ray_and_resumed(root):
+    """Own classes, the unweighted mean, a sample of the clients, and momentum that stays with each of them."""
+    tree = settings(root, {"name": "fedtpg", **RUNS["fedtpg"]}).model_dump(mode="json")
+    tree["protocol"]["train_classes"] = "own"
+    tree["federation"] |= {"rounds": 3, "participation": 0.7, "keep_momentum": True, "lr_schedule": "cosine"}
+    tree["federation"]["server"] = {"name": "mean", "lr": 1.0}
+    serial = runner.run(config.parse(tree), False, RunCallback(), threading.Event())
+    on_ray = config.parse({**tree, "resources": {"backend": "ray", "actors": 2}})
+    state = same_bits(serial, runner.run(on_ray, False, RunCallback(), threading.Event()))
+    assert state.kept["momentum.0.queries"].flatten(1).any(1).all()
+    stop = threading.Event()
+
+    def after_first(event):
+        if event.method == "on_round" and event.arguments[1] == 1:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        runner.run(config.parse(tree), False, EventStream(after_first), stop)
+    resumed = runner.run(config.parse(tree), True, RunCallback(), threading.Event())
+    assert resumed != serial
+    same_bits(serial, resumed)
 
 
 @pytest.mark.parametrize("name", ["promptfl", "zero_shot", "fedotp"])
