@@ -191,7 +191,7 @@ class ClassSet:
 
     def bare_names(self) -> Tensor:
         """Return constant text features (C, E) of the class names alone."""
-        return self._constant("{}", self.token_ids)
+        return self._constant("names", map(self.token_ids, self.names))
 
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""

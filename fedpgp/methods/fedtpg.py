@@ -59,7 +59,7 @@ class FedTPG(PromptMethod):
 
     With `protocol.train_classes=own`, as in the paper, a client knows only its own names: they alone are keys of its
     attention and columns of its softmax. With `task` all classes of the task are both. In evaluation, h gets all
-    names of the set that is tested, Local included: the authors' local accuracy asks for the client's own names alone.
+    names of the set that is tested. The authors' local accuracy asks for the client's own names alone: `local_own`.
 
     Settings of the authors' code that are the federation's here: its server takes the unweighted mean of the
     participants, `federation.server.name=mean` (the default weights by images); its clients keep their momentum from
