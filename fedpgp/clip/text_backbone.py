@@ -189,6 +189,10 @@ class ClassSet:
         """Return constant text features (C, E) of the hand-written prompts: zero-shot CLIP."""
         return self._constant("template", map(self.token_ids, self._prompts_of))
 
+    def bare_names(self) -> Tensor:
+        """Return constant text features (C, E) of the class names alone."""
+        return self._constant("names", map(self.token_ids, self.names))
+
     def adapted_template(self, adapters: Adapters) -> Tensor:
         """Compute text features (P, C, E) of the hand-written prompts in a tower with adapters."""
         return self._fixed("template", map(self.token_ids, self._prompts_of), adapters)

@@ -69,7 +69,10 @@ class FederationSettings(Settings):
     lr_step_factor: float = Field(0.1, gt=0, le=1)
     """step: factor of a reduction; 1: constant"""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """momentum of SGD; 0: none. Optimizers are fresh for each local update"""
+    """momentum of SGD; 0: none. It starts at 0 in each local update, unless `keep_momentum`"""
+    keep_momentum: bool = False
+    """true: each client keeps its optimizer's momentum from one participation to the next (fine-tuning and clients that
+    never train start at 0)"""
     weight_decay: float = Field(5e-4, ge=0)
     """weight decay of SGD; 0: none"""
     block_size: int = Field(10, ge=1)
@@ -122,6 +125,7 @@ class FederationSettings(Settings):
             ),
             ("local_epochs", self.local_steps is None, "local_steps=null"),
             ("dropout_keeps_personal", self.dropout > 0, "dropout above 0"),
+            ("keep_momentum", self.momentum > 0, "momentum above 0"),
         ):
             if given(key) and not effective:
                 raise ValueError(f"{key} has no effect; it needs {needed}")

@@ -167,6 +167,7 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     if server_rules.plugin(federation.server.name):
         server_rules.plugin_check.dry_run(federation.server.name, rule, shared)
     held, kept, sent = _of_rule(rule, shared, training)
+    kept += rule_needs.momentum_bytes(method, federation, shared | personal)
     trained = participants(training, federation.participation)
     steps = trained * (federation.local_steps or federation.local_epochs * -(-images // federation.batch_size))
     layers, width = _text_tower(experiment.backbone)

@@ -215,11 +215,12 @@ def _check_clients(experiment: Experiment, method: Method, data: FederatedData, 
 
 
 def _check_rule(experiment: Experiment, method: Method, rule: ServerRule, data: FederatedData, tree: ParamTree) -> None:
-    """Raise `ConfigError` if the server rule cannot aggregate what the clients share."""
+    """Raise `ConfigError` if the server rule cannot aggregate what the clients share, or keep what they keep."""
     shared, name = select(tree, method.shared_keys), experiment.federation.server.name
     if server_rules.plugin(name):
         private = experiment.privacy.level != "none"
         server_rules.plugin_check.dry_run(name, rule, shared, private)
+    rule_needs.check_momentum(method, experiment.federation, data.num_clients, tree)
     if shared and method.phases:
         rule_needs.check(rule, experiment.federation, len(data.training_clients), shared)
 

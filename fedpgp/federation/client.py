@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Update:
     loss: Tensor  # (K,) mean over the steps of the client's last phase, or of the phase in which it failed
     finite: Tensor  # (K,) bool: no loss of the client was infinite or undefined
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # (K,) as `loss`, of each named part of it
+    momentum: ParamTree = field(default_factory=dict)  # (K, ...) of optimizers that are kept; empty: of none
 
     @classmethod
     def concatenate(cls, updates: Sequence[Update]) -> Update:
@@ -50,6 +52,7 @@ class Update:
             torch.cat([update.loss for update in updates]),
             torch.cat([update.finite for update in updates]),
             {name: torch.cat([update.parts[name] for update in updates]) for name in updates[0].parts},
+            {key: torch.cat([update.momentum[key] for update in updates]) for key in updates[0].momentum},
         )
 
 
@@ -115,8 +118,9 @@ def local_update(
     factors: Sequence[float | np.ndarray] | None = None,
     correction: ParamTree | None = None,
     draws: Draws | None = None,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Update:
-    """Train the clients of a block together, each as it would be trained alone. Optimizers start fresh.
+    """Train the clients of a block together, each as it would be trained alone.
 
     A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
     does a client whose loss is not finite. No step waits for the device: nothing is read from it, or copied to it.
@@ -131,17 +135,20 @@ def local_update(
         factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
         correction: added to the gradients of its keys in every step (K, ...); None: nothing.
         draws: called once per step; None: the method uses no random numbers.
+        kept: momentum at the start (K, ...), as `initial_momentum` names it; not changed. Empty: 0, and not returned.
     """
     device = data.labels.device
     params = {key: value.clone() for key, value in params.items()}
     finite = torch.ones(len(data.starts), dtype=torch.bool, device=device)
     means = {"loss": torch.zeros(len(data.starts), device=device)}
+    ends: ParamTree = {}
     for index, (phase, phase_orders) in enumerate(zip(method.phases, orders, strict=True)):
         factor = 1.0 if factors is None else factors[index]
         by_step = torch.as_tensor(factor, dtype=torch.float32, device=device)
         settings, trained, sums = optimizer.within(phase, round), finite.clone(), dict[str, Tensor]()
         learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
-        momentum = {key: torch.zeros_like(value) for key, value in learned.items()}
+        names = {key: _momentum_key(index, key) for key in learned}
+        momentum = {key: kept[name].clone() if kept else torch.zeros_like(learned[key]) for key, name in names.items()}
         steps = torch.tensor([len(order) for order in phase_orders], device=device)
         for step, batch in enumerate(schedule(data, phase_orders)):
             if draws is not None:
@@ -164,8 +171,23 @@ def local_update(
                     _sgd(value, gradient, momentum[key], active, settings.of(key) * scale, settings)
         for value in learned.values():
             value.requires_grad_(False)
+        if kept:
+            ends |= {name: momentum[key] for key, name in names.items()}
         means |= {name: torch.where(trained, sums[name] / steps, means.get(name, torch.nan)) for name in sums}
-    return Update(params, means.pop("loss"), finite, means)
+    return Update(params, means.pop("loss"), finite, means, ends)
+
+
+def initial_momentum(method: Method, params: ParamTree) -> ParamTree:
+    """The momentum of one client before its first update: 0 for each parameter of each phase."""
+    return {
+        _momentum_key(index, key): torch.zeros_like(value)
+        for index, phase in enumerate(method.phases)
+        for key, value in select(params, phase.keys).items()
+    }
+
+
+def _momentum_key(phase: int, key: str) -> str:
+    return f"momentum.{phase}.{key}"
 
 
 def _sgd(

@@ -34,7 +34,7 @@ class Call:
     round: int
     clients: np.ndarray  # (K,)
     personal: Arrays  # (K, ...)
-    kept: Arrays = field(default_factory=dict)  # (K, ...) what the server rule lets each client keep
+    kept: Arrays = field(default_factory=dict)  # (K, ...) what the server rule lets each client keep, or its momentum
     sent: Arrays = field(default_factory=dict)  # (K, ...) what the server sends to each of them alone
     clip_norm: float = inf  # longest update under differential privacy
     confusion: bool = False  # whether an evaluation counts confusion matrices

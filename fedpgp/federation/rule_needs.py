@@ -9,6 +9,7 @@ from fedpgp.core import memory
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
+from fedpgp.federation.client import initial_momentum
 from fedpgp.federation.server import participants
 from fedpgp.methods.base import HasServerRule, Method
 from fedpgp.server_rules.base import ClientHalf, SendsToEach, ServerRule
@@ -30,11 +31,16 @@ def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
                 f"federation.server.name={server.name}: method {method.name} has a server rule of its own; leave "
                 f"federation.server at {DEFAULT.name}, or give another method"
             )
-        return method.server_rule(federation)
+        rule = method.server_rule(federation)
     if isinstance(rule, ClientHalf) and len(method.phases) > 1:
         raise ConfigError(
-            f"federation.server.name={server.name}: it corrects the gradients of one phase of local training, and "
-            f"method {method.name} has {len(method.phases)}; give another method or rule"
+            f"{named(rule, federation)}: it corrects the gradients of one phase of local training, and method "
+            f"{method.name} has {len(method.phases)}; give another method or rule"
+        )
+    if isinstance(rule, ClientHalf) and federation.keep_momentum:
+        raise ConfigError(
+            f"federation.keep_momentum=true: {named(rule, federation)} assumes that momentum starts at 0 in each local "
+            "update; give federation.keep_momentum=false, or another rule"
         )
     trained = frozenset().union(*(phase.keys for phase in method.phases))
     if isinstance(rule, ClientHalf) and method.shared_keys and not method.shared_keys & trained:
@@ -105,4 +111,20 @@ def check(rule: ServerRule, federation: FederationSettings, clients: int, shared
         raise ConfigError(
             f"{setting}: {what} {count:,} clients take about {memory_size(needed)} of memory on the server, and this "
             f"machine has {memory_size(there)}; give fewer clients, or {instead}"
+        )
+
+
+def momentum_bytes(method: Method, federation: FederationSettings, tree: ParamTree) -> int:
+    """Bytes of the momentum that a client keeps between its participations, with the parameters `tree`."""
+    return num_bytes(initial_momentum(method, tree)) if federation.keep_momentum else 0
+
+
+def check_momentum(method: Method, federation: FederationSettings, clients: int, tree: ParamTree) -> None:
+    """Raise `ConfigError` if the momentum that all clients keep does not fit into the memory of this machine."""
+    needed, there = clients * momentum_bytes(method, federation, tree), memory.total()
+    if needed > there:
+        raise ConfigError(
+            f"federation.keep_momentum=true: the momentum of {clients:,} clients takes about {memory_size(needed)} of "
+            f"memory on the server, and this machine has {memory_size(there)}; give fewer clients, or "
+            "federation.keep_momentum=false"
         )

@@ -17,6 +17,7 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.client import initial_momentum
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -120,6 +121,8 @@ class Server:
             for client in range(clients):
                 for key, value in job.method.personal_of(client, own).items():
                     personal[key][client] = value
+        if job.federation.keep_momentum:
+            kept = initial_momentum(job.method, tree)
         private = job.privacy.initial() if job.privacy else {}
         return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients), private)
 
@@ -262,6 +265,7 @@ class Server:
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
+        state = replace(state, kept={})  # which no model needs
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
         several = state.personal or personalised or self.job.federation.finetune_epochs

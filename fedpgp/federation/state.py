@@ -18,7 +18,7 @@ class State:
     shared: ParamTree  # the server's parameters
     personal: ParamTree  # the clients' parameters, stacked: every entry is (K, ...)
     server: ParamTree = field(default_factory=dict)  # the server rule's own state
-    kept: ParamTree = field(default_factory=dict)  # what the server rule lets each client keep, stacked (K, ...)
+    kept: ParamTree = field(default_factory=dict)  # (K, ...) what the rule lets clients keep, or their momentum
     privacy: ParamTree = field(default_factory=dict)  # the clip norm, if it adapts
 
 

@@ -46,8 +46,12 @@ class Trainer:
         purpose: str,
         epochs: int,
         correction: ParamTree | None = None,
+        momentum: ParamTree | None = None,
     ) -> Update:
-        """Train the clients of a call in chunks, each as one batch. `received` is (K, ...) for keys of `call.sent`."""
+        """Train the clients of a call in chunks, each as one batch. `received` is (K, ...) for keys of `call.sent`.
+
+        `correction` and `momentum`: see `local_update`, of all clients of the call; None: nothing.
+        """
         method, federation = self.job.method, self.job.federation
         start = self.start(call, received) | personal
         parts = []
@@ -68,6 +72,7 @@ class Trainer:
                 [factors(federation, call.round, _steps(order)) for order in orders] if purpose == TRAINING else None,
                 None if correction is None else {key: value[part] for key, value in correction.items()},
                 self._draws(frozen, purpose, call.round, clients),
+                {key: value[part] for key, value in (momentum or {}).items()},
             )
             if purpose == TRAINING and isinstance(method, FinishesTraining):
                 generators = self._generators("after_training", call.round, clients)

@@ -79,7 +79,8 @@ class FederationWorker:
         received = self._tree(common) | self._tree(call.sent)
         personal, kept = self._tree(call.personal), self._tree(call.kept)
         correction = rule.correction(kept, received) if isinstance(rule, ClientHalf) else None
-        honest = self._trainer.update(call, received, personal, TRAINING, federation.local_epochs, correction)
+        momentum = kept if federation.keep_momentum else None
+        honest = self._trainer.update(call, received, personal, TRAINING, federation.local_epochs, correction, momentum)
         update = self._attacked(call, honest, received)
         valid = validate(update, received, federation, call)
         lost = absence.lost(federation, self.job.seed, call.round, call.clients)
@@ -107,7 +108,7 @@ class FederationWorker:
             total=to_arrays(summed if rule.uploads == "sum" else {}),
             stack=to_arrays(sent if rule.uploads == "stack" else {}),
             personal=to_arrays(choose(keeping, without(update.params, valid.shared), personal)),
-            kept=to_arrays(choose(arrived, kept_now, kept)),
+            kept=to_arrays(choose(keeping, honest.momentum, kept) if momentum else choose(arrived, kept_now, kept)),
             num_examples=num_examples,
             bytes_up=num_bytes(uploads) // len(lost) * int((~lost).sum()),
             loss=update.loss.cpu().numpy(),
@@ -143,7 +144,10 @@ class FederationWorker:
         )
 
     def memory(self, call: Call, common: Arrays) -> int:
-        """Bytes to train a block: frozen weights, a chunk's features and, measured on one client, its activations."""
+        """Bytes to train a block: frozen weights and, of each client of a chunk, its features, gradients and momentum.
+
+        And its activations with the parameters that they need, measured on one client.
+        """
         one = replace(call, clients=call.clients[:1], sent={key: value[:1] for key, value in call.sent.items()})
         received = self._tree(common) | self._tree(one.sent)
         personal = self._tree({key: value[:1] for key, value in call.personal.items()})
@@ -159,7 +163,9 @@ class FederationWorker:
             return self.job.method.loss(params, received, frozen, batch)[0]
 
         chunk = min(len(call.clients), self.job.federation.chunk_size or len(call.clients))
+        learned = frozenset().union(*(phase.keys for phase in self.job.method.phases))
         per_client = kept_for_backward(step, set(weights)) + self._trainer.bytes_of_images(one.clients)
+        per_client += 2 * num_bytes(select(params, learned))
         return PROCESS_BYTES + sum(weights.values()) + chunk * per_client
 
     def evaluate(self, call: Call, common: Arrays) -> list[Counts]:

@@ -22,6 +22,7 @@ from fedpgp.methods.fedmgp import FedMGP
 from fedpgp.methods.fedotp import FedOTP
 from fedpgp.methods.fedpgp import FedPGP
 from fedpgp.methods.fedpha import FedPHA
+from fedpgp.methods.fedtpg import FedTPG
 from fedpgp.methods.kgcoop import KgCoOp
 from fedpgp.methods.pfedmoap import PFedMoAP
 from fedpgp.methods.pfedpt import PFedPT
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 # A list, so that mypy names each class that does not satisfy the protocol.
 _BUILT_IN: list[type[Method]] = [
     ZeroShot, CoOp, PromptFL, PromptProx, FedCoCoOp, FedMaPLe, FedOTP, FedPGP, PFedPT, FedLoRA,
-    KgCoOp, ProGrad, PromptFolio, FedPHA, PFedMoAP, FedMGP, DPFPL,
+    KgCoOp, ProGrad, FedTPG, PromptFolio, PFedMoAP, DPFPL, FedPHA, FedMGP,
 ]  # fmt: skip
 
 REGISTRY: Registry[Method] = Registry("method.name", "method", plugins.METHODS, _BUILT_IN, plugin_check.check_class)

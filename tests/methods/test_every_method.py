@@ -47,6 +47,8 @@ CASES = {
         {"n_ctx": 3, "selection": "random", "num_experts": 2, "gating_dim": 64},
     ),
     "fedpgp, two sets": ("fedpgp", {"n_ctx": 3, "rank": 2, "num_prompts": 2, "personal_lr": 0.01}),
+    "fedtpg": ("fedtpg", {"n_ctx": 3}),
+    "fedtpg, two blocks": ("fedtpg", {"n_ctx": 3, "depth": 2, "heads": 2}),
 }
 
 

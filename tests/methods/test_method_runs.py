@@ -32,6 +32,7 @@ RUNS = {
     "prograd": {"n_ctx": 2},
     "promptfolio": {"n_ctx": 2},
     "fedpha": {"n_ctx": 2, "local_lengths": [3, 1]},
+    "fedtpg": {"n_ctx": 2, "depth": 1},
 }
 
 
@@ -75,7 +76,25 @@ def test_every_method_runs(root, name):
 
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha", "dp_fpl", "fedmgp"])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
-    stop, wanted = threading.Event(), settings(root, {"name": name, **RUNS[name]}, rounds=3)
+    same_when_resumed(settings(root, {"name": name, **RUNS[name]}, rounds=3))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_fedtpg_as_in_its_paper_on_ray_and_resumed(root):
+    """Own classes, the unweighted mean, a sample of the clients, and momentum that stays with each of them."""
+    tree = settings(root, {"name": "fedtpg", **RUNS["fedtpg"]}).model_dump(mode="json")
+    tree["protocol"]["train_classes"] = "own"
+    tree["federation"] |= {"rounds": 3, "participation": 0.7, "keep_momentum": True, "lr_schedule": "cosine"}
+    tree["federation"]["server"] = {"name": "mean", "lr": 1.0}
+    serial = same_when_resumed(config.parse(tree))
+    on_ray = config.parse({**tree, "resources": {"backend": "ray", "actors": 2}})
+    state = same_bits(serial, runner.run(on_ray, False, RunCallback(), threading.Event()))
+    assert state.kept["momentum.0.queries"].flatten(1).any(1).all()
+
+
+def same_when_resumed(wanted):
+    """Run an experiment whole, and stopped after its first round and resumed: both give the same bits."""
+    stop = threading.Event()
 
     def after_first(event):
         if event.method == "on_round" and event.arguments[1] == 1:
@@ -86,31 +105,33 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
         runner.run(wanted, False, EventStream(after_first), stop)
     resumed = runner.run(wanted, True, RunCallback(), threading.Event())
     assert resumed != whole
-    stores = [RunFolder.open(path) for path in (whole, resumed)]
-    rows, other_rows = ([(row.round, dict(row.metrics)) for row in store.rounds()] for store in stores)
-    assert rows == other_rows
-    same_bits(stores, 3)
+    same_bits(whole, resumed)
+    return whole
 
 
-def same_bits(stores, round):
-    """All counts, and the parameters after a round."""
-    assert stores[0].clients().equals(stores[1].clients())
-    state, other = (store.state_at(round) for store in stores)
-    for tree, same in ((state.shared, other.shared), (state.personal, other.personal)):
-        assert tree.keys() == same.keys()
-        assert all(torch.equal(value, same[key]) for key, value in tree.items())
+def same_bits(one, other):
+    """Whether two runs have the same metrics, clients and last state."""
+    first, second = RunFolder.open(one), RunFolder.open(other)
+    assert [dict(row.metrics) for row in first.rounds()] == [dict(row.metrics) for row in second.rounds()]
+    assert first.clients().equals(second.clients())
+    left, right = (store.state_at(len(store.rounds())) for store in (first, second))
+    for tree in ("shared", "personal", "server", "kept"):
+        values, others = getattr(left, tree), getattr(right, tree)
+        assert values.keys() == others.keys()
+        assert all(torch.equal(value, others[key]) for key, value in values.items())
+    return left
 
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
 def test_actors_give_the_bits_of_the_serial_backend(tmp_path, name):
     """Methods that draw random numbers of their own, in blocks of two of three clients."""
-    stores = []
+    runs = []
     for resources in ({"backend": "serial"}, {"backend": "ray", "actors": 2}):
         wanted = settings(tmp_path / resources["backend"], {"name": name, **RUNS[name]}, rounds=3)
         wanted = wanted.model_copy(update={"resources": wanted.resources.model_copy(update=resources)})
-        stores.append(RunFolder.open(runner.run(wanted, False, RunCallback(), threading.Event())))
-    same_bits(stores, 3)
+        runs.append(runner.run(wanted, False, RunCallback(), threading.Event()))
+    same_bits(*runs)
 
 
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha"])

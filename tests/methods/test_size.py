@@ -25,6 +25,7 @@ from fedpgp.methods.size import parameter_counts
         ("prograd", 16 * 512, 0),
         ("promptfolio", 16 * 512, 16 * 512),
         ("fedpha", 16 * 512, 16 * 512),
+        ("fedtpg", 4 * 512 + 3 * 1024 + 4 * (512**2 + 512) + 4096 * 513 + 512 * 2049, 0),
     ],
 )
 def test_shared_and_personal_parameters(name, shared, personal):
