@@ -48,6 +48,7 @@ SMALL = {
     "promptfolio": {"n_ctx": 2},
     "fedpha": {"n_ctx": 2, "local_lengths": [1, 3]},
     "pfedmoap": {"n_ctx": 2, "gating_lr": 0.5},
+    "fedtpg": {"n_ctx": 2},
 }
 UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
 
