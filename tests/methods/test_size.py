@@ -19,6 +19,7 @@ from fedpgp.methods.size import parameter_counts
         ("fedmaple", 9 * (2 * 512 + 512 * 768 + 768), 0),
         ("fedotp", 16 * 512, 16 * 512),
         ("fedpgp", 16 * 512, 16 * 8 + 8 * 512),
+        ("pfedmoap", 16 * 512, 4 * (128 * 128 + 128)),
     ],
 )
 def test_shared_and_personal_parameters(name, shared, personal):
