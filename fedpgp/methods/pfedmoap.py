@@ -74,18 +74,20 @@ class PFedMoAP(PromptMethod):
     participant prompts of others from this pool as it was before the round. `nearest` chooses by Euclidean distance
     from the client's own last prompt; `random` takes the first others of one list, drawn once per run. A client that
     has not sent a prompt yet has no experts: its logits are s v_b . z_c (without lambda) and its gating does not learn,
-    so the first round is PromptFL's. So it stays with `num_experts` 1. After a round, clients are tested with the
-    global prompt and experts chosen anew. The global model is the global prompt without gating. All of it works class
-    by class, so novel classes and `protocol.train_classes=own` do too.
+    so the first round is PromptFL's, and with `num_experts` 1 every round is. After a round, clients are tested with
+    the global prompt and experts chosen anew; the authors test participants right after local training, which
+    `federation.evaluate_before_aggregation` gives too. The global model is the global prompt without gating. Everything
+    is computed class by class, so novel classes and `protocol.train_classes=own` are supported.
 
     Privacy: clients see the prompts of other clients, one by one, the server keeps them all, and an exported client has
     those that it was sent. Noise on the average would not protect them, so `privacy.level=client` is rejected.
 
-    Departs from the authors' code: `nearest` there fails as soon as more than X clients have a prompt, and takes
-    positions for client numbers; their pool changes while a round runs; a gating passes from one client to the next, as
-    do the optimizer and its momentum (here fresh for each local update); the learning rates follow the federation's
-    schedule. Weight decay shrinks the gating also in a round without experts, in which theirs does not change (1 - lr
-    decay per step: 5e-6 with their settings).
+    Departs from the authors' code, in which `nearest` fails as soon as more than X clients have a prompt, and takes
+    positions in a list for client numbers; experts come from a pool that changes while the round runs; and a gating
+    passes from one client to the next, like the optimizer with its momentum (here fresh for each local update). Also,
+    both learning rates follow the federation's schedule, contexts are the same for all classes, and weight decay
+    shrinks the gating in a round without experts, in which theirs does not change (by 5e-6 of its value per step with
+    their settings, without momentum).
     """
 
     name: ClassVar[str] = "pfedmoap"
@@ -203,7 +205,8 @@ def attention(params: ParamTree, images: Tensor, experts: Tensor, there: Tensor,
     query = split_heads(_linear(params, "gate_q", images), settings.gating_heads)
     key = split_heads(_linear(params, "gate_k", experts.flatten(1, 2)), settings.gating_heads)
     scores = (settings.scaling * query @ key.mT).unflatten(-1, experts.shape[1:3])
-    return scores.masked_fill(~there[:, None, None, :, None], -torch.inf).softmax(-2)
+    weights: Tensor = scores.masked_fill(~there[:, None, None, :, None], -torch.inf).softmax(-2)
+    return weights
 
 
 def mixture(params: ParamTree, images: Tensor, experts: Tensor, there: Tensor, settings: PFedMoAPSettings) -> Tensor:
@@ -215,7 +218,8 @@ def mixture(params: ParamTree, images: Tensor, experts: Tensor, there: Tensor, s
     value = split_heads(_linear(params, "gate_v", experts.flatten(1, 2)), settings.gating_heads)
     image = split_heads(images @ params["gate_o.weight"], settings.gating_heads)
     votes = (image @ value.mT).unflatten(-1, experts.shape[1:3])
-    return (weights * votes).sum((1, 3)) + images @ params["gate_o.bias"].unsqueeze(-1)
+    mixed: Tensor = (weights * votes).sum((1, 3)) + images @ params["gate_o.bias"].unsqueeze(-1)
+    return mixed
 
 
 def _linear(params: ParamTree, layer: str, x: Tensor) -> Tensor:
