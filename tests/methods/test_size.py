@@ -21,15 +21,12 @@ from fedpgp.methods.size import parameter_counts
         ("fedmgp", 2 * (2 * 512 + 2 * 768), 5 * (2 * 512 + 2 * 768) + 2 * 2),
         ("fedotp", 16 * 512, 16 * 512),
         ("fedpgp", 16 * 512, 16 * 8 + 8 * 512),
-<<<<<<< HEAD
         ("kgcoop", 16 * 512, 0),
         ("prograd", 16 * 512, 0),
         ("promptfolio", 16 * 512, 16 * 512),
         ("fedpha", 16 * 512, 16 * 512),
         ("fedtpg", 4 * 512 + 3 * 1024 + 4 * (512**2 + 512) + 4096 * 513 + 512 * 2049, 0),
-=======
         ("pfedmoap", 16 * 512, 4 * (128 * 128 + 128)),
->>>>>>> moap
     ],
 )
 def test_shared_and_personal_parameters(name, shared, personal):
