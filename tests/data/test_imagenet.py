@@ -150,6 +150,22 @@ def test_nobody_trains_on_a_variant(tmp_path: Path, write: Write) -> None:
     assert np.bincount(built.labels).tolist() == [1] * 200
 
 
+def test_imagenet_trains_and_its_variants_test(coop: Path, write: Write) -> None:
+    """A union: all images of the variants are tested, with the classes that they have."""
+    around = coop.parent
+    write(around / "imagenet-adversarial/imagenet-a", SOME)
+    write(around / "imagenet-sketch/images", WNIDS)
+    names = ("imagenet", "imagenet_a", "imagenet_sketch")
+    data_settings = DataSettings(name="union", parts=tuple({"name": name, "root": around} for name in names))
+    union = manifest.build(data_settings)
+    cross = ProtocolSettings(name="cross_data", source="imagenet", val_shots=1)
+    data = protocol.build(union, PartitionSettings(scheme="iid", clients=2), cross, seed=1)
+    assert sum(len(own) for own in data.train_rows) == 1000
+    held_out = {pool.class_set: len(pool.rows) for pool in data.evaluation_sets if pool.held_out}
+    assert held_out == {"all/imagenet_a": 200, "all/imagenet_sketch": 1000}
+    assert union.texts[1000:1200] == tuple(union.texts[3:1000:5])
+
+
 def first_line(text: str) -> Callable[[Path], object]:
     return lambda root: (root / "classnames.txt").write_text(text + class_names())
 
