@@ -41,6 +41,7 @@ SMALL = {
     "fedotp": {"n_ctx": 2},
     "fedpgp": {"n_ctx": 2, "rank": 2},
     "fedlora": {"rank": 2},
+    "fedtpg": {"n_ctx": 2},
 }
 UNFIT = {"pfedpt": {"model": "test_resnet", "prompt_epochs": 1}}
 
