@@ -95,7 +95,7 @@ def made_run(tmp_path):
 
     def make(
         *overrides, root=tmp_path / "store", state="finished", partition="p{seed}", version="1", name="x",
-        clients=None, shared=None, personal=None, more=None, **series,
+        clients=None, pooled=None, shared=None, personal=None, more=None, **series,
     ):  # fmt: skip
         experiment = config.parse(
             config.override({"name": name, "backbone": {"name": "tiny", "weights": "random"}}, overrides)
@@ -116,7 +116,7 @@ def made_run(tmp_path):
             row = RoundRow(number, metrics, 2, 1_000_000, 2_000_000, {"train": 0.5}, number)
             learned = State(number, shared or {}, personal or {})
             rows = CLIENT_SCHEMA.empty_table() if clients is None else clients
-            store.commit(row, rows, checkpoint.save(store.checkpoints, learned, digest))
+            store.commit(row, rows, checkpoint.save(store.checkpoints, learned, digest), pooled)
         {"finished": lambda: store.finish({}), "failed": lambda: store.fail("disk full"), "running": lambda: None}[
             state
         ]()

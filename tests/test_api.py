@@ -51,6 +51,27 @@ def test_clients_have_names_and_accuracies(done):
     assert overall["accuracy"].mean() == pytest.approx(done.metrics["test/local"])
 
 
+def test_measures_follow_from_the_counts_of_calibration_and_classes(done):
+    keys = ["round", "split", "metric"]
+    bins, classes, measures = done.calibration, done.classes, done.measures
+    bins["gap"] = bins["correct"] - bins["images"] * bins["confidence"] / 100
+    sums = (
+        bins.groupby([*keys, "bin"])[["gap", "images"]]
+        .sum()
+        .groupby(keys)
+        .agg({"gap": lambda own: own.abs().sum(), "images": "sum"})
+    )
+    counts = classes.groupby([*keys, "class"])[["images", "predicted", "correct"]].sum()
+    f1 = (200 * counts["correct"] / (counts["images"] + counts["predicted"])).groupby(keys).mean()
+    whole = measures[measures["domain"].isna()].set_index(keys)
+    np.testing.assert_allclose(whole["ece"], (100 * sums["gap"] / sums["images"])[whole.index])
+    np.testing.assert_allclose(whole["f1"], f1[whole.index])
+    assert set(whole.reset_index()["round"]) == {1, 2}
+    assert whole.loc[2, "test", "base"]["balanced"] == pytest.approx(done.metrics["test/base_balanced"])
+    assert set(classes["class"]) <= set(done.identity["class_names"])
+    assert ((bins["low"] < bins["confidence"]) & (bins["confidence"] <= bins["high"])).all()
+
+
 def test_confusion_and_partition_name_the_classes(done):
     confusion = done.confusion
     assert set(confusion["label"]) | set(confusion["answer"]) <= set(done.identity["class_names"])

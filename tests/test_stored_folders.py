@@ -38,6 +38,19 @@ def test_a_run_is_read(root):
     assert run.confusion["count"].sum() > 0
 
 
+def test_measures_of_an_older_run_are_absent_and_not_zero(fedpgp, root):
+    from fedpgp.export.results import Run
+
+    run = Run(root / "runs" / RUN)
+    assert [len(frame) for frame in (run.measures, run.calibration, run.classes)] == [0, 0, 0]
+    assert not any("_ece" in name for name in run.metrics)
+    assert "reliability" not in run.figures()
+    for where in (root / "runs" / RUN, root / "sweeps" / SWEEP):
+        code, out, err = fedpgp("report", where)
+        assert (code, err) == (0, "")
+        assert "ECE" not in out
+
+
 def test_reports_and_comparisons(fedpgp, root):
     code, out, _ = fedpgp("report", root / "runs" / RUN)
     assert (code, "mean of last 5" in out) == (0, True)

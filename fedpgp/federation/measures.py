@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,9 +147,3 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
 def smaller_is_better(name: str) -> bool:
     """Whether a metric (`test/base_ece`, `train/loss`) is the better the smaller it is."""
     return name == "train/loss" or split_name(name)[1] == "ece"
-
-
-def domains_of(names: Mapping[str, object], split: str, metric: str) -> list[str]:
-    """The domains whose accuracy is among the metrics of a round, such as `test/local.sketch`."""
-    start = f"{split}/{metric}."
-    return [name.removeprefix(start) for name in names if name.startswith(start)]

@@ -69,7 +69,7 @@ def numbers(path):
     store = RunFolder.open(path)
     rounds = [(row.round, dict(row.metrics), row.participants, row.bytes_up, row.bytes_down) for row in store.rounds()]
     last = max((path / "checkpoints").iterdir())
-    tables = [table.to_pydict() for table in (store.clients(), store.confusion)]
+    tables = [table.to_pydict() for table in (store.clients(), store.confusion, store.pooled())]
     return rounds, tables, {key: value.tobytes() for key, value in load_file(last).items()}
 
 
@@ -135,6 +135,28 @@ def test_counts_equal_an_independent_count(root, reference):
         by_domain[row["metric"], row["client"]] = (correct + row["correct"], total + row["total"])
     assert by_domain == found
     assert sum(correct for correct, _ in expected.values()) > 0
+
+
+def test_pooled_counts_are_those_of_the_clients_and_of_the_confusion_matrix(reference):
+    """By split, metric and domain, in every round; the icons' logits are finite, so every image is in a bin."""
+    store = RunFolder.open(reference)
+    keys = ["round", "split", "metric", "domain"]
+    clients = store.clients().filter((pc.field("split") != "train") & pc.field("domain").is_valid())
+    expected = clients.group_by(keys).aggregate([("total", "sum"), ("correct", "sum")]).to_pylist()
+    counts = {tuple(row[key] for key in keys): (row["total_sum"], row["correct_sum"]) for row in expected}
+    for slot in ("bin", "label"):
+        own = store.pooled().filter(pc.field(slot).is_valid())
+        sums = own.group_by(keys).aggregate([("images", "sum"), ("correct", "sum")]).to_pylist()
+        found = {tuple(row[key] for key in keys): (row["images_sum"], row["correct_sum"]) for row in sums}
+        assert found == {key: both for key, both in counts.items() if both[0]}
+    last = store.pooled(after=2).filter(pc.field("label").is_valid())
+    for matrix, counted in (("label", "images"), ("answer", "predicted")):
+        sides = [
+            table.group_by(["split", "metric", key]).aggregate([(value, "sum")]).to_pydict().values()
+            for table, key, value in ((store.confusion, matrix, "count"), (last, "label", counted))
+        ]
+        pairs = [{row[:-1]: row[-1] for row in zip(*side, strict=True) if row[-1]} for side in sides]
+        assert pairs[0] == pairs[1]
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -34,7 +34,8 @@ def losses(*values, metric="train"):
 
 def test_means_are_over_clients_and_not_over_images():
     # 1/2 and 90/100: the mean of the clients is 70, of the images 89.2
-    assert metrics.round_metrics(rows((0, "val", "local", 1, 2), (1, "val", "local", 90, 100))) == {"val/local": 70.0}
+    found = metrics.round_metrics(rows((0, "val", "local", 1, 2), (1, "val", "local", 90, 100)))
+    assert found == {"val/local": 70.0, "val/local_worst": 50.0, "val/local_p10": 54.0}  # 50 + 0.1 * 40
 
 
 def test_hm_is_the_harmonic_mean_of_the_three_means():
@@ -67,7 +68,8 @@ def test_clients_without_images_and_rows_of_single_domains_are_left_out():
         (0, "test", "local", 3, 3, "sketch"),
         (0, "test", "local", 0, 1, "photo"),
     )
-    assert metrics.round_metrics(table) == {"test/local": 75.0}
+    accuracies = {"test/local": 75.0, "test/local_worst": 75.0, "test/local_p10": 75.0}
+    assert metrics.round_metrics(table) == {**accuracies, "test/local.photo": 0.0, "test/local.sketch": 100.0}
     assert metrics.per_client_table(table, 1).to_pylist() == [{"client": 0, "split": "test", "local": 75.0}]
 
 
@@ -78,7 +80,8 @@ def test_splits_stay_apart_and_the_loss_is_the_mean_over_clients():
             losses(0.5, 1.0),
         ]
     )
-    assert metrics.round_metrics(table) == {
+    found = metrics.round_metrics(table)
+    assert {name: value for name, value in found.items() if not name.endswith(("_worst", "_p10"))} == {
         "val/all": 25.0,
         "test/all": 75.0,
         "test/local_before_aggregation": 50.0,
@@ -97,6 +100,25 @@ def test_parts_of_the_loss_are_means_over_the_clients_of_the_loss():
     assert metrics.round_metrics(table) == {"train/loss": 0.75, "train/ce": 0.5, "train/con": 1.0}
     assert metrics.per_client_table(table, 1).num_rows == 0
     assert metrics.round_metrics(pa.concat_tables([losses(float("inf")), losses(1.0, metric="ce")])) == {}
+
+
+def test_a_domain_is_the_mean_over_the_clients_that_have_images_of_it():
+    parts = ((0, "photo", 1, 2), (0, "sketch", 1, 1), (1, "photo", 0, 4), (1, "sketch", 0, 0))
+    whole = [(0, "test", "local", 2, 3), (1, "test", "local", 0, 4)]
+    found = metrics.round_metrics(rows(*whole, *((c, "test", "local", a, n, d) for c, d, a, n in parts)))
+    assert [found["test/local.photo"], found["test/local.sketch"]] == [25.0, 100.0]
+
+
+def test_a_metric_on_one_domain_alone_is_not_repeated():
+    table = rows((0, "test", "held_out", 1, 2), (0, "test", "held_out", 1, 2, "photo"))
+    assert not any("." in name for name in metrics.round_metrics(table))
+
+
+def test_names_are_ordered_by_metric_and_measure():
+    names = ["base.b", "base_p10", "local", "base_ece", "base", "base.a", "local_global_f1"]
+    assert sorted(names, key=metrics.place) == [
+        "local", "base", "base_ece", "base_p10", "base.a", "base.b", "local_global_f1",
+    ]  # fmt: skip
 
 
 def test_nothing_measured_gives_nothing():

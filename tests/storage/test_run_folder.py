@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedpgp.core.errors import AccessError, FedPGPError, RunError
+from fedpgp.federation.measures import POOLED_SCHEMA
 from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint
@@ -67,6 +68,24 @@ def test_runs_of_one_digest_are_numbered_and_the_newest_is_resumed(store, tmp_pa
 def test_another_folder_is_not_a_run(tmp_path):
     with pytest.raises(RunError, match="not a run folder"):
         RunFolder.open(tmp_path)
+
+
+def test_pooled_counts_are_those_of_committed_rounds(store):
+    """A round of an older version has none; those of a round that was not committed do not count."""
+    commit(store, 1)
+    tables = [
+        pa.Table.from_pylist(
+            [{"round": number, "split": "test", "metric": "local", "bin": 14, "images": number}], POOLED_SCHEMA
+        )
+        for number in (2, 3)
+    ]
+    for table in tables:
+        number = table["round"][0].as_py()
+        store.commit(RoundRow(number, {}, 1, 0, 0), CLIENT_SCHEMA.empty_table(), {"files": []}, table)
+    assert store.pooled().equals(pa.concat_tables(tables))
+    assert store.pooled(after=2).equals(tables[1])
+    (store.path / "rounds" / "000003.arrow").unlink()
+    assert store.pooled().equals(tables[0])
 
 
 def test_rounds_are_read_as_committed(store):

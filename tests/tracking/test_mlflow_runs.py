@@ -39,6 +39,21 @@ def test_what_the_accountant_assumed_is_in_tags():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("test/local_ece", "test/local_ece"),
+        ("test/local.Real World", "test/local.Real World"),
+        ("test/local.R&B/a", "test/local.R_26B_2fa"),
+    ],
+)
+def test_a_metric_of_any_domain_has_a_name_that_mlflow_accepts(entry, name, key):
+    client, make = entry
+    run_id = make()
+    mlflow_runs.log_metrics(client, run_id, mlflow_runs.metrics({name: 1.5}, 1, 1))
+    assert client.get_run(run_id).data.metrics == {key: 1.5}
+
+
 def test_a_run_has_its_identity_and_its_commit_where_mlflow_shows_it():
     assert mlflow_runs.tags_of(ONE) == {
         "fedpgp.id": "a", "fedpgp.name": "x", "fedpgp.created_ms": "1", "fedpgp.config_digest": "c1",

@@ -151,9 +151,9 @@ def test_a_terminal_of_80_columns_cuts_nothing_off():
 
 
 def test_ranks_use_rounded_values():
-    assert comparison_tables.ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
-    assert comparison_tables.ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
-    assert comparison_tables.ranks([None]) == [None]
+    assert tables.ranks([70.001, None, 70.004, 65.0, 69.99]) == [1, None, 1, 3, 2]
+    assert tables.ranks([70.04, 69.96, 69.94], digits=1) == [1, 1, 2]
+    assert tables.ranks([None]) == [None]
 
 
 def test_clients_are_ordered_by_the_largest_change(made_run, counts):

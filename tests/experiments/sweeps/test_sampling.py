@@ -229,6 +229,33 @@ def test_a_metric_that_is_not_measured(base, metric, message):
         draw(sweep(base, tune={"metric": metric}))
 
 
+@pytest.mark.parametrize("metric", ["val/local_worst", "val/novel_f1", "test/base_p10", "val/base.sketch"])
+def test_a_measure_or_a_domain_can_select(metric):
+    assert draw(sweep(tune={"metric": metric})).metric == metric
+
+
+def test_a_calibration_error_selects_its_minimum():
+    with pytest.raises(ConfigError, match=r"^tune.mode: val/base_ece is the better the smaller it is; give .*=min$"):
+        draw(sweep(tune={"metric": "val/base_ece"}))
+    assert draw(sweep(tune={"metric": "val/base_ece", "mode": "min"})).metric == "val/base_ece"
+
+
+@pytest.mark.parametrize(
+    ("domains", "held_out", "message"),
+    [
+        (["a", "b", "c"], ["a"], "domains of every fold: b, c$"),
+        (["a", "b"], None, "domains of every fold: a, b$"),
+        (["sketch"], None, "no domain is measured by itself in every fold$"),
+    ],
+)
+def test_the_domain_of_a_metric_is_one_of_the_data(domains, held_out, message):
+    wanted = sweep(LODO if held_out else {}, folds={"held_out": held_out}, tune={"metric": "val/local.sketch"})
+    (trial,) = draw(wanted).trials
+    with pytest.raises(ConfigError, match=message):
+        folds(wanted, trial, domains)
+    assert folds(wanted, trial, [*domains, "d", "sketch"])
+
+
 def test_a_metric_of_new_clients_can_select():
     assert draw(sweep(NEW, tune={"metric": "new_client/hm_adapted"})).metric == "new_client/hm_adapted"
 
