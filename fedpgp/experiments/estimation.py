@@ -185,7 +185,7 @@ def _of_rule(rule: ServerRule, shared: ParamTree, training: int) -> tuple[int, i
     """Bytes that the server holds beside the shared parameters, that a client keeps, and that it sends and receives."""
     held = rule.init(shared, training)
     kept = rule.init_kept(shared) if isinstance(rule, ClientHalf) else {}
-    travel = traffic.bytes_down(rule, held, shared) + num_bytes(traffic.sent(rule, held, shared))
+    travel = traffic.bytes_down(rule, held, shared, padded=True) + num_bytes(traffic.sent(rule, held, shared))
     return num_bytes(held), num_bytes(kept), travel
 
 

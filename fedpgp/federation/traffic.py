@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fedpgp.core.tree import ParamTree, num_bytes, repeated, stack, without
-from fedpgp.server_rules.base import ClientHalf, Received, ServerRule
+from fedpgp.server_rules.base import ClientHalf, Received, SendsToEach, ServerRule
 
 
 def sent(rule: ServerRule, server: ParamTree, shared: ParamTree) -> ParamTree:
@@ -17,10 +17,11 @@ def sent(rule: ServerRule, server: ParamTree, shared: ParamTree) -> ParamTree:
     return shared | {key: value[0] for key, value in more.items()}
 
 
-def bytes_down(rule: ServerRule, server: ParamTree, shared: ParamTree) -> int:
-    """Bytes that the server sends to the first client."""
+def bytes_down(rule: ServerRule, server: ParamTree, shared: ParamTree, padded: bool = False) -> int:
+    """Bytes that the server sends to the first client; `padded`: as many as it may send later (see `SendsToEach`)."""
     common, own = rule.broadcast(server, shared, np.arange(1))
-    return num_bytes(without(common, own)) + num_bytes(own)
+    alone = rule.sent_bytes(own) if isinstance(rule, SendsToEach) and not padded else num_bytes(own)
+    return num_bytes(without(common, own)) + alone
 
 
 def after_a_round(rule: ServerRule, shared: ParamTree, clients: int) -> ParamTree:

@@ -104,4 +104,6 @@ def test_every_method_has_its_figures(fedpgp, setting, monkeypatch):
     assert all(found["figures"][f"gflop_per_step_{name}"] > 0 for name in trained)
     assert found["figures"]["flops_ratio_promptfl"] == 1
     assert "they train nothing: zero_shot" in " ".join(out.split())
+    once = {name for name in trained if found["figures"][f"gflop_once_per_round_{name}"] > 0}
+    assert once == {"pfedmoap"}
     assert f"{trained[-1]}, {len(trained)} of {len(trained)}" in err

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedpgp import server_rules
+from fedpgp import methods, server_rules
+from fedpgp.config import FederationSettings
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation import traffic
 from fedpgp.server_rules.base import BaseRule, RuleSettings
@@ -29,6 +30,16 @@ def test_scaffold_sends_as_much_again():
     assert num_bytes(traffic.sent(rule, rule.init(TEN, 5), TEN)) == 128
     for server in (rule.init(TEN, 5), traffic.after_a_round(rule, TEN, 5)):
         assert traffic.bytes_down(rule, server, TEN) == 128
+
+
+def test_padding_is_counted_only_where_it_is_asked_for():
+    """pFedMoAP: a client without a prompt of its own receives none; room for the 4 others' has 40 bytes each, and 8."""
+    ten = {"ctx": torch.zeros(1, 10)}
+    rule = methods.create("pfedmoap", {}).server_rule(FederationSettings())
+    first, later = rule.init(ten, 5), traffic.after_a_round(rule, ten, 5)
+    assert traffic.bytes_down(rule, first, ten) == 40
+    assert traffic.bytes_down(rule, later, ten) == 40 + 4 * 40
+    assert traffic.bytes_down(rule, first, ten, padded=True) == 40 + 4 * 48
 
 
 class Exchange(BaseRule):

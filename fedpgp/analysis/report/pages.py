@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from fedpgp.analysis.report.listings import shown_keys
+from fedpgp.analysis.report.listings import prefix_of, shown_keys
 from fedpgp.analysis.report.tables import Table
 from fedpgp.config import FederationSettings
 from fedpgp.core import contract, docstrings
@@ -166,7 +166,7 @@ def _parameters(method: Method, shared: ParamTree, personal: ParamTree, where: s
 def _grouped(tree: ParamTree) -> Iterator[tuple[str, ParamTree]]:
     """The entries by the names that `shown_keys` gives them."""
     for shown in shown_keys(tree.keys()).split(", ") if tree else ():
-        yield shown, select(tree, [key for key in tree if key == shown or f"{key.partition('.')[0]}.*" == shown])
+        yield shown, select(tree, [key for key in tree if shown in (key, prefix_of(key))])
 
 
 def _settings(settings: BaseModel) -> RenderableType:

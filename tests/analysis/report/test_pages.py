@@ -44,7 +44,7 @@ def test_the_page_of_a_method_has_its_sections(name):
     headings = [line for line in lines if line in (SUMMARY, "Legend", "Shared", DEPARTURES, "At work")]
     assert headings == [SUMMARY, "Legend", "Shared", DEPARTURES, "At work"]
     for key, field in methods.find(name).settings_type.model_fields.items():
-        (row,) = [line for line in lines if line.startswith(f"{key} ")]
+        (row,) = [line for line in lines[lines.index("Settings") :] if line.startswith(f"{key} ")]
         assert field.description.split()[0] in row
     assert "  sent up  " in text
 
@@ -58,6 +58,10 @@ def test_the_page_of_a_method_has_its_sections(name):
         ("fedmaple", 9 * (2 * 512 + 512 * 768 + 768) * 4, None),
         ("fedotp", 16 * 512 * 4, 16 * 512 * 4),
         ("fedpgp", 16 * 512 * 4, (16 * 8 + 8 * 512) * 4),
+        ("kgcoop", 16 * 512 * 4, None),
+        ("promptfolio", 16 * 512 * 4, 16 * 512 * 4),
+        ("fedtpg", 4_206_080 * 4, None),
+        ("fedmgp", 2 * 2 * (512 + 768) * 4, 5 * 2 * (512 + 768) * 4 + 2 * 2 * 8),
     ],
 )
 def test_bytes_by_hand(name, up, stays):
@@ -108,6 +112,16 @@ def test_what_a_method_needs_and_trains():
     assert fact(page("fedmaple"), "frozen towers") == "image, text of CLIP"
     assert fact(page("fedpgp", personal_lr=0.1), "trained") == "U, V, ctx; learning rate 0.1 of U, V"
     assert fact(page("fedpgp", contrast="none"), "own classes") == "yes, with protocol.train_classes=own"
+
+
+def test_pfedmoap_receives_the_prompts_of_nine_others_from_round_two():
+    text = page("pfedmoap")
+    assert fact(text, "sent up").startswith("32.0 KiB (32,768 bytes) per client and round")
+    assert fact(text, "sent down").startswith(
+        "32.0 KiB (32,768 bytes) per client in round 1, 320.0 KiB (327,680 bytes) in later ones"
+    )
+    assert fact(text, "stays with the client").startswith(pages._size(4 * 4 * (128 * 128 + 128)))
+    assert fact(text, "trained").startswith("ctx, gate_k.*, gate_o.*, gate_q.*, gate_v.*; learning rate 0.01 of gate_k")
 
 
 class Pool(BaseRule):
