@@ -82,6 +82,16 @@ def test_clients_train_one_by_one_where_memory_is_short(setting, monkeypatch):
     assert [one.rows[0][-1] for one in (wide, narrow)] == [str(CLIENTS), "1"]
 
 
+def test_of_a_slow_method_the_counted_round_is_timed(setting, monkeypatch):
+    taken = []
+    run = bench.Rounds.run
+    monkeypatch.setattr(bench.Rounds, "run", lambda self: taken.append(run(self)) or taken[-1])
+    monkeypatch.setattr(bench, "PATIENCE", 0.0)
+    found = figures(setting, it=methods.create("promptfl", {}))
+    assert len(taken) == 2 + 2 + 1  # both a first and a counted round; the oracle once more
+    assert (found["seconds_it"], found["seconds_ratio_it"]) == (taken[3], taken[3] / taken[4])
+
+
 def test_every_method_has_its_figures(fedpgp, setting, monkeypatch):
     """Through the command, in JSON; each method gets images in its form."""
     create = methods.create
