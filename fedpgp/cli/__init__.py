@@ -207,15 +207,30 @@ def features(
 
 def methods(
     server: Annotated[bool, typer.Option("--server", help="List the server rules: paper, what they need.")] = False,
+    notes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Explain one method, or with --server one server rule; also MODULE:CLASS."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Count parameters and bytes on this model; default: ViT-B/16.")
+    ] = None,
 ) -> None:
     """List the methods: paper, origin, what is shared, what stays with the client, parameter counts, settings."""
-    from fedpgp import server_rules
-    from fedpgp.analysis.report.listings import method_table, rule_table
-    from fedpgp.methods import available
-    from fedpgp.methods.size import REFERENCE, parameter_counts
+    from fedpgp import methods, server_rules
+    from fedpgp.analysis.report import listings, pages
+    from fedpgp.methods.size import REFERENCE, parameter_counts, sizes_of
 
-    table = rule_table(server_rules.available()) if server else method_table(available(), parameter_counts, REFERENCE)
-    out.print(table)
+    if notes is None and backbone is not None:
+        raise ConfigError("--backbone: it counts the parameters of one method; give --notes NAME")
+    if notes is not None and server:
+        out.print(pages.rule_page(notes, server_rules.create(notes, {})))
+    elif notes is not None:
+        sizes = REFERENCE if backbone is None else sizes_of(backbone)
+        out.print(pages.method_page(notes, methods.create(notes, {}), sizes))
+    elif server:
+        out.print(listings.rule_table(server_rules.available()))
+    else:
+        out.print(listings.method_table(methods.available(), parameter_counts, REFERENCE.name))
 
 
 def check_upload(folder: FolderArgument = Path(".")) -> None:

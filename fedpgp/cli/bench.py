@@ -91,6 +91,29 @@ def classes(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     _show(step.classes(threads, _progress), as_json)
 
 
+@app.command(name="methods")
+def methods_(
+    method: Annotated[str | None, typer.Option(help="Methods, with commas between; default: all.")] = None,
+    clients: Annotated[int, typer.Option(help="Clients, all of which train.", min=1)] = 10,
+    classes: Annotated[int, typer.Option(help="Classes.", min=2, max=100)] = 50,
+    images: Annotated[int, typer.Option(help="Images of a client in a step.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of a client in a round.", min=1)] = 1,
+    backbone: Annotated[str, typer.Option(help="Model, with random weights.")] = "ViT-B-16",
+    threads: ThreadsOption = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds and floating-point operations of a round of every method, beside PromptFL's. A quarter of an hour."""
+    from fedpgp import methods
+    from fedpgp.bench.methods import Setting, measure
+    from fedpgp.clip import model
+    from fedpgp.config import BackboneSettings
+
+    names = method.split(",") if method else [name for name, _, kind in methods.available() if isinstance(kind, type)]
+    chosen = {name: methods.create(name, {}) for name in names}
+    loaded = model.load(BackboneSettings(name=backbone, weights="random"))
+    _show(measure(chosen, Setting(loaded, clients, classes, images, steps, threads), _progress), as_json)
+
+
 @app.command()
 def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
     """Extraction of frozen features against the bare image tower, and their cache against Parquet."""

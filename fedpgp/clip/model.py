@@ -28,8 +28,7 @@ log.setLevel(logging.INFO)
 
 Activation = Literal["gelu", "quick_gelu"]
 
-ICON_CLIP = "icon-clip"
-"""The small model in the package."""
+ICON_CLIP = "icon-clip"  # the small model in the package
 ICON_CLIP_FOLDER = Path(__file__).parent.parent / "assets" / ICON_CLIP
 ICON_CLIP_WEIGHTS = ICON_CLIP_FOLDER / "open_clip_model.safetensors"
 PAD, UNKNOWN, START = 0, 1, 2
@@ -90,7 +89,7 @@ def load(settings: BackboneSettings) -> Backbone:
     """
     name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
     config, preprocess = read_config(name)
-    _check_text_tower(name, config)
+    check_text_tower(name, config)
     source = _find_weights(name, settings, _activation(config))
     model = _build(name, config, source.activation)
     if source.weights is None:
@@ -132,7 +131,8 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, {}
 
 
-def _check_text_tower(name: str, config: Mapping[str, Any]) -> None:
+def check_text_tower(name: str, config: Mapping[str, Any]) -> None:
+    """Raise `BackboneError` if the text tower of a model's config is not CLIP's."""
     text = config["text_cfg"]
     if name == ICON_CLIP:
         text = {**text, "vocab_size": TEXT_TOWER["vocab_size"]}  # CLIP's tokens, reduced to those it was trained with

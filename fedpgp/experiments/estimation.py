@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import torch
 
 from fedpgp import methods, server_rules
 from fedpgp.clip.feature_cache import Chunk, FeatureCache, write_shard
@@ -16,7 +15,7 @@ from fedpgp.clip.model import ICON_CLIP, read_config
 from fedpgp.config import BackboneSettings, DataSettings, Experiment
 from fedpgp.core.errors import ConfigError, DataError, FedPGPError
 from fedpgp.core.seeding import count_of_share
-from fedpgp.core.tree import ParamTree, num_bytes, stack, without
+from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
 from fedpgp.experiments.planning import Plan, describe_resources
@@ -24,7 +23,7 @@ from fedpgp.experiments.runner import extraction_job, make_job, required_feature
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
-from fedpgp.federation import extraction, rule_needs
+from fedpgp.federation import extraction, rule_needs, traffic
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
@@ -185,14 +184,9 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
 def _of_rule(rule: ServerRule, shared: ParamTree, training: int) -> tuple[int, int, int]:
     """Bytes that the server holds beside the shared parameters, that a client keeps, and that it sends and receives."""
     held = rule.init(shared, training)
-    common, own = rule.broadcast(held, shared, np.arange(1))
-    sent = num_bytes(without(common, own)) + num_bytes(own) + num_bytes(shared)
-    if not isinstance(rule, ClientHalf):
-        return num_bytes(held), 0, sent
-    kept = rule.init_kept(shared)
-    received, travel = {**stack(common, 1), **own}, dict.fromkeys(shared, torch.ones(1))
-    more = rule.after_training(stack(kept, 1), received, stack(shared, 1), travel)[1]
-    return num_bytes(held), num_bytes(kept), sent + num_bytes(more)
+    kept = rule.init_kept(shared) if isinstance(rule, ClientHalf) else {}
+    travel = traffic.bytes_down(rule, held, shared, padded=True) + num_bytes(traffic.sent(rule, held, shared))
+    return num_bytes(held), num_bytes(kept), travel
 
 
 def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, int, int, int]:

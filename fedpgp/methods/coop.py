@@ -55,7 +55,11 @@ class CoOpSettings(ContextSettings):
 class CoOp(PromptMethod):
     """p(y = c | x) = softmax_c(s cos(f(x), g([ctx, name_c]))), trained by cross-entropy.
 
-    `ctx` (L, D), or (C, L, D) if class-specific, stays with the client: this is the local baseline.
+    Legend: f(x) is CLIP's image feature, g the frozen text tower, s CLIP's logit scale. `ctx` (L, D) is the learned
+    context of the prompt [ctx, name_c], or (C, L, D), one of each class, if class-specific.
+
+    Shared: nothing. `ctx` stays with the client: this is the local baseline.
+
     Departs from the paper only in the optimizer, which is the federation's (constant rate, no warm-up).
     """
 

@@ -26,7 +26,11 @@ class FedCoCoOp(PromptMethod):
     """p(y = c | x) = softmax_c(s cos(f(x), g([v_1(x) .. v_L(x), name_c]))), v_l(x) = v_l + h(x), by cross-entropy.
 
     Legend: v_l are the tokens of `ctx` (L, D); h is the meta-net `meta_2 relu(meta_1 f(x))` on the normalised image
-    feature f(x), E -> E // 16 -> D. Everything is shared and averaged (the paper's CoCoOp is not federated).
+    feature f(x), E -> E // 16 -> D; g is the frozen text tower, s CLIP's logit scale.
+
+    Shared: all of it, context and meta-net, which travel up and down in every round and are averaged by numbers of
+    images (the paper's CoCoOp is not federated).
+
     Each image has its own C prompts: B C of them per client and step, where PromptFL has C. Their common prefix (start,
     context) is encoded once per image, and images pass through the text tower in chunks.
 

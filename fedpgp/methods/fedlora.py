@@ -38,8 +38,10 @@ class FedLoRA(PromptMethod):
     """W' = W + alpha / R B A for each adapted W, trained by cross-entropy on the hand-written prompt `data.template`.
 
     Legend: for each target t, `t.A` (layers, R, D) starts from N(0, 0.02) and `t.B` (layers, D, R) from 0. B = 0 is
-    zero-shot CLIP, so training starts there. W is frozen. With `shared`, A and B are averaged separately; the average
-    of the products B A would be another matrix, of a higher rank.
+    zero-shot CLIP, so training starts there. W is frozen.
+
+    Shared: all of it, or with `shared: false` nothing. A and B travel up and down in every round and are averaged by
+    numbers of images, separately; the average of the products B A would be another matrix, of a higher rank.
 
     Departs from the paper: CLIP's text tower is adapted, with the federation's optimizer.
     """

@@ -26,15 +26,20 @@ class FedMaPLeSettings(Settings):
 
 
 class FedMaPLe(PromptMethod):
-    """Text prompts P_j, image prompts F_j(P_j) for the layers j = 0 .. J - 1, trained by cross-entropy.
+    """p(y = c | x) = softmax_c(s cos(f(x; F_j(P_j)), g(name_c; P_j))), j = 0 .. J - 1, trained by cross-entropy.
 
-    Legend: P_j is `ctx[j]` (L, D); the coupling F_j is linear, `coupling.weight[j]` (W, D) and `coupling.bias[j]`
-    (W,), W the width of the image tower's tokens. P_0 precedes the class name, F_0(P_0) follows the patches. Before
-    each later layer j < J they replace the outputs of the layer before; from layer J on they pass through like any
-    token. With words, the tokens after the first L stay fixed in the prompt ("of a NAME." for L = 2).
-    Everything is shared and averaged (the paper's MaPLe is not federated).
+    Legend: the text tower g has learned prompts P_j in its layers j = 0 .. J - 1, the image tower f prompts F_j(P_j)
+    computed from them; s is CLIP's logit scale. P_j is `ctx[j]` (L, D); the coupling F_j is linear,
+    `coupling.weight[j]` (W, D) and `coupling.bias[j]` (W,), W the width of the image tower's tokens. P_0 precedes the
+    class name, F_0(P_0) follows the patches. Before each later layer j < J they replace the outputs of the layer
+    before; from layer J on they pass through like any token. With words, the tokens after the first L stay fixed in the
+    prompt ("of a NAME." for L = 2).
+
+    Shared: all of it, prompts and couplings, which travel up and down in every round and are averaged by numbers of
+    images (the paper's MaPLe is not federated). Nearly all of it are the couplings.
 
     The image tower runs in every step, on cached pixels, so this costs far more than methods on frozen features.
+
     Departs from the authors' code: one precision throughout (theirs mixes fp16 and fp32); the F_j of the deeper layers
     are drawn separately (theirs start as copies of one); J above the number of layers is an error (theirs ignores it);
     so are fewer words than `n_ctx` tokens (theirs falls back to a random context).

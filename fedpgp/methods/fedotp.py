@@ -40,11 +40,14 @@ class FedOTPSettings(ContextSettings):
 class FedOTP(PromptMethod):
     """p(y = c | x) = softmax_c(s <T*, sim>), sim_nm = cos(prompt n of class c, patch m of x), by cross-entropy.
 
-    Legend: N prompts, M patches. The global prompt is `ctx` (L, D), shared and averaged; the local ones are `local`
-    (N - 1, L, D) and stay with the client. T* (N, M) is the plan of entropic optimal transport at cost 1 - sim: with
-    cot each prompt receives top_percent / N and each patch gives at most 1 / M, with sinkhorn 1 / N and 1 / M exactly.
-    The class token is not a patch. No gradient passes through T*. The plan is not rescaled: with top_percent < 1 the
-    logits shrink accordingly, as in the authors' code.
+    Legend: N prompts, M patches. The global prompt is `ctx` (L, D), the local ones are `local` (N - 1, L, D). s is
+    CLIP's logit scale. T* (N, M) is the plan of entropic optimal transport at cost 1 - sim: with cot each prompt
+    receives top_percent / N and each patch gives at most 1 / M, with sinkhorn 1 / N and 1 / M exactly. The class token
+    is not a patch. No gradient passes through T*. The plan is not rescaled: with top_percent < 1 the logits shrink
+    accordingly, as in the authors' code.
+
+    Shared: `ctx`, which travels up and down in every round and is averaged by numbers of images. `local` stays with the
+    client.
 
     Departs from the authors' code: each image stops its iterations separately, so its result does not depend on the
     rest of the batch (`stop: batch` gives theirs); the solver runs in fp32, on kernels divided by their largest entry,

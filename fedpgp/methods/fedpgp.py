@@ -46,9 +46,8 @@ class FedPGPSettings(ContextSettings):
 class FedPGP(PromptMethod):
     """p_i = p_G + U_i V_i (equations 7 and 9), trained by L_ce(p_i) + mu L_con (equations 11 and 13).
 
-    Legend: p_G is `ctx` (N, L, D), shared and averaged; U_i (N, L, R) and V_i (N, R, D) stay with client i; N = 1.
-    z_G, z_i and z_C are the text features of p_G, of p_i and of CLIP's own prompt, one per class. With sim = cosine,
-    equation 12 is
+    Legend: p_G is `ctx` (N, L, D), client i has `U` (N, L, R) and `V` (N, R, D); N = 1. z_G, z_i and z_C are the text
+    features of p_G, of p_i and of CLIP's own prompt, one per class. With sim = cosine, equation 12 is
 
         L_con = -log( exp(sim(z_G, z_C) / tau) / (exp(sim(z_G, z_C) / tau) + exp(sim(z_G, z_i) / tau)) )
               = softplus((sim(z_G, z_i) - sim(z_G, z_C)) / tau),
@@ -56,6 +55,9 @@ class FedPGP(PromptMethod):
     averaged over all classes of the task, including those of other clients, as in the authors' code. There is no
     stop-gradient: p_G gets gradients from both pairs, U and V from the second. Neutral values: mu = 0 is
     cross-entropy; U V = 0 makes p_i the global prompt.
+
+    Shared: `ctx`, which travels up and down in every round and is averaged by numbers of images. U and V stay with the
+    client. The global model is p_G alone.
 
     Ablations: no_positive is L_con = sim(z_G, z_i), no_negative is L_con = 1 - sim(z_G, z_C), none is L_con = 0. These
     follow the paper's text; its tables 6 and 7 print "1 - sim(z_G, z_i)" and "sim(z_G, z_C)", whose minimisation would

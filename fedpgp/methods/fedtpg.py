@@ -53,7 +53,7 @@ class FedTPG(PromptMethod):
     Q (L, D), from N(0, 0.02); all else starts as torch starts such layers. f is the image tower, g the text tower,
     s CLIP's scale. h(T) depends on which names are in the set, not on their order, and not on the image.
 
-    The whole network is shared; nothing is personal. It is large: 4,206,080 values for L = 4 and D = E = 512, 16.8 MB
+    Shared: all of the network; nothing is personal. It is large: 4,206,080 values for L = 4 and D = E = 512, 16.8 MB
     up and 16.8 MB down for each participant and round. One model serves every class set: for novel classes, h gets
     their names.
 

@@ -69,6 +69,9 @@ class PFedMoAP(PromptMethod):
     (`gate_q` .. `gate_o`), the gating; it starts equal for all clients, learns with `gating_lr` and stays with the
     client. There is no dropout, residual or balancing of experts.
 
+    Shared: `ctx`, which travels up and down in every round. With it, up to X - 1 prompts of other clients come down.
+    The gating stays with the client.
+
     Round: a client starts from the global prompt and its own gating, trains both, and sends its prompt. The server
     averages the prompts by numbers of images (FedAvg), keeps the last prompt of every client, and sends each
     participant prompts of others from this pool as it was before the round. `nearest` chooses by Euclidean distance

@@ -74,10 +74,13 @@ class PFedPT:
     """min over theta and delta_1 .. delta_K of sum_i n_i / n L_ce(f(x + delta_i; theta)).
 
     Legend: delta_i is the frame `up`, `down` (3, P, S), `left`, `right` (3, S - 2 P, P) around S x S pixels, added to
-    the normalised image, zero in the middle; it starts from N(0, 1), equal for all, and stays with client i.
-    theta is all of the network f: its weights, and the running mean and variance of its batch normalisation, which are
-    shared and averaged by numbers of images like the weights. They have no gradient; every training pass updates them,
-    in both phases. (Batches are normalised by their own statistics, single images by the running ones.)
+    the normalised image, zero in the middle; it starts from N(0, 1), equal for all. theta, `base.*`, is all of the
+    network f: its weights, and the running mean and variance of its batch normalisation. These have no gradient; every
+    training pass updates them, in both phases. (Batches are normalised by their own statistics, single images by the
+    running ones.)
+
+    Shared: theta, running statistics included, which travels up and down in every round and is averaged by numbers of
+    images. The frame stays with client i.
 
     A round at a client has two phases: the frame learns while theta is fixed, then theta learns while the frame is
     fixed. `use_prompt: false` has no frame and no first phase: FedAvg. The network has no output for novel classes, so

@@ -13,7 +13,12 @@ from fedpgp.methods.coop import CoOp, CoOpSettings
 
 
 class PromptFL(CoOp):
-    """CoOp with a shared `ctx`, which the server averages by numbers of images (FedAvg).
+    """min over ctx of sum_k n_k / n L_ce(ctx; data of client k): CoOp's loss with one context for all clients.
+
+    Legend: `ctx` (L, D), or (C, L, D) if class-specific, is the learned context; client k has n_k of the n images.
+
+    Shared: all of it. `ctx` travels up and down in every round, and the server averages it by numbers of images
+    (FedAvg).
 
     Departs from the authors' code, whose average equals the last client's weights.
     """
@@ -32,6 +37,11 @@ class PromptProxSettings(CoOpSettings):
 
 class PromptProx(PromptFL):
     """min L_ce(ctx) + prox / 2 ||ctx - ctx_received||^2 (FedProx, equation 2).
+
+    Legend: `ctx` is the learned context, ctx_received the one that the server sent in this round, a constant. Neutral
+    value: prox = 0 is PromptFL.
+
+    Shared: all of it, as in PromptFL. The term needs nothing more to be sent.
 
     Departs from the published code of the prompt baselines: its proximal term is computed from detached weights, so it
     changes the printed loss but has no gradient, and its "FedProx" trains like FedAvg. Here the term has its gradient,

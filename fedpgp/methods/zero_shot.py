@@ -15,7 +15,15 @@ class ZeroShotSettings(Settings):
 
 
 class ZeroShot(PromptMethod):
-    """Cosine of image feature and text feature of `data.template`. No parameters, no training."""
+    """p(y = c | x) = softmax_c(s cos(f(x), t_c)), without training.
+
+    Legend: f(x) is CLIP's image feature, t_c the text feature of the hand-written prompt `data.template` with the name
+    of class c, s CLIP's logit scale.
+
+    Shared: nothing, for there are no parameters: every client has the same model, which is tested once, as round 0.
+
+    Departs from the paper where it averages the text features of several templates: there is one.
+    """
 
     name: ClassVar[str] = "zero_shot"
     paper: ClassVar[str] = "Radford et al., ICML 2021"

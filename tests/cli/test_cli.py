@@ -144,6 +144,20 @@ def test_methods(fedpgp):
         assert word in out
 
 
+def test_notes_on_a_method_or_a_rule(fedpgp):
+    code, out, err = fedpgp("methods", "--notes", "promptfl", "--backbone", "tiny")
+    assert (code, err) == (0, "")
+    for words in ("promptfl: Guo et al.", "Departs from the authors' code", "4.0 KiB (4,096 bytes)", "on tiny"):
+        assert words in out
+    code, out, _ = fedpgp("methods", "--server", "--notes", "krum")
+    assert (code, "attackers that are tolerated" in out) == (0, True)
+    code, out, err = fedpgp("methods", "--notes", "fedpg")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "unknown method 'fedpg'; did you mean fedpgp?" in err
+    code, _, err = fedpgp("methods", "--backbone", "tiny")
+    assert (code, err) == (2, "error: --backbone: it counts the parameters of one method; give --notes NAME\n")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["features"], ["methods"], ["report"]])
 def test_help(fedpgp, command):
     code, out, _ = fedpgp(*command, "--help")

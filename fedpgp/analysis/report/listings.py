@@ -66,7 +66,17 @@ def _rows(available: Available, cells: Callable[[Any], list[str]], width: int) -
     return rows
 
 
+def shown_keys(keys: Set[str]) -> str:
+    """The keys of parameters in alphabetical order; many keys by their common prefixes."""
+    return ", ".join(sorted(keys if len(keys) <= MAX_KEYS else set(map(prefix_of, keys))))
+
+
+def prefix_of(key: str) -> str:
+    """`gate.*` for `gate.weight`; a key without a dot stays."""
+    first, dot, _ = key.partition(".")
+    return f"{first}.*" if dot else key
+
+
 def _counted(keys: Set[str], number: int) -> str:
-    """The keys and their number of parameters; many keys by their common prefixes."""
-    shown = sorted(keys if len(keys) <= MAX_KEYS else {f"{key.partition('.')[0]}.*" for key in keys})
-    return f"{', '.join(shown)} ({number:,})" if keys else "-"
+    """The keys and their number of parameters."""
+    return f"{shown_keys(keys)} ({number:,})" if keys else "-"
