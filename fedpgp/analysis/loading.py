@@ -194,6 +194,14 @@ def client_accuracies(run: Path, metric: str) -> dict[str, float]:
     return {names[row["client"]]: row[metric] for row in rows}
 
 
+def client_counts(run: Path, metric: str) -> dict[int, tuple[int, int]]:
+    """Correct answers and number of test images by client, in a run's last evaluated round, over all domains."""
+    store = RunFolder.open(run)
+    wanted = {"round": last_evaluated(store.rounds()), "split": "test", "metric": metric, "domain": None}
+    rows = (row for row in store.clients().to_pylist() if wanted.items() <= row.items())
+    return {row["client"]: (row["correct"], row["total"]) for row in rows}
+
+
 def held_out_accuracies(group: Group) -> dict[str, dict[str, float]]:
     """Test accuracy by held-out domain and client, mean over the seeds that have both."""
     found: dict[str, dict[str, list[float]]] = {}

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fedpgp.analysis.reproduce.cells import Reproduction
     from fedpgp.experiments.sweeps.sweep_settings import Sweep
 
-TABLES = "table1, table2, table4, table5, table6, table7, table11, pfedpt, lora"
 SweepArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="YAML file of a sweep or an experiment, or the name of a shipped one.")
 ]
@@ -114,8 +113,17 @@ def demo(overrides: OverridesArgument = None) -> None:
     typer.echo(f"MLflow: {command.relative_to(here) if command.is_relative_to(here) else command} ui {root}")
 
 
+def _list_tables(wanted: bool) -> None:
+    """Print the names of the tables instead of running one."""
+    if wanted:
+        from fedpgp.analysis.reproduce import listing
+
+        out.print(listing.overview())
+        raise typer.Exit
+
+
 def reproduce(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of {TABLES}.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table, see --list.")],
     overrides: OverridesArgument = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A data set of the table; repeatable; default: all.")
@@ -134,6 +142,9 @@ def reproduce(
     ] = False,
     folder: OutOption = None,
     dry_run: DryRunOption = False,
+    listing: Annotated[
+        bool, typer.Option("--list", is_eager=True, callback=_list_tables, help="List the tables and exit.")
+    ] = False,
 ) -> None:
     """Run the experiments of a table of a paper, and print our numbers beside the published ones.
 

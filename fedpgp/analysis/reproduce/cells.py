@@ -8,8 +8,9 @@ from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import METRIC_TITLES, Statistic
 from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.tables import mean_std, statistic_columns, statistic_text
+from fedpgp.analysis.reproduce.layouts import AVERAGE, MEAN, NEIGHBOR, OVERLAP, SPECTRUM, SPREAD, Member
 from fedpgp.analysis.reproduce.planning import Part, Plan
-from fedpgp.analysis.reproduce.tables import AVERAGE, MEAN, OVERLAP, SPECTRUM, SPREAD, Key, Member, Paper, Printed
+from fedpgp.analysis.reproduce.published import Key, Printed, Published
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.storage.sweep_folder import SweepFolder
 
@@ -18,17 +19,22 @@ SIGNS: Mapping[Mark, str] = {"backbone": "ᵇ", "data": "ᵈ", "settings": "ˢ"}
 """What can differ from the paper, and its sign in the tables."""
 NAMES = {
     **METRIC_TITLES, "average": "Average", "oxford_pets": "OxfordPets", "flowers102": "Flowers102", "dtd": "DTD",
-    "caltech101": "Caltech101", "food101": "Food101", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
-    "office_caltech10": "Office-Caltech10", "domainnet10": "DomainNet", "mean": "Mean", "spread": "Std",
+    "caltech101": "Caltech101", "food101": "Food101", "fgvc_aircraft": "FGVCAircraft", "ucf101": "UCF101",
+    "stanford_cars": "StanfordCars", "sun397": "SUN397", "eurosat": "EuroSAT", "imagenet": "ImageNet",
+    "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "office_caltech10": "Office-Caltech10", "domainnet10": "DomainNet",
+    "mean": "Mean", "spread": "Std", "cm": "CM", "held_out": "data sets on which nobody trains",
+    "neighbor": "classes of all other clients",
     "overlap": "||U^T W V||, U and V the top singular directions of ...", "delta": "the change", "weight": "W itself",
     "random": "a random matrix", "weight_norm": "||W||", "delta_norm": "||change||",
     "spectrum": "is the personal part low-rank?",
 }  # fmt: skip
 UNITS = {
+    NEIGHBOR: "test accuracy in percent, among all classes, on the test images of all other clients' classes: of each "
+    "client the counts of all test images minus those of its own, mean over the clients",
     OVERLAP: "Frobenius norms, query projections, mean over the layers",
     SPECTRUM: "share of the squared norm in percent, and the number of ranks with 90 % of it, mean over the clients",
 }
-"""Units of the blocks that are no accuracies."""
+"""Units of the blocks that are no accuracies, or need more words."""
 NUMBERS = "¹²³⁴⁵⁶⁷⁸⁹"
 CSV_HEADINGS = "table,block,row,column,mean,std,seeds,values,paper,paper_std,difference,differs,doubt"
 
@@ -57,7 +63,7 @@ class Reproduction:
     """A table with measured numbers."""
 
     plan: Plan
-    paper: Paper
+    paper: Published
     cells: Mapping[Key, Cell]
     """in the order of the table"""
     columns: tuple[str, ...]
@@ -84,7 +90,7 @@ def fill(plan: Plan, folders: Sequence[SweepFolder]) -> Reproduction:
         for trial in part.drawn.trials:
             members += _members(part, trial, folder, missing)
     numbers = plan.table.layout(members, plan.asked)
-    known = Paper.read(plan.name)
+    known = plan.table.published(plan.name)
     keys = list(dict.fromkeys([*(key for key in known.values if key in numbers or _belongs(key, plan)), *numbers]))
     columns = _columns(keys)
     changed = _changed(plan)
@@ -175,10 +181,11 @@ def _marks(key: Key, changed: Mapping[str, Mapping[Mark, list[str]]]) -> tuple[M
 
 
 def _belongs(key: Key, plan: Plan) -> bool:
-    """Whether a cell of the paper belongs to the requested data sets."""
-    foreign = any(trial.experiment.data.name not in part.asked for part in plan.parts for trial in part.drawn.trials)
-    left_out = set(plan.table.data) - set(plan.asked)
-    return not foreign and not left_out & set(key) and (key.block != AVERAGE or len(plan.asked) > 1)
+    """Whether a cell of the paper belongs to a planned sweep and the requested data sets."""
+    if any(part.foreign for part in plan.parts) or (key.block == AVERAGE and len(plan.asked) == 1):
+        return False
+    planned = (part for part in plan.parts if not part.sweep.variants.keys().isdisjoint(key))
+    return any((set(plan.table.data) - part.data).isdisjoint(key) for part in planned)
 
 
 def _columns(keys: Sequence[Key]) -> list[str]:

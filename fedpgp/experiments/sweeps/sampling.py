@@ -28,6 +28,7 @@ MEASURED = {
     "base_to_novel": ("local", "base", "novel", "hm"),
     "all_classes": ("local", "all"),
     "leave_one_domain_out": ("local", "all", "held_out"),
+    "cross_data": ("local", "all", "held_out"),
 }
 """Metrics of each protocol; variants such as `local_global` begin with one of these names."""
 ADAPTED = "_adapted"

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.analysis.reproduce import cells, planning
-from fedpgp.analysis.reproduce.tables import TABLES, Key
+from fedpgp.analysis.reproduce.published import Key
+from fedpgp.analysis.reproduce.tables import NINE, TABLES
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
@@ -58,8 +59,7 @@ def _overrides(trial, fold: Fold):
 
 @pytest.fixture
 def root(tmp_path):
-    for name in ("oxford_pets", "flowers102", "dtd", "caltech101", "food101", "cifar10", "cifar100",
-                 "office_caltech10", "domainnet10"):  # fmt: skip
+    for name in (*NINE, "imagenet", "eurosat", "cifar10", "cifar100", "office_caltech10", "domainnet10"):
         (tmp_path / "data" / name).mkdir(parents=True)
     return tmp_path / "data"
 

@@ -15,8 +15,18 @@ SWEEPS = sorted(path.stem for path in shipped_configs().glob("*.yaml"))
 TRIALS = {
     "base_to_novel_5datasets": 8 * 5, "office_lodo": 6, "domainnet_lodo": 6, "cifar_dirichlet": 5 * 2,
     "ablations": 3 * 5, "ablation_negative": 2 * 5, "rank_by_shots": 4 * 5 * 4, "pfedpt": 2, "lora": 3,
+    "fedtpg_cross_class": 1, "fedtpg_cross_data": 1, "base_to_novel_9datasets": 6 * 9, "dp_fpl": 7 * 4,
 }  # fmt: skip
 """Of the tables of the papers."""
+
+
+WORLD = ["base.data.name=icons", "base.backbone.name=icon-clip"]
+UNION = ["data.parts=null", "partition.clients=10"]
+INSTEAD_OF_A_UNION = {
+    "fedtpg_cross_class": UNION,
+    "fedtpg_cross_data": [*UNION, "protocol.name=all_classes", "protocol.source=null"],
+}
+"""As the comments of these sweeps say."""
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -35,7 +45,7 @@ def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_fits_the_world_in_the_package(name):
-    settings, _ = sweep_settings.load(name, ["base.data.name=icons", "base.backbone.name=icon-clip"])
+    settings, _ = sweep_settings.load(name, [*WORLD, *INSTEAD_OF_A_UNION.get(name, [])])
     drawn = sampling.draw(settings)
     found = estimation.of_sweep(settings, drawn)
     from fedpgp.data import manifest
