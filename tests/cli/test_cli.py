@@ -151,9 +151,9 @@ def test_notes_on_a_method_or_a_rule(fedpgp):
         assert words in out
     code, out, _ = fedpgp("methods", "--server", "--notes", "krum")
     assert (code, "attackers that are tolerated" in out) == (0, True)
-    code, out, err = fedpgp("methods", "--notes", "fedpg")
+    code, out, err = fedpgp("methods", "--notes", "promptf")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "unknown method 'fedpg'; did you mean fedpgp?" in err
+    assert "unknown method 'promptf'; did you mean promptfl?" in err
     code, _, err = fedpgp("methods", "--backbone", "tiny")
     assert (code, err) == (2, "error: --backbone: it counts the parameters of one method; give --notes NAME\n")
 
