@@ -30,6 +30,7 @@ HERE = {
     "fedpgp features my.yaml [--dry-run]": "fedpgp features my.yaml --dry-run",
     "fedpgp compare RUN_A RUN_B": "",
     "fedpgp methods [--server]": "fedpgp methods --server",
+    "fedpgp methods --notes pfedmoap": "",
     "fedpgp runs": "",
     "fedpgp doctor [my.yaml]": "fedpgp doctor my.yaml",
     "fedpgp sweep rank_mu_tau_shots --dry-run": "",
@@ -48,6 +49,7 @@ HERE = {
 """A command, and the same scaled down ("": unchanged), run in this order in a folder with `my.yaml` and photos."""
 
 ELSEWHERE = {
+    "fedpgp reproduce --list": "analysis/reproduce/LISTTEST",
     "make demo": "the file Makefile, and experiments/sweeps/test_shipped_sweeps.py::test_it_runs",
     "make test": "the file Makefile",
     "fedpgp reproduce table1 --root /data": (

@@ -45,9 +45,9 @@ METRIC_TITLES = {
 MEASURE_TITLES = {
     "ece": "ECE",
     "f1": "macro F1",
-    "balanced": "balanced accuracy",
-    "worst": "worst client",
-    "p10": "10th percentile",
+    "balanced": "balanced",
+    "worst": "worst",
+    "p10": "10th pct.",
 }
 PROTOCOL_METRICS = ("local", "base", "novel", "hm", "all", "held_out")
 """The metrics of tables and figures."""

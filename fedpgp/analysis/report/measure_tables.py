@@ -14,7 +14,7 @@ TITLE = "Calibration, F1 and worst clients in percent"
 DOMAINS_TITLE = "Accuracy on test images by domain in percent, mean over clients"
 CAPTION = (
     "ECE: expected calibration error in 15 bins, smaller is better; ECE, macro F1 and balanced accuracy: over all "
-    "images of the clients together; worst client and 10th percentile: of the clients' accuracies"
+    "images of the clients together; worst and 10th percentile: of the clients' accuracies"
 )
 PER_DOMAIN = ("accuracy", "ece", "f1", "balanced")
 
