@@ -27,6 +27,8 @@ def table_in(path):
     ("arguments", "words"),
     [
         (["table3"], ["table3: no such table", "table11"]),
+        (["fedtgp"], ["fedtgp: no such table; did you mean fedtpg?"]),
+        (["fedtpg", "--root", "nowhere"], ["nowhere/sun397: no such folder; --root", "nowhere/imagenet"]),
         (["TABLE2"], ["TABLE2: no such table; did you mean table2?"]),
         (["table2", "--smoke", "protocol.held_out=amazon"], ["folds.held_out overrides it"]),
         (["table1", "--data", "cifar10"], ["--data cifar10: not in table1"]),
@@ -41,6 +43,16 @@ def test_bad_input_is_refused_before_anything_is_written(fedpgp, arguments, word
     for word in words:
         assert word in err
     assert list(Path().rglob("*.json")) == []
+
+
+def test_the_list_needs_no_table_and_no_data(fedpgp):
+    code, out, _ = fedpgp("reproduce", "--list")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert code == 0
+    assert TABLES.keys() <= lines.keys()
+    assert "Qiu et al., ICLR 2024" in lines["fedtpg"]
+    assert [lines[name].split()[-1] for name in ("fedtpg", "fedmgp", "dp_fpl")] == ["6", "162", "140"]
+    assert lines["table2"].endswith("36 per domain ")
 
 
 @pytest.fixture
