@@ -81,7 +81,8 @@ def schema(
     tree = Experiment.model_json_schema()
     for section, kinds in ((MethodSettings, methods), (ServerSettings, rules)):
         tree["$defs"][section.__name__] = _variants(section, kinds)
-    tree["$defs"]["DataSettings"]["properties"]["name"]["anyOf"] = [{"enum": [*sources]}, {"pattern": ":"}]
+    for data in ("DataSettings", "PartSettings"):
+        tree["$defs"][data]["properties"]["name"]["anyOf"] = [{"enum": [*sources]}, {"pattern": ":"}]
     return {"$schema": DIALECT, **tree}
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import html
+import itertools
 import json
 import re
 import unicodedata
@@ -14,8 +15,18 @@ HIDDEN = "***"
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", count: int = 1, cutoff: float = 0.6) -> str:
-    """`did you mean A or B?` with up to `count` known names that are similar (`cutoff` to 1), else `otherwise`."""
-    near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
+    """`did you mean A or B?` with up to `count` known names that are similar (`cutoff` to 1), else `otherwise`.
+
+    Of equally similar ones those that begin alike come first.
+    """
+    given, names = str(name), list(known)
+
+    def nearness(other: str) -> tuple[float, int]:
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(other, given, strict=False))
+        return difflib.SequenceMatcher(None, other, given).ratio(), len(list(alike))
+
+    near = difflib.get_close_matches(given, names, n=max(1, len(names)), cutoff=cutoff)
+    near = sorted(near, key=nearness, reverse=True)[:count]
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 

@@ -12,7 +12,7 @@ import yaml
 from fedpgp import config, server_rules
 from fedpgp.config import Experiment
 from fedpgp.core.errors import ConfigError
-from fedpgp.data.sources import SOURCES
+from fedpgp.data import sources
 from fedpgp.experiments import planning
 from fedpgp.methods import METHODS
 
@@ -23,7 +23,7 @@ SHIPPED = sorted(path.stem for path in (config.shipped_configs() / "experiments"
 @pytest.fixture(scope="module")
 def validator():
     kinds = ({name: kind.settings_type for name, kind in built_in.items()} for built_in in (METHODS, RULES))
-    tree = config.schema(*kinds, [*SOURCES])
+    tree = config.schema(*kinds, sources.names())
     jsonschema.Draft202012Validator.check_schema(tree)
     return jsonschema.Draft202012Validator(tree)
 

@@ -11,6 +11,8 @@ def test_similar_names_are_suggested():
     known = ("rounds", "local_epochs", "lr")
     assert did_you_mean("round", known) == "did you mean rounds?"
     assert did_you_mean("xyz", known, "see `fedpgp methods`") == "see `fedpgp methods`"
+    assert did_you_mean("fedpg", ("fedtpg", "fedpgp")) == did_you_mean("fedpg", ("fedpgp", "fedtpg"))
+    assert did_you_mean("fedpg", ("fedtpg", "fedpgp")) == "did you mean fedpgp?"
     assert did_you_mean("train", ("train1", "train2", "train3"), count=2) == "did you mean train3 or train2?"
     assert did_you_mean(7, known) == ""
 
