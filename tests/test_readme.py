@@ -49,7 +49,7 @@ HERE = {
 """A command, and the same scaled down ("": unchanged), run in this order in a folder with `my.yaml` and photos."""
 
 ELSEWHERE = {
-    "fedpgp reproduce --list": "analysis/reproduce/LISTTEST",
+    "fedpgp reproduce --list": "analysis/reproduce/test_cli_reproduce.py::test_the_list_needs_no_table_and_no_data",
     "make demo": "the file Makefile, and experiments/sweeps/test_shipped_sweeps.py::test_it_runs",
     "make test": "the file Makefile",
     "fedpgp reproduce table1 --root /data": (
