@@ -11,6 +11,7 @@ from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.federation.client import initial_momentum
 from fedpgp.federation.server import participants
+from fedpgp.methods import plugin_check
 from fedpgp.methods.base import HasServerRule, Method
 from fedpgp.server_rules.base import ClientHalf, SendsToEach, ServerRule
 
@@ -31,7 +32,7 @@ def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
                 f"federation.server.name={server.name}: method {method.name} has a server rule of its own; leave "
                 f"federation.server at {DEFAULT.name}, or give another method"
             )
-        rule = method.server_rule(federation)
+        rule = plugin_check.own_rule(method, method.name, federation)
     if isinstance(rule, ClientHalf) and len(method.phases) > 1:
         raise ConfigError(
             f"{named(rule, federation)}: it corrects the gradients of one phase of local training, and method "
