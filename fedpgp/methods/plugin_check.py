@@ -65,6 +65,9 @@ def build(target: str, kind: type[Method], settings: Settings) -> Method:
     method = checks.attempt("__init__", lambda: kind(settings))
     members = {**OF_INSTANCE, **(OF_NEEDS if hasattr(kind, "needs_all_classes") else {})}
     checks.refuse(checks.attempt("a member", lambda: contract.wrong(method, members)))
+    if "image" in method.required_towers and method.image_inputs != "pixels":
+        told = f"required_towers has image, and a cache of {method.image_inputs} features has no pixels for that tower"
+        checks.refuse([f"{told}; give image_inputs = 'pixels'"])
     return method
 
 

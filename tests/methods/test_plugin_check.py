@@ -76,6 +76,8 @@ BROKEN = {
     "a need that is no text": ("needs_all_classes = True", "needs_all_classes is True, not a string"),
     "a need that raises": ("@property\n    def needs_all_classes(self):\n        raise KeyError('need')",
         "a member raised KeyError: 'need' ("),
+    "an image tower without pixels": ("required_towers = frozenset({'text', 'image'})",
+        "required_towers has image, and a cache of pooled features has no pixels for that tower; give image_inputs"),
     "inputs of no kind": ("image_inputs = 'words'", "image_inputs is 'words', not one of pooled, patches, pixels"),
 }  # fmt: skip
 
