@@ -163,7 +163,7 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         text = library.once("text", key, lambda: _frozen(experiment, method, loaded, manifest))
     if methods.plugin(experiment.method.name):
         few = text.on(data.class_sets[data.train_set][:DRY_CLASSES])
-        methods.plugin_check.dry_run(experiment.method.name, method, few, image)
+        methods.plugin_check.dry_run(experiment.method.name, method, few, image, rule)
     trees = {
         name: method.init(text.on(classes), torch_generator(experiment.seed, "init"))  # raises if they do not fit
         for name, classes in data.class_sets.items()

@@ -20,13 +20,11 @@ def check_fit(experiment: Experiment, method: Method, rule: ServerRule) -> None:
     privacy, federation = experiment.privacy, experiment.federation
     if privacy.level == "none":
         return
-    name = rule_needs.named(rule, federation)
+    name, other = rule_needs.named(rule, federation), rule_needs.instead(rule, federation, "a rule that uses the mean")
     if rule.uploads == "stack":
-        raise ConfigError(
-            f"privacy: {name} needs every update: its sensitivity is unknown; give a rule that uses the mean"
-        )
+        raise ConfigError(f"privacy: {name} needs every update: its sensitivity is unknown; give {other}")
     if isinstance(rule, ClientHalf):
-        raise ConfigError(f"privacy: with {name} clients send more than their update; give a rule that uses the mean")
+        raise ConfigError(f"privacy: with {name} clients send more than their update; give {other}")
     if not (method.shared_keys and method.phases):
         raise ConfigError(f"privacy: method {method.name} shares nothing that needs it; give privacy.level=none")
     if privacy.accounting not in (None, federation.sampling):

@@ -270,7 +270,8 @@ def validate(
     if federation.policy == "clip" and limit is not None:
         scale = torch.where(long, limit / norm.clamp(min=1e-30), 1.0)
         clipped = {
-            key: received[key] + delta * scale.view(-1, *[1] * (delta.dim() - 1)) for key, delta in deltas.items()
+            key: received[key] + delta * scale.to(delta.dtype).view(-1, *[1] * (delta.dim() - 1))
+            for key, delta in deltas.items()
         }
         shared = choose(long, clipped, shared)
         long = torch.zeros_like(long)

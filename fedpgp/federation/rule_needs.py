@@ -11,6 +11,7 @@ from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.federation.client import initial_momentum
 from fedpgp.federation.server import participants
+from fedpgp.methods import plugin_check
 from fedpgp.methods.base import HasServerRule, Method
 from fedpgp.server_rules.base import ClientHalf, SendsToEach, ServerRule
 
@@ -29,9 +30,9 @@ def rule_of(method: Method, federation: FederationSettings) -> ServerRule:
         if server.name != DEFAULT.name or rule.settings != server_rules.create(DEFAULT.name, {}).settings:
             raise ConfigError(
                 f"federation.server.name={server.name}: method {method.name} has a server rule of its own; leave "
-                f"federation.server at {DEFAULT.name}, or give another method"
+                f"federation.server at {DEFAULT.name} with its default settings, or give another method"
             )
-        rule = method.server_rule(federation)
+        rule = plugin_check.own_rule(method, method.name, federation)
     if isinstance(rule, ClientHalf) and len(method.phases) > 1:
         raise ConfigError(
             f"{named(rule, federation)}: it corrects the gradients of one phase of local training, and method "
@@ -55,6 +56,11 @@ def named(rule: ServerRule, federation: FederationSettings) -> str:
     """How messages name a rule: by the setting, unless it is that of the method."""
     own = _of_method(rule, federation)
     return f"the method's server rule {rule.name}" if own else f"federation.server.name={federation.server.name}"
+
+
+def instead(rule: ServerRule, federation: FederationSettings, other: str) -> str:
+    """What messages advise: the `other` rule, unless this one is that of the method."""
+    return "another method" if _of_method(rule, federation) else other
 
 
 def _of_method(rule: ServerRule, federation: FederationSettings) -> bool:
@@ -107,10 +113,10 @@ def check(rule: ServerRule, federation: FederationSettings, clients: int, shared
         updates = rule.uploads == "stack" and not isinstance(rule, SendsToEach)
         what = "the updates of" if updates else "what it keeps of"
         count = most_updates(federation, clients) if updates else clients
-        instead = "another method" if _of_method(rule, federation) else "a rule that needs only a sum, such as fedavg"
+        other = instead(rule, federation, "a rule that needs only a sum, such as fedavg")
         raise ConfigError(
             f"{setting}: {what} {count:,} clients take about {memory_size(needed)} of memory on the server, and this "
-            f"machine has {memory_size(there)}; give fewer clients, or {instead}"
+            f"machine has {memory_size(there)}; give fewer clients, or {other}"
         )
 
 

@@ -1,21 +1,36 @@
 """Checks of methods from outside the package: their members, and a dry call on random features before any work."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedpgp.clip.model import ImageSpec
 from fedpgp.clip.text_backbone import ClassSet
-from fedpgp.config import Settings
+from fedpgp.config import FederationSettings, Settings
 from fedpgp.core import contract
 from fedpgp.core.contract import Contract, Members, form_of
 from fedpgp.core.plugins import Plugin
-from fedpgp.core.tree import ParamTree, select, stack
-from fedpgp.methods.base import Batch, HasDraws, Inputs, Method, Phase, Tower
+from fedpgp.core.tree import ParamTree, select, stack, without
+from fedpgp.methods.base import (
+    Batch,
+    DiffersByClient,
+    FinishesRound,
+    FinishesTraining,
+    HasDraws,
+    HasServerRule,
+    Inputs,
+    Method,
+    Phase,
+    PreparesRound,
+    Tower,
+)
+from fedpgp.server_rules import plugin_check as rule_check
+from fedpgp.server_rules.base import ServerRule
 
 CLIENTS, IMAGES, PATCHES = 2, 3, 4
 
@@ -33,6 +48,7 @@ OF_INSTANCE: Members = {
     "extra_texts": (tuple[str, ...], "a tuple of strings"),
     "supports_unseen_classes": (bool, "true or false"),
 }
+OF_NEEDS: Members = {"needs_all_classes": (str, "a string")}
 
 
 def check_class(plugin: Plugin) -> None:
@@ -47,12 +63,26 @@ def build(target: str, kind: type[Method], settings: Settings) -> Method:
     """The method with these settings; raise `ConfigError` if it cannot be built, or if a member is missing or wrong."""
     checks = Contract(f"method {target}")
     method = checks.attempt("__init__", lambda: kind(settings))
-    checks.refuse(contract.wrong(method, OF_INSTANCE))
+    members = {**OF_INSTANCE, **(OF_NEEDS if hasattr(kind, "needs_all_classes") else {})}
+    checks.refuse(checks.attempt("a member", lambda: contract.wrong(method, members)))
+    if "image" in method.required_towers and method.image_inputs != "pixels":
+        told = f"required_towers has image, and a cache of {method.image_inputs} features has no pixels for that tower"
+        checks.refuse([f"{told}; give image_inputs = 'pixels'"])
     return method
 
 
-def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> None:
+def own_rule(method: HasServerRule, name: str, federation: FederationSettings) -> ServerRule:
+    """The server rule of the method `name`; raise `ConfigError` if `server_rule` raises, or gives something else."""
+    checks = Contract(f"method {name}")
+    rule = checks.attempt("server_rule", lambda: method.server_rule(federation))
+    checks.refuse([f"server_rule gives {found}" for found in rule_check.faults(rule)])
+    return rule
+
+
+def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec, rule: ServerRule) -> None:
     """Call everything once on two clients with three random images each, one of them padding.
+
+    What they receive is what the server `rule` sends before the first round. The method's own rule runs for two rounds.
 
     Raises `ConfigError` if something raises, is not finite, has another shape, or names parameters that do not exist.
     """
@@ -65,16 +95,50 @@ def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec) -> 
         if isinstance(method, HasDraws):
             drawn = checks.tree("draws", checks.attempt("draws", partial(method.draws, frozen, generator)))
             batch = replace(batch, draws=stack(drawn, CLIENTS))
-        params, received = stack(tree, CLIENTS), select(tree, method.shared_keys)
+        params, shared = stack(tree, CLIENTS), select(tree, method.shared_keys)
+        if isinstance(method, HasServerRule):
+            rule_check.dry_run(rule.name, rule, shared)
+        sent, own = checks.attempt("what the server rule sends", partial(_sent, rule, shared))
+        received = {**sent, **own}
+        if isinstance(method, PreparesRound):
+            prepared = checks.attempt("prepare", partial(method.prepare, received, frozen))
+            received = {**received, **checks.tree("prepare", prepared)}
         for phase in method.phases:
             checks.attempt("loss", partial(_train, checks, method, frozen, params, received, batch, phase))
         with torch.no_grad():
-            logits = checks.attempt("classifier", lambda: method.classifier(params, frozen)(batch.features))
+            logits = checks.attempt("classifier", lambda: method.classifier(params | own, frozen)(batch.features))
         shape = (CLIENTS, IMAGES, frozen.num_classes)
         if not isinstance(logits, Tensor) or logits.shape[:2] != shape[:2] or logits.shape[-1] % shape[2]:
             checks.refuse([f"classifier gives {form_of(logits)}, not logits (K, B, C) = {shape}"])
         if not logits.isfinite().all():
             checks.refuse(["classifier gives logits that are not finite"])
+        _finish(checks, method, tree, received)
+
+
+def _sent(rule: ServerRule, shared: ParamTree) -> tuple[ParamTree, ParamTree]:
+    """What two clients are sent before the first round: both of them, and each alone (K, ...)."""
+    return rule.broadcast(rule.init(shared, CLIENTS), shared, np.arange(CLIENTS))
+
+
+def _finish(checks: Contract, method: Method, tree: ParamTree, received: ParamTree) -> None:
+    """What a method does before and after local training, each with all clients as they start."""
+    params, shared = stack(tree, CLIENTS), select(tree, method.shared_keys)
+    personal, one = without(params, shared), without(tree, shared)
+    if isinstance(method, DiffersByClient):
+        for client in range(CLIENTS):
+            _changed(checks, "personal_of", partial(method.personal_of, client, one), one)
+    if isinstance(method, FinishesTraining):
+        generators = [torch.Generator().manual_seed(client) for client in range(CLIENTS)]
+        finished = partial(method.after_training, params, received, 1, generators)
+        checks.like("after_training", checks.attempt("after_training", finished), params)
+    if isinstance(method, FinishesRound):
+        _changed(checks, "after_aggregation", partial(method.after_aggregation, personal, shared), personal)
+
+
+def _changed(checks: Contract, what: str, call: Callable[[], ParamTree], before: ParamTree) -> None:
+    """Check a change of some of the parameters `before`."""
+    after = checks.tree(what, checks.attempt(what, call))
+    checks.like(what, after, select(before, after))
 
 
 def _train(

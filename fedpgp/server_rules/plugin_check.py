@@ -42,6 +42,14 @@ def build(target: str, kind: type[ServerRule], settings: Settings) -> ServerRule
     return rule
 
 
+def faults(rule: Any) -> list[str]:
+    """What keeps an object from being a server rule."""
+    members = {**OF_CLASS, **OF_INSTANCE}
+    if lacking := [name for name in (*members, *CALLED) if not hasattr(rule, name)]:
+        return [f"{form_of(rule)}, which is no server rule: missing {', '.join(lacking)}"]
+    return contract.wrong(rule, members)
+
+
 def dry_run(target: str, rule: ServerRule, shared: ParamTree, private: bool = False) -> None:
     """Two rounds of a few clients that send the shared parameters with some noise.
 

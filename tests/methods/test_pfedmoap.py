@@ -408,7 +408,8 @@ def test_a_whole_run_among_own_classes(tmp_path, more):
 def test_differential_privacy_is_rejected(tmp_path):
     wanted = settings_of(tmp_path, {"name": "pfedmoap", "n_ctx": 2})
     tree = wanted.model_dump(mode="json") | {"privacy": {"level": "client", "noise_multiplier": 1.0}}
-    with pytest.raises(ConfigError, match="privacy: the method's server rule pfedmoap needs every update"):
+    needs = "the method's server rule pfedmoap needs every update: its sensitivity is unknown; give another method"
+    with pytest.raises(ConfigError, match=f"privacy: {needs}"):
         planning.plan(type(wanted).model_validate(tree))
 
 

@@ -12,7 +12,17 @@ from fedpgp.experiments import planning
 HEAD = """
 import torch
 from fedpgp.methods.base import Phase
+from fedpgp.methods.pfedmoap import PFedMoAP
 from fedpgp.methods.promptfl import PromptFL
+from fedpgp.server_rules.base import BaseRule, RuleSettings
+
+
+class Short(BaseRule):
+    name = "short"
+    paper = "none"
+
+    def aggregate(self, server, shared, received):
+        return server, {"ctx": shared["ctx"][:1]}
 """
 BROKEN = {
     "returns no parts": ("def loss(self, params, received, frozen, batch):\n        return params['ctx'].sum()",
@@ -42,6 +52,32 @@ BROKEN = {
         "loss does not depend on 'ctx', which a phase trains"),
     "draws that are no tensors": ("def draws(self, frozen, generator):\n        return {'noise': 1}",
         "draws is a dict, not a dict of tensors"),
+    "a server rule that cannot be made": ("def server_rule(self, federation):\n        raise KeyError('rule')",
+        "server_rule raised KeyError: 'rule' ("),
+    "a server rule that is none": ("def server_rule(self, federation):\n        return None",
+        "server_rule gives a NoneType, which is no server rule: missing name, paper, "),
+    "a server rule that gives another shape": (
+        "def server_rule(self, federation):\n        return Short(RuleSettings())",
+        "the shared parameters from aggregate: 'ctx' has shape and type ((1, 64), "),
+    "cannot prepare a round": ("def prepare(self, received, frozen):\n        raise KeyError('more')",
+        "prepare raised KeyError: 'more' ("),
+    "prepares no tensors": ("def prepare(self, received, frozen):\n        return {'more': 1}",
+        "prepare is a dict, not a dict of tensors"),
+    "sends another shape after training": (
+        "def after_training(self, params, *rest):\n        return {'ctx': params['ctx'][:, :1]}",
+        "after_training: 'ctx' has shape and type ((2, 1, 64), "),
+    "changes what it has not": (
+        "def after_aggregation(self, personal, shared):\n        return shared",
+        "after_aggregation has the keys ctx, not none"),
+    "clients of another shape": (
+        "shared_keys = frozenset()\n\n"
+        "    def personal_of(self, client, personal):\n        return {'ctx': personal['ctx'][:1]}",
+        "personal_of: 'ctx' has shape and type ((1, 64), "),
+    "a need that is no text": ("needs_all_classes = True", "needs_all_classes is True, not a string"),
+    "a need that raises": ("@property\n    def needs_all_classes(self):\n        raise KeyError('need')",
+        "a member raised KeyError: 'need' ("),
+    "an image tower without pixels": ("required_towers = frozenset({'text', 'image'})",
+        "required_towers has image, and a cache of pooled features has no pixels for that tower; give image_inputs"),
     "inputs of no kind": ("image_inputs = 'words'", "image_inputs is 'words', not one of pooled, patches, pixels"),
 }  # fmt: skip
 
@@ -63,7 +99,6 @@ def test_what_cannot_work_is_refused_in_a_line(fault, tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as refused:
         planned(tmp_path, body)
     assert message in str(refused.value)
-    assert "broken_method:Own" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "store").exists()
 
@@ -84,6 +119,11 @@ def test_the_dry_call_changes_no_random_draw(tmp_path, monkeypatch):
     torch.manual_seed(3)
     planned(tmp_path, "pass")
     torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
+
+
+def test_the_dry_call_has_what_the_server_rule_sends_and_the_method_prepares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert planned(tmp_path, "pass", bases="(PFedMoAP)").rule.name == "pfedmoap"
 
 
 def test_the_dry_call_has_the_random_numbers_of_a_step(tmp_path, monkeypatch):
