@@ -126,17 +126,19 @@ class Trainer:
         own = self.job.method.phases[phase].epochs or epochs
         trains = purpose == TRAINING
         steps = federation.local_steps if trains and self.job.method.phases[phase].epochs is None else None
-        share = absence.epochs(federation, self.job.seed, round, clients) if trains else [full] * len(clients)
+        share = absence.epochs(federation, self.job.seed, round, clients) if trains else np.full(len(clients), full)
+        full_batches = np.maximum(1, self.num_examples[clients] // federation.batch_size)  # of an epoch
+        counts = -(-own * share // full) if steps is None else -(-steps // full_batches)
         return [
             batches(
                 count=int(self.num_examples[client]),
                 views=self.job.train_features.key.views,
                 batch_size=federation.batch_size,
-                epochs=-(-own * int(part) // full) if steps is None else steps,
+                epochs=int(count),
                 drop_last=federation.drop_last,
                 generator=numpy_generator(self.job.seed, purpose, phase, round, int(client)),
             )[:steps]
-            for client, part in zip(clients, share, strict=True)
+            for client, count in zip(clients, counts, strict=True)
         ]
 
     def local_data(self, purpose: str, round: int, clients: np.ndarray) -> tuple[ClassSet, LocalData]:
