@@ -187,3 +187,20 @@ def test_the_content_of_a_union_is_that_of_its_parts(tmp_path):
     assert hashes.digest == before
     Image.new("RGB", (4, 4), "white").save(tmp_path / "b" / "dog" / "3.png")
     assert content.digest(manifest.build(settings), tmp_path / "store") != before
+
+
+def test_parts_without_files_do_not_hide_replaced_images(tmp_path):
+    """Such a union had no digest, so that a run was resumed with other images."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (4, 4), (number, len(name), 0)).save(tmp_path / "a" / name / f"{number}.png")
+    parts = [{"name": "folder", "root": str(tmp_path / "a")}, {"name": "shapes"}]
+    settings = DataSettings.model_validate({"name": "union", "parts": parts})
+    before = content.digest(manifest.build(settings), tmp_path / "store")
+    assert before is not None
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "a" / "dog" / "3.png")
+    assert content.digest(manifest.build(settings), tmp_path / "store") != before
+    assert content.digest(manifest.build(DataSettings.model_validate(TWO)), tmp_path / "store") is None
