@@ -61,7 +61,11 @@ def check(
     if recorded := hashes.digest:
         typer.echo(f"content digest: {recorded} (of the files, as runs record it)")
     problems = [f"{len(findings.unreadable)} images cannot be read"] if findings.unreadable else []
-    problems += _names_fit(settings) if "train" in built.splits else []
+    for part, own in zip(settings.data.members, built.members, strict=True):
+        title = f"{own.name}: " if built.parts else ""
+        _say([f"part {own.name}"] * bool(built.parts))
+        found = _names_fit(settings.model_copy(update={"data": part})) if "train" in own.splits else []
+        problems += [title + problem for problem in found]
     if problems:
         raise DataError("; ".join(problems))
 
@@ -111,7 +115,7 @@ def _settings(target: str, overrides: list[str], root: str | None) -> Experiment
 
 
 def _names_fit(settings: Experiment) -> list[str]:
-    """Problems between names and labels, if the backbone can judge them."""
+    """Problems between names and labels of one data set, if the backbone can judge them."""
     from fedpgp.analysis import label_alignment
 
     if not label_alignment.can_judge(settings):

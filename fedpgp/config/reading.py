@@ -1,14 +1,14 @@
 """Reads experiments from YAML and `a.b=value` overrides. Reports all errors at once, with the nearest known keys."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedpgp.config.settings import Experiment
+from fedpgp.config.settings import BY_PART, FOR_ALL, Experiment
 from fedpgp.config.values import kinds_of, load_yaml, read_value
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean, one_line, redacted
@@ -19,7 +19,7 @@ Carry = Callable[[str, str, Mapping[str, Any]], tuple[dict[str, Any], str]]
 """Of the settings of an old method, what a new one keeps, and a text on the others; see `methods.carry`."""
 
 TIED_TO_NAME: dict[str, tuple[str, ...] | None] = {
-    "data": ("root", "class_names", "template"),
+    "data": ("root", "class_names", "template", "parts"),
     "backbone": ("weights", "weights_key", "activation"),
     "federation.server": None,
 }
@@ -210,15 +210,26 @@ def _without_types(model: type[BaseModel], keys: Sequence[str | int]) -> list[st
     """Drop the names of types that pydantic adds to the path of a setting with several."""
     kept: list[str | int] = []
     for part in keys:
-        if isinstance(part, int) or not kinds_of(model, kept) - {"other"}:
+        if isinstance(part, int) or not (kinds_of(model, kept) - {"other"} or part in (BY_PART, FOR_ALL)):
             kept.append(part)
     return kept
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if isinstance(part, int):  # an item of the list whose field was the part before
+            continue
+        annotation = model.model_fields[part].annotation
+        kinds = [kind for kind in (annotation, *_arguments(annotation)) if isinstance(kind, type)]
+        found = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if found is None:
             return []
-        model = annotation
+        model = found
     return list(model.model_fields)
+
+
+def _arguments(annotation: Any) -> Iterator[Any]:
+    """The types inside a type such as `tuple[PartSettings, ...] | None`."""
+    for one in get_args(annotation):
+        yield one
+        yield from _arguments(one)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fedpgp.config.base import Named, Settings
 from fedpgp.config.federation import FederationSettings, PrivacySettings
@@ -113,13 +113,22 @@ class PartSettings(DataSettings):
         return self
 
 
+FOR_ALL, BY_PART = "one number", "a number for each part"
+"""The two forms of `partition.clients`, which pydantic adds to the path of a wrong one."""
+Count = Annotated[int, Field(ge=1)]
+Clients = Annotated[
+    Annotated[Count, Tag(FOR_ALL)] | Annotated[dict[str, Count], Tag(BY_PART)],
+    Discriminator(lambda given: BY_PART if isinstance(given, Mapping) else FOR_ALL),
+]
+
+
 class PartitionSettings(Settings):
     """Division of the images among clients."""
 
     scheme: Literal["pathological", "authors_2023", "iid", "domain", "dirichlet"] = "pathological"
     """pathological (disjoint classes) | authors_2023 (the disjoint classes of the authors' code, for every seed) | iid
     | domain (each client belongs to a domain) | dirichlet"""
-    clients: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = 10
+    clients: Clients | None = 10
     """number of clients; in a union that of each part, or {PART: number, ...}; null with `domain`, where the data
     determine it"""
     classes_per_client: int | None = Field(None, ge=1)

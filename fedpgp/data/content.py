@@ -83,13 +83,18 @@ class Hashes:
             self._missing[known] = False
 
     @property
+    def has_files(self) -> bool:
+        """Whether images are files; others are drawn, or read by a source that does not say where."""
+        return len(self._files) > 0
+
+    @property
     def digest(self) -> str | None:
         """Sixteen hex digits over the content of the images in canonical order; None: no file, or one is not hashed.
 
         It is equal for copies of the data and differs once an image is replaced, whatever its size and times. Files
         that are not on this machine are identified by `Manifest.files_digest`, that is by name, size and time.
         """
-        if not len(self._files) or self._missing.any():
+        if not self.has_files or self._missing.any():
             return None
         if self._manifest.root is None:
             return self._manifest.files_digest
@@ -148,9 +153,11 @@ class UnionHashes:
 
     @property
     def digest(self) -> str | None:
-        """Sixteen hex digits over those of the parts; None: one of them has none."""
-        found = {title: part.digest for title, part in self._parts.items()}
-        return None if None in found.values() else hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+        """Sixteen hex digits over those of the parts with files; None: no part has any, or a file is not hashed."""
+        found = {title: part.digest for title, part in self._parts.items() if part.has_files}
+        return (
+            None if not found or None in found.values() else hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+        )
 
     def fill(self, rows: int | None = None) -> None:
         """See `Hashes.fill`."""

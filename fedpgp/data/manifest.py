@@ -148,7 +148,11 @@ def build(settings: DataSettings) -> Manifest:
     images and is not used.
     """
     if settings.parts is not None:
-        return _union([replace(build(part), name=part.title_or_name) for part in settings.parts])
+        parts = []
+        for part in settings.parts:
+            with sources.in_part(part.title_or_name):
+                parts.append(replace(build(part), name=part.title_or_name))
+        return _union(parts)
     scan = sources.scan(settings)
     if scan.left_out:
         count, folders = sum(scan.left_out.values()), scan.left_out.get(FOLDERS, 0)

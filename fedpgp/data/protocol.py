@@ -49,10 +49,13 @@ def build(manifest: Manifest, partition: PartitionSettings, protocol: ProtocolSe
     class_sets: dict[str, tuple[int, ...]] = {}
     unseen_parts = []
     for part, training in zip(parts, trains, strict=True):
-        class_sets |= (own := _class_sets(part, protocol))
-        if training:
-            divided.append(_divide(manifest, part, own, held_out, partition, protocol, seed))
-        else:
+        try:
+            class_sets |= (own := _class_sets(part, protocol))
+            if training:
+                divided.append(_divide(manifest, part, own, held_out, partition, protocol, seed))
+        except DataError as error:
+            raise DataError(f"{part.title}: {error}" if part.title else str(error)) from None
+        if not training:
             (name,) = own
             pool = _pool(manifest, part.rows & (manifest.splits == "test"), "test", name, own[name])
             unseen_parts.append(replace(pool, held_out=True))
@@ -115,13 +118,9 @@ def _trains(part: _Part, parts: Sequence[_Part], protocol: ProtocolSettings) -> 
 
 def _class_sets(part: _Part, protocol: ProtocolSettings) -> dict[str, tuple[int, ...]]:
     """The class sets of a part by their names, that for training first."""
-    try:
-        found = divide_classes(len(part.classes), protocol)
-    except DataError as error:
-        raise DataError(f"{part.title}: {error}" if part.title else str(error)) from None
     return {
         f"{kind}{OF_PART}{part.title}" if part.title else kind: tuple(part.classes[label] for label in labels)
-        for kind, labels in found.items()
+        for kind, labels in divide_classes(len(part.classes), protocol).items()
     }
 
 
@@ -136,7 +135,7 @@ def _divide(
 ) -> _Divided:
     """Divide the images of a part among its clients."""
     if not np.any(part.rows & (manifest.splits == "train")):
-        raise DataError(f"{part.title or manifest.name}: all images are for testing; train on another data set")
+        raise DataError("data: all images are for testing; train on another data set")
     seed, train_set = part.seed(seed), next(iter(class_sets))
     domains = [number for number in part.domains if number != held_out]
     client_names = _client_names(manifest, part, domains, partition)
@@ -238,9 +237,9 @@ def folds(protocol: ProtocolSettings, domains: Sequence[str]) -> tuple[ProtocolS
     return tuple(protocol.model_copy(update={"held_out": domain}) for domain in domains)
 
 
-def held_out_names(manifest: Manifest, protocol: ProtocolSettings) -> tuple[str, ...]:
-    """What `held_out: all` holds out in turn: each domain, or each data set of a union."""
-    return tuple(part.name for part in manifest.parts) if protocol.name == "cross_data" else manifest.domains
+def held_out_names(manifest: Manifest) -> tuple[str, ...]:
+    """What `held_out: all` holds out in turn, and what accuracies are reported of: domains, or parts of a union."""
+    return tuple(part.name for part in manifest.parts) or manifest.domains
 
 
 def _held_out(manifest: Manifest, protocol: ProtocolSettings) -> int | None:

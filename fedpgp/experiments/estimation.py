@@ -112,7 +112,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     for trial in drawn.trials:
         experiment, found = trial.experiment, manifests[trial.experiment.data]
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
-        held_out = None if found is None else protocol.held_out_names(found, experiment.protocol)
+        held_out = None if found is None else protocol.held_out_names(found)
         own = sampling.folds(sweep, trial, held_out)
         folds.append(own)
         rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation))

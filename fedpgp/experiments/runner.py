@@ -21,6 +21,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted
 from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
+from fedpgp.data.federated import OF_PART
 from fedpgp.data.summary import partition_table
 from fedpgp.experiments import privacy_planning
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
@@ -291,6 +292,24 @@ def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:
     )
 
 
+def _parts(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Of each part of a union its class names, as in prompts, its domains, and the clients that train on it."""
+    domains: dict[str, list[str]] = {}
+    for domain, title in plan.data.part_of.items():
+        domains.setdefault(title, []).append(domain)
+    holders: dict[str, list[str]] = {title: [] for title in domains}
+    for name, train_set in zip(plan.data.client_names, plan.data.train_sets, strict=True):
+        holders[train_set.partition(OF_PART)[2]].append(name)
+    return {
+        part.name: {
+            "class_names": list(part.class_names),
+            "domains": domains[part.name],
+            "clients": holders[part.name],
+        }
+        for part in plan.manifest.parts
+    }
+
+
 def _identity(plan: Plan) -> dict[str, Any]:
     attack = plan.experiment.federation.attack
     attackers = attacks.attackers(attack, plan.data.training_clients, plan.experiment.seed).tolist()
@@ -301,6 +320,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "seed": plan.experiment.seed,
         "client_names": list(plan.data.client_names),
         "class_names": list(plan.data.class_names),
+        **({"parts": _parts(plan)} if plan.manifest.parts else {}),
         "num_examples": [len(rows) for rows in plan.data.train_rows],
         "manifest_digest": plan.manifest.digest,
         **({"content_digest": plan.content} if plan.content else {}),

@@ -15,6 +15,7 @@ from fedpgp.core.text import first_of
 from fedpgp.core.tree import ParamTree, repeated, select
 from fedpgp.data import sources
 from fedpgp.data.protocol import divide_classes
+from fedpgp.data.sources.base import Source
 from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation import rule_needs
 from fedpgp.federation.metrics import per_client_table
@@ -126,10 +127,8 @@ def _card(
     store: RunFolder, experiment: Experiment, method: Method, state: State, which: Which, number: int | None
 ) -> dict[str, Any]:
     identity = store.identity
-    names: list[str] = identity["class_names"]
-    sets = divide_classes(len(names), experiment.protocol)
-    trained, *others = ([names[label] for label in labels] for labels in sets.values())
     whose = GLOBAL if number is None else identity["client_names"][number]
+    trained, others, template = _classes(identity, experiment, whose)
     backbone = experiment.backbone
     otherwise = ICON_CLIP_LICENCE if backbone.name == ICON_CLIP else UNKNOWN_LICENCE
     when = f"after round {state.round} of {store.path.name}"
@@ -142,9 +141,9 @@ def _card(
             "settings": method.settings.model_dump(mode="json"),
             **({"code": identity["plugins"]["method"]["digest"]} if "method" in identity.get("plugins", {}) else {}),
         },
-        "template": experiment.data.prompt,
+        "template": template,
         "class_names": trained,
-        "unseen_class_names": others[0] if others else [],
+        "unseen_class_names": others,
         "takes_other_names": method.supports_unseen_classes,
         "backbone": {
             "name": backbone.name,
@@ -166,6 +165,27 @@ def _card(
     }
 
 
+def _classes(identity: Mapping[str, Any], experiment: Experiment, whose: str) -> tuple[list[str], list[str], str]:
+    """The classes of training, those of the same data that are not trained on, and the hand-written prompt.
+
+    In a union they are those of the client's data set, and for the server those of all data sets that train, each
+    name once; if their hand-written prompts differ, its prompt is the plain one.
+    """
+    only = {"class_names": identity["class_names"], "clients": identity["client_names"]}
+    parts = identity["parts"].values() if experiment.data.parts else [only]
+    trained, others, templates = dict[str, None](), dict[str, None](), set()
+    for settings, part in zip(experiment.data.members, parts, strict=True):
+        names = part["class_names"]
+        if not part["clients"] or whose not in (GLOBAL, *part["clients"]):
+            continue
+        training, *rest = divide_classes(len(names), experiment.protocol).values()
+        trained |= dict.fromkeys(names[label] for label in training)
+        others |= dict.fromkeys(names[label] for labels in rest for label in labels)
+        templates.add(settings.prompt)
+    template = templates.pop() if len(templates) == 1 else Source.template
+    return list(trained), [name for name in others if name not in trained], template
+
+
 def _images(store: RunFolder, number: int | None) -> Mapping[str, Any]:
     """Whose images it learned from: of the client, or of all that ever train."""
     table, names = store.partition, store.identity["client_names"]
@@ -174,8 +194,10 @@ def _images(store: RunFolder, number: int | None) -> Mapping[str, Any]:
     unseen = store.identity.get("unseen_clients", ())
     clients = [name for one, name in enumerate(names) if (one not in unseen if number is None else one == number)]
     held = table.filter((pc.field("split") == "train") & pc.field("client").isin(clients))
-    classes = held["class"].unique().to_pylist()
-    return {"images": pc.sum(held["images"]).as_py(), "clients": len(clients), "own_classes": classes}
+    texts = [name for part in store.identity.get("parts", {}).values() for name in part["class_names"]]
+    named = dict(zip(store.identity["class_names"], texts or store.identity["class_names"], strict=True))
+    classes = dict.fromkeys(named[name] for name in held["class"].unique().to_pylist())
+    return {"images": pc.sum(held["images"]).as_py(), "clients": len(clients), "own_classes": list(classes)}
 
 
 def _metrics(store: RunFolder, state: State, number: int | None) -> dict[str, float]:

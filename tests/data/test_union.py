@@ -93,8 +93,7 @@ def test_cross_data_trains_on_some_parts_and_tests_the_others(given, trained):
     assert held.tested(np.arange(2)).all()
     assert set(union.splits[held.rows]) == {"test"}
     assert not np.isin(held.rows, data.training_rows).any()
-    names = protocol.held_out_names(union, ProtocolSettings(name="cross_data", held_out="all"))
-    assert names == ("small", "big")
+    assert protocol.held_out_names(union) == ("small", "big")
 
 
 def test_what_does_not_fit():
@@ -127,11 +126,30 @@ def test_what_does_not_fit():
         ({"protocol": {"name": "cross_data", "source": "icons"}}, "cross_data needs several data sets"),
         ({"data": TWO, "protocol": {"name": "cross_data"}}, "needs held_out=PART or all, or source=PART"),
         ({"protocol": {"source": "icons"}}, "source is for name=cross_data"),
+        ({"data": {"name": "union", "parts": [{"nme": "icons"}, {}]}}, r"parts.0.nme: unknown key; did you mean name"),
+        ({"data": TWO, "partition": {"clients": {"again": 0}}}, "partition.clients.again: Input should be greater"),
+        ({"partition": {"clients": 0}}, "partition.clients: Input should be greater"),
     ],
 )
 def test_settings_that_do_not_fit(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse(changes)
+
+
+def test_errors_name_the_part():
+    with pytest.raises(DataError, match=r"^big: partition: 9 clients with disjoint classes, but only 3 classes"):
+        protocol.build(two(), PartitionSettings(clients={"small": 1, "big": 9}), ProtocolSettings(), seed=1)
+    parts = [{"name": "shapes"}, {"name": "folder", "title": "photos"}]
+    without = DataSettings.model_validate({"name": "union", "parts": parts})
+    for use in (manifest.build, sources.open_source):
+        with pytest.raises(ConfigError, match=r"^data.parts: photos: data: root is required for data 'folder'"):
+            use(without)
+    missing = without.model_copy(
+        update={"parts": (without.parts[0], without.parts[1].model_copy(update={"root": "/x:"}))}
+    )
+    for use in (manifest.build, sources.open_source):
+        with pytest.raises(DataError, match=r"^data.parts: photos: data.root"):
+            use(missing)
 
 
 def test_images_are_read_from_their_parts():
@@ -169,3 +187,20 @@ def test_the_content_of_a_union_is_that_of_its_parts(tmp_path):
     assert hashes.digest == before
     Image.new("RGB", (4, 4), "white").save(tmp_path / "b" / "dog" / "3.png")
     assert content.digest(manifest.build(settings), tmp_path / "store") != before
+
+
+def test_parts_without_files_do_not_hide_replaced_images(tmp_path):
+    """Such a union had no digest, so that a run was resumed with other images."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (4, 4), (number, len(name), 0)).save(tmp_path / "a" / name / f"{number}.png")
+    parts = [{"name": "folder", "root": str(tmp_path / "a")}, {"name": "shapes"}]
+    settings = DataSettings.model_validate({"name": "union", "parts": parts})
+    before = content.digest(manifest.build(settings), tmp_path / "store")
+    assert before is not None
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "a" / "dog" / "3.png")
+    assert content.digest(manifest.build(settings), tmp_path / "store") != before
+    assert content.digest(manifest.build(DataSettings.model_validate(TWO)), tmp_path / "store") is None

@@ -7,10 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedpgp import config
+from fedpgp.analysis.report import measure_tables
+from fedpgp.analysis.report.run_figures import draw_data
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import planning, runner
+from fedpgp.export.exporting import learned_prompt
 from fedpgp.storage.run_folder import RunFolder
 
 SHAPES = {"name": "shapes", "title": "more shapes", "template": "one {}."}
@@ -62,6 +66,60 @@ def test_accuracies_of_a_union_are_those_of_each_part_and_their_mean(root):
         assert metrics[f"test/{metric}"] == pytest.approx((icons + shapes) / 2)
         for client, domain in found:
             assert domain is None or domain.startswith("icons" if client < 3 else "more shapes")
+
+
+@pytest.fixture(scope="module")
+def promptfl(root):
+    return finished(settings(root, method={"name": "promptfl", "n_ctx": 2}))
+
+
+def test_measures_by_data_set_are_over_all_domains_of_it(promptfl):
+    """A part with several domains had accuracies by part, and measures by domain that no row showed."""
+    table = measure_tables.domains_of_run(promptfl)
+    assert table.headings[:2] == ("metric", "data set")
+    rows = {(row[0].text, row[1].text): row for row in table.rows}
+    assert rows.keys() == {(metric, part) for metric in ("Local", "Base", "Novel") for part in ("icons", "more shapes")}
+    pooled = [
+        row for row in promptfl.pooled().to_pylist()
+        if (row["round"], row["split"], row["metric"]) == (2, "test", "novel") and row["domain"].startswith("icons")
+        and row["label"] is not None
+    ]  # fmt: skip
+    labels = {row["label"] for row in pooled}
+    sums = {
+        name: [sum(row[name] for row in pooled if row["label"] == one) for one in labels]
+        for name in ("correct", "images")
+    }
+    recall = np.mean(np.divide(sums["correct"], sums["images"]))
+    assert float(rows["Novel", "icons"][5].text) == pytest.approx(100 * recall, abs=0.005)
+
+
+def test_the_prompt_of_a_client_knows_the_classes_of_its_part(promptfl, tmp_path):
+    identity = promptfl.identity
+    assert {title: len(part["clients"]) for title, part in identity["parts"].items()} == {"icons": 3, "more shapes": 2}
+    last, server = (learned_prompt(promptfl.path, client) for client in ("4", "global"))
+    shapes = identity["parts"]["more shapes"]["class_names"]
+    half = (len(shapes) + 1) // 2
+    assert (last.card["class_names"], last.card["unseen_class_names"]) == (shapes[:half], shapes[half:])
+    assert last.card["template"] == "one {}."
+    assert set(last.card["trained_on"]["own_classes"]) < set(shapes[:half])
+    assert server.card["class_names"] == identity["parts"]["icons"]["class_names"][:40] + shapes[:half]
+    assert server.card["template"] == "a photo of a {}."  # those of the parts differ
+    answers = last.predict([Image.new("RGB", (32, 32))], top=2)
+    assert set(answers["class"]) <= set(shapes[:half])
+
+
+def test_each_client_of_a_union_is_drawn(root, tmp_path):
+    names = [path.name for path in draw_data(settings(root), tmp_path, 5)]
+    assert names == [
+        "partition.png",
+        "partition.svg",
+        *(
+            f"client-{number:04d}-{part}-{own}.png"
+            for number, (part, own) in enumerate(
+                [("icons", 0), ("icons", 1), ("icons", 2), ("more-shapes", 0), ("more-shapes", 1)]
+            )
+        ),
+    ]
 
 
 def test_a_client_of_a_union_learns_like_alone(root):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedpgp.analysis.comparison import MEASURE_TITLES, METRIC_TITLES, Group, measured
@@ -75,7 +76,12 @@ def domains_of_run(store: RunFolder) -> Table:
         return Table("", (), ())
     accuracies = next(row.metrics for row in rounds if row.round == last)
     pooled = store.pooled(after=last - 1)
-    measures = of_counts(pooled.filter(pc.field("round") == last), ("split", "metric", "domain"))
+    pooled = pooled.filter(pc.field("round") == last)
+    part_of = {domain: title for title, part in store.identity.get("parts", {}).items() for domain in part["domains"]}
+    if part_of:  # a union has accuracies of its parts
+        names = [part_of[name] for name in pooled["domain"].to_pylist()]
+        pooled = pooled.set_column(pooled.schema.get_field_index("domain"), "domain", pa.array(names, pa.string()))
+    measures = of_counts(pooled, ("split", "metric", "domain"))
     rows = []
     for metric in METRICS:
         start = f"test/{metric}."
@@ -83,6 +89,8 @@ def domains_of_run(store: RunFolder) -> Table:
             domain = name.removeprefix(start)
             own = {"accuracy": accuracies[name], **measures.get(("test", metric, domain), {})}
             rows.append((METRIC_TITLES[metric], domain, *(mean_std(own.get(one)) for one in PER_DOMAIN)))
-    headings = ("metric", "domain", "accuracy", *(MEASURE_TITLES[one] for one in PER_DOMAIN[1:]))
-    caption = "test images; accuracy: mean over the clients that have images of the domain; the rest: over all images"
-    return Table(f"Domains after round {last}, in percent", headings, rows, text_columns=2, caption=caption)
+    what = "data set" if part_of else "domain"
+    headings = ("metric", what, "accuracy", *(MEASURE_TITLES[one] for one in PER_DOMAIN[1:]))
+    title = f"{what.capitalize()}s after round {last}, in percent"
+    caption = f"test images; accuracy: mean over the clients that have images of the {what}; the rest: over all images"
+    return Table(title, headings, rows, text_columns=2, caption=caption)

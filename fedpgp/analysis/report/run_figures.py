@@ -53,14 +53,18 @@ def draw_data(settings: Experiment, folder: Path, max_clients: int) -> list[Path
     """
     manifest = manifests.build(settings.data)
     data = protocol.build(manifest, settings.partition, settings.protocol, settings.seed)
-    classes = [manifest.class_names[label] for label in data.class_sets[data.train_set]]
+    trained = {label for client in range(data.num_clients) for label in data.class_sets[data.train_set_of(client)]}
+    classes = [manifest.class_names[label] for label in sorted(trained)]
     source = open_source(settings.data)
     sheets = {}
     for client, name in enumerate(data.client_names[:max_clients]):
-        rows, labels = data.train_rows[client], data.train_labels[client]
+        rows, labels = data.train_rows[client], data.global_labels(client)
         path = folder / f"client-{client:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
         sheets[path] = [
-            (f"{name}: {classes[label]}", [fitted(image) for image in source.read(manifest.table.take(chosen))])
+            (
+                f"{name}: {manifest.class_names[label]}",
+                [fitted(image) for image in source.read(manifest.table.take(chosen))],
+            )
             for label in np.unique(labels)[:SHEET_CLASSES]
             for chosen in [rows[labels == label][:SHEET_IMAGES]]
         ]

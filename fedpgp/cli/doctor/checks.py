@@ -22,7 +22,7 @@ from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, ResourceEr
 from fedpgp.core.files import denied
 from fedpgp.core.memory import free as free_memory
 from fedpgp.core.text import disk_size, memory_size
-from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS
+from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS, held_out_names
 from fedpgp.experiments import estimation, privacy_planning
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import ray_cluster
@@ -271,14 +271,15 @@ def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: boo
         yield resources(experiment.resources, nodes)
     protocol = experiment.protocol
     if protocol.held_out == EVERY_DOMAIN:  # one domain in turn: the first run
-        protocol = protocol.model_copy(update={"held_out": manifest.domains[0]})
+        protocol = protocol.model_copy(update={"held_out": held_out_names(manifest)[0]})
     try:
         ready = plan(experiment.model_copy(update={"protocol": protocol}), library)
     except FedPGPError as error:
         yield problem("plan", str(error))
         return
     data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
-    trained = f"{data.num_clients} clients, {len(data.class_sets[data.train_set])} classes to train on"
+    classes = {label for client in range(data.num_clients) for label in data.class_sets[data.train_set_of(client)]}
+    trained = f"{data.num_clients} clients, {len(classes)} classes to train on"
     yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
     if rounded := rounding(len(data.training_clients), experiment.federation):
         yield ok("participation", rounded)

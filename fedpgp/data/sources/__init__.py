@@ -1,9 +1,12 @@
 """The registry of sources: one class per on-disk format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fedpgp.config import DataSettings, Experiment
 from fedpgp.config.settings import UNION
 from fedpgp.core import plugins
-from fedpgp.core.errors import ConfigError
+from fedpgp.core.errors import ConfigError, UserError
 from fedpgp.core.plugins import Plugin
 from fedpgp.data.sources import rows
 from fedpgp.data.sources.base import Reader, Scan, Source
@@ -58,9 +61,20 @@ def plugins_of(settings: DataSettings) -> dict[str, Plugin | None]:
 
 def check(settings: DataSettings) -> None:
     """Raise `ConfigError` if a data set is unknown, or needs a root that is not given."""
-    for one in settings.members:
-        if find(one.name).needs_root and one.root is None:
-            raise ConfigError(f"data: root is required for data {one.name!r}; give data.root=FOLDER")
+    for part in settings.parts or ():
+        with in_part(part.title_or_name):
+            check(part)
+    if settings.parts is None and find(settings.name).needs_root and settings.root is None:
+        raise ConfigError(f"data: root is required for data {settings.name!r}; give data.root=FOLDER")
+
+
+@contextmanager
+def in_part(title: str) -> Iterator[None]:
+    """Name the part of a union in an error about its data."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"data.parts: {title}: {error}") from error
 
 
 def complete(experiment: Experiment) -> Experiment:
@@ -78,7 +92,11 @@ def open_source(settings: DataSettings) -> Reader:
     """What reads the images of `settings`; raise `DataError` if a root does not exist."""
     check(settings)
     if settings.parts is not None:
-        return Union({part.title_or_name: open_source(part) for part in settings.parts})
+        readers = {}
+        for part in settings.parts:
+            with in_part(part.title_or_name):
+                readers[part.title_or_name] = open_source(part)
+        return Union(readers)
     return find(settings.name)(settings)
 
 

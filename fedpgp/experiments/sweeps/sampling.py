@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ MEASURED = {
     "cross_data": ("local", "all", "held_out"),
 }
 """Metrics of each protocol; variants such as `local_global` begin with one of these names."""
+PATHS = ("data.root", "backbone.weights")
+"""The settings in `_paths`."""
 ADAPTED = "_adapted"
 NOT_OF_NEW_CLIENTS = ("_global", "_before_aggregation")
 """Ends of variants that are measured on clients that train."""
@@ -91,8 +92,7 @@ def draw(sweep: Sweep) -> SampledTrials:
                 wrong.setdefault(line, []).append(label)
         else:
             twin = trials.setdefault(trial.id, trial)
-            for key in ("data.root", "backbone.weights"):
-                one, other = attrgetter(key)(twin.experiment), attrgetter(key)(trial.experiment)
+            for key, one, other in zip(PATHS, _paths(twin.experiment), _paths(trial.experiment), strict=True):
                 if one != other:
                     line = f"{key}: {one} and {other}: a path does not tell trials apart; run a sweep for each"
                     wrong.setdefault(redacted(line), []).append(label)
@@ -107,7 +107,7 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
     """List the folds of a trial: every seed with every held-out domain; raise `ConfigError` if the data lack one.
 
     Args:
-        domains: of its data; None: unknown, so that `all` becomes one fold of that name.
+        domains: of its data, or the parts of a union; None: unknown, so that `all` becomes one fold of that name.
     """
     seeds = sweep.folds.seeds or (trial.experiment.seed,)
     wanted = sweep.folds.held_out or trial.experiment.protocol.held_out
@@ -120,7 +120,8 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
             known = ", ".join(domains or ())
             raise ConfigError(f"folds.held_out: no domain {', '.join(unknown)} in the data (known: {known})")
     if domains is not None:
-        _check_domain(sweep.tune.metric or "", domains, held_out)
+        left = domains if trial.experiment.protocol.source is None else ()  # a source has no other data set beside it
+        _check_domain(sweep.tune.metric or "", left, held_out)
     return tuple(Fold(seed, domain) for seed in seeds for domain in held_out)
 
 
@@ -159,6 +160,12 @@ def _identity(experiment: Experiment) -> str:
         ),
         **code_keys(planning.plugins_of(experiment)),
     )
+
+
+def _paths(experiment: Experiment) -> tuple[str, str]:
+    """The folders of the data and the weights, which are no part of a trial's identity, as text."""
+    roots = ", ".join(str(one.root) for one in experiment.data.members)
+    return roots, str(experiment.backbone.weights)
 
 
 def _labels(sweep: Sweep, points: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -201,6 +208,8 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
         if not name.startswith(known) or (name == "held_out" and split == "val"):
             names = ", ".join(f"{split}/{one}" for one in known if (split, one) != ("val", "held_out"))
             raise ConfigError(f"tune.metric: {metric} is not measured with protocol.name={protocol}; use {names}")
+    if name == "local_own" and not all(trial.experiment.protocol.train_classes == "own" for trial in trials):
+        raise ConfigError(f"tune.metric: {metric} is not measured without protocol.train_classes=own")
     if split == NEW_CLIENT and not all(trial.experiment.partition.unseen_clients for trial in trials):
         raise ConfigError(f"tune.metric: {metric} is not measured without partition.unseen_clients above 0")
     if split == NEW_CLIENT and name.endswith(NOT_OF_NEW_CLIENTS):
@@ -219,7 +228,8 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
 def _check_domain(metric: str, domains: Sequence[str], held_out: Sequence[str | None]) -> None:
     """Raise `ConfigError` if a metric is of one domain (`val/local.sketch`) that some fold does not measure."""
     domain = split_name(metric)[2]
-    known = [name for name in domains if name not in held_out] if len(domains) > 1 else []
+    several = len(domains) - any(name is not None for name in held_out) > 1
+    known = [name for name in domains if name not in held_out] if several else []
     if domain is not None and domain not in known:
         hint = (
             f"domains of every fold: {', '.join(known)}" if known else "no domain is measured by itself in every fold"

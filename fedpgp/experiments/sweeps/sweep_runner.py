@@ -122,8 +122,7 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]
     wrong: dict[str, list[str]] = {}
     for trial in trials:
         try:
-            held_out = held_out_names(library.manifest(trial.experiment.data), trial.experiment.protocol)
-            own = sampling.folds(sweep, trial, held_out)
+            own = sampling.folds(sweep, trial, held_out_names(library.manifest(trial.experiment.data)))
             plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
         except UserError as error:
             for line in str(error).splitlines():

@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat, PrivateAttr, TypeAdapter, ValidationErr
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
 from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
+from fedpgp.config.settings import UNION
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.federation.measures import MEASURES
@@ -36,7 +37,8 @@ class FoldSettings(Settings):
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """null: only the seed of the base"""
     held_out: Literal["all"] | tuple[str, ...] | None = None
-    """domains to hold out in turn, with protocol.name=leave_one_domain_out; all: every domain of the data"""
+    """domains to hold out in turn, with protocol.name=leave_one_domain_out, or data sets of a union, with
+    protocol.name=cross_data; all: each of them"""
 
 
 class TuneSettings(Settings):
@@ -44,8 +46,8 @@ class TuneSettings(Settings):
 
     metric: str | None = None
     """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. Also a measure
-    (`val/local_worst`, `val/base_f1`) or one domain (`val/local.sketch`). With `test/...` or `new_client/...` the best
-    trial is selected on test images, and tables say so"""
+    (`val/local_worst`, `val/base_f1`) or one domain, in a union one data set (`val/local.sketch`). With `test/...` or
+    `new_client/...` the best trial is selected on test images, and tables say so"""
     mode: Literal["max", "min"] = "max"
     """max: larger is better; min: for `train/loss` and calibration errors (`val/base_ece`)"""
     num_samples: int = Field(1, ge=1)
@@ -163,13 +165,16 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
 
 
 def leave_one_domain_out(sweep: Sweep) -> Sweep:
-    """Hold out each domain in turn, unless `folds.held_out` is set."""
+    """Hold out each domain in turn, or each data set of a union, unless `folds.held_out` is set."""
     if sweep.folds.held_out is not None:
         return sweep
     base = copy.deepcopy(sweep.base)
-    given = base.get("protocol", {}).get("held_out")
-    base["protocol"] = {**base.get("protocol", {}), "name": "leave_one_domain_out", "held_out": "all"}
-    if base.get("partition", {}).get("scheme") != "domain":
+    union = base.get("data", {}).get("name") == UNION
+    protocol = {key: value for key, value in base.get("protocol", {}).items() if key != "source"}
+    given = protocol.get("held_out")
+    name = "cross_data" if union else "leave_one_domain_out"
+    base["protocol"] = {**protocol, "name": name, "held_out": "all"}
+    if not union and base.get("partition", {}).get("scheme") != "domain":
         base["partition"] = {"scheme": "domain", "clients": None}
     held_out = "all" if given in (None, "all") else (given,)
     return sweep.model_copy(update={"base": base, "folds": sweep.folds.model_copy(update={"held_out": held_out})})

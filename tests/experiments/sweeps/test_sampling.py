@@ -83,6 +83,48 @@ def test_trials_that_differ_in_a_path_alone_are_refused(key, one, other):
         draw(sweep({**BASE, **base}, space={key: {"grid_search": [one, other]}}))
 
 
+def test_roots_of_parts_do_not_tell_trials_apart():
+    """The second trial was dropped as a duplicate without a word."""
+    data = [{"name": "union", "parts": [{"name": "icons"}, {"name": "folder", "root": root}]} for root in ("/a", "/b")]
+    with pytest.raises(ConfigError, match=r"data.root: None, /a and None, /b: a path does not tell trials apart"):
+        draw(sweep(BASE, space={"data": {"grid_search": data}}))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "metric", "fits"),
+    [
+        ({}, "val/local.photos", True),
+        ({}, "val/local.photos/ink", False),  # rows are of data sets
+        ({"name": "cross_data", "source": "icons"}, "val/local.icons", False),  # the only one that trains
+        ({"name": "cross_data", "held_out": "icons"}, "val/local.icons", False),
+        ({"name": "cross_data", "held_out": "icons"}, "val/local.photos", True),
+    ],
+)
+def test_a_metric_of_one_data_set_of_a_union(protocol, metric, fits):
+    parts = [{"name": "icons"}, {"name": "shapes", "title": "photos"}, {"name": "shapes"}]
+    chosen = sweep({**BASE, "data": {"name": "union", "parts": parts}, "protocol": protocol}, tune={"metric": metric})
+    trial = draw(chosen).trials[0]
+    names = ("icons", "photos", "shapes")
+    if fits:
+        assert len(folds(chosen, trial, names)) == 1
+    else:
+        with pytest.raises(ConfigError, match=f"tune.metric: {metric} is not measured with these data and folds"):
+            folds(chosen, trial, names)
+
+
+def test_of_two_domains_none_is_measured_by_itself_if_one_is_held_out():
+    base = {"protocol": {"name": "leave_one_domain_out", "held_out": "ink"}}
+    base |= {"partition": {"scheme": "domain", "clients": None}, "data": {"name": "domain_folder", "root": "/x"}}
+    chosen = sweep({**BASE, **base}, tune={"metric": "val/local.oil"})
+    with pytest.raises(ConfigError, match="no domain is measured by itself"):
+        folds(chosen, draw(chosen).trials[0], ("ink", "oil"))
+
+
+def test_accuracy_among_own_classes_needs_them():
+    with pytest.raises(ConfigError, match=r"val/local_own is not measured without protocol.train_classes=own"):
+        draw(sweep(BASE, tune={"metric": "val/local_own"}))
+
+
 SHIPPED = Path(sweep_settings.__file__).parents[3] / "tune_configs" / "demo.yaml"
 
 

@@ -148,6 +148,17 @@ def test_leave_one_domain_out_changes_protocol_and_partition():
     assert (sweep.base["partition"], sweep.folds.held_out) == (kept, ("dotted",))
 
 
+@pytest.mark.parametrize("protocol", [{}, {"name": "cross_data", "source": "icons"}])
+def test_of_a_union_each_data_set_is_held_out(protocol):
+    """It was made a run that leaves a domain out, which a union refuses."""
+    base = {"data": {"name": "union", "parts": [{"name": "icons"}, {"name": "shapes"}]}, "partition": {"clients": 2}}
+    sweep = sweep_settings.leave_one_domain_out(sweep_settings.Sweep(base={**base, "protocol": protocol}))
+    assert sweep.folds.held_out == "all"
+    assert sweep.base["protocol"] == {"name": "cross_data", "held_out": "all"}
+    assert sweep.base["partition"] == {"clients": 2}
+    config.parse(sweep.base)
+
+
 @pytest.mark.parametrize("path", sorted(config.shipped_configs().glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_sweep_is_valid(path):
     sweep, notes = sweep_settings.load(path.stem)
