@@ -32,7 +32,7 @@ FOREIGN = [
     r"Error while deserializing .*?(?=\))",  # safetensors
     r"(?<=\()No such file or directory",  # the operating system
     r"(?<=\(tags: ).*(?=\))",  # open_clip: its models and their settings
-    r"ViT-B-16 or ViT-g.*(?=\?)",
+    r"ViT-B-16 or ViT-.*(?=\?)",
     r"hf_tokenizer_name=.*?(?=\))",
     r"(?<=missing: )positional_embedding.*?(?=;)",
     r"(?<=SHA-256 )[0-9a-f]{64}",  # of a file that torch writes
