@@ -278,8 +278,8 @@ def experiment_needs(experiment: Experiment, nodes: Sequence[Node], planned: boo
         yield problem("plan", str(error))
         return
     data, backbone = ready.data, ready.backbone.name if ready.backbone else "a network of its own"
-    classes = {label for client in range(data.num_clients) for label in data.class_sets[data.train_set_of(client)]}
-    trained = f"{data.num_clients} clients, {len(classes)} classes to train on"
+    labels = {label for client in range(data.num_clients) for label in data.class_sets[data.train_set_of(client)]}
+    trained = f"{data.num_clients} clients, {len(labels)} classes to train on"
     yield ok("plan", f"{ready.method.name} on {backbone}: {trained} ({ready.digest})")
     if rounded := rounding(len(data.training_clients), experiment.federation):
         yield ok("participation", rounded)
