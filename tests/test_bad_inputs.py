@@ -47,6 +47,9 @@ NOISY = "privacy.level=client privacy.noise_multiplier=1"
 TINY = "backbone.name=tiny backbone.activation=gelu"
 OIL = "protocol.name=leave_one_domain_out partition.scheme=domain partition.clients=null protocol.held_out=oil"
 PHOTOS = "data.name=folder data.root=HERE"
+UNION = 'data.name=union data.parts=[{"name":"shapes"},{"name":"folder","title":"own"'
+PARTS = f'{UNION},"root":"HERE/photos"}}]'
+CROSS = f"{PARTS} protocol.name=cross_data"
 
 CASES = {
     "Settings": [
@@ -151,6 +154,27 @@ CASES = {
         "data check nothing --root HERE/photos",
         "data prepare nothing --root HERE/photos",
     ],
+    "Unions": [
+        f"{RUN} data.name=union",
+        f'{RUN} data.name=union data.parts=[{{"name":"shapes"}}]',
+        f'{RUN} data.name=union data.parts=[{{"name":"shapes"}},{{"name":"shapes"}}]',
+        f'{RUN} data.name=union data.parts=[{{"name":"shapes"}},{{"name":"foldr"}}]',
+        f'{RUN} data.name=union data.parts=[{{"name":"shapes"}},{{"nme":"icons"}}]',
+        f"{RUN} {UNION}}}]",
+        f'{RUN} {UNION},"root":"HERE/none"}}]',
+        f'{RUN} {UNION},"root":"HERE/one_class"}}]',
+        f'{RUN} {PARTS} partition.clients={{"own":2}}',
+        f'{RUN} {PARTS} partition.clients={{"own":0,"shapes":2}}',
+        f'{RUN} {PARTS} partition.clients={{"owm":2,"shapes":2}}',
+        f"{RUN} {PARTS} partition.clients=3",
+        f"run shapes {PARTS} partition.clients=2 method.name=coop method.class_specific=true storage.root=HERE/store",
+        f"run shapes {PARTS} partition.clients=2 method.name=pfedpt storage.root=HERE/store",
+        f"{RUN} protocol.train_classes=own",
+        f"{RUN} {CROSS}",
+        f"{RUN} {CROSS} protocol.source=owm",
+        f"{RUN} {PARTS} {OIL}",
+        f"{RUN} protocol.name=cross_data protocol.source=shapes",
+    ],
     "Domains": [
         f"{RUN} {OIL}",
     ],
@@ -235,6 +259,7 @@ def here(tmp_path_factory):
     photos(root / "photos")
     (root / "empty").mkdir()
     (root / "file").write_text("")
+    photos(root / "one_class", ("cat",))
     photos(root / "empty_class")
     (root / "empty_class" / "gnu").mkdir()
     photos(root / "hollow_image").write_bytes(b"")

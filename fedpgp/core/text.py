@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 MIB, GIB = 2**20, 2**30
 HIDDEN = "***"
@@ -40,8 +41,8 @@ def distinct(values: Sequence[object]) -> list[str]:
     """Short texts of values: the same for equal values, different ones for others.
 
     Numbers have three significant digits, or as many as tell them apart; a number of up to six digits is not rounded.
-    Mappings are shown by their `name`, `kind` or `level`, and by the keys in which they differ from others with the
-    same one.
+    Mappings are shown by their `title`, `name`, `kind` or `level`, and by the keys in which they differ from others
+    with the same one; lists of mappings, such as the parts of a union, by these.
     """
     numbers = {value for value in values if isinstance(value, float)}
     told_apart = (count for count in range(3, 17) if len({_rounded(one, count) for one in numbers}) == len(numbers))
@@ -54,14 +55,21 @@ def distinct(values: Sequence[object]) -> list[str]:
 
 def _short(value: object, digits: int, others: Sequence[object]) -> str:
     if isinstance(value, Mapping):
-        title = next((key for key in ("name", "kind", "level") if key in value), None)
+        title = next((key for key in ("title", "name", "kind", "level") if value.get(key) is not None), None)
         if title is None:
             return json.dumps(value, default=str)
         alike = [one for one in others if isinstance(one, Mapping) and one.get(title) == value[title]]
         keys = [key for key in value if any(one.get(key) != value[key] for one in alike)]
         shown = (f"{key}={distinct([value[key], *(one.get(key) for one in alike)])[0]}" for key in keys)
         return ", ".join([str(value[title]), *shown])
+    if _of_mappings(value):
+        items = [item for other in others if _of_mappings(other) for item in other]
+        return f"[{'; '.join(_short(item, digits, items) for item in value)}]"
     return _rounded(value, digits) if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def _of_mappings(value: object) -> TypeGuard[Sequence[Mapping[str, object]]]:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _rounded(number: float, digits: int) -> str:

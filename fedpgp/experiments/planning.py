@@ -95,6 +95,7 @@ def settle(experiment: Experiment) -> tuple[Experiment, Method]:
     server = ServerSettings(name=name, **of_rule.model_dump(mode="json"))
     privacy_planning.check_fit(experiment, method, rule_needs.rule_of(method, experiment.federation))
     _check_classes(experiment, method)
+    _check_union(experiment, method)
     sources.check(experiment.data)
     federation = experiment.federation.model_copy(update={"server": server})
     return experiment.model_copy(update={"method": of_method, "federation": federation}), method
@@ -169,7 +170,6 @@ def plan(experiment: Experiment, library: Library | None = None) -> Plan:
         for name, classes in data.class_sets.items()
         if name == data.train_set or method.supports_unseen_classes
     }
-    _check_union(method, data)
     _check_clients(experiment, method, data, trees[data.train_set])
     _check_rule(experiment, method, rule, data, trees[data.train_set])
     _check_storage(experiment.storage)
@@ -192,9 +192,9 @@ def _check_classes(experiment: Experiment, method: Method) -> None:
         )
 
 
-def _check_union(method: Method, data: FederatedData) -> None:
+def _check_union(experiment: Experiment, method: Method) -> None:
     """Raise `ConfigError` if one model cannot serve the class sets of several data sets."""
-    if data.part_of and not method.supports_unseen_classes:
+    if experiment.data.parts is not None and not method.supports_unseen_classes:
         raise ConfigError(
             f"data.name={UNION}: method {method.name} is made for one set of classes, and each part has its own; give "
             "another method, or one data set"

@@ -51,6 +51,15 @@ def test_disks_count_in_thousands_and_memory_in_1024s():
         ([{"name": "dtd", "root": "/a"}, {"name": "icons"}, {"x": 1}], ["dtd", "icons", '{"x": 1}']),
         ([{"name": "a", "mu": 0.12341111}, {"name": "a", "mu": 0.12341112}], ["a, mu=0.12341111", "a, mu=0.12341112"]),
         ([None, {"kind": "flip", "scale": 4}, {"level": "none"}], ["null", "flip", "none"]),
+        (
+            [[{"name": "folder", "title": "A"}, {"name": "dtd", "title": None}], [{"name": "icons"}]],
+            ["[A; dtd]", "[icons]"],
+        ),
+        (
+            [{"name": "u", "parts": [{"name": "a"}]}, {"name": "u", "parts": [{"name": "b"}]}],
+            ["u, parts=[a]", "u, parts=[b]"],
+        ),
+        ([[{"name": "a", "root": "/x"}], [{"name": "a", "root": "/y"}]], ["[a, root=/x]", "[a, root=/y]"]),
         ([], []),
     ],
 )
