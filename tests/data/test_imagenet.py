@@ -145,7 +145,7 @@ def test_a_part_of_the_classes_has_the_names_of_all(tmp_path: Path, write: Write
 def test_nobody_trains_on_a_variant(tmp_path: Path, write: Write) -> None:
     write(tmp_path / "imagenet-a", SOME, names=tmp_path)
     built = build("imagenet_a", tmp_path)
-    with pytest.raises(DataError, match=r"^imagenet_a: all images are for testing; train on another data set$"):
+    with pytest.raises(DataError, match=r"^data: all images are for testing; train on another data set$"):
         protocol.build(built, PartitionSettings(), ProtocolSettings(), seed=1)
     assert np.bincount(built.labels).tolist() == [1] * 200
 

@@ -28,13 +28,10 @@ def table(labels, classes, confidence, domains=None, names=("only",), num_classe
         split="test", class_set="base", rows=np.arange(count), labels=np.array(labels), domains=places
     )  # fmt: skip
     answers = Answers(np.array([classes]), np.round(np.array([confidence]) * MILLION).astype(int))
-    part = SimpleNamespace(
-        split="test", metric=metric, pooled=pool(own, answers, None, 1, len(names), num_classes)
-    )  # fmt: skip
-    data = SimpleNamespace(
-        domains=names, class_names=tuple("abcdefgh"), class_sets={"base": tuple(range(2, 2 + num_classes))}
-    )
-    return pooled_table(7, [part], data)
+    global_labels = tuple(range(2, 2 + num_classes))
+    pooled = pool(own, answers, None, 1, len(names), global_labels)
+    data = SimpleNamespace(domains=names, class_names=tuple("abcdefgh"))
+    return pooled_table(7, [SimpleNamespace(split="test", metric=metric, pooled=pooled)], data)
 
 
 def test_measures_by_hand():

@@ -25,7 +25,7 @@ def test_the_confidence_is_the_softmax_of_the_answer_in_millionths():
 def test_bins_and_classes_of_one_client_by_hand():
     """Five images: right at 0.95, wrong at 0.95, right at 0.4, no answer, and an answer that is not a class, at 0.4."""
     answers = Answers(np.array([[0, 0, 1, -1, 2]]), np.array([[950000, 950000, 400000, 0, 400000]]))
-    found = pool(images([0, 1, 1, 0, 1]), answers, None, 1, 1, 2)
+    found = pool(images([0, 1, 1, 0, 1]), answers, None, 1, 1, (0, 1))
     assert {number: row.tolist() for number, row in enumerate(found.bins[0]) if row.any()} == {
         5: [2, 1, 800000],  # (5/15, 6/15] has 0.4
         14: [2, 1, 1900000],
@@ -35,7 +35,7 @@ def test_bins_and_classes_of_one_client_by_hand():
 
 def test_a_bin_has_its_upper_edge_and_not_its_lower_one():
     edges = np.array([[200000, 200001, 1, 1000000]])  # 3/15
-    found = pool(images([0] * 4), Answers(np.zeros((1, 4), int), edges), None, 1, 1, 1)
+    found = pool(images([0] * 4), Answers(np.zeros((1, 4), int), edges), None, 1, 1, (0,))
     assert found.bins[0, :, 0].nonzero()[0].tolist() == [0, 2, 3, 14]
 
 
@@ -65,7 +65,7 @@ def test_random_answers_are_counted_as_by_plain_loops():
             random.integers(1, MILLION + 1, size=(models, count)),
         )
         for own in (members, None):
-            found = pool(images(labels, domains), answers, own, clients, 2, classes)
+            found = pool(images(labels, domains), answers, own, clients, 2, tuple(range(classes)))
             expected = counted(labels, domains, answers, own or [range(count)] * clients, classes)
             np.testing.assert_array_equal(found.bins, expected[0])
             np.testing.assert_array_equal(found.classes, expected[1])
@@ -75,9 +75,9 @@ def test_blocks_add_up():
     random = np.random.default_rng(2)
     answers = Answers(random.integers(3, size=(4, 9)), random.integers(1, MILLION, size=(4, 9)))
     own = images(random.integers(3, size=9))
-    whole = pool(own, answers, None, 4, 1, 3)
+    whole = pool(own, answers, None, 4, 1, (0, 1, 2))
     parts = [
-        pool(own, Answers(answers.classes[part], answers.confidence[part]), None, 2, 1, 3)
+        pool(own, Answers(answers.classes[part], answers.confidence[part]), None, 2, 1, (0, 1, 2))
         for part in (slice(0, 2), slice(2, 4))
     ]
     np.testing.assert_array_equal(whole.bins, sum(part.bins for part in parts))
