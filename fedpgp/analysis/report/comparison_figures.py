@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpgp.analysis.comparison import METRIC_TITLES, Group
 from fedpgp.analysis.loading import Curve
-from fedpgp.analysis.report.style import COLORS, HATCHES, annotate, blank, item_style, panel, short, styled, wrapped
+from fedpgp.analysis.report.style import COLORS, annotate, area_style, blank, item_style, panel, short, styled, wrapped
 
 MAX_POINTS = 2000
 """Figures with more clients show boxes without points."""
@@ -67,7 +67,7 @@ def bars(groups: Sequence[Group], metrics: Sequence[str]) -> Figure:
             [column + (number - (len(groups) - 1) / 2) * width for column in range(len(metrics))],
             [one.mean if one else np.nan for one in found], width,
             yerr=[(one.std or 0.0) if one else 0.0 for one in found], label=wrapped(group.label),
-            color=COLORS[number % len(COLORS)], hatch=HATCHES[number % len(HATCHES)], edgecolor="white",
+            edgecolor="white", **area_style(number),
             error_kw={"ecolor": "0.2", "elinewidth": 0.8, "capsize": 2},
         )  # fmt: skip
     axes.set_xticks(range(len(metrics)), [METRIC_TITLES[metric] for metric in metrics])
@@ -113,7 +113,7 @@ def client_distribution(accuracies: Mapping[str, Sequence[float]], metric: str) 
         values, widths=0.6, patch_artist=True, showfliers=not pointwise, medianprops={"color": "black"}
     )
     for number, box in enumerate(drawn["boxes"]):
-        box.set(facecolor=COLORS[number % len(COLORS)], alpha=0.55, hatch=HATCHES[number % len(HATCHES)])
+        box.set(alpha=0.55, **area_style(number))
     for number, own in enumerate(values if pointwise else (), start=1):
         spots = number + 0.36 * (np.arange(len(own)) / max(1, len(own) - 1) - 0.5)
         axes.plot(spots, own, "o", color="black", markersize=2.5, alpha=0.6)

@@ -15,7 +15,7 @@ from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
 
 MAX_SCENARIOS = 6
-MAX_GROUPS = 12
+MAX_GROUPS = 18
 """Groups of a scenario that figures show side by side."""
 LEAST_POINTS = 3
 """Values of a setting from which on accuracy is drawn against it."""

@@ -87,11 +87,20 @@ def wrapped(label: str, width: int = 36) -> str:
 
 
 def item_style(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of an item by its number."""
+    """Colour, marker and dashes of an item by its number. Colours repeat with other markers and dashes."""
+    other = number + number // len(COLORS)
     return {
         "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[other % len(MARKERS)],
+        "linestyle": DASHES[other % len(DASHES)],
+    }
+
+
+def area_style(number: int) -> dict[str, Any]:
+    """Colour and hatch of a bar or a box by its number. Colours repeat with other hatches."""
+    return {
+        "facecolor": COLORS[number % len(COLORS)],
+        "hatch": HATCHES[(number + number // len(COLORS)) % len(HATCHES)],
     }
 
 

@@ -191,9 +191,10 @@ def test_only_the_first_scenarios_are_drawn(made_run):
 
 
 def test_all_groups_in_a_figure_look_different():
-    shapes = [(style.item_style(number)["marker"], style.HATCHES[number]) for number in range(MAX_GROUPS)]
-    assert len({marker for marker, _ in shapes}) == len({hatch for _, hatch in shapes}) == MAX_GROUPS
-    assert len(set(style.COLORS)) == MAX_GROUPS
+    for look in (style.item_style, style.area_style):
+        assert len({tuple(look(number).values()) for number in range(MAX_GROUPS)}) == MAX_GROUPS
+    dozen = [(*style.item_style(number).values(), style.area_style(number)["hatch"]) for number in range(12)]
+    assert all(len(set(looks)) == 12 for looks in zip(*dozen, strict=True))
 
 
 def test_the_spectrum_shows_energy_by_rank():
