@@ -15,8 +15,8 @@ ELSEWHERE = {
     "dp_fpl": "dp_fpl", "fedtpg_cross_class": "fedtpg", "fedtpg_cross_data": "fedtpg",
     "all_methods_tuning": "all_methods",
 }  # fmt: skip
-"""Sweeps that run as `fedpgp reproduce NAME --smoke`, see analysis/reproduce/test_cli_reproduce.py, and one whose methods
-run in another."""
+"""Sweeps that run elsewhere: as `fedpgp reproduce NAME --smoke` (analysis/reproduce/test_cli_reproduce.py), or with the
+methods of another sweep."""
 SWEEPS = sorted({path.stem for path in shipped_configs().glob("*.yaml")} - ELSEWHERE.keys())
 EMBEDDED = ["base.data.name=icons", "base.backbone.name=icon-clip"]
 CUT = [
