@@ -22,6 +22,7 @@ from fedpgp.clip.model import Backbone
 from fedpgp.clip.text_backbone import FrozenText, freeze, names_only
 from fedpgp.config import FederationSettings
 from fedpgp.core import memory
+from fedpgp.core.errors import ConfigError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.federated import FederatedData
 from fedpgp.federation import rule_needs
@@ -149,7 +150,9 @@ class Found:
 
 
 def measure(chosen: Mapping[str, Method], setting: Setting, report: Report) -> Measurement:
-    """Measure the methods, each alternated with PromptFL. Methods that train nothing are left out.
+    """Measure the methods, each alternated with PromptFL.
+
+    Methods that train nothing, or that do not fit the backbone with their default settings, are left out.
 
     The first round is not timed: it makes constants, and there may be nothing to receive yet. The operations are those
     of the second.
@@ -164,6 +167,8 @@ def measure(chosen: Mapping[str, Method], setting: Setting, report: Report) -> M
     trained = {name: method for name, method in chosen.items() if method.phases}
     oracle = methods.create(ORACLE, {})
     text = setting.text([oracle, *(method for method in trained.values() if not isinstance(method, BringsNetwork))])
+    unfit = _unfit(trained, text)
+    trained = {name: method for name, method in trained.items() if name not in unfit}
     found = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         report(f"{ORACLE}, with which the others are compared")
@@ -174,7 +179,20 @@ def measure(chosen: Mapping[str, Method], setting: Setting, report: Report) -> M
             with ExitStack() as own:
                 report(f"{name}, {number} of {len(trained)}")
                 found[name] = _of(Rounds(setting.job(method, text, Path(folder)), setting.threads, own), reference)
-    return _measurement(found, work, setting, [name for name in chosen if name not in trained])
+    untrained = [name for name, method in chosen.items() if not method.phases]
+    return _measurement(found, work, setting, untrained, unfit)
+
+
+def _unfit(trained: Mapping[str, Method], text: FrozenText) -> dict[str, str]:
+    """Why methods do not fit the backbone with their settings."""
+    reasons = {}
+    for name, method in trained.items():
+        if not isinstance(method, BringsNetwork):
+            try:
+                method.init(text.on(range(len(text.class_names))), torch.Generator())
+            except ConfigError as error:
+                reasons[name] = str(error)
+    return reasons
 
 
 def _of(rounds: Rounds, reference: Rounds) -> Found:
@@ -188,7 +206,9 @@ def _of(rounds: Rounds, reference: Rounds) -> Found:
     return Found(seconds, oracle, work, rounds.work_once(), steps, rounds.together)
 
 
-def _measurement(found: Mapping[str, Found], work: int, setting: Setting, untrained: Sequence[str]) -> Measurement:
+def _measurement(
+    found: Mapping[str, Found], work: int, setting: Setting, untrained: Sequence[str], unfit: Mapping[str, str]
+) -> Measurement:
     figures: dict[str, float] = {}
     rows = []
     for name, one in found.items():
@@ -216,6 +236,7 @@ def _measurement(found: Mapping[str, Found], work: int, setting: Setting, untrai
         "in one batch: clients; one by one where the memory for all is short or the method says so",
     ]
     notes += [f"not measured, for they train nothing: {', '.join(untrained)}"] if untrained else []
+    notes += [f"not measured: {reason}" for reason in unfit.values()]
     headings = (
         "method", "seconds", "GFLOP per step", "GFLOP once", "time ratio", "FLOP ratio", "time per FLOP",
         "in one batch",

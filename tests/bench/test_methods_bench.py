@@ -117,3 +117,10 @@ def test_every_method_has_its_figures(fedpgp, setting, monkeypatch):
     once = {name for name in trained if found["figures"][f"gflop_once_per_round_{name}"] > 0}
     assert once == {"pfedmoap"}
     assert f"{trained[-1]}, {len(trained)} of {len(trained)}" in err
+
+
+def test_a_method_that_does_not_fit_the_backbone_is_named_and_the_others_are_measured(setting):
+    chosen = {name: methods.create(name, {}) for name in ("fedmaple", "coop")}
+    found = bench.measure(chosen, setting, lambda text: None)
+    assert [row[0] for row in found.rows] == ["coop"]
+    assert "not measured: method fedmaple: depth: 9 is more than the 2 layers of the backbone" in found.notes
