@@ -23,6 +23,8 @@ CUT = [
     "folds.seeds=[1]", "federation.rounds=1", "federation.local_epochs=1", "tracking.mlflow=false",
     "tune.max_concurrent=1",
 ]  # fmt: skip
+FEWER = {"all_methods": ["partition.clients=2", "protocol.shots=1"]}
+"""Further cuts of sweeps with methods that run the image tower."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,9 @@ def root(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_runs(name, root, ray_cluster):
-    settings, _ = sweep_settings.load(name, [*EMBEDDED, *CUT, "resources.backend=serial", f"storage.root={root}"])
+    settings, _ = sweep_settings.load(
+        name, [*EMBEDDED, *CUT, *FEWER.get(name, []), "resources.backend=serial", f"storage.root={root}"]
+    )
     space = {key: {"grid_search": list(term.values[:1])} for key, term in settings.terms.items()}
     if settings.folds.held_out is not None:
         first = manifest.build(DataSettings(name="icons")).domains[:1]
