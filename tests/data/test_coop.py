@@ -14,20 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import build
 from scipy.io import savemat
 
 from fedpgp import config
-from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest, sources
+from fedpgp.data import sources
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources.splits import SPLITS
 
 Write = Callable[..., Path]
-
-
-def build(name: str, root: Path, **settings: object) -> Manifest:
-    return manifest.build(DataSettings(name=name, root=root, **settings))  # type: ignore[arg-type]
 
 
 def held(built: Manifest) -> dict[str, Counter[str]]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built import build, rows
 
-from fedpgp.config import DataSettings, PartitionSettings, ProtocolSettings
+from fedpgp.config import PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest, protocol
-from fedpgp.data.manifest import Manifest
+from fedpgp.data import protocol
 from fedpgp.data.sources.domain_sets import (
     OFFICE_HOME_DOMAINS,
     PACS_CLASSES,
@@ -25,20 +25,6 @@ from fedpgp.data.sources.domain_sets import (
 )
 
 Write = Callable[..., Path]
-
-
-def build(name: str, root: Path) -> Manifest:
-    return manifest.build(DataSettings(name=name, root=root))
-
-
-def rows(built: Manifest) -> list[tuple[str, str, str, str]]:
-    """(file, class, domain, split)"""
-    return [
-        (file, built.class_names[label], built.domains[domain], split)
-        for file, label, domain, split in zip(
-            built.table["file"].to_pylist(), built.labels, built.domain_ids, built.splits.tolist(), strict=True
-        )
-    ]
 
 
 @pytest.fixture

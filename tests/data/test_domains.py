@@ -8,29 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import build, rows
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest
-from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import open_source
 from fedpgp.data.sources.domains import DOMAINNET10_CLASSES, DOMAINNET_DOMAINS, OFFICE_CLASSES, OFFICE_DOMAINS
 
 Tree = Callable[..., Path]
-
-
-def build(name: str, root: Path) -> Manifest:
-    return manifest.build(DataSettings(name=name, root=root))  # type: ignore[arg-type]
-
-
-def rows(built: Manifest) -> list[tuple[str, str, str, str]]:
-    """(file, class, domain, split)"""
-    return [
-        (file, built.class_names[label], built.domains[domain], split)
-        for file, label, domain, split in zip(
-            built.table["file"].to_pylist(), built.labels, built.domain_ids, built.splits.tolist(), strict=True
-        )
-    ]
 
 
 @pytest.fixture

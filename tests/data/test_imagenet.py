@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import build
 
 from fedpgp.config import DataSettings, PartitionSettings, ProtocolSettings
 from fedpgp.core.errors import DataError
 from fedpgp.data import manifest, protocol
-from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import open_source
 
 CLIP_NAMES = {
@@ -28,10 +28,6 @@ WNIDS = [*(f"n{1440764 + 3 * number:08d}" for number in range(994)), *CLIP_NAMES
 SOME = WNIDS[3::5]
 """Two hundred of them."""
 Write = Callable[..., None]
-
-
-def build(name: str, root: Path) -> Manifest:
-    return manifest.build(DataSettings(name=name, root=root))
 
 
 def class_names() -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import build
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
-from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import open_source
 from fedpgp.data.sources.domains import DOMAINNET_DOMAINS, OFFICE_CLASSES, OFFICE_DOMAINS
@@ -23,10 +23,6 @@ from fedpgp.data.sources.lists import listed
 
 Tree = Callable[..., Path]
 COMPOSED, DECOMPOSED = "\u00c9pagneul", "E\u0301pagneul"
-
-
-def build(name: str, root: Path) -> Manifest:
-    return manifest.build(DataSettings(name=name, root=root))
 
 
 def read(built: Manifest, root: Path) -> int:

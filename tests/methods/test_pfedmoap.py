@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from rounds import check_same_bits, run
 from test_method_runs import settings as settings_of
 from three_clients import COUNTS, NAMES, batch, distinct_params, gradients, learned, train
 
@@ -20,7 +21,7 @@ from fedpgp.core import memory
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.tree import select
-from fedpgp.data.protocol import EvaluationSet, FederatedData
+from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends.actors import ActorPool
@@ -297,23 +298,6 @@ def job(backbone, tmp_path):
         return FederationJob(method, text, data, where, where, federation, seed=2, rule=method.server_rule(federation))
 
     return make
-
-
-def run(job, state=None, backend=None):
-    own = backend or SerialBackend(threads=1)
-    own.load(job)
-    server = Server(job, own)
-    results = list(server.run(state or server.initial_state()))
-    if backend is None:
-        own.close()
-    return results
-
-
-def check_same_bits(left, right):
-    for tree in ("shared", "personal", "server"):
-        here, there = getattr(left, tree), getattr(right, tree)
-        assert here.keys() == there.keys()
-        assert all(torch.equal(here[key], there[key]) for key in here), tree
 
 
 @pytest.fixture(scope="module")

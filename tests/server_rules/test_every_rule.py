@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from one_weight import one_weight
+from rounds import check_same_bits, run
 
 from fedpgp import server_rules
 from fedpgp.config import ResourceSettings
@@ -33,24 +34,6 @@ def make(folder, name, shared="a", images=FIVE, rounds=3, **changes):
     lr = {"lr": changes.pop("server_lr")} if "server_lr" in changes else {}
     rule = {"name": name, **SETTINGS.get(name, {}), **lr}
     return one_weight(folder, shared, images, rule=rule, rounds=rounds, batch_size=1, momentum=0.5, **changes)
-
-
-def run(job, state=None, backend=None):
-    """The results of all rounds; states share what they are written in, so only the last is as it was."""
-    own = backend or SerialBackend(threads=1)
-    own.load(job)
-    server = Server(job, own)
-    results = list(server.run(state or server.initial_state()))
-    if backend is None:
-        own.close()
-    return results
-
-
-def check_same_bits(left, right):
-    for tree in ("shared", "personal", "server", "kept", "privacy"):
-        here, there = getattr(left, tree), getattr(right, tree)
-        assert here.keys() == there.keys()
-        assert all(torch.equal(here[key], there[key]) for key in here), tree
 
 
 @pytest.fixture(scope="module")
