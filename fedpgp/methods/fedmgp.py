@@ -71,7 +71,7 @@ class FedMGP(PromptMethod):
     `protocol.train_classes: own` the client's), D_image that of cos(f(x; v_g), f(x; v_h)) over pairs and images; one
     group has neither. An image is classified by the mean of the s_g, also among novel classes.
 
-    A round at a client: train all groups; then draw s text prompts and, apart from them, s image prompts: in round 1
+    Round: a client trains all groups; then it draws s text prompts and, apart from them, s image prompts: in round 1
     any, later one by one without replacement with probabilities softmax(a / tau), where a_g is the largest cosine of
     the flattened prompt g with a global prompt of the last round. The server averages the k-th drawn prompts of the
     participants by numbers of images; the result replaces the k-th drawn prompt of each participant. The other groups
@@ -84,7 +84,8 @@ class FedMGP(PromptMethod):
     were drawn apart, so no client has trained them as a group. Any server rule but SCAFFOLD fits, which corrects
     gradients of shared parameters: here none is learned.
 
-    Both towers run in every step for all groups, on cached pixels: G times the cost of MaPLe's shallow prompts.
+    Cost: both towers run in every step for all groups, on cached pixels: G times that of MaPLe's shallow prompts.
+
     Departs from the authors' code: trained image prompts are kept (theirs loads the initial ones in every round and
     evaluation); D is minimised (theirs minimises a distance: `released_l1`, the mean of |f_g - f_h| over E); averages
     are weighted by images as in the paper (theirs are not); text and image are drawn with different random numbers

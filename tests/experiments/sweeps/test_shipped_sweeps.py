@@ -23,7 +23,9 @@ CUT = [
     "folds.seeds=[1]", "federation.rounds=1", "federation.local_epochs=1", "tracking.mlflow=false",
     "tune.max_concurrent=1",
 ]  # fmt: skip
-FEWER = {"all_methods": ["partition.clients=2", "protocol.shots=1"]}
+FEWER = {
+    name: ["partition.clients=2", "protocol.shots=1"] for name in ("all_methods", "base_to_novel_9datasets")
+}  # fmt: skip
 """Further cuts of sweeps with methods that run the image tower."""
 
 
