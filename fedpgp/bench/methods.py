@@ -222,6 +222,7 @@ def _measurement(
             f"seconds_ratio_{name}": slower,
             f"flops_ratio_{name}": more,
             f"seconds_per_flop_ratio_{name}": slower / more,
+            f"clients_in_one_batch_{name}": one.together,
         }
         numbers = (one.seconds, per_step, one.once / 1e9, slower, more, slower / more)
         rows.append([name, *(f"{number:,.2f}" for number in numbers), str(one.together)])

@@ -108,7 +108,7 @@ def test_every_method_has_its_figures(fedpgp, setting, monkeypatch):
         for name in trained
         for figure in (
             "seconds", "gflop_per_step", "gflop_per_round", "gflop_once_per_round", "seconds_ratio", "flops_ratio",
-            "seconds_per_flop_ratio",
+            "seconds_per_flop_ratio", "clients_in_one_batch",
         )
     }  # fmt: skip
     assert all(found["figures"][f"gflop_per_step_{name}"] > 0 for name in trained)
