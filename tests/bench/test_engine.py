@@ -23,6 +23,7 @@ def test_overhead_has_a_figure_for_each_number_of_clients(ray_cluster):
     assert [len(row) for row in outcome.rows] == [len(outcome.headings)] * 2
 
 
+@pytest.mark.slow
 def test_overhead_of_rules_that_keep_every_update_shows_their_memory(ray_cluster, monkeypatch):
     rules = {name: server_rules.create(name, {}) for name in ("fedavg", "median", "scaffold")}
     monkeypatch.setattr(engine, "LEAST_MEMORY", 2**20)

@@ -95,6 +95,7 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
     assert (code, "no run found" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_every_domain_is_held_out_once(fedpgp, tmp_path):
     given = ["protocol.name=leave_one_domain_out", "protocol.held_out=all", "partition.scheme=domain"]
     small = [item for item in SMALL if not item.startswith("partition")]

@@ -74,7 +74,9 @@ def test_every_method_runs(root, name):
     assert row.bytes_up == 3 * sum(4 * params[key].numel() for key in plan.method.shared_keys)
 
 
-@pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptfolio", "fedpha", "dp_fpl", "fedmgp"])
+@pytest.mark.parametrize(
+    "name", ["kgcoop", "prograd", "promptfolio", "fedpha", "dp_fpl", pytest.param("fedmgp", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     same_when_resumed(settings(root, {"name": name, **RUNS[name]}, rounds=3))
 
@@ -123,7 +125,7 @@ def same_bits(one, other):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
+@pytest.mark.parametrize("name", ["dp_fpl", pytest.param("fedmgp", marks=pytest.mark.slow)])
 def test_actors_give_the_bits_of_the_serial_backend(tmp_path, name):
     """Methods that draw random numbers of their own, in blocks of two of three clients."""
     runs = []

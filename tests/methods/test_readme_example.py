@@ -71,6 +71,7 @@ def test_the_example_adds_its_penalty(bind, features, labels):
     torch.testing.assert_close(difference, penalty, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_it_runs_is_reported_without_its_code_and_is_exported(folder):
     out, err = command(folder, "run", "my.yaml", NAME)
     assert f"loading method my_methods:SparseFedPGP from {folder / 'my_methods.py'}" in err
@@ -124,6 +125,7 @@ def test_a_sweep_runs_it_and_an_edit_makes_other_trials(folder):
     assert len(list((folder / "fedpgp-store" / "runs").glob("own-*"))) == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_an_edited_method(folder):
     command(folder, "run", "my.yaml", NAME)
     own = run_of(folder, "own")

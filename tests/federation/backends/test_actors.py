@@ -131,7 +131,7 @@ def test_a_block_that_kills_every_actor_ends_the_round(pool):
         list(pool.map("die", [0]))
 
 
-@pytest.mark.parametrize("kills", [1, 100])
+@pytest.mark.parametrize("kills", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_worker_killed_for_memory_is_replaced_with_advice(pool, tmp_path, monkeypatch, caplog, kills):
     """Ray kills workers of a node that runs out of memory, and raises OutOfMemoryError."""
     get, remaining = actors.ray.get, iter(range(kills))

@@ -62,6 +62,7 @@ def test_only_its_token_opens_it(host, tmp_path):
         assert answer == "" or "RAY_AUTH_TOKEN" in answer
 
 
+@pytest.mark.slow
 def test_the_note_of_another_cluster_is_not_followed():
     """`ray start` writes the address of its cluster into the temporary folder, and leaves it there if it is killed."""
     with tempfile.TemporaryDirectory() as folder:  # a short path, as Ray's sockets need
