@@ -222,7 +222,7 @@ CASES = {
         f'sweep HERE/sweep.yaml {SMALL} method.mu={{"grid_search":[1,2],"when":{{"method.name":"promptfl"}}}}',
         f'sweep HERE/sweep.yaml {SMALL} method.mu={{"grid_search":[1,2],"when":{{"method.nme":"fedpgp"}}}}',
         f'sweep HERE/sweep.yaml {SMALL} method.mu={{"grid_search":[1,2],"when":{{"method.mu":1}}}}',
-        f'sweep HERE/sweep.yaml {SMALL} method.name={{"grid_search":["coop","fedpgp"]}} method.mu={{"grid_search":[1,2]}}',
+        f'sweep HERE/sweep.yaml {SMALL} method.name={{"grid_search":["coop","fedpgp"]}} method.mu={{"choice":[1,2]}}',
         f'sweep HERE/sweep.yaml {SMALL} resources.threads_per_actor={{"grid_search":[1,2]}}',
         f"sweep HERE/sweep.yaml {SMALL} tune.num_samples=3",
         f"sweep HERE/sweep.yaml {SMALL} method.name=zero_shot tune.metric=train/loss tune.mode=min",

@@ -180,7 +180,7 @@ class Group:
         return sorted(self.expected - self.runs.keys(), key=str)
 
     def statistic(self, metric: str, split: str = "test", reading: Reading = "last") -> Statistic | None:
-        """A metric by seed and split, mean over the held-out domains, without those that lack one; None: not measured."""
+        """A metric by seed and split, mean over held-out domains, without seeds that lack one; None: not measured."""
         name = f"{split}/{metric}"
         by_seed: dict[Repetition, list[float]] = {}
         for fold, run in self.runs.items():

@@ -70,7 +70,8 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     """Read the value of an override by the type of its setting.
 
     A setting of text or of a path takes the text as it stands (`null` or nothing: None); quotes around it are removed,
-    and `{grid_search: [...]}` is a mapping, also with `when`. A list or mapping of names consists of text. Everything else is YAML.
+    and `{grid_search: [...]}`, also with `when`, is a mapping. A list or mapping of names consists of text. Everything
+    else is YAML.
 
     Args:
         item: the override, for messages.

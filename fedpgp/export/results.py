@@ -160,7 +160,7 @@ class Run:
 
 
 class Sweep:
-    """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, split of the data, held-out domain).
+    """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, split, held-out domain).
 
     Args:
         path: the folder `STORAGE_ROOT/sweeps/NAME-DIGEST`.
@@ -252,8 +252,9 @@ def compare(
 
     Returns:
         One row per group and test metric, its measures (`base_ece`) and domains (`base.sketch`): `group`, `metric`,
-        `seeds` (with several splits the number of pairs of seed and split), `mean`, `std` (ddof 1; missing for one), and
-        `difference`, `low`, `high` (95% confidence interval, paired by seed and split). `DataFrame.attrs["notes"]` lists what was left out.
+        `seeds` (with several splits of the data: pairs of seed and split), `mean`, `std` (ddof 1; missing for one
+        seed), and `difference`, `low`, `high` (95% confidence interval, paired by seed and split).
+        `DataFrame.attrs["notes"]` lists what was left out.
 
     Raises:
         RunError: no finished run, or runs that do not compare.

@@ -159,7 +159,7 @@ def test_splits_of_the_parts_of_a_union(made_run):
     def on(*splits):
         parts = [{"name": "shapes", "title": name, "split_seed": one} for name, one in zip("ab", splits, strict=True)]
         return made_run(
-            "data.name=union", f"data.parts={json.dumps(parts)}", name=f"u{splits}"[1:2] + str(sum(splits)), test_hm=[50],
+            "data.name=union", f"data.parts={json.dumps(parts)}", name="u" + "".join(map(str, splits)), test_hm=[50],
             partition=str(splits), more={"manifest_digest": str(splits)},
         )  # fmt: skip
 

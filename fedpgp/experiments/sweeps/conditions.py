@@ -37,15 +37,15 @@ def _known(sweep: Sweep, terms: Sequence[Term]) -> set[str]:
     known |= {leaf for label in sweep.variants for leaf in sweep.fixed(label)}
     for section in NAMED:
         for name in sweep.names(section):
-            known |= {f"{section}.{key}" for key in _keys(section, name)}
+            known |= {f"{section}.{key}" for key in _keys(section, name) or ()}
     return known
 
 
-def _keys(section: str, name: str) -> set[str]:
-    """The settings of a method or a server rule; none if it is unknown, which is reported where trials are checked."""
+def _keys(section: str, name: str) -> set[str] | None:
+    """The settings of a method or a server rule; None: it is unknown, which is reported where trials are checked."""
     with suppress(ConfigError):
         return set(NAMED[section](name).settings_type.model_fields)
-    return set()
+    return None
 
 
 def _never(sweep: Sweep, term: Term, terms: Sequence[Term]) -> bool:
@@ -85,8 +85,8 @@ def refuse_foreign(sweep: Sweep, experiment: Experiment, point: Point) -> None:
         own = _keys(section, name)
         for key in point.keys() & sweep.space.keys():
             place, _, last = key.rpartition(".")
-            if place == section and last != "name" and own and last not in own:
-                takers = [one for one in sorted(sweep.names(section)) if last in _keys(section, one)]
+            if place == section and last != "name" and own is not None and last not in own:
+                takers = [one for one in sorted(sweep.names(section)) if last in (_keys(section, one) or ())]
                 if takers:
                     raise ConfigError(
                         f"space: {key}: {section}.name={name} has no {last}; give the term a condition, "

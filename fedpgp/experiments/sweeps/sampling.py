@@ -149,8 +149,8 @@ def check_splits(trial: Trial, digests: Mapping[Fold, str]) -> None:
         other = first.setdefault(digest, fold)
         if other.split != fold.split:
             raise ConfigError(
-                f"folds.splits: {other.split} and {fold.split} are the same split of data {trial.experiment.data.name}, "
-                "which have a split of their own; leave out folds.splits"
+                f"folds.splits: {other.split} and {fold.split} are the same split of data {trial.experiment.data.name},"
+                " which have a split of their own; leave out folds.splits"
             )
 
 
@@ -184,8 +184,8 @@ def _check_repeats(sweep: Sweep, points: Sequence[tuple[str, Point]]) -> None:
     if len({json.dumps(point, sort_keys=True) for point in points}) > 1:
         keys = dict.fromkeys([key for label in sweep.labels for key in sweep.fixed(label)] + [one.key for one in terms])
         raise ConfigError(
-            f"space: the {len(points)} trials are all the same, because {', '.join(keys) or 'the label of a variant'} does "
-            "not change what is computed; leave it out"
+            f"space: the {len(points)} trials are all the same, because {', '.join(keys) or 'the label of a variant'} "
+            "does not change what is computed; leave it out"
         )
     if len(points) > 1 and all(term.kind not in RANGES and len(term.values) == 1 for term in terms):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The schedulers of a sweep: Ray Tune's, which compare trials by the mean over folds after the same number of rounds."""
+"""The schedulers of a sweep: Ray Tune's, which compare trials by the mean over folds at the same round."""
 
 import math
 from collections.abc import Sequence

@@ -14,8 +14,10 @@ from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 
 FOLD_KEYS = {
-    "seed": "folds.seeds=[1, 2, 3]", "data.split_seed": "folds.splits=[1, 2, 3]", "protocol.held_out": "folds.held_out=all",
-}  # fmt: skip
+    "seed": "folds.seeds=[1, 2, 3]",
+    "data.split_seed": "folds.splits=[1, 2, 3]",
+    "protocol.held_out": "folds.held_out=all",
+}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
 GRID = "grid_search"
 RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}

@@ -90,12 +90,12 @@ class Sweep(Settings):
     base: dict[str, Any] = Field({})
     """the experiment that all trials start from"""
     variants: dict[str, dict[str, Any]] = Field({})
-    """settings by dotted keys, by label; one dimension of the grid. A value can be a term, which this variant alone has:
+    """settings by dotted keys, by label; one dimension of the grid. A value can be a term for this variant alone:
     `{fedpgp: {method.name: fedpgp, method.mu: {grid_search: [0.1, 1]}}}`"""
     space: dict[str, Any] = Field({})
     """Tune's terms by dotted key, or by section, whose values are merged into it. With a condition a term is for some
-    trials only: `method.mu: {grid_search: [0.1, 1], when: {method.name: [fedpgp, prompt_prox]}}`. It names settings, of
-    the base, a variant, or searched, with a value or a list of them; all must hold. Other trials keep the base's value"""
+    trials only: `method.mu: {grid_search: [0.1, 1], when: {method.name: [fedpgp, prompt_prox]}}`. It names settings of
+    the base, of a variant or of the space, each with a value or a list of values, and all must hold"""
     folds: FoldSettings = FoldSettings()
     tune: TuneSettings = TuneSettings()
     _shipped: dict[str, Any] = PrivateAttr({})  # the base of a shipped sweep, before overrides

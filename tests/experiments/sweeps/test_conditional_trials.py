@@ -218,11 +218,11 @@ def test_random_search_draws_the_variant():
         ),
         (
             {"tune": {"num_samples": 3}},
-            r"^the 3 trials of this sweep are all the same \(tune.num_samples=3\); .*folds.seeds=",
+            r"^the 3 trials of this sweep are all the same \(tune.num_samples=3\)",
         ),
         (
             {"variants": {"a": {}, "b": {"method.n_ctx": 4}}},
-            "^space: the 2 trials are all the same, because method.n_ctx",
+            "are all the same, because method.n_ctx does not",
         ),
     ],
 )
@@ -232,31 +232,17 @@ def test_spaces_that_need_a_condition_or_repeat_one_trial_are_refused(tree, mess
 
 
 @pytest.mark.parametrize(
-    ("base", "tree", "message"),
+    ("base", "tune", "message"),
     [
-        (
-            {"method": {"name": "zero_shot"}},
-            {"tune": {"metric": "train/loss", "mode": "min"}},
-            "zero_shot does not train",
-        ),
-        (
-            {"method": {"name": "pfedpt"}},
-            {"tune": {"metric": "val/novel"}},
-            "pfedpt only knows the classes that it was",
-        ),
-        (
-            {},
-            {"tune": {"metric": "val/local_global"}},
-            "because federation.evaluate_global is false; use another metric$",
-        ),
-        ({}, {"tune": {"metric": "val/local_before_aggregation"}}, "federation.evaluate_before_aggregation is false"),
+        ({"method": {"name": "zero_shot"}}, {"metric": "train/loss", "mode": "min"}, "method zero_shot does not train"),
+        ({"method": {"name": "pfedpt"}}, {"metric": "val/novel"}, "method pfedpt only knows the classes that it was"),
+        ({}, {"metric": "val/local_global"}, "federation.evaluate_global is false; use another metric$"),
+        ({}, {"metric": "val/local_before_aggregation"}, "federation.evaluate_before_aggregation is false"),
     ],
 )
-def test_a_metric_that_no_trial_records_is_refused(base, tree, message):
-    with pytest.raises(
-        ConfigError, match=f"^tune.metric: {tree['tune']['metric']} is not measured, because .*{message}"
-    ):
-        draw(sweep(base, **tree))
+def test_a_metric_that_no_trial_records_is_refused(base, tune, message):
+    with pytest.raises(ConfigError, match=f"^tune.metric: {tune['metric']} is not measured, because {message}"):
+        draw(sweep(base, tune=tune))
 
 
 def test_a_metric_that_some_trials_record_is_noted():

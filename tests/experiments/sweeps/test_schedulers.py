@@ -1,4 +1,4 @@
-"""Which trials are compared with which, and when; Ray Tune's part is run in test_sweep_runs.py and test_split_sweeps.py."""
+"""Which trials are compared with which, and when; on Ray Tune: test_sweep_runs.py and test_split_sweeps.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from fedpgp.experiments.sweeps.sweep_settings import TuneSettings
 GO, STOP = "CONTINUE", "STOP"
 
 
+class Trial:
+    """As much of a trial of Tune as a scheduler sees."""
+
+    def __init__(self, number):
+        self.trial_id = str(number)
+
+
 def run(made, *trials, rounds=9):
     """Run trials one after another; gives after how many rounds each ended."""
     ended = []
     for number, values in enumerate(trials):
-        trial = SimpleNamespace(trial_id=str(number))
+        trial = Trial(number)
         made.on_trial_add(None, trial)
         for at in range(1, rounds + 1):
             result = {"rounds": at, "value": values} if values is not None else {"rounds": at}
@@ -59,12 +66,12 @@ def test_a_trial_without_a_value_is_not_stopped_and_stops_no_other(name):
 def test_the_median_of_three_trials():
     made = scheduler(TuneSettings(scheduler="median", grace_rounds=2), 9)
     pending = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
-    others = [SimpleNamespace(trial_id=name) for name in "abc"]
+    others = [Trial(name) for name in "abc"]
     for trial, value in zip(others, (50.0, 60.0, 70.0), strict=True):
         made.on_trial_add(None, trial)
         for at in (2, 4):
             assert made.on_trial_result(pending, trial, {"rounds": at, "value": value}) == GO  # and is not paused
-    worse = SimpleNamespace(trial_id="d")
+    worse = Trial("d")
     made.on_trial_add(None, worse)
     assert made.on_trial_result(pending, worse, {"rounds": 2, "value": 59.0}) == STOP
 

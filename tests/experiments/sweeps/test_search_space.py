@@ -41,7 +41,7 @@ def test_what_is_no_condition_is_refused(value, message):
 def test_a_term_of_a_variant_names_it():
     term = parse_term("method.mu", {"grid_search": [1]}, "FedPGP")
     assert (term.name, term.where) == ("FedPGP: method.mu", "variants: FedPGP: method.mu")
-    with pytest.raises(ConfigError, match="^variants: FedPGP: method.mu: grid_search needs a list"):
+    with pytest.raises(ConfigError, match=r"^variants: FedPGP: method\.mu: grid_search needs a list"):
         parse_term("method.mu", {"grid_search": []}, "FedPGP")
 
 
@@ -84,9 +84,7 @@ def test_random_terms_come_after_grids_as_far_as_conditions_allow():
     ],
 )
 def test_conditions_that_refer_to_each_other_are_refused(terms):
-    with pytest.raises(
-        ConfigError, match=r"^space: method.mu.*: the conditions \(when\) refer to each other or to them"
-    ):
+    with pytest.raises(ConfigError, match=r"^space: method.mu.*: the conditions \(when\) refer to each other or"):
         ordered(terms)
 
 

@@ -51,7 +51,7 @@ def done(ray_cluster, tmp_path_factory):
 
 
 def test_every_trial_runs_on_every_split(done):
-    root, _, folder = done
+    _, _, folder = done
     labels = ["PromptFL", "FedPGP, mu=0", "FedPGP, mu=1"]
     assert [trial.label for trial in folder.trials] == labels
     assert [trial.folds for trial in folder.trials] == [(Fold(1, None, 1), Fold(1, None, 2))] * 3
@@ -147,9 +147,7 @@ def test_a_metric_without_images_is_refused_before_work(tmp_path):
     protocol = {"name": "leave_one_domain_out", "held_out": "all"}
     base |= {"protocol": protocol, "partition": {"scheme": "domain", "clients": None}}
     base["data"] = {"name": "shapes", "train_fraction": 0.01, "val_fraction": 0.0}
-    with pytest.raises(
-        ConfigError, match=r"^tune.metric: val/local is not measured: no validation image of all classes"
-    ):
+    with pytest.raises(ConfigError, match=r"^tune.metric: val/local is not measured: no validation image of"):
         run(sweep_settings.load({"base": base})[0])
 
 
@@ -171,7 +169,7 @@ def test_every_scheduler_with_every_search(ray_cluster, tmp_path, scheduler, sea
     variants["FedPGP"] = {"method.name": "fedpgp", "method.rank": 1, "federation.lr": {"uniform": [0.01, 0.1]}}
     tune = {"metric": "train/loss", "mode": "min", "scheduler": scheduler, "grace_rounds": 1, "max_concurrent": 2}
     tune |= {"search": search, "num_samples": 3}
-    folder, events = run(sweep(tmp_path, rounds=4, variants=variants, tune=tune))
+    folder, _ = run(sweep(tmp_path, rounds=4, variants=variants, tune=tune))
     assert set(states(folder)) <= {"finished", "stopped"}
     assert "finished" in states(folder)
     assert folder.status["state"] == "finished"
