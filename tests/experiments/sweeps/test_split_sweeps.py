@@ -182,8 +182,9 @@ def test_every_scheduler_with_every_search(ray_cluster, tmp_path, scheduler, sea
 
 @pytest.mark.slow
 def test_hyperband_spares_every_other_trial(ray_cluster, tmp_path):
-    """Rounds 1 to 4 with decisions after 2 make two brackets: trials 1, 3, 5 can be stopped, 2, 4, 6 cannot."""
-    rates = [0.05, 0.06, 0.0001, 0.0002, 0.0003, 0.0004]
+    """Four rounds with decisions after two make two brackets: trials 1, 3, 5 can be stopped, 2, 4, 6 cannot. In both
+    each trial is worse than the one before."""
+    rates = [0.01, 0.011, 0.001, 0.0011, 0.0001, 0.00011]
     tune = {"metric": "train/loss", "mode": "min", "scheduler": "hyperband", "grace_rounds": 2}
     folder, _ = run(sweep(tmp_path, rounds=4, space={"federation.lr": {"grid_search": rates}}, tune=tune))
     assert states(folder) == ["finished", "finished", "stopped", "finished", "stopped", "finished"]
