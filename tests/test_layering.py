@@ -21,7 +21,7 @@ ROOT = {"__init__", "__main__"}
 ONLY_IN = {
     "ray": (
         "federation/backends/actors", "federation/backends/ray_cluster", "federation/backends/driver",
-        "experiments/sweeps/tune_runner",
+        "experiments/sweeps/schedulers", "experiments/sweeps/tune_runner",
     ),
     "mlflow": ("export/mlflow_model", "tracking/"),
     "typer": ("cli/",),

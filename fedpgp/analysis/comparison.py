@@ -1,10 +1,10 @@
-"""Comparison of runs: groups over seeds and held-out domains, their means, standard deviations and differences."""
+"""Comparison of runs: groups over seeds, splits and held-out domains; means, standard deviations and differences."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.measures import split_name
 from fedpgp.federation.metrics import METRICS, place
-from fedpgp.storage.sweep_folder import Fold
+from fedpgp.storage.sweep_folder import Fold, Repetition
 
 Reading = Literal["last", "mean_last_5", "max"]
 READING_TITLES: Mapping[Reading, str] = {"last": "last", "mean_last_5": "mean of last 5", "max": "max"}
@@ -65,7 +65,7 @@ class Run:
     reason: str | None
     fold: Fold
     settings: Mapping[str, Any]
-    """by dotted key, all that can change a number except seed and held-out domain"""
+    """by dotted key, all that can change a number except seed, held-out domain and, if the fold has one, split"""
     identity: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     """`evaluation.selections`"""
@@ -102,9 +102,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per seed."""
+    """One number per seed; of runs that also differ in the split of the data, one per seed and split.
 
-    by_seed: Mapping[int, float]
+    With several of both, two numbers can share a seed or a split. They count as independent all the same, so that the
+    interval is a little too narrow.
+    """
+
+    by_seed: Mapping[Repetition, float]
 
     @property
     def mean(self) -> float:
@@ -129,13 +133,13 @@ class Statistic:
 
     def minus(self, other: Statistic) -> Statistic | None:
         """Paired difference over the seeds that both have; None if there are none."""
-        seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
+        seeds = sorted(self.by_seed.keys() & other.by_seed.keys(), key=in_order)
         return Statistic({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds}) if seeds else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same settings with different seeds and held-out domains."""
+    """Runs of the same settings with different seeds, splits of the data and held-out domains."""
 
     label: str
     scenario: str
@@ -166,9 +170,9 @@ class Group:
         return "; ".join([*self.marks, *(text for name, text in self.coverage.items() if name == metric)])
 
     @property
-    def seeds(self) -> list[int]:
-        """Seeds that have a run."""
-        return sorted({fold.seed for fold in self.runs})
+    def seeds(self) -> list[Repetition]:
+        """Seeds, or seeds and splits, that have a run."""
+        return sorted({fold.repetition for fold in self.runs}, key=in_order)
 
     @property
     def missing(self) -> list[Fold]:
@@ -176,14 +180,15 @@ class Group:
         return sorted(self.expected - self.runs.keys(), key=str)
 
     def statistic(self, metric: str, split: str = "test", reading: Reading = "last") -> Statistic | None:
-        """A metric by seed, mean over the held-out domains, without seeds that lack one; None: not measured."""
+        """A metric by seed and split, mean over held-out domains, without seeds that lack one; None: not measured."""
         name = f"{split}/{metric}"
-        by_seed: dict[int, list[float]] = {}
+        by_seed: dict[Repetition, list[float]] = {}
         for fold, run in self.runs.items():
             if name in run.metrics:
-                by_seed.setdefault(fold.seed, []).append(run.metrics[name][reading])
+                by_seed.setdefault(fold.repetition, []).append(run.metrics[name][reading])
         domains = {fold.held_out for fold in self.expected}
-        whole = {seed: fmean(by_seed[seed]) for seed in sorted(by_seed) if len(by_seed[seed]) == len(domains)}
+        seeds = sorted(by_seed, key=in_order)
+        whole = {seed: fmean(by_seed[seed]) for seed in seeds if len(by_seed[seed]) == len(domains)}
         return Statistic(whole) if whole else None
 
 
@@ -260,6 +265,29 @@ class Comparison:
             return None
         own, theirs = group.statistic(metric, "test", reading), other.statistic(metric, "test", reading)
         return own.minus(theirs) if own and theirs else None
+
+
+def in_order(repetition: Repetition) -> tuple[int, ...]:
+    """The key by which seeds, and pairs of seed and split, are sorted."""
+    return repetition if isinstance(repetition, tuple) else (repetition,)
+
+
+def repeated(repetition: Repetition) -> str:
+    """`1`, or with a split `1/2`."""
+    return "/".join(map(str, in_order(repetition)))
+
+
+def over(repetitions: Collection[Repetition]) -> str:
+    """What a mean is over: `one seed`, `3 seeds`, `3 splits`, `2 seeds x 3 splits`."""
+    pairs = [in_order(one) for one in repetitions]
+    counts = [len({pair[place] for pair in pairs if len(pair) > place}) for place in range(2)]
+    found = [f"{count} {name}" for count, name in zip(counts, ("seeds", "splits"), strict=True) if count > 1]
+    return " x ".join(found) or "one seed"
+
+
+def counted(repetitions: Collection[Repetition]) -> str:
+    """The cell of a column `seeds`: `3`, or with splits what `over` says."""
+    return over(repetitions) if any(isinstance(one, tuple) for one in repetitions) else str(len(repetitions))
 
 
 def measured(groups: Sequence[Group]) -> list[str]:

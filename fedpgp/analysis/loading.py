@@ -1,5 +1,6 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, 
     comparison = compare(entries, allow_mismatch)
     counted = [text for group in comparison.groups for text in group.coverage.values()]
     marks = dict.fromkeys([*comparison.groups[-1].marks, *comparison.notes, *counted])
-    ours, theirs = read(first), read(second)
+    ours, theirs = _by_split([read(first), read(second)])
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
     what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
@@ -140,7 +141,9 @@ def compare(
         RunError: a strict entry has not finished, or strict entries differ in data, partition, protocol or version.
     """
     lines = list(notes)
-    members = _told_apart_by_images(list(_usable(entries, allow_mismatch, lines)))
+    usable = list(_usable(entries, allow_mismatch, lines))
+    runs = _by_split(_told_apart_by_images([run for _, run in usable]))
+    members = [(entry, run) for (entry, _), run in zip(usable, runs, strict=True)]
     if not members:
         raise RunError("; ".join(["no finished run to compare", *lines]))
     if not allow_mismatch:
@@ -275,20 +278,55 @@ def _made_with(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _told_apart_by_images(members: Sequence[tuple[Entry, Run]]) -> list[tuple[Entry, Run]]:
+def _told_apart_by_images(runs: Sequence[Run]) -> list[Run]:
     """Add the setting `data.content` to the runs on data whose images were replaced between the runs.
 
     Runs on data with only one recorded digest stay as they are; beside several, a run without one has null.
     """
     digests: dict[Any, set[str]] = {}
-    for _, run in members:
+    for run in runs:
         digests.setdefault(run.settings["data.digest"], set()).update(filter(None, [run.content]))
     return [
-        (entry, replace(run, settings={**run.settings, "data.content": run.content}))
+        replace(run, settings={**run.settings, "data.content": run.content})
         if len(digests[run.settings["data.digest"]]) > 1
-        else (entry, run)
-        for entry, run in members
+        else run
+        for run in runs
     ]
+
+
+def _by_split(runs: Sequence[Run]) -> list[Run]:
+    """Make the split a part of the fold, and no setting, for runs that differ in the split of the same images.
+
+    These are runs on data with equal settings and images but several values of `data.split_seed`, each of which gave
+    one split of its own. Others stay as they are, so that there is no split in their folds.
+    """
+    data = [_without_split(run) for run in runs]
+    found: dict[str, dict[int, set[Any]]] = {}
+    for run, (same, split, _) in zip(runs, data, strict=True):
+        if split is not None:
+            found.setdefault(same, {}).setdefault(split, set()).add(run.settings["data.digest"])
+    several = {
+        same
+        for same, splits in found.items()
+        if len(splits) > 1 and sum(map(len, splits.values())) == len(splits) == len(set.union(*splits.values()))
+    }
+    return [
+        replace(run, fold=replace(run.fold, split=split), settings=settings)
+        if same in several and split is not None
+        else run
+        for run, (same, split, settings) in zip(runs, data, strict=True)
+    ]
+
+
+def _without_split(run: Run) -> tuple[str, int | None, dict[str, Any]]:
+    """What the data of a run are but for the split, the seed of the split, and its settings without these."""
+    settings = {key: value for key, value in run.settings.items() if key not in ("data.split_seed", "data.digest")}
+    seeds = {run.settings["data.split_seed"]}
+    if parts := settings.get("data.parts"):
+        seeds = {part["split_seed"] for part in parts}
+        settings["data.parts"] = [{key: one for key, one in part.items() if key != "split_seed"} for part in parts]
+    same = {key: value for key, value in settings.items() if key.startswith("data.")}
+    return json.dumps([same, run.content]), seeds.pop() if len(seeds) == 1 else None, settings
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:

@@ -180,7 +180,7 @@ def _preview(settings: Sweep, notes: list[str] | None = None) -> None:
 
     drawn = sampling.draw(settings)
     MLflowTracker().settled(drawn.trials[0].experiment)
-    for note in (*(notes or ()), drawn.dropped):
+    for note in (*(notes or ()), drawn.dropped, drawn.unranked):
         if note:
             typer.echo(note, err=True)
     out.print(dry_run(settings, drawn, estimation.of_sweep(settings, drawn)), highlight=False)

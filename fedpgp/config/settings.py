@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -91,6 +91,18 @@ class DataSettings(Settings):
     def members(self) -> tuple[DataSettings, ...]:
         """The data sets: the parts of a union, or this one."""
         return self.parts or (self,)
+
+    @property
+    def split(self) -> int | None:
+        """The seed of the split, in a union that of all parts; None: they have different ones."""
+        seeds = {one.split_seed for one in self.members}
+        return seeds.pop() if len(seeds) == 1 else None
+
+    def with_split(self, seed: int) -> Self:
+        """The data with this seed of the split, in a union with this one in every part."""
+        if self.parts is None:
+            return self.model_copy(update={"split_seed": seed})
+        return self.model_copy(update={"parts": tuple(part.with_split(seed) for part in self.parts)})
 
 
 class PartSettings(DataSettings):

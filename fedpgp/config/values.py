@@ -70,7 +70,8 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
     """Read the value of an override by the type of its setting.
 
     A setting of text or of a path takes the text as it stands (`null` or nothing: None); quotes around it are removed,
-    and `{grid_search: [...]}` is a mapping. A list or mapping of names consists of text. Everything else is YAML.
+    and `{grid_search: [...]}`, also with `when`, is a mapping. A list or mapping of names consists of text. Everything
+    else is YAML.
 
     Args:
         item: the override, for messages.
@@ -95,6 +96,8 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
         raise ConfigError(f"override {item!r}: the value is not readable as YAML") from None
     if plain and not (_is_search(value) if text[0] == "{" else isinstance(value, str)):
         return text
+    if isinstance(value, dict) and isinstance(value.get("when"), Mapping):  # its values are of other settings
+        value["when"] = load_yaml(text)["when"]
     if "#" in text and not _keeps_number_signs(text, value, loader):
         raise ConfigError(
             f"override {item!r}: what follows # would be lost, a comment in YAML; put quotes around the value, inside "
@@ -104,8 +107,9 @@ def read_value(item: str, key: str, text: str, model: type[BaseModel]) -> Any:
 
 
 def _is_search(value: Any) -> bool:
-    """Whether a value looks like `{grid_search: [...]}`, unlike a template such as `{}`."""
-    return isinstance(value, Mapping) and [type(one) for one in value.values()] == [list]
+    """Whether a value looks like `{grid_search: [...]}`, unlike a template such as `{}`; it may have a condition."""
+    lists = [one for key, one in value.items() if key != "when"] if isinstance(value, Mapping) else []
+    return [type(one) for one in lists] == [list]
 
 
 def _keeps_number_signs(text: str, value: Any, loader: Any) -> bool:

@@ -105,7 +105,7 @@ class Estimate:
 
 def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     """Estimate a sweep without weights and missing data; raise `UserError` if existing data do not fit a trial."""
-    manifests, skipped = _manifests(drawn.trials)
+    manifests, skipped = _manifests(sweep, drawn.trials)
     measured = _measured(drawn.trials)
     folds, seconds, disk, wire, computed = [], 0.0, 0, 0, 0
     rounded = []
@@ -115,6 +115,9 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         held_out = None if found is None else protocol.held_out_names(found)
         own = sampling.folds(sweep, trial, held_out)
         folds.append(own)
+        if sweep.folds.splits is not None:
+            data = {fold: manifests[trial.fold(fold).data] for fold in own}
+            sampling.check_splits(trial, {fold: one.digest for fold, one in data.items() if one})
         rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation))
         for fold in own:
             rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
@@ -134,16 +137,18 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         basis=of_runs if computed else "from rounds of earlier runs here",
         disk_bytes=disk,
         wire_bytes=wire,
-        skipped=tuple(skipped),
+        skipped=tuple(dict.fromkeys(skipped)),
         rounded=tuple(dict.fromkeys(filter(None, rounded))),
     )
 
 
-def _manifests(trials: Sequence[Trial]) -> tuple[dict[DataSettings, Manifest | None], list[str]]:
+def _manifests(sweep: Sweep, trials: Sequence[Trial]) -> tuple[dict[DataSettings, Manifest | None], list[str]]:
     """The data that exist, and the checks that missing data prevent."""
     found: dict[DataSettings, Manifest | None] = {}
     skipped = []
-    for data in dict.fromkeys(trial.experiment.data for trial in trials):
+    data_of_trials = dict.fromkeys(trial.experiment.data for trial in trials)
+    splits = sweep.folds.splits or (None,)
+    for data in (one if split is None else one.with_split(split) for one in data_of_trials for split in splits):
         try:
             found[data] = manifest.build(data)
         except DataError as error:

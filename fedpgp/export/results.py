@@ -160,7 +160,7 @@ class Run:
 
 
 class Sweep:
-    """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, held-out domain).
+    """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, split, held-out domain).
 
     Args:
         path: the folder `STORAGE_ROOT/sweeps/NAME-DIGEST`.
@@ -242,7 +242,8 @@ def compare(
 ) -> pd.DataFrame:
     """Compare runs: means and standard deviations over seeds, and paired differences to a baseline.
 
-    Runs that differ in seed and held-out domain only form one group, labelled by its method and by what it differs in.
+    Runs that differ in seed, split of the data and held-out domain only form one group, labelled by its method and by
+    what it differs in.
 
     Args:
         runs: runs, sweeps, or their folders, or a storage root.
@@ -251,8 +252,9 @@ def compare(
 
     Returns:
         One row per group and test metric, its measures (`base_ece`) and domains (`base.sketch`): `group`, `metric`,
-        `seeds`, `mean`, `std` (ddof 1; missing for one seed), and `difference`, `low`, `high` (95% confidence interval,
-        paired by seed). `DataFrame.attrs["notes"]` lists what was left out.
+        `seeds` (with several splits of the data: pairs of seed and split), `mean`, `std` (ddof 1; missing for one
+        seed), and `difference`, `low`, `high` (95% confidence interval, paired by seed and split).
+        `DataFrame.attrs["notes"]` lists what was left out.
 
     Raises:
         RunError: no finished run, or runs that do not compare.

@@ -15,17 +15,31 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder, Stretch, new_draft, now_ms
 
 State = Literal["finished", "failed", "stopped"]
+Repetition = int | tuple[int, int]
+"""A seed, or a seed and the seed of a split."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What the runs of one trial or group differ by. As text: `seed 1`, `seed 1, held out clipart`."""
+    """What the runs of one trial or group differ by. As text: `seed 1`, `seed 1, split 2, held out clipart`."""
 
     seed: int
     held_out: str | None = None
+    split: int | None = None  # the seed of the data's split; None: all runs have the same one
 
     def __str__(self) -> str:
-        return f"seed {self.seed}" + (f", held out {self.held_out}" if self.held_out else "")
+        split = f", split {self.split}" if self.split is not None else ""
+        return f"seed {self.seed}{split}" + (f", held out {self.held_out}" if self.held_out else "")
+
+    @property
+    def repetition(self) -> Repetition:
+        """What the folds of different held-out domains have in common: the seed, or seed and split."""
+        return self.seed if self.split is None else (self.seed, self.split)
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The fold as it is stored; `split` is left out if it is None, as in folders without it."""
+        return {"seed": self.seed, "held_out": self.held_out, **({} if self.split is None else {"split": self.split})}
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,17 @@ class FoldRun:
     seed: int
     held_out: str | None
     run: str  # name of its folder under `runs`
+    split: int | None = None
+
+    @classmethod
+    def of(cls, fold: Fold, run: str) -> Self:
+        """A fold with the name of its run."""
+        return cls(fold.seed, fold.held_out, run, fold.split)
 
     @property
     def fold(self) -> Fold:
         """The fold without its run."""
-        return Fold(self.seed, self.held_out)
+        return Fold(self.seed, self.held_out, self.split)
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,8 @@ class SweepFolder(StatusFolder):
         (draft.path / "trials").mkdir()
         draft._put("sweep.yaml", spec_yaml.encode())
         head = {"id": digest, "name": name, "created_ms": now_ms(), "metric": metric, "mode": mode}
-        draft._write_json("trials.json", {**head, "trials": [asdict(trial) for trial in trials]})
+        planned = [{**asdict(trial), "folds": [fold.tree for fold in trial.folds]} for trial in trials]
+        draft._write_json("trials.json", {**head, "trials": planned})
         draft.set_status("running")
         try:
             draft.path.rename(path)
@@ -180,6 +201,7 @@ class SweepFolder(StatusFolder):
         else:
             self._put(trace, traceback.encode())
         content = {key: value for key, value in asdict(result).items() if key != "id"}
+        content["folds"] = [{**one.fold.tree, "run": one.run} for one in result.folds]
         if not result.disk_full:
             del content["disk_full"]
         self._write_json(f"trials/{result.id}.json", content)

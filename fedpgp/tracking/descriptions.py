@@ -127,10 +127,11 @@ def of_sweep(
 ) -> str:
     """Describe a sweep: progress, best trial, and the ranking of its trials."""
     metric, best = head["metric"], best_of(outcomes, head["mode"])
-    seeds = settings["folds"]["seeds"]
+    folds = {name: settings["folds"].get(name) or () for name in ("seeds", "splits")}
+    several = [f"the {name} {', '.join(map(str, own))}" for name, own in folds.items() if len(own) > 1]
     lines = [
         f"Sweep **{head['name']}**: {len(outcomes)} of {planned} trials have ended"
-        + (f", each over the seeds {', '.join(map(str, seeds))}" if seeds and len(seeds) > 1 else "")
+        + (f", each over {' and '.join(several)}" if several else "")
         + f". The best has the {'highest' if head['mode'] == 'max' else 'lowest'} `{metric}` after the last round.",
         "",
     ]

@@ -51,10 +51,11 @@ class RunWriter(Writer):
     Args:
         parent: ids of the MLflow run of a trial and of its experiment; None: all existing MLflow runs of this run are
             updated, and one is created at the top level if it has none.
+        name: of the fold, with a parent.
     """
 
-    def __init__(self, store: RunFolder, uri: str, parent: tuple[str, str] | None = None) -> None:
-        self._store = store
+    def __init__(self, store: RunFolder, uri: str, parent: tuple[str, str] | None = None, name: str = "") -> None:
+        self._store, self._name = store, name or store.path.name
         with connection.mlflow_errors(uri):
             self._config = redacted(store.config_yaml)
             self._settings = load_yaml(self._config)
@@ -74,8 +75,7 @@ class RunWriter(Writer):
         identity, settings = self._store.identity, self._settings
         tags = {**mlflow_runs.tags_of(identity), NOTE_TAG: descriptions.of_run(self._store, settings)}
         tags |= {RUN_TAG: identity["id"], **({PARENT_TAG: trial} if trial else {})}
-        name = str(Fold(settings["seed"], settings["protocol"]["held_out"])) if trial else self._store.path.name
-        found = self._find_or_create(RUN_TAG, tags, name, identity["created_ms"], settings)
+        found = self._find_or_create(RUN_TAG, tags, self._name, identity["created_ms"], settings)
         mlflow_runs.add_data(self._client, found, [identity])
         return found
 
@@ -139,6 +139,12 @@ class SweepWriter(Writer):
                 mlflow_runs.reopen(self._client, run)
         return str(run.info.run_id), self._experiment
 
+    def fold_name(self, trial: str, settings: Mapping[str, Any]) -> str:
+        """The name of the fold of a trial that has these settings."""
+        split = any(fold.split is not None for fold in self._planned[trial].folds)
+        number = _with_splits(settings)[0]["split_seed"] if split else None
+        return str(Fold(settings["seed"], settings["protocol"]["held_out"], number))
+
     def _push(self) -> None:
         """Send trials that have ended and, once the sweep has ended, its comparison and status."""
         state = self._folder.state  # read first, so that an ended sweep is sent with all its results
@@ -161,14 +167,17 @@ class SweepWriter(Writer):
         found = Outcome.read(self._folder, self._planned[result.id], result)
         run = self._trial(result.id, found.created_ms)
         run_id = str(run.info.run_id)
-        for store in found.runs.values():
-            RunWriter(store, self._uri, (run_id, self._experiment)).push()
+        for fold, store in found.runs.items():
+            RunWriter(store, self._uri, (run_id, self._experiment), fold).push()
         mark = f"{result.state} {zlib.crc32(json.dumps(asdict(result)).encode())}"
         if run.data.tags.get(MIRRORED_TAG) == mark:
             return found
         for store in list(found.runs.values())[:1]:
             settings = load_yaml(redacted(store.config_yaml))
             del settings["seed"], settings["protocol"]["held_out"]
+            if any(fold.split is not None for fold in result.folds):
+                for part in _with_splits(settings):
+                    del part["split_seed"]
             mlflow_runs.add_params(self._client, self._client.get_run(run_id), settings)
         mlflow_runs.share(self._client, run_id, [store.identity for store in found.runs.values()])
         metrics = [metric for row in found.rounds for metric in mlflow_runs.of_row(row)]
@@ -212,7 +221,8 @@ class SweepWriter(Writer):
                 if fold.info.status == "RUNNING":
                     known = known or {store.identity["id"]: store for store in RunFolder.find(self._folder.root)}
                     if (store := known.get(fold.data.tags[RUN_TAG])) is not None:
-                        RunWriter(store, self._uri, (trial.info.run_id, self._experiment)).push()
+                        name = str(fold.info.run_name)
+                        RunWriter(store, self._uri, (trial.info.run_id, self._experiment), name).push()
             if trial.info.status == "RUNNING":
                 mlflow_runs.end(self._client, trial.info.run_id, "interrupted", status)
 
@@ -223,7 +233,13 @@ def run_writer(run_dir: Path, uri: str, parent: TrialRef | None) -> RunWriter:
     if parent is None:
         return RunWriter(store, uri)
     sweep = SweepWriter(SweepFolder.open(parent.sweep), uri)
-    return RunWriter(store, uri, sweep.begin(parent.trial, store.identity["created_ms"]))
+    ids = sweep.begin(parent.trial, store.identity["created_ms"])
+    return RunWriter(store, uri, ids, sweep.fold_name(parent.trial, load_yaml(store.config_yaml)))
+
+
+def _with_splits(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings of each data set of a run."""
+    return settings["data"].get("parts") or [settings["data"]]
 
 
 def sweep_tag(head: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, grouped
+from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, counted, grouped, over
 from fedpgp.analysis.loading import Entry, compare, read
 from fedpgp.analysis.report import comparison_tables
 from fedpgp.config import differing
@@ -212,3 +212,26 @@ def test_what_a_choice_determines_is_not_in_the_labels(made_run):
         "fedpgp, server=krum, f=1, attack=-", "fedpgp, server=krum, f=2, attack=-",
         "fedpgp, server=fedavg, attack=sign_flip",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("repetitions", "text", "cell"),
+    [
+        ([1], "one seed", "1"),
+        ([1, 2, 3], "3 seeds", "3"),
+        ([(1, 1)], "one seed", "one seed"),
+        ([(1, 1), (1, 2)], "2 splits", "2 splits"),
+        ([(seed, split) for seed in (1, 2) for split in (1, 2, 3)], "2 seeds x 3 splits", "2 seeds x 3 splits"),
+    ],
+)
+def test_what_means_are_over(repetitions, text, cell):
+    assert (over(repetitions), counted(repetitions)) == (text, cell)
+
+
+def test_a_mean_over_domains_for_each_seed_and_split():
+    values = {Fold(1, domain, split): value for (domain, split), value in zip(
+        [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3)], [60.0, 70.0, 50.0, 52.0, 10.0], strict=True
+    )}  # fmt: skip
+    found = group("a", values).statistic("hm")
+    assert found.by_seed == {(1, 1): 65.0, (1, 2): 51.0}  # split 3 lacks a domain
+    assert found.mean == 58.0

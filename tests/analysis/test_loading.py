@@ -96,6 +96,84 @@ def test_another_folder_is_refused(tmp_path):
         compare(strict(tmp_path))
 
 
+def on_splits(made_run, *given, splits=(1, 2), seeds=(1,), more=None, **hm):
+    """Runs on several splits of the same data, by default with HM 50 + seed + 10 split."""
+    return [
+        made_run(
+            f"seed={seed}", f"data.split_seed={split}", *given, name=f"x{seed}-{split}", partition=f"p{seed}-{split}",
+            more={"manifest_digest": f"m{split}", **(more or {})}, test_hm=[hm.get("hm", 50) + seed + 10 * split],
+        )
+        for seed in seeds
+        for split in splits
+    ]  # fmt: skip
+
+
+def test_runs_on_several_splits_form_a_group_and_are_paired_by_seed_and_split(made_run):
+    ours = on_splits(made_run, seeds=(1, 2))
+    theirs = on_splits(made_run, *PROMPTFL, seeds=(1, 2), splits=(2, 1), hm=40)
+    found = compare(strict(*ours, *theirs))
+    assert found.notes == ()
+    first, second = found.groups
+    assert list(first.runs) == [Fold(1, None, 1), Fold(1, None, 2), Fold(2, None, 1), Fold(2, None, 2)]
+    assert first.statistic("hm").by_seed == {(1, 1): 61, (1, 2): 71, (2, 1): 62, (2, 2): 72}
+    assert (first.scenario, first.seeds) == ("", [(1, 1), (1, 2), (2, 1), (2, 2)])
+    assert not {"data.split_seed", "data.digest"} & first.settings.keys()
+    assert found.difference(first, "promptfl", "hm").by_seed == dict.fromkeys(first.seeds, 10)
+    assert second.label == "promptfl"
+
+
+def test_a_missing_split_is_named(made_run):
+    found = compare([Entry(path) for path in [*on_splits(made_run), *on_splits(made_run, *PROMPTFL, splits=(1,))]])
+    assert found.missing() == ["promptfl: no run of seed 1, split 2"]
+
+
+def test_runs_on_one_split_have_no_split(made_run):
+    (group,) = compare(strict(*on_splits(made_run, splits=(2,), seeds=(1, 2)))).groups
+    assert group.seeds == [1, 2]
+    assert group.settings["data.split_seed"] == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"manifest_digest": "m"},  # a split of their own: the runs are the same
+        None,  # other settings of the data
+    ],
+)
+def test_other_data_are_no_other_split(made_run, more):
+    given = [] if more else ["data.val_fraction=0.1"]
+    (one,) = on_splits(made_run, splits=(1,), more=more)
+    (two,) = on_splits(made_run, *given, splits=(2,), more=more)
+    with pytest.raises(RunError, match=r"differ in data, partition or protocol: .*data\.split_seed is 1 and 2"):
+        compare(strict(one, two))
+
+
+def test_replaced_images_are_no_other_split(made_run):
+    (one,) = on_splits(made_run, splits=(1,), more={"content_digest": "then"})
+    (two,) = on_splits(made_run, splits=(2,), more={"content_digest": "now"})
+    with pytest.raises(RunError, match="differ in data"):
+        compare(strict(one, two))
+
+
+def test_splits_of_the_parts_of_a_union(made_run):
+    def on(*splits):
+        parts = [{"name": "shapes", "title": name, "split_seed": one} for name, one in zip("ab", splits, strict=True)]
+        return made_run(
+            "data.name=union", f"data.parts={json.dumps(parts)}", name="u" + "".join(map(str, splits)), test_hm=[50],
+            partition=str(splits), more={"manifest_digest": str(splits)},
+        )  # fmt: skip
+
+    (group,) = compare(strict(on(1, 1), on(2, 2))).groups
+    assert group.seeds == [(1, 1), (1, 2)]
+    with pytest.raises(RunError, match="differ in data"):
+        compare(strict(on(1, 1), on(1, 2)))
+
+
+def test_a_pair_on_different_splits_is_refused(made_run):
+    with pytest.raises(RunError, match=r"different partitions \(seed 1, split 1 and seed 1, split 2\)"):
+        pair(*on_splits(made_run))
+
+
 @pytest.fixture
 def sweep(made_run, tmp_path):
     """Two variants by two ranks, seeds 1 and 2: one trial has not run, one failed in its second fold."""

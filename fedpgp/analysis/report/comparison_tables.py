@@ -7,7 +7,18 @@ from typing import Any
 
 from rich.console import Group as Lines
 
-from fedpgp.analysis.comparison import MAIN, METRIC_TITLES, READING_TITLES, Comparison, Group, Run, Statistic, measured
+from fedpgp.analysis.comparison import (
+    MAIN,
+    METRIC_TITLES,
+    READING_TITLES,
+    Comparison,
+    Group,
+    Run,
+    Statistic,
+    counted,
+    measured,
+    over,
+)  # fmt: skip
 from fedpgp.analysis.loading import client_accuracies
 from fedpgp.analysis.report import measure_tables, privacy_tables, tables
 from fedpgp.analysis.report.tables import Table, mean_std, ranked, starred, statistic_columns, statistic_text, titled
@@ -42,7 +53,7 @@ def accuracies(comparison: Comparison, scenario: str) -> Table:
     return Table(
         titled("Accuracy on test images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
-        zip(names, (str(len(group.seeds)) for group in groups), *columns, strict=True),
+        zip(names, (counted(group.seeds) for group in groups), *columns, strict=True),
         caption="after the last round, mean ± standard deviation over seeds (ddof 1)",
     )
 
@@ -50,14 +61,14 @@ def accuracies(comparison: Comparison, scenario: str) -> Table:
 def standings(comparison: Comparison) -> Table:
     """The short table of a demo: one decimal, the best of each column starred."""
     groups = comparison.groups
-    seeds = max(len(group.seeds) for group in groups)
+    seeds = max((group.seeds for group in groups), key=len)
     columns = [ranked([group.statistic(metric) for group in groups], digits=1) for metric in STANDING]
     starred_columns = [[starred(cell.text, cell.rank == 1) for cell in column] for column in columns]
     return Table(
         "Test accuracy in percent, mean over clients; * best",
         ("method", *(METRIC_TITLES[metric] for metric in STANDING)),
         zip((group.label for group in groups), *starred_columns, strict=True),
-        caption=f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed",
+        caption=f"mean ± standard deviation over {over(seeds)}" if len(seeds) > 1 else "one seed",
     )
 
 
@@ -69,8 +80,8 @@ def differences(comparison: Comparison, scenario: str, baseline: str) -> Table:
     for group in groups:
         found = [comparison.difference(group, baseline, metric) for metric in metrics]
         if any(found):
-            seeds = max(len(one.by_seed) for one in found if one)
-            rows.append((group.label, str(seeds), *map(_difference, found)))
+            seeds = max((one.by_seed for one in found if one), key=len)
+            rows.append((group.label, counted(seeds), *map(_difference, found)))
     return Table(
         titled(f"Difference to {baseline}", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),

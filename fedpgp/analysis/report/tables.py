@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedpgp.analysis.comparison import Statistic
+from fedpgp.analysis.comparison import Statistic, repeated
 
 STYLES = {1: "bold green", 2: "underline"}
 TAGS = {1: "**{}**", 2: "<u>{}</u>"}
@@ -121,7 +121,7 @@ def statistic_columns(found: Statistic | None) -> tuple[object, ...]:
     """The CSV columns mean, std, seeds and values."""
     if found is None:
         return None, None, None, None
-    return found.mean, found.std, " ".join(map(str, found.by_seed)), " ".join(map(str, found.by_seed.values()))
+    return found.mean, found.std, " ".join(map(repeated, found.by_seed)), " ".join(map(str, found.by_seed.values()))
 
 
 def in_terminal(tables: Sequence[Table], notes: Sequence[str]) -> Group:

@@ -13,7 +13,7 @@ from rich.console import Group as Lines
 from rich.text import Text
 
 from fedpgp.analysis import coverage, loading
-from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
+from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic, over
 from fedpgp.analysis.report import measure_tables, privacy_tables
 from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
@@ -31,7 +31,7 @@ from fedpgp.federation.metrics import (
     summarize,
 )
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.storage.sweep_folder import Fold, Repetition, SweepFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -261,7 +261,9 @@ def held_out(folder: SweepFolder) -> Lines:
     for trial in folder.trials:
         result = folder.result(trial.id)
         if result is not None and result.state == "finished":
-            runs = {run.fold: run for run in (loading.read(store.path) for store in folder.runs(result))}
+            runs = {
+                one.fold: loading.read(store.path) for one, store in zip(result.folds, folder.runs(result), strict=True)
+            }
             groups.append(Group(trial.label, "", runs, frozenset(runs)))
     return Lines(*map(_by_client, groups), _by_domain(groups))
 
@@ -276,7 +278,7 @@ def _by_client(group: Group) -> Table:
         mean = mean_std(fmean(values), stdev(values) if len(values) > 1 else None)
         rows.append((domain, *(mean_std(row.get(client)) for client in clients), mean))
     title = f"{group.label}: test accuracy in percent on the held-out domain, by client"
-    caption = f"mean over {len(group.seeds)} seed(s); mean ± standard deviation over clients (ddof 1)"
+    caption = f"mean over {over(group.seeds)}; mean ± standard deviation over clients (ddof 1)"
     return Table(title, ("held out", *clients, "mean"), rows, caption=caption)
 
 
@@ -286,12 +288,12 @@ def _by_domain(groups: Sequence[Group]) -> Table:
     seeds = {seed for group in groups for seed in group.seeds}
     rows = []
     for group in groups:
-        by_domain: dict[str, dict[int, float]] = {}
+        by_domain: dict[str, dict[Repetition, float]] = {}
         for fold, run in group.runs.items():
-            by_domain.setdefault(str(fold.held_out), {})[fold.seed] = run.metrics["test/held_out"]["last"]
+            by_domain.setdefault(str(fold.held_out), {})[fold.repetition] = run.metrics["test/held_out"]["last"]
         found = [Statistic(by_domain[domain]) if domain in by_domain else None for domain in domains]
         rows.append((group.label, *map(statistic_text, found), statistic_text(group.statistic("held_out"))))
-    caption = f"mean ± standard deviation over {len(seeds)} seeds (ddof 1)" if len(seeds) > 1 else "one seed"
+    caption = f"mean ± standard deviation over {over(seeds)} (ddof 1)" if len(seeds) > 1 else "one seed"
     title = "Held-out domains: test accuracy in percent, mean over clients"
     return Table(title, ("trial", *domains, "mean"), rows, caption=caption)
 
@@ -304,9 +306,11 @@ def duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s"
 
 
-def _folds(folds: Sequence[Any]) -> str:
-    """`seeds 1, 2, 3 x held out a, b`."""
-    seeds = dict.fromkeys(str(fold.seed) for fold in folds)
+def _folds(folds: Sequence[Fold]) -> str:
+    """`seeds 1, 2, 3 x splits 1, 2 x held out a, b`."""
+    parts = []
+    for name, found in (("seed", [fold.seed for fold in folds]), ("split", [fold.split for fold in folds])):
+        if values := dict.fromkeys(str(one) for one in found if one is not None):
+            parts.append(f"{name}{'s' if len(values) > 1 else ''} {', '.join(values)}")
     held_out = dict.fromkeys(fold.held_out for fold in folds if fold.held_out)
-    text = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
-    return text + (f" x held out {', '.join(held_out)}" if held_out else "")
+    return " x ".join([*parts, *([f"held out {', '.join(held_out)}"] if held_out else [])])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jinja2
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group
+from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, over
 from fedpgp.analysis.report import comparison_tables
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
 from fedpgp.analysis.report.style import encoded, save
@@ -147,7 +147,7 @@ def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> 
     verdict = "excludes" if low > 0 else "includes"
     return (
         f"That is {found.mean:+.2f} against {baseline}, 95% confidence interval {low:+.2f} to {high:+.2f} over "
-        f"{len(found.by_seed)} seeds, which {verdict} 0."
+        f"{over(found.by_seed)}, which {verdict} 0."
     )
 
 

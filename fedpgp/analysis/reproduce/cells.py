@@ -1,11 +1,11 @@
 """A reproduced table: measured numbers beside the paper's, what differs and is missing; as tables of text and CSV."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.comparison import METRIC_TITLES, Statistic
+from fedpgp.analysis.comparison import METRIC_TITLES, Statistic, over
 from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.tables import mean_std, statistic_columns, statistic_text
 from fedpgp.analysis.reproduce.layouts import AVERAGE, MEAN, NEIGHBOR, OVERLAP, SPECTRUM, SPREAD, Member
@@ -121,9 +121,9 @@ def all_tables(found: Reproduction) -> list[tables.Table]:
         lines = [line for name, row in rows.items() for line in _lines(name, row, columns, doubts)]
         title = f"{found.plan.name}: {found.plan.table.title}" + (f", {NAMES.get(block, block)}" if block else "")
         cells = [cell.measured for row in rows.values() for cell in row.values() if cell.measured]
-        seeds = max((len(one.by_seed) for one in cells), default=0)
-        over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds (ddof 1)"
-        caption = f"{UNITS.get(block, 'test accuracy in percent')}; {over}"
+        seeds = max((one.by_seed for one in cells), key=len, default={})
+        means = "one seed" if len(seeds) == 1 else f"mean ± standard deviation over {over(seeds)} (ddof 1)"
+        caption = f"{UNITS.get(block, 'test accuracy in percent')}; {means}"
         headings = ("", *(NAMES.get(column, column) for column in columns))
         made.append(tables.Table(title, headings, lines, caption=caption))
     return made
@@ -154,7 +154,7 @@ def _members(part: Part, trial: Trial, folder: SweepFolder, missing: list[str]) 
     folds = frozenset(planned.folds if planned else ())
     found = set()
     for fold in result.folds if result else ():
-        run = loading.read(folder.root / "runs" / fold.run)
+        run = replace(loading.read(folder.root / "runs" / fold.run), fold=fold.fold)
         if run.state == "finished":
             found.add(run.fold)
             yield Member(trial.variant, part.stands_for(trial.experiment), run, folds)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
 from fedpgp.analysis import learned
-from fedpgp.analysis.comparison import Run
+from fedpgp.analysis.comparison import Run, in_order
 from fedpgp.analysis.loading import client_accuracies, client_counts
 from fedpgp.analysis.reproduce.published import Key
-from fedpgp.storage.sweep_folder import Fold
+from fedpgp.storage.sweep_folder import Fold, Repetition
 
 AVERAGE = "average"
 """Block of the means over data sets."""
@@ -24,8 +24,8 @@ PARTS = ("local", "base", "novel")
 OF_FEDERATION = ("local_own", "base", "novel", "held_out")
 RANKS = (1, 4, 8)
 
-Numbers = dict[Key, dict[int, float]]
-"""A number for each cell and seed."""
+Numbers = dict[Key, dict[Repetition, float]]
+"""A number for each cell and seed, or seed and split."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def held_out_by_client(members: Sequence[Member], asked: Sequence[str]) -> Numbe
     """A block per variant: held-out domain by client, with their mean and standard deviation."""
     numbers: Numbers = {}
     for one in members:
-        domain, seed = str(one.run.fold.held_out), one.run.fold.seed
+        domain, seed = str(one.run.fold.held_out), one.run.fold.repetition
         clients = client_accuracies(one.run.path, "held_out")
         values = {**clients, MEAN: fmean(clients.values())}
         if len(clients) > 1:
@@ -115,7 +115,7 @@ def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
             values = {**shares, "ranks for 90 %": float(found.effective_rank().double().mean())}
             block = SPECTRUM
         for column, value in values.items():
-            numbers.setdefault(Key(block, one.variant, column), {})[one.run.fold.seed] = value
+            numbers.setdefault(Key(block, one.variant, column), {})[one.run.fold.repetition] = value
     return numbers
 
 
@@ -132,7 +132,7 @@ def by_federation(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
             if len(values) > 1:
                 values |= {MEAN: fmean(values.values())}
             for column, value in values.items():
-                numbers.setdefault(Key(metric, one.variant, column), {})[one.run.fold.seed] = value
+                numbers.setdefault(Key(metric, one.variant, column), {})[one.run.fold.repetition] = value
     return numbers
 
 
@@ -150,7 +150,7 @@ def neighbors(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
             if total > own_total:
                 accuracies.append(100 * (correct - own_correct) / (total - own_total))
         for data in one.data if accuracies else ():
-            numbers.setdefault(Key(NEIGHBOR, one.variant, data), {})[one.run.fold.seed] = fmean(accuracies)
+            numbers.setdefault(Key(NEIGHBOR, one.variant, data), {})[one.run.fold.repetition] = fmean(accuracies)
     return numbers
 
 
@@ -174,7 +174,7 @@ def _derived(numbers: Numbers, column: str, compute: Callable[..., float]) -> Nu
     found: Numbers = {}
     for block, row in dict.fromkeys(key[:2] for key in numbers):
         parts = [numbers.get(Key(block, row, part), {}) for part in PARTS]
-        if seeds := sorted(set.intersection(*map(set, parts))):
+        if seeds := sorted(set.intersection(*map(set, parts)), key=in_order):
             found[Key(block, row, column)] = {seed: compute(*(part[seed] for part in parts)) for seed in seeds}
     return found
 
@@ -196,11 +196,11 @@ def _collected(members: Sequence[Member], metric: str, key: Callable[[Member, st
         if (found := one.run.metrics.get(f"test/{metric}")) is not None:
             for data in one.data:
                 cell = key(one, data) if key else Key(data, one.variant, metric)
-                numbers.setdefault(cell, {})[one.run.fold.seed] = found["last"]
+                numbers.setdefault(cell, {})[one.run.fold.repetition] = found["last"]
     return numbers
 
 
-def _mean(parts: Sequence[Mapping[int, float]]) -> dict[int, float]:
+def _mean(parts: Sequence[Mapping[Repetition, float]]) -> dict[Repetition, float]:
     """The mean by seed, for the seeds that all parts have."""
     seeds = set.intersection(*map(set, parts)) if parts else set()
-    return {seed: fmean(part[seed] for part in parts) for seed in sorted(seeds)}
+    return {seed: fmean(part[seed] for part in parts) for seed in sorted(seeds, key=in_order)}

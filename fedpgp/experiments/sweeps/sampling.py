@@ -2,15 +2,14 @@
 
 import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedpgp import config, methods
-from fedpgp.config import Experiment
+from fedpgp.config import DataSettings, Experiment
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.plugins import code_keys
 from fedpgp.core.seeding import numpy_generator
@@ -18,7 +17,10 @@ from fedpgp.core.text import distinct, redacted
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
-from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
+from fedpgp.experiments.sweeps import conditions
+from fedpgp.experiments.sweeps.measured import why_not
+from fedpgp.experiments.sweeps.search_space import GRID, RANGES, Point, Term, ordered
+from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings
 from fedpgp.federation.measures import smaller_is_better, split_name
 from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
@@ -32,6 +34,7 @@ MEASURED = {
 """Metrics of each protocol; variants such as `local_global` begin with one of these names."""
 PATHS = ("data.root", "backbone.weights")
 """The settings in `_paths`."""
+DEFAULT_SPLIT = DataSettings().split_seed
 ADAPTED = "_adapted"
 NOT_OF_NEW_CLIENTS = ("_global", "_before_aggregation")
 """Ends of variants that are measured on clients that train."""
@@ -42,7 +45,7 @@ class Trial:
     """One configuration of a sweep."""
 
     id: str
-    """digest of the configuration without paths, seed and held-out domain"""
+    """digest of the configuration without paths, seed and held-out domain, and with `folds.splits` without the split"""
     label: str
     """short text that distinguishes it from the other trials"""
     variant: str
@@ -50,12 +53,13 @@ class Trial:
     settings: Mapping[str, Any] = field(repr=False)
     """differences from the base, by dotted keys"""
     experiment: Experiment = field(repr=False)
-    """complete, with seed and held-out domain of the base"""
+    """complete, with seed and held-out domain of the base, and the first split"""
 
     def fold(self, fold: Fold) -> Experiment:
         """Return the experiment of a fold."""
         protocol = self.experiment.protocol.model_copy(update={"held_out": fold.held_out})
-        return self.experiment.model_copy(update={"seed": fold.seed, "protocol": protocol})
+        data = self.experiment.data if fold.split is None else self.experiment.data.with_split(fold.split)
+        return self.experiment.model_copy(update={"seed": fold.seed, "data": data, "protocol": protocol})
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class SampledTrials:
     """metric that selects the best trial"""
     dropped: str
     """settings that a person gave and trials drop with another method, data set or backbone; empty: none"""
+    unranked: str
+    """which trials do not record the metric, and why; empty: all do"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
@@ -81,7 +87,7 @@ def draw(sweep: Sweep) -> SampledTrials:
     dropped: dict[tuple[str, str], dict[str, None]] = {}
     points = list(_points(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
-        settings = config.leaves({**sweep.variants.get(variant, {}), **point})
+        settings = config.leaves({**sweep.fixed(variant), **point})
         for name, text in config.dropped(sweep.given, settings, methods.carry).items():
             key, _, value = name.partition("=")
             dropped.setdefault((key, text), {})[value] = None
@@ -99,15 +105,21 @@ def draw(sweep: Sweep) -> SampledTrials:
     if wrong:
         raise ConfigError("\n".join(format_error(line, labels, len(points)) for line, labels in wrong.items()))
     chosen = tuple(trials.values())
+    if len(chosen) == 1:
+        _check_repeats(sweep, points)
     lines = (f"{key}={', '.join(values)}: dropped {text} of the base" for (key, text), values in dropped.items())
-    return SampledTrials(chosen, len(points) - len(chosen), _metric(sweep, chosen), "; ".join(lines))
+    metric = _metric(sweep, chosen)
+    return SampledTrials(chosen, len(points) - len(chosen), metric, "; ".join(lines), _unranked(metric, chosen))
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
-    """List the folds of a trial: every seed with every held-out domain; raise `ConfigError` if the data lack one.
+    """List the folds of a trial: every seed with every split and every held-out domain.
 
     Args:
         domains: of its data, or the parts of a union; None: unknown, so that `all` becomes one fold of that name.
+
+    Raises:
+        ConfigError: the data lack a held-out domain.
     """
     seeds = sweep.folds.seeds or (trial.experiment.seed,)
     wanted = sweep.folds.held_out or trial.experiment.protocol.held_out
@@ -122,37 +134,88 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
     if domains is not None:
         left = domains if trial.experiment.protocol.source is None else ()  # a source has no other data set beside it
         _check_domain(sweep.tune.metric or "", left, held_out)
-    return tuple(Fold(seed, domain) for seed in seeds for domain in held_out)
+    splits = sweep.folds.splits or (None,)
+    return tuple(Fold(seed, domain, split) for seed in seeds for split in splits for domain in held_out)
+
+
+def check_splits(trial: Trial, digests: Mapping[Fold, str]) -> None:
+    """Raise `ConfigError` if two splits of a trial's data are the same, because the data have a split of their own.
+
+    Args:
+        digests: the manifest's, by fold.
+    """
+    first: dict[str, Fold] = {}
+    for fold, digest in digests.items():
+        other = first.setdefault(digest, fold)
+        if other.split != fold.split:
+            raise ConfigError(
+                f"folds.splits: {other.split} and {fold.split} are the same split of data {trial.experiment.data.name},"
+                " which have a split of their own; leave out folds.splits"
+            )
 
 
 def _points(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield variant and values by key: the whole grid for each sample, with random values drawn at every point."""
-    terms = sweep.terms
-    grid = {key: term.values for key, term in terms.items() if term.kind == GRID}
-    for sample in range(sweep.tune.num_samples):
-        for variant, *values in itertools.product(sweep.variants or ("",), *grid.values()):
-            point = dict(zip(grid, values, strict=True))
-            where = json.dumps([variant, point], sort_keys=True)
-            for key, term in terms.items():
-                if term.kind != GRID:
-                    point[key] = term.draw(numpy_generator(sweep.tune.seed, "sweep", key, sample, where))
-            yield variant, {key: point[key] for key in terms}
+    """Yield variant and values by key: the whole grid for each sample, with random values drawn at every point.
+
+    With `tune.search=random` one point for each sample, all of whose values are drawn, and the variant.
+    """
+    terms, tune = sweep.terms, sweep.tune
+    crossed = tune.search == "grid"
+    grids = {term.key for term in terms.values() if crossed and term.kind == GRID}
+    order = ordered(terms.values(), grids_first=True)
+    for sample in range(tune.num_samples):
+        drawn = sweep.labels[numpy_generator(tune.seed, "sweep", "variants", sample).integers(len(sweep.labels))]
+        for variant in sweep.labels if crossed else [drawn]:
+
+            def choices(term: Term, point: Point, variant: str = variant, sample: int = sample) -> Sequence[Any]:
+                if crossed and term.kind == GRID:
+                    return term.values
+                of_grid = {key: value for key, value in point.items() if key in grids}
+                where = json.dumps([variant, of_grid], sort_keys=True)
+                return (term.draw(numpy_generator(tune.seed, "sweep", term.key, sample, where)),)
+
+            for point in sweep.points(variant, order, choices):
+                yield variant, {term.key: point[term.key] for term in terms.values() if term.key in point}
+
+
+def _check_repeats(sweep: Sweep, points: Sequence[tuple[str, Point]]) -> None:
+    """Raise `ConfigError` if points that are all one trial differ, or could not differ."""
+    terms = list(sweep.terms.values())
+    if len({json.dumps(point, sort_keys=True) for point in points}) > 1:
+        keys = dict.fromkeys([key for label in sweep.labels for key in sweep.fixed(label)] + [one.key for one in terms])
+        raise ConfigError(
+            f"space: the {len(points)} trials are all the same, because {', '.join(keys) or 'the label of a variant'} "
+            "does not change what is computed; leave it out"
+        )
+    if len(points) > 1 and all(term.kind not in RANGES and len(term.values) == 1 for term in terms):
+        raise ConfigError(
+            f"the {len(points)} trials of this sweep are all the same (tune.num_samples={sweep.tune.num_samples}); to "
+            "repeat one with other seeds use folds.seeds=[1, 2, 3]"
+        )
 
 
 def _trial(sweep: Sweep, label: str, variant: str, settings: Mapping[str, Any]) -> Trial:
     tree = config.assign(copy.deepcopy(sweep.base), settings, methods.carry)
     if sweep.folds.held_out is not None:
         config.assign(tree, {"protocol.held_out": EVERY_DOMAIN})
-    experiment, _ = planning.settle(config.parse(tree, source="base"))
-    return Trial(_identity(experiment), label, variant, settings, experiment)
+    experiment = config.parse(tree, source="base")
+    conditions.refuse_foreign(sweep, experiment, settings)
+    if sweep.folds.splits is not None:
+        experiment = experiment.model_copy(update={"data": experiment.data.with_split(sweep.folds.splits[0])})
+    experiment, _ = planning.settle(experiment)
+    return Trial(_identity(sweep, experiment), label, variant, settings, experiment)
 
 
-def _identity(experiment: Experiment) -> str:
-    """Digest without folds and without the folder of the weights."""
-    weights = experiment.backbone.weights
+def _identity(sweep: Sweep, experiment: Experiment) -> str:
+    """Digest without folds and without the folder of the weights.
+
+    Without `folds.splits` the split counts, so that trials have the ids that they had before there were such folds.
+    """
+    weights, data = experiment.backbone.weights, sources.complete(experiment).data
     return config.digest(
-        sources.complete(experiment).model_copy(
+        experiment.model_copy(
             update={
+                "data": data if sweep.folds.splits is None else data.with_split(DEFAULT_SPLIT),
                 "seed": 0,
                 "protocol": experiment.protocol.model_copy(update={"held_out": None}),
                 "backbone": experiment.backbone.model_copy(update={"weights": weights and Path(weights).name}),
@@ -168,23 +231,23 @@ def _paths(experiment: Experiment) -> tuple[str, str]:
     return roots, str(experiment.backbone.weights)
 
 
-def _labels(sweep: Sweep, points: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def _labels(sweep: Sweep, points: Sequence[tuple[str, Point]]) -> list[str]:
     """A label for each variant and point: its values, with as many digits as tell those of the sweep apart."""
-    keys = list(sweep.terms)
+    keys = list(dict.fromkeys(term.key for term in sweep.terms.values()))
     last = [key.rsplit(".", 1)[-1] for key in keys]
-    names = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
-    columns = [
-        [f"{name}={text}" for text in distinct([point[key] for _, point in points])]
-        for key, name in zip(keys, names, strict=True)
-    ]
-    rows = zip((variant for variant, _ in points), *columns, strict=True)
+    rows: list[list[str]] = [[variant] for variant, _ in points]
+    for key, short in zip(keys, last, strict=True):
+        name = short if last.count(short) == 1 else key
+        having = [(row, point[key]) for row, (_, point) in zip(rows, points, strict=True) if key in point]
+        for (row, _), text in zip(having, distinct([value for _, value in having]), strict=True):
+            row.append(f"{name}={text}")
     return [", ".join(filter(None, row)) or sweep.name for row in rows]
 
 
 def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str:
     """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep."""
     judged = {key: value for key, value in tune.model_dump().items() if key in ("mode", "scheduler", "grace_rounds")}
-    trials = [[trial.id, [asdict(fold) for fold in trial.folds]] for trial in planned]
+    trials = [[trial.id, [fold.tree for fold in trial.folds]] for trial in planned]
     text = json.dumps([metric, judged if tune.scheduler != "fifo" else tune.mode, trials], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -196,9 +259,10 @@ def format_error(line: str, labels: Sequence[str], count: int) -> str:
 
 
 def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """The metric that selects the best trial; every trial must measure it."""
+    """The metric that selects the best trial; the protocol of every trial must have it."""
     protocols = {trial.experiment.protocol.name for trial in trials}
-    metric = sweep.tune.metric or ("val/hm" if protocols == {"base_to_novel"} else "val/local")
+    novel = protocols == {"base_to_novel"} and not all(why_not(trial.experiment, "val/hm") for trial in trials)
+    metric = sweep.tune.metric or ("val/hm" if novel else "val/local")
     split, _, name = metric.partition("/")
     name = split_name(name)[0]
     if smaller_is_better(metric) and sweep.tune.mode == "max":
@@ -223,6 +287,19 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
                 f"not train; use {NEW_CLIENT}/{_stem(name)}"
             )
     return metric
+
+
+def _unranked(metric: str, trials: Sequence[Trial]) -> str:
+    """Which trials do not record a metric, and why; raise `ConfigError` if none does."""
+    reasons = {trial.label: reason for trial in trials if (reason := why_not(trial.experiment, metric))}
+    if len(reasons) == len(trials):
+        why = "; ".join(dict.fromkeys(reasons.values()))
+        raise ConfigError(f"tune.metric: {metric} is not measured, because {why}; use another metric")
+    lines = (
+        f"{', '.join(label for label, own in reasons.items() if own == reason)} ({reason})"
+        for reason in dict.fromkeys(reasons.values())
+    )
+    return f"tune.metric: {metric} is not measured, and so not ranked, for {'; '.join(lines)}" if reasons else ""
 
 
 def _check_domain(metric: str, domains: Sequence[str], held_out: Sequence[str | None]) -> None:

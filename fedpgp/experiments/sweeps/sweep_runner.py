@@ -19,6 +19,7 @@ from fedpgp.data.protocol import held_out_names
 from fedpgp.experiments import launch, planning, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
+from fedpgp.experiments.sweeps.measured import check_images
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
@@ -46,13 +47,13 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     """
     callback.on_prepare()
     drawn = sampling.draw(sweep)
-    if drawn.dropped:
-        callback.on_message(drawn.dropped)
+    for note in filter(None, (drawn.dropped, drawn.unranked)):
+        callback.on_message(note)
     _check_shared_settings(drawn.trials)
     trials = [replace(trial, experiment=tracker.settled(trial.experiment)) for trial in drawn.trials]
     launch.placed(trials[0].experiment)
     trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in trials]
-    plans = _plans(sweep, trials)
+    plans = _plans(sweep, trials, drawn.metric)
     first = [next(iter(own.values())) for own in plans.values()]
     shares = ((len(one.data.training_clients), one.experiment.federation) for one in first)
     for line in dict.fromkeys(rounding(*share) for share in shares):
@@ -115,7 +116,7 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
         tracker.close()
 
 
-def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]:
+def _plans(sweep: Sweep, trials: Sequence[Trial], metric: str) -> dict[str, dict[Fold, Plan]]:
     """Plan every fold of every trial; a `ConfigError` names all trials that cannot be run."""
     library = Library()
     plans: dict[str, dict[Fold, Plan]] = {}
@@ -124,6 +125,9 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]
         try:
             own = sampling.folds(sweep, trial, held_out_names(library.manifest(trial.experiment.data)))
             plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
+            sampling.check_splits(trial, {fold: plan.manifest.digest for fold, plan in plans[trial.id].items()})
+            for plan in plans[trial.id].values():
+                check_images(metric, plan.data)
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)
@@ -193,7 +197,7 @@ def _earlier(folder: SweepFolder, work: Sequence[TrialWork]) -> list[tuple[Resul
         held = {store.path.name: store.has_images(fold.content) for fold in one.folds for store in stored[fold.digest]}
         replaced = result is not None and any(not held.get(fold.run, True) for fold in result.folds)
         runs = [(each.fold, each.newest("finished", stored=stored)) for each in one.folds]
-        own = tuple(FoldRun(fold.seed, fold.held_out, run.path.name) for fold, run in runs if run)
+        own = tuple(FoldRun.of(fold, run.path.name) for fold, run in runs if run)
         if len(own) == len(runs):
             result = Result(one.id, "finished", trial_runner.value_of(folder.root, own, one.metric), own)
         elif result is not None and (result.state == "finished" or result.disk_full or replaced):

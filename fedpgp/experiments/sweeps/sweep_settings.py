@@ -1,14 +1,11 @@
 """Settings of a sweep: a base experiment, variants, a search space, folds, and Tune's options."""
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import Field, FiniteFloat, PrivateAttr, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
@@ -16,19 +13,20 @@ from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_
 from fedpgp.config.settings import UNION
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
+from fedpgp.experiments.sweeps import conditions
+from fedpgp.experiments.sweeps.search_space import (
+    FOLD_KEYS,
+    WHEN,
+    Point,
+    Term,
+    expand,
+    is_term,
+    ordered,
+    parse_term,
+    setting,
+)
 from fedpgp.federation.measures import MEASURES
 from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
-
-FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
-"""Settings that distinguish folds and cannot be searched over, with what to use instead."""
-GRID = "grid_search"
-RANGES = {"uniform": "2 numbers", "loguniform": "2 numbers above 0", "randint": "2 whole numbers"}
-BOUNDS: dict[bool, TypeAdapter[Any]] = {
-    True: TypeAdapter(tuple[int, int]),
-    False: TypeAdapter(tuple[FiniteFloat, FiniteFloat]),
-}
-"""Reads the two bounds of a range as settings are read; by whether they are whole."""
-TERMS = (GRID, "choice", *RANGES)
 
 
 class FoldSettings(Settings):
@@ -36,6 +34,10 @@ class FoldSettings(Settings):
 
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """null: only the seed of the base"""
+    splits: tuple[int, ...] | None = Field(None, min_length=1)
+    """seeds by which the data are split into training, validation and test images (`data.split_seed`; in a union that
+    of every part), so that the mean is not that of one split; null: the split of the base. For data without a split of
+    their own"""
     held_out: Literal["all"] | tuple[str, ...] | None = None
     """domains to hold out in turn, with protocol.name=leave_one_domain_out, or data sets of a union, with
     protocol.name=cross_data; all: each of them"""
@@ -51,13 +53,19 @@ class TuneSettings(Settings):
     mode: Literal["max", "min"] = "max"
     """max: larger is better; min: for `train/loss` and calibration errors (`val/base_ece`)"""
     num_samples: int = Field(1, ge=1)
-    """number of draws from the space, each with the whole grid"""
+    """number of draws from the space, each with the whole grid; search=random: number of trials"""
     seed: int = Field(1, ge=0)
     """seed of the draws"""
-    scheduler: Literal["fifo", "asha", "median"] = "fifo"
-    """fifo (run every trial to its end) | asha | median (stop trials that fall behind), by the mean over folds"""
+    search: Literal["grid", "random"] = "grid"
+    """grid (every combination of `grid_search` and variants, other terms drawn for each) | random (num_samples trials,
+    for which variant and all terms are drawn)"""
+    scheduler: Literal["fifo", "asha", "hyperband", "median"] = "fifo"
+    """fifo (run every trial to its end) | asha | hyperband | median (stop trials that fall behind, by the mean over
+    folds). hyperband is asynchronous: the first trial is stopped as asha does, the next one at the earliest after three
+    times as many rounds, and so on until one is never stopped; then again from the start. So settings that learn slowly
+    are not all lost. Ray Tune's synchronous HyperBand needs trials that can be paused and saved, which these cannot"""
     grace_rounds: int = Field(5, ge=1)
-    """asha, median: rounds before a trial may be stopped, and between two decisions"""
+    """other schedulers than fifo: rounds before a trial may be stopped, and between two decisions"""
     max_concurrent: int = Field(1, ge=1)
     """trials at a time, if the cluster has room"""
 
@@ -74,25 +82,6 @@ class TuneSettings(Settings):
         raise ValueError(f"unknown metric; {hint}")
 
 
-@dataclass(frozen=True)
-class Term:
-    """The domain of one key: `grid_search` or `choice` of values; `uniform`, `loguniform`, `randint` of [low, high)."""
-
-    kind: str
-    values: tuple[Any, ...]
-
-    def draw(self, generator: np.random.Generator) -> Any:
-        """Draw a value of a term other than `grid_search`."""
-        if self.kind == "choice":
-            return self.values[int(generator.integers(len(self.values)))]
-        low, high = self.values
-        if self.kind == "randint":
-            return int(generator.integers(low, high))
-        if self.kind == "uniform":
-            return float(generator.uniform(low, high))
-        return math.exp(generator.uniform(math.log(low), math.log(high)))
-
-
 class Sweep(Settings):
     """A complete sweep."""
 
@@ -101,9 +90,12 @@ class Sweep(Settings):
     base: dict[str, Any] = Field({})
     """the experiment that all trials start from"""
     variants: dict[str, dict[str, Any]] = Field({})
-    """settings by dotted keys, by label; one dimension of the grid"""
+    """settings by dotted keys, by label; one dimension of the grid. A value can be a term for this variant alone:
+    `{fedpgp: {method.name: fedpgp, method.mu: {grid_search: [0.1, 1]}}}`"""
     space: dict[str, Any] = Field({})
-    """Tune's terms by dotted key, or by section, whose values are merged into it"""
+    """Tune's terms by dotted key, or by section, whose values are merged into it. With a condition a term is for some
+    trials only: `method.mu: {grid_search: [0.1, 1], when: {method.name: [fedpgp, prompt_prox]}}`. It names settings of
+    the base, of a variant or of the space, each with a value or a list of values, and all must hold"""
     folds: FoldSettings = FoldSettings()
     tune: TuneSettings = TuneSettings()
     _shipped: dict[str, Any] = PrivateAttr({})  # the base of a shipped sweep, before overrides
@@ -119,8 +111,45 @@ class Sweep(Settings):
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The parsed search space."""
-        return {key: parse_term(key, value) for key, value in self.space.items()}
+        """The parsed terms of the space and of the variants by name, each after those that its condition refers to."""
+        found = [parse_term(key, value) for key, value in self.space.items()]
+        for label, own in self.variants.items():
+            found += [parse_term(key, value, label) for key, value in _leaves(own).items() if is_term(value)]
+        return {term.name: term for term in ordered(found)}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the variants; an empty one if there are none."""
+        return tuple(self.variants) or ("",)
+
+    def fixed(self, variant: str) -> dict[str, Any]:
+        """The settings of a variant without its terms, by dotted key; none for `""`, a sweep without variants."""
+        return {key: value for key, value in _leaves(self.variants.get(variant, {})).items() if not is_term(value)}
+
+    def tree(self, variant: str, point: Point) -> dict[str, Any]:
+        """The experiment at a point of a variant, as a mapping that may leave out defaults."""
+        return config.assign(dict(self.base), leaves({**self.fixed(variant), **point}), methods.carry)
+
+    def applies(self, term: Term, variant: str, point: Point) -> bool:
+        """Whether a term is one of a variant, and its condition holds at a point of the terms before it."""
+        if term.variant not in (None, variant):
+            return False
+        return not term.when or term.holds(self.tree(variant, point))
+
+    def points(
+        self, variant: str, terms: Sequence[Term], choices: Callable[[Term, Point], Iterable[Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """See `expand`."""
+        return expand(terms, lambda term, point: self.applies(term, variant, point), choices)
+
+    def names(self, section: str) -> set[str]:
+        """The names that a section (`method`, `federation.server`) can have in a trial."""
+        key = f"{section}.name"
+        own = [term for term in self.terms.values() if key in term.leaves]
+        trees = [_leaves({term.key: value}) for term in own for value in term.values]
+        if all(term.when or term.variant is not None for term in own):  # else the name is searched in every trial
+            trees += [{key: setting(self.base, key), **self.fixed(label)} for label in self.labels]
+        return {str(tree[key]) for tree in trees if key in tree}
 
     @property
     def given(self) -> dict[str, Any]:
@@ -180,38 +209,13 @@ def leave_one_domain_out(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"base": base, "folds": sweep.folds.model_copy(update={"held_out": held_out})})
 
 
-def _is_term(value: Any) -> bool:
-    """Whether a value looks like a term: a mapping with one key that is the name of a term, or similar to one."""
-    return isinstance(value, Mapping) and len(value) == 1 and bool(did_you_mean(next(iter(value)), TERMS, cutoff=0.8))
-
-
-def parse_term(key: str, value: Any) -> Term:
-    """Parse a term such as `{grid_search: [1, 2, 4]}` or `{loguniform: [0.001, 0.1]}`, or raise `ConfigError`."""
-    shape = f"write a term with its values, for example {{grid_search: [1, 2, 4]}} (terms: {', '.join(TERMS)})"
-    if not isinstance(value, Mapping) or len(value) != 1:
-        raise ConfigError(f"space: {key}: {shape}; given: {value!r}")
-    ((kind, given),) = value.items()
-    if isinstance(given, str):
-        raise ConfigError(f"space: {key}: {kind}: text such as {given!r} is not executed; {shape}")
-    if kind not in TERMS:
-        raise ConfigError(f"space: {key}: unknown term {kind!r}; {did_you_mean(kind, TERMS, shape)}")
-    if not isinstance(given, list) or not given:
-        raise ConfigError(f"space: {key}: {kind} needs a list; given: {given!r}")
-    values = _bounds(kind, given) if kind in RANGES else tuple(given)
-    if values is None:
-        raise ConfigError(f"space: {key}: {kind} needs {RANGES[kind]}, the lower one first; given: {given!r}")
-    return Term(kind, values)
-
-
-def _bounds(kind: str, given: list[Any]) -> tuple[Any, ...] | None:
-    """The bounds of a range; None: there are not two, or they are no numbers of its kind in their order."""
-    if any(isinstance(bound, bool) for bound in given):
-        return None
-    try:
-        low, high = BOUNDS[kind == "randint"].validate_python(given)
-    except ValidationError:
-        return None
-    return (low, high) if low < high and (kind != "loguniform" or low > 0) else None
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted keys as `config.leaves` does, but keep terms whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and not is_term(value)
+        flat |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def _base(given: Any, folder: Path) -> dict[str, Any]:
@@ -245,7 +249,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> tu
             raise ConfigError(f"override {key}: {option} overrides it; use {instead}")
     space, variants = (dict(tree[key]) if isinstance(tree.get(key), Mapping) else {} for key in ("space", "variants"))
     messages = [message for key, value in base.items() for message in _replace(space, variants, key, value)]
-    terms = {key: value for key, value in base.items() if _is_term(value)}
+    terms = {key: value for key, value in base.items() if is_term(value)}
     tree.update({key: value for key, value in (("space", space), ("variants", variants)) if value or key in tree})
     if terms:
         tree["space"] = space | terms
@@ -264,7 +268,7 @@ def _replace(space: dict[str, Any], variants: dict[str, Any], key: str, value: A
             del space[entry]
             messages.append(f"space: {entry} was {term}, is now {key}={value}")
     for label, settings in variants.items():
-        flat = leaves(settings or {})
+        flat = _leaves(settings or {})
         mine = [own for own in flat if own == key or own.startswith(f"{key}.")]
         if mine:
             variants[label] = {own: old for own, old in flat.items() if own not in mine}
@@ -276,26 +280,31 @@ def _sets(entry: str, term: Any, key: str) -> bool:
     """Whether an entry of the space sets a key, or a key below it."""
     if entry == key or entry.startswith(f"{key}."):
         return True
-    values = next(iter(term.values()), ()) if isinstance(term, Mapping) else ()
+    lists = [own for kind, own in term.items() if kind != WHEN] if isinstance(term, Mapping) else []
+    values = [value for own in lists if isinstance(own, list) for value in own]
     return any(f"{entry}.{leaf}" == key for value in values if isinstance(value, Mapping) for leaf in leaves(value))
 
 
 def _check(sweep: Sweep, source: str) -> None:
     """Check settings against each other; raise `ConfigError` with a line for each problem."""
     try:
-        terms = sweep.terms
+        terms = list(sweep.terms.values())
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    searched = {leaf for key, term in terms.items() for value in term.values for leaf in leaves({key: value})}
-    set_by_variants = {leaf for settings in sweep.variants.values() for leaf in leaves(settings)}
+    of_space = {leaf for term in terms if term.variant is None for leaf in term.leaves}
+    of_variants = {leaf for term in terms if term.variant is not None for leaf in term.leaves}
+    of_variants |= {leaf for label in sweep.variants for leaf in sweep.fixed(label)}
     problems = [
-        f"{source}: {key} cannot be searched over; use {instead}"
+        f"{key} cannot be searched over; use {instead}"
         for key, instead in FOLD_KEYS.items()
-        if key in searched | set_by_variants
+        if key in of_space | of_variants
     ]
-    if sweep.folds.seeds and len(set(sweep.folds.seeds)) < len(sweep.folds.seeds):
-        problems.append(f"{source}: folds.seeds: duplicate seed ({list(sweep.folds.seeds)})")
-    if both := sorted(searched & set_by_variants):
-        problems.append(f"{source}: {', '.join(both)}: set by both the space and a variant; remove it from one")
+    for name in ("seeds", "splits"):
+        given = getattr(sweep.folds, name)
+        if given and len(set(given)) < len(given):
+            problems.append(f"folds.{name}: duplicate {name.removesuffix('s')} ({list(given)})")
+    if both := sorted(of_space & of_variants):
+        problems.append(f"{', '.join(both)}: set by both the space and a variant; remove it from one")
+    problems += conditions.check(sweep, terms)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))

@@ -115,7 +115,7 @@ def run(
             for fold in folds:
                 stack.callback(fold.rounds.close)
             yield from _rounds(work, folds)
-            runs = tuple(FoldRun(f.work.fold.seed, f.work.fold.held_out, f.path.name) for f in folds if f.path)
+            runs = tuple(FoldRun.of(f.work.fold, f.path.name) for f in folds if f.path)
         result = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)
         sweep.record(result)
         report = Report(folds[0].round, result.value, result=result)
@@ -135,7 +135,7 @@ def value_of(root: Path, runs: Sequence[FoldRun], metric: str) -> float | None:
 def begun(work: TrialWork) -> tuple[FoldRun, ...]:
     """The newest run of every fold that has one, in any state."""
     found = [(one.fold, one.runs()) for one in work.folds]
-    return tuple(FoldRun(fold.seed, fold.held_out, stores[0].path.name) for fold, stores in found if stores)
+    return tuple(FoldRun.of(fold, stores[0].path.name) for fold, stores in found if stores)
 
 
 @dataclass

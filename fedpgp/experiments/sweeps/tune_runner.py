@@ -19,7 +19,7 @@ from fedpgp.core.errors import FedPGPError, Interrupted, RunError
 from fedpgp.core.files import TEMPORARY, is_full
 from fedpgp.experiments import launch, runner
 from fedpgp.experiments.planning import Library
-from fedpgp.experiments.sweeps import trial_runner
+from fedpgp.experiments.sweeps import schedulers, trial_runner
 from fedpgp.experiments.sweeps.sweep_settings import TuneSettings
 from fedpgp.experiments.sweeps.trial_runner import Report, TrialWork
 from fedpgp.experiments.tracker import Tracker
@@ -35,8 +35,6 @@ ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
 """Tune prints nothing, writes no checkpoints, and stages no more trials than can start."""
-REDUCTION = 3
-"""asha: one in so many trials continues after each evaluation."""
 REPORT_SECONDS = 1.0
 """Interval of reports to the driver, if no scheduler needs them at certain rounds."""
 FORWARDED = ("on_message", "on_extract")
@@ -58,7 +56,9 @@ def run(
             tune.with_resources(SweepTrial, lambda config: _bundles(config["trial"])),
             param_space={"trial": tune.grid_search(list(todo))},
             tune_config=tune.TuneConfig(
-                scheduler=_scheduler(settings, rounds), max_concurrent_trials=settings.max_concurrent, reuse_actors=True
+                scheduler=schedulers.scheduler(settings, rounds),
+                max_concurrent_trials=settings.max_concurrent,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -254,18 +254,6 @@ def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:
     if resources.backend == "serial":
         return tune.PlacementGroupFactory([each])
     return tune.PlacementGroupFactory([{}, *[each] * resources.actors])
-
-
-def _scheduler(settings: TuneSettings, rounds: int) -> Any:
-    """Tune's scheduler, which compares trials by the mean over folds at the same round."""
-    compared = {"time_attr": "rounds", "metric": "value", "mode": settings.mode}
-    if settings.scheduler == "asha":
-        return tune.schedulers.ASHAScheduler(
-            **compared, max_t=rounds + 1, grace_period=min(settings.grace_rounds, rounds), reduction_factor=REDUCTION
-        )
-    if settings.scheduler == "median":
-        return tune.schedulers.MedianStoppingRule(**compared, grace_period=settings.grace_rounds)
-    return tune.schedulers.FIFOScheduler()
 
 
 @contextmanager

@@ -12,6 +12,11 @@ from fedpgp.experiments.sweeps import sweep_settings
 GRID = {"method.rank": {"grid_search": [1, 2]}, "method.mu": {"choice": [0.1, 0.5]}}
 
 
+def searched(**more):
+    """A space of one term."""
+    return {"space": {"method.mu": {"grid_search": [1], **more}}}
+
+
 def write(folder, **tree):
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({"base": "shapes", **tree}))
@@ -87,15 +92,79 @@ def test_an_override_replaces_a_key_of_variants_with_a_message(tmp_path):
     assert notes == ["variants: federation.lr of 'CoOp' is now federation.lr=0.3"]
 
 
+def test_an_override_can_be_a_term_with_a_condition(tmp_path):
+    path = write(tmp_path, space={"method.name": {"grid_search": ["promptfl", "fedpgp"]}, **GRID})
+    given = "method.mu={grid_search: [1, 2], when: {method.name: fedpgp, method.rank: [1, 2]}}"
+    sweep, notes = sweep_settings.load(path, [given, "backbone.name={grid_search: [a, b], when: {method.rank: 2}}"])
+    assert sweep.terms["method.mu"].when == {"method.name": ("fedpgp",), "method.rank": (1, 2)}
+    assert sweep.terms["backbone.name"].when == {"method.rank": (2,)}  # a number, although the name is text
+    assert [note.partition(", is now")[0] for note in notes] == [f"space: method.mu was {GRID['method.mu']}"]
+    fixed, _ = sweep_settings.load(path, [given, "method.rank=1"])
+    assert list(fixed.terms) == ["method.name", "method.mu"]
+
+
+def test_an_override_replaces_a_term_of_a_variant_and_keeps_its_others(tmp_path):
+    own = {"method": {"name": "fedpgp", "mu": {"grid_search": [1]}, "tau": {"choice": [1]}}}
+    path = write(tmp_path, variants={"A": own, "B": {}})
+    sweep, notes = sweep_settings.load(path, ["method.mu=0.5"])
+    assert sweep.variants == {"A": {"method.name": "fedpgp", "method.tau": {"choice": [1]}}, "B": {}}
+    assert list(sweep.terms) == ["A: method.tau"]
+    assert notes == ["variants: method.mu of 'A' is now method.mu=0.5"]
+    assert sweep.fixed("A") == {"method.name": "fedpgp"}
+
+
+def test_a_sweep_with_conditions_is_dumped_and_read_again(tmp_path):
+    tree = {"variants": {"A": {"method.tau": {"choice": [1]}}}, **searched(when={"method.name": ["fedpgp", "coop"]})}
+    sweep, _ = sweep_settings.load(write(tmp_path, folds={"splits": [1, 2]}, tune={"search": "random"}, **tree))
+    (tmp_path / "again.yaml").write_text(config.dump(sweep))
+    assert sweep_settings.load(str(tmp_path / "again.yaml"))[0] == sweep
+
+
+def test_conditions_on_drawn_whole_numbers_can_hold(tmp_path):
+    ranks = {"method.rank": {"randint": [1, 9]}}
+    sweep_settings.load(write(tmp_path, space={**ranks, **searched(when={"method.rank": 4})["space"]}))
+    with pytest.raises(ConfigError, match=r"no trial has method.rank=9"):
+        sweep_settings.load(write(tmp_path, space={**ranks, **searched(when={"method.rank": 9})["space"]}))
+
+
+def test_the_names_that_trials_have():
+    names = {"grid_search": ["promptfl", "fedpgp"]}
+    assert sweep_settings.Sweep(space={"method.name": names}).names("method") == {"promptfl", "fedpgp"}
+    some = {**names, "when": {"protocol.shots": 4}}
+    base = {"method": {"name": "coop"}}
+    assert sweep_settings.Sweep(base=base, space={"method.name": some}).names("method") == {
+        "promptfl",
+        "fedpgp",
+        "coop",
+    }
+    variants = {"A": {"method": {"name": "kgcoop"}}, "B": {"method.rank": 2}}
+    assert sweep_settings.Sweep(variants=variants).names("method") == {"kgcoop", "fedpgp"}
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
         ({"spcae": {}}, "spcae: unknown key; did you mean space"),
         ({"tune": {"max_concurent": 2}}, "tune.max_concurent: unknown key; did you mean max_concurrent"),
         ({"tune": {"metric": "val/hmm"}}, "unknown metric; did you mean val/hm"),
-        ({"tune": {"scheduler": "hyperband"}}, "tune.scheduler: Input should be 'fifo', 'asha' or 'median'"),
+        (
+            {"tune": {"scheduler": "hyperbnd"}},
+            "tune.scheduler: Input should be 'fifo', 'asha', 'hyperband' or 'median'",
+        ),
+        ({"tune": {"search": "rndom"}}, "tune.search: Input should be"),
         ({"folds": {"seeds": []}}, "folds.seeds"),
         ({"folds": {"seeds": [1, 1]}}, "folds.seeds: duplicate seed"),
+        ({"folds": {"splits": [3, 1, 3]}}, r"mine.yaml: folds.splits: duplicate split \(\[3, 1, 3\]\)"),
+        ({"folds": {"splits": []}}, "folds.splits"),
+        (
+            {"space": {"data.split_seed": {"grid_search": [1]}}},
+            r"use folds.splits=\[1, 2, 3\]",
+        ),
+        (
+            {"variants": {"a": {"data": {"split_seed": 2}}}},
+            "data.split_seed cannot be searched over; use",
+        ),
+        ({"variants": {"a": {"seed": {"choice": [1]}}}}, "seed cannot be searched over; use folds.seeds"),
         ({"space": {"method.rank": {"grid_serch": [1]}}}, "unknown term 'grid_serch'; did you mean grid_search"),
         ({"space": {"method.rank": [1, 2]}}, "space: method.rank: write a term with its values"),
         ({"space": {"method.rank": {"grid_search": []}}}, "grid_search needs a list"),
@@ -110,6 +179,31 @@ def test_an_override_replaces_a_key_of_variants_with_a_message(tmp_path):
             r"protocol.held_out cannot be .* use folds.held_out=all",
         ),
         ({"space": GRID, "variants": {"a": {"method": {"mu": 1}}}}, "method.mu: set by both the space and a variant"),
+        (
+            {"space": GRID, "variants": {"a": {"method.mu": {"grid_search": [1]}}}},
+            "method.mu: set by both the space and a variant",
+        ),
+        ({"variants": {"a": {"method.mu": {"uniform": [1, 0]}}}}, "variants: a: method.mu: uniform needs 2 numbers"),
+        (searched(when={"method.name": "promptfl"}), "when: no trial has method.name=promptfl; name other values, or"),
+        (
+            {**searched(when={"method.name": "coop", "method.rank": 3}), "variants": {"a": {"method.name": "coop"}}},
+            "mine.yaml: space: method.mu: when: no trial has method.name=coop and method.rank=3",
+        ),
+        (
+            {"space": {**GRID, "method.tau": {"grid_search": [1], "when": {"method.rank": [3, 4]}}}},
+            "space: method.tau: when: no trial has method.rank=3 or 4;",
+        ),
+        (
+            searched(when={"method.nme": "fedpgp"}),
+            r"when: no setting method.nme; did you mean method.name\?",
+        ),
+        (searched(when={"method.rnk": 1}), r"when: no setting method.rnk; did you mean method.rank\?"),
+        (searched(when={"seed": 1}), "when: seed differs between the folds of a trial; name another setting"),
+        (searched(when={"data.split_seed": 1}), "when: data.split_seed differs between the folds"),
+        (
+            searched(when={"method.mu": 1}),
+            r"method.mu: the conditions \(when\) refer to each other or to",
+        ),
         ({"base": {"resources": None}}, r"base: resources: must be a mapping of settings \(given: None\)"),
         ({"base": 3}, "base: give a shipped experiment, a path or a mapping"),
         ({"base": "nothing"}, "nothing: no such file, and no shipped experiment"),
