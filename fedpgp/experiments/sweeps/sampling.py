@@ -1,4 +1,4 @@
-"""Draw and validate all trials of a sweep from its seed. A trial is identified by the digest of its settings."""
+"""Draw and validate the trials of a sweep from its seed. A trial is identified by the digest of its settings."""
 
 import copy
 import hashlib
@@ -18,10 +18,12 @@ from fedpgp.core.text import distinct, redacted
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
+from fedpgp.experiments.sweeps import probes
 from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
 from fedpgp.federation.measures import smaller_is_better, split_name
 from fedpgp.federation.metrics import NEW_CLIENT
-from fedpgp.storage.sweep_folder import Fold, TrialSpec
+from fedpgp.storage.objectives import Objectives
+from fedpgp.storage.sweep_folder import Fold, Suggestion, TrialSpec
 
 MEASURED = {
     "base_to_novel": ("local", "base", "novel", "hm"),
@@ -60,28 +62,28 @@ class Trial:
 
 @dataclass(frozen=True)
 class SampledTrials:
-    """The trials, in the order in which they start."""
+    """The trials, in the order in which they start; of an adaptive search, trials that show that it can run."""
 
     trials: tuple[Trial, ...]
     repeated: int
     """number of duplicates that were dropped"""
-    metric: str
-    """metric that selects the best trial"""
+    objectives: Objectives
+    """what selects the best trial"""
     dropped: str
     """settings that a person gave and trials drop with another method, data set or backbone; empty: none"""
 
 
 def draw(sweep: Sweep) -> SampledTrials:
-    """Draw and validate all trials; a `ConfigError` names all invalid ones.
+    """Draw and validate all trials, or the probes of an adaptive search; a `ConfigError` names all invalid ones.
 
     A value depends only on the seed, its key, the sample and the point of the grid.
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
     dropped: dict[tuple[str, str], dict[str, None]] = {}
-    points = list(_points(sweep))
+    points = list(_points(sweep) if sweep.tune.search == "grid" else probes.probes(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
-        settings = config.leaves({**sweep.variants.get(variant, {}), **point})
+        settings = settings_of(sweep, variant, point)
         for name, text in config.dropped(sweep.given, settings, methods.carry).items():
             key, _, value = name.partition("=")
             dropped.setdefault((key, text), {})[value] = None
@@ -100,7 +102,22 @@ def draw(sweep: Sweep) -> SampledTrials:
         raise ConfigError("\n".join(format_error(line, labels, len(points)) for line, labels in wrong.items()))
     chosen = tuple(trials.values())
     lines = (f"{key}={', '.join(values)}: dropped {text} of the base" for (key, text), values in dropped.items())
-    return SampledTrials(chosen, len(points) - len(chosen), _metric(sweep, chosen), "; ".join(lines))
+    return SampledTrials(chosen, len(points) - len(chosen), _objectives(sweep, chosen), "; ".join(lines))
+
+
+def label_of(sweep: Sweep, earlier: Sequence[Suggestion], variant: str, point: Mapping[str, Any]) -> str:
+    """The label of a suggestion, which tells it apart from earlier ones."""
+    return _labels(sweep, [*((one.variant, one.point) for one in earlier), (variant, point)])[-1]
+
+
+def suggested(sweep: Sweep, label: str, variant: str, point: Mapping[str, Any]) -> Trial:
+    """The trial of a suggestion; raises `ConfigError` if its settings do not fit together."""
+    return _trial(sweep, label, variant, settings_of(sweep, variant, point))
+
+
+def settings_of(sweep: Sweep, variant: str, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The differences from the base, by dotted keys, of a variant and a point."""
+    return config.leaves({**sweep.variants.get(variant, {}), **point})
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
@@ -121,7 +138,8 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
             raise ConfigError(f"folds.held_out: no domain {', '.join(unknown)} in the data (known: {known})")
     if domains is not None:
         left = domains if trial.experiment.protocol.source is None else ()  # a source has no other data set beside it
-        _check_domain(sweep.tune.metric or "", left, held_out)
+        for metric in sweep.tune.objectives("").metrics:
+            _check_domain(metric, left, held_out)
     return tuple(Fold(seed, domain) for seed in seeds for domain in held_out)
 
 
@@ -181,12 +199,22 @@ def _labels(sweep: Sweep, points: Sequence[tuple[str, Mapping[str, Any]]]) -> li
     return [", ".join(filter(None, row)) or sweep.name for row in rows]
 
 
-def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str:
-    """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep."""
-    judged = {key: value for key, value in tune.model_dump().items() if key in ("mode", "scheduler", "grace_rounds")}
+def digest(sweep: Sweep, objectives: Objectives, planned: Sequence[TrialSpec]) -> str:
+    """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep.
+
+    Those of an adaptive search are not known: its probes, which stand for the base, and all that it suggests them from.
+    """
+    tune, named = sweep.tune, objectives.head
+    judged = {key: value for key, value in tune.model_dump().items() if key in ("scheduler", "grace_rounds")}
+    mode = {**judged, "mode": named["mode"]} if tune.scheduler != "fifo" else named["mode"]
     trials = [[trial.id, [asdict(fold) for fold in trial.folds]] for trial in planned]
-    text = json.dumps([metric, judged if tune.scheduler != "fifo" else tune.mode, trials], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    content = [named["metric"], mode, trials]
+    if len(objectives.metrics) > 1:
+        content.append(objectives.rule)
+    if tune.search != "grid":
+        keys = {"search", "seed", "num_samples", "points_to_try"}
+        content.append([sweep.variants, sweep.space, tune.model_dump(mode="json", include=keys)])
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def format_error(line: str, labels: Sequence[str], count: int) -> str:
@@ -195,13 +223,20 @@ def format_error(line: str, labels: Sequence[str], count: int) -> str:
     return line if len(labels) == count else f"{line}  [{len(labels)} of {count} trials: {shown}]"
 
 
-def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """The metric that selects the best trial; every trial must measure it."""
+def _objectives(sweep: Sweep, trials: Sequence[Trial]) -> Objectives:
+    """What selects the best trial; every trial must measure it."""
     protocols = {trial.experiment.protocol.name for trial in trials}
-    metric = sweep.tune.metric or ("val/hm" if protocols == {"base_to_novel"} else "val/local")
+    objectives = sweep.tune.objectives("val/hm" if protocols == {"base_to_novel"} else "val/local")
+    for metric, mode in zip(objectives.metrics, objectives.modes, strict=True):
+        _check_metric(metric, mode, trials)
+    return objectives
+
+
+def _check_metric(metric: str, mode: str, trials: Sequence[Trial]) -> None:
+    protocols = {trial.experiment.protocol.name for trial in trials}
     split, _, name = metric.partition("/")
     name = split_name(name)[0]
-    if smaller_is_better(metric) and sweep.tune.mode == "max":
+    if smaller_is_better(metric) and mode == "max":
         raise ConfigError(f"tune.mode: {metric} is the better the smaller it is; give tune.mode=min")
     for protocol in sorted(protocols) if split != "train" else ():
         known = MEASURED[protocol]
@@ -222,7 +257,6 @@ def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
                 f"tune.metric: {metric} is not measured with federation.new_client_epochs=0, nor by a method that does "
                 f"not train; use {NEW_CLIENT}/{_stem(name)}"
             )
-    return metric
 
 
 def _check_domain(metric: str, domains: Sequence[str], held_out: Sequence[str | None]) -> None:

@@ -1,0 +1,88 @@
+"""Check an adaptive search before it starts: that Optuna is there, its known points, and points that probe its space."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fedpgp.core.errors import ConfigError
+from fedpgp.core.text import did_you_mean
+from fedpgp.experiments.sweeps.sweep_settings import RANGES, Sweep, Term
+
+Point = dict[str, Any]
+VARIANT = "variant"
+"""Key of the variant in `tune.points_to_try`; no setting of an experiment has this name."""
+
+
+def check_installed() -> None:
+    """Raise `ConfigError` if Optuna is missing."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("tune.search=optuna needs Optuna; pip install 'fedpgp[optuna]'")
+
+
+def complete(sweep: Sweep, choose: Callable[[str, Term], Any]) -> Point:
+    """The point with the value that `choose` gives for each term, in their order."""
+    return {key: choose(key, term) for key, term in sweep.terms.items()}
+
+
+def bounds(term: Term) -> tuple[Any, Any]:
+    """The smallest and the largest value of a range, whose upper end is excluded."""
+    low, high = term.values
+    return (low, high - 1) if term.kind == "randint" else (float(low), math.nextafter(high, low))
+
+
+def probes(sweep: Sweep) -> Iterator[tuple[str, Point]]:
+    """Yield points that together have every variant, value and bound: each differs in one of them from the first.
+
+    The known points come first. Raises `ConfigError` if one of these is not in the space.
+    """
+    points = [(variant, known | complete(sweep, _first(known))) for variant, known in known_points(sweep)]
+    points += [(variant, complete(sweep, _first({}))) for variant in sweep.variants or ("",)]
+    base = next(iter(sweep.variants), "")
+    for key, term in sweep.terms.items():
+        points += [(base, complete(sweep, _first({key: value}))) for value in _ends(term)[1:]]
+    yield from (one for number, one in enumerate(points) if one not in points[:number])
+
+
+def known_points(sweep: Sweep) -> list[tuple[str, Point]]:
+    """Variants and values of `tune.points_to_try`, in its order; without a variant, the first. Raises `ConfigError`."""
+    found = []
+    for number, given in enumerate(sweep.tune.points_to_try, 1):
+        try:
+            found.append(_known_point(sweep, given))
+        except ConfigError as error:
+            raise ConfigError(f"tune.points_to_try: point {number}: {error}") from None
+    return found
+
+
+def _known_point(sweep: Sweep, given: Mapping[str, Any]) -> tuple[str, Point]:
+    point = dict(given)
+    variant = point.pop(VARIANT, next(iter(sweep.variants), ""))
+    if variant not in (sweep.variants or {"": None}):
+        known = f"use one of {', '.join(sweep.variants)}" if sweep.variants else "the sweep has no variants"
+        raise ConfigError(f"unknown variant {variant!r}; {did_you_mean(variant, sweep.variants, known)}")
+    terms = sweep.terms
+    for key, value in point.items():
+        if key not in terms:
+            raise ConfigError(f"{key} is not searched; {did_you_mean(key, terms, f'known keys: {', '.join(terms)}')}")
+        if not _contains(terms[key], value):
+            raise ConfigError(f"{key}={value!r} is not in {sweep.space[key]}")
+    return variant, point
+
+
+def _contains(term: Term, value: Any) -> bool:
+    if term.kind not in RANGES:
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in term.values)
+    kinds = int if term.kind == "randint" else int | float
+    low, high = bounds(term)
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(low <= value <= high)
+
+
+def _first(fixed: Mapping[str, Any]) -> Callable[[str, Term], Any]:
+    """Chooses fixed values, and the first one of every other term."""
+    return lambda key, term: fixed.get(key, _ends(term)[0])
+
+
+def _ends(term: Term) -> tuple[Any, ...]:
+    """The values of a list, or the bounds of a range."""
+    return bounds(term) if term.kind in RANGES else term.values
