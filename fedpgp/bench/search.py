@@ -62,8 +62,8 @@ def measure(report: Report, grid: Grid, repetitions: int = REPETITIONS) -> Measu
         for name, own in needed.items()
     ]
     notes = (
-        f"best {grid.metric} of {len(grid.values)} points: {max(grid.values):.2f}; {repetitions} seeds; a point that is "
-        "suggested again counts once; if the search ends before, it counts as all points",
+        f"best {grid.metric} of {len(grid.values)} points: {max(grid.values):.2f}; {repetitions} seeds; a point that "
+        "is suggested again counts once; a search that ends before counts as all points",
         f"recorded by: {grid.command}",
     )
     headings = ("search", "trials, median", "mean", "fewest", "most", f"best of {FEW} trials, mean")

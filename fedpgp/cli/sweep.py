@@ -51,10 +51,10 @@ def sweep(
 ) -> None:
     """Run many trials of one experiment and rank them.
 
-    All trials are drawn and checked before the first starts; with tune.search=optuna, each is suggested from the results
-    of those before. With two metrics, the table of the Pareto front follows. A trial that finished, in this sweep or another, is never
-    run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and `--rerun`, a sweep that
-    exists is refused if trials are left, and ranked if all have ended.
+    All trials are drawn and checked before the first starts; with tune.search=optuna, each is suggested from the
+    results of those before. With two metrics, the table of the Pareto front follows. A trial that finished, in this
+    sweep or another, is never run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and
+    `--rerun`, a sweep that exists is refused if trials are left, and ranked if all have ended.
     """
     from fedpgp.analysis.report.pareto import front_table
     from fedpgp.analysis.report.terminal import ranking

@@ -183,7 +183,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """What trials are ranked by: a metric such as `val/hm` or, of two metrics, the rule `tune.best`, such as `hm`."""
+        """What trials are ranked by: a metric such as `val/hm` or, with two, the rule `tune.best`, such as `hm`."""
         return self.folder.objectives.name
 
     @property

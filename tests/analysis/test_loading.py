@@ -107,7 +107,12 @@ def sweep(made_run, tmp_path):
         for n, (name, rank) in enumerate(settings)
     ]
     folder = SweepFolder.create(
-        tmp_path / "store", "s", "d", "variants: {A: {}, A and more: {federation.lr: 0.5}}\n", Objectives(("val/hm",)), trials
+        tmp_path / "store",
+        "s",
+        "d",
+        "variants: {A: {}, A and more: {federation.lr: 0.5}}\n",
+        Objectives(("val/hm",)),
+        trials,
     )
     for number, seeds in ((0, (1, 2)), (1, (1, 2)), (2, (1,))):
         name, rank = settings[number]

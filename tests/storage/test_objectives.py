@@ -59,7 +59,9 @@ def test_the_front_of_a_minimum_and_a_maximum():
     assert judged.front([(2.0, 5.0), (1.0, 5.0), (1.0, 4.0), (3.0, 6.0)]) == [1, 3]
 
 
-@pytest.mark.parametrize("given", [Objectives(("val/hm",), ("min",)), Objectives(BOTH, TWO, "val/local where val/novel >= 7")])
+@pytest.mark.parametrize(
+    "given", [Objectives(("val/hm",), ("min",)), Objectives(BOTH, TWO, "val/local where val/novel >= 7")]
+)
 def test_it_is_read_from_a_file_as_it_was(given):
     assert Objectives.of_head(given.head) == given
 
@@ -81,6 +83,6 @@ def test_it_is_read_from_a_file_as_it_was(given):
     ],
 )
 def test_what_does_not_fit_is_refused(metrics, modes, rule, message):
-    with pytest.raises(ConfigError, match="^tune") as found:
+    with pytest.raises(ConfigError, match=r"^tune") as found:
         Objectives(metrics, modes, rule)
     assert message in str(found.value)

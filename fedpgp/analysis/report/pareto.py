@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpgp.analysis.report.figures import ReportFigure
 from fedpgp.analysis.report.style import COLORS, panel, styled, wrapped
-from fedpgp.analysis.report.tables import Table, mean_std, starred
+from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred
 from fedpgp.federation.metrics import on_test_images
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.sweep_folder import SweepFolder
@@ -25,7 +25,7 @@ def front_table(folder: SweepFolder) -> Table:
     front = folder.front()
     own = [results[trial.id] for trial in front]
     best = (max if objectives.mode == "max" else min)((one.value for one in own if one.value is not None), default=None)
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             str(number),
             trial.label,
@@ -51,7 +51,7 @@ def front_figure(folder: SweepFolder) -> Figure:
     objectives, results = folder.objectives, folder.results()
     labels = {trial.id: trial.label for trial in folder.trials}
     points = {
-        result.id: result.values
+        result.id: (float(result.values[0] or 0), float(result.values[1] or 0))
         for result in results.values()
         if result.state == "finished" and None not in result.values
     }

@@ -15,7 +15,7 @@ from rich.text import Text
 from fedpgp.analysis import coverage, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic
 from fedpgp.analysis.report import measure_tables, privacy_tables
-from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
+from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
@@ -243,7 +243,7 @@ def ranking(folder: SweepFolder) -> Table:
         values = result.values if result and result.values else (None,) * len(objectives.columns[1:])
         order = (STATE_ORDER.index(state), value is None, sign * (value or 0))
         found.append((order, trial, state + reason, value, values))
-    rows = []
+    rows: list[tuple[Cell | str, ...]] = []
     for number, (order, trial, state, value, values) in enumerate(sorted(found, key=lambda one: one[0]), 1):
         best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
         numbers = (starred(mean_std(value), best), *map(mean_std, values))

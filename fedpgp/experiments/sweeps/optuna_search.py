@@ -27,9 +27,9 @@ class OptunaSampler:
     """Suggests points one after another, from the values of earlier ones.
 
     A suggestion depends only on the seed, on its number, and on the points and values that it was told before: a search
-    that continues from its records suggests what it would have suggested anyway. One metric is optimized by TPE (Bergstra
-    et al., 2011), two by NSGA-II (Deb et al., 2002) with generations of a fifth of `tune.num_samples`, at least 4 and
-    at most 50 trials. Lists of values are categories, without an order.
+    that continues from its records suggests what it would have suggested anyway. One metric is optimized by TPE
+    (Bergstra et al., 2011), two by NSGA-II (Deb et al., 2002) with generations of a fifth of `tune.num_samples`, at
+    least 4 and at most 50 trials. Lists of values are categories, without an order.
 
     Args:
         history: what was suggested before, in order; `ask` repeats these first.
@@ -111,9 +111,7 @@ class _Seeded(BaseSampler):
         """As the sampler does."""
         return self._own.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the sampler does."""
         self._own.after_trial(study, trial, state, values)
 

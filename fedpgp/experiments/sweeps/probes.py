@@ -1,4 +1,4 @@
-"""Check an adaptive search before it starts: that Optuna is there, its known points, and points that probe its space."""
+"""Check an adaptive search before it starts: Optuna itself, the known points, and points that probe the space."""
 
 import importlib.util
 import math
@@ -58,13 +58,14 @@ def known_points(sweep: Sweep) -> list[tuple[str, Point]]:
 def _known_point(sweep: Sweep, given: Mapping[str, Any]) -> tuple[str, Point]:
     point = dict(given)
     variant = point.pop(VARIANT, next(iter(sweep.variants), ""))
-    if variant not in (sweep.variants or {"": None}):
+    if variant not in (sweep.variants or ("",)):
         known = f"use one of {', '.join(sweep.variants)}" if sweep.variants else "the sweep has no variants"
         raise ConfigError(f"unknown variant {variant!r}; {did_you_mean(variant, sweep.variants, known)}")
     terms = sweep.terms
+    known = f"known keys: {', '.join(terms)}"
     for key, value in point.items():
         if key not in terms:
-            raise ConfigError(f"{key} is not searched; {did_you_mean(key, terms, f'known keys: {', '.join(terms)}')}")
+            raise ConfigError(f"{key} is not searched; {did_you_mean(key, terms, known)}")
         if not _contains(terms[key], value):
             raise ConfigError(f"{key}={value!r} is not in {sweep.space[key]}")
     return variant, point

@@ -19,7 +19,7 @@ from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
 from fedpgp.experiments.sweeps import probes
-from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep, TuneSettings
+from fedpgp.experiments.sweeps.sweep_settings import GRID, Sweep
 from fedpgp.federation.measures import smaller_is_better, split_name
 from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.storage.objectives import Objectives

@@ -83,7 +83,9 @@ class Search(Searcher):  # type: ignore[misc]
         """Return nothing: Tune pickles its searchers, but they are never restored here."""
         return {}
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any
+    ) -> bool:
         """Accept what Tune is given: nothing."""
         return True
 

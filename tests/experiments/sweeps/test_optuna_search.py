@@ -25,7 +25,7 @@ def sweep(objectives=ONE, seed=1, trials=40, variants=None, points=()):
 
 
 def values(point, objectives=ONE):
-    """The best of one is mu = 0.7 with rank 4; with two, a larger mu is better for the first, a smaller for the other."""
+    """The best of one is mu = 0.7 with rank 4; of two, a larger mu is better for the first, a smaller for the other."""
     if len(objectives.metrics) == 1:
         return [90 - 100 * (point["method.mu"] - 0.7) ** 2 - 5 * (point["method.rank"] != 4)]
     return [50 + 30 * point["method.mu"], 80 - 30 * point["method.mu"] ** 2 - (point["method.rank"] != 4)]

@@ -1,4 +1,4 @@
-"""The search of an adaptive sweep with a sampler whose suggestions are given: what is recorded, run, answered and told."""
+"""The search of an adaptive sweep with a sampler of given suggestions: what is recorded, run, answered and told."""
 
 from __future__ import annotations
 

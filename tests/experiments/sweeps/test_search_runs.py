@@ -61,7 +61,7 @@ def test_a_search_runs_as_many_trials_as_asked_for(done):
 
 
 def test_a_search_that_has_ended_is_ranked_again_without_work(done):
-    root, settings, folder = done
+    _, settings, folder = done
     before = folder.suggestions
     again, messages = run(settings)
     assert (again.path, again.suggestions) == (folder.path, before)
@@ -82,7 +82,7 @@ def test_a_longer_search_suggests_the_same_first_and_runs_only_what_is_new(done)
 
 def test_an_unfinished_search_continues_on_request(done):
     """As if it had been killed in its fourth trial: refused without a request, then that trial runs again."""
-    root, settings, folder = done
+    _, settings, folder = done
     last = folder.trials[-1]
     (store,) = folder.runs(folder.result(last.id))
     folder.forget(last.id)
@@ -128,7 +128,7 @@ def test_a_space_whose_trials_repeat_ends_the_search(ray_cluster, tmp_path):
     folder, messages = run(settings)
     assert "the search ends after 2 of 5 trials: the last 50 suggestions had all been made before" in messages
     assert (folder.state, folder.planned, len(folder.results()), len(stored(tmp_path))) == ("finished", 2, 2, 2)
-    again, messages = run(settings)
+    _, messages = run(settings)
     assert messages == ["2 of 2 trials finished before"]
 
 
