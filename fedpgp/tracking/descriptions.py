@@ -133,8 +133,8 @@ def of_sweep(
     lines = [
         f"Sweep **{head['name']}**: {len(outcomes)} of {planned} trials have ended"
         + (f", each over the seeds {', '.join(map(str, seeds))}" if seeds and len(seeds) > 1 else "")
-        + f". The best has the {'highest' if objectives.mode == 'max' else 'lowest'} `{objectives.title}` after the last "
-        "round.",
+        + f". The best has the {'highest' if objectives.mode == 'max' else 'lowest'} `{objectives.title}` after the "
+        "last round.",
         "",
     ]
     if not all(metric.startswith("val/") for metric in objectives.metrics):

@@ -84,26 +84,33 @@ class OptunaSampler:
 
 
 class _Seeded(BaseSampler):
-    """Another sampler, made anew for each trial from the seed and the number of the trial."""
+    """Another sampler, made anew for each trial from the seed and the number of the trial.
+
+    It samples at once, so that it counts trials whose values are given, too: NSGA-II assigns them to generations then.
+    """
 
     def __init__(self, seed: int, make: Callable[..., BaseSampler]) -> None:
         self._seed, self._make = seed, make
         self._own = make()
+        self._space: dict[str, BaseDistribution] = {}
+        self._sampled: dict[str, Any] = {}
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Make the sampler of a trial."""
+        """Make the sampler of a trial, and sample."""
         self._own = self._make(seed=derive_seed(self._seed, "search", trial.number) % 2**32)
         self._own.before_trial(study, trial)
+        self._space = self._own.infer_relative_search_space(study, trial)
+        self._sampled = self._own.sample_relative(study, trial, self._space)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the sampler does."""
-        return self._own.infer_relative_search_space(study, trial)
+        """The parameters that are sampled together."""
+        return self._space
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As the sampler does."""
-        return self._own.sample_relative(study, trial, search_space)
+        """Their values."""
+        return self._sampled
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

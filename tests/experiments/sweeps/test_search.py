@@ -112,8 +112,8 @@ def test_what_finished_in_another_sweep_is_not_run(tmp_path):
     first = Case(tmp_path, 0.1, trials=1, name="first")
     first.next("t1")
     (work,) = first.search.work.values()
-    silent = EventStream(lambda event: None)
-    *_, last = trial_runner.run(work, lambda: SerialBackend(threads=1), first.prepared.library, silent, Tracker())
+    silent, backend = EventStream(lambda event: None), SerialBackend(threads=1)
+    *_, last = trial_runner.run(work, lambda: backend, first.prepared.library, silent, Tracker())
     assert last.result.state == "finished"
     other = Case(tmp_path, 0.1, 0.2, trials=2, name="other")
     assert other.next("t1") == "lr=0.2"
