@@ -1,7 +1,7 @@
 """Count the trials in which Optuna and random search find the best of a recorded grid. Nothing is trained."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,8 @@ from fedpgp.storage.objectives import Objectives
 
 GRID = Path(__file__).with_name("icons_grid.json")
 REPETITIONS = 10
+NEAR = 0.1
+"""Points below the best that count as near."""
 FEW = 20
 """Trials after which the best value so far is compared."""
 
@@ -51,14 +53,19 @@ def measure(report: Report, grid: Grid, repetitions: int = REPETITIONS) -> Measu
         report(f"{repetitions} searches of {len(grid.values)} points, {name}")
         found[name] = [list(search(grid, seed)) for seed in range(1, repetitions + 1)]
     needed = {name: [trials_to_best(grid, own) for own in runs] for name, runs in found.items()}
+    near = {name: [trials_to_best(grid, own, NEAR) for own in runs] for name, runs in found.items()}
     few = {name: [max(own[:FEW]) for own in runs] for name, runs in found.items()}
     figures = {
         **{f"{name}_trials": float(median(own)) for name, own in needed.items()},
         **{f"{name}_mean_trials": fmean(own) for name, own in needed.items()},
+        **{f"{name}_near_trials": float(median(own)) for name, own in near.items()},
         **{f"{name}_best_of_{FEW}": fmean(own) for name, own in few.items()},
     }
     rows = [
-        [name, f"{median(own):g}", f"{fmean(own):.1f}", str(min(own)), str(max(own)), f"{fmean(few[name]):.2f}"]
+        [
+            *(name, f"{median(own):g}", f"{fmean(own):.1f}", str(min(own)), str(max(own))),
+            *(f"{median(near[name]):g}", f"{fmean(few[name]):.2f}"),
+        ]
         for name, own in needed.items()
     ]
     notes = (
@@ -66,14 +73,15 @@ def measure(report: Report, grid: Grid, repetitions: int = REPETITIONS) -> Measu
         "is suggested again counts once; a search that ends before counts as all points",
         f"recorded by: {grid.command}",
     )
-    headings = ("search", "trials, median", "mean", "fewest", "most", f"best of {FEW} trials, mean")
+    within = f"to {NEAR:g} below, median"
+    headings = ("search", "trials to the best, median", "mean", "fewest", "most", within, f"best of {FEW} trials")
     return Measurement("search", figures, headings, rows, notes)
 
 
-def trials_to_best(grid: Grid, values: list[float]) -> int:
-    """The number of the first of a search's values that is the best of the grid; if none is, that of all points."""
-    best = max(grid.values)
-    return values.index(best) + 1 if best in values else len(grid.values)
+def trials_to_best(grid: Grid, values: Sequence[float], margin: float = 0.0) -> int:
+    """The number of the first value of a search that is within a margin of the grid's best; all points if none is."""
+    good = max(grid.values) - margin
+    return next((number for number, value in enumerate(values, 1) if value >= good), len(grid.values))
 
 
 def by_optuna(grid: Grid, seed: int) -> Iterator[float]:

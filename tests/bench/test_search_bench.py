@@ -19,6 +19,7 @@ def test_the_last_key_varies_fastest():
 def test_the_trials_until_the_best():
     assert bench.trials_to_best(SMALL, [1.0, 4.0, 9.0]) == 3
     assert bench.trials_to_best(SMALL, [1.0, 4.0]) == 6
+    assert bench.trials_to_best(SMALL, [1.0, 5.0, 9.0], margin=4.0) == 2
 
 
 def test_each_point_counts_once():
@@ -28,7 +29,11 @@ def test_each_point_counts_once():
 
 def test_both_searches_have_their_figures():
     found = json.loads(bench.measure(lambda what: None, SMALL, 2).as_json())
-    names = {f"{name}_{what}" for name in ("optuna", "random") for what in ("trials", "mean_trials", "best_of_20")}
+    names = {
+        f"{name}_{what}"
+        for name in ("optuna", "random")
+        for what in ("trials", "mean_trials", "near_trials", "best_of_20")
+    }
     assert found["figures"].keys() == names
     assert found["figures"]["random_best_of_20"] == 9.0
 

@@ -65,14 +65,19 @@ def front_figure(folder: SweepFolder) -> Figure:
     axes.plot(across, up, "o-", color=COLORS[2], markersize=8, markeredgecolor="white", label="Pareto front")
     for one in best:
         axes.plot(*points[one], "*", color=COLORS[1], markersize=15, markeredgecolor="white", label="best")
+    numbers: dict[tuple[float, float], list[str]] = {}
     for number, one in enumerate(front[:MAX_LABELLED], 1):
-        axes.annotate(str(number), points[one], (6, 5), textcoords="offset points", color=COLORS[2])
+        numbers.setdefault(points[one], []).append(str(number))
         axes.plot([], [], " ", label=wrapped(f"{number}: {labels[one]}"))
+    for place, own in numbers.items():
+        axes.annotate(", ".join(own), place, (6, 5), textcoords="offset points", color=COLORS[2])
     axes.margins(0.08)
     _rule(axes, objectives)
-    names = [f"{metric} ({mode})" for metric, mode in zip(objectives.metrics, objectives.modes, strict=True)]
+    better = {"max": "larger is better", "min": "smaller is better"}
+    names = [f"{metric} ({better[mode]})" for metric, mode in zip(objectives.metrics, objectives.modes, strict=True)]
     axes.set(xlabel=names[0], ylabel=names[1])
-    axes.set_title(f"{len(front)} of {len(points)} trials are not beaten in both; best by {objectives.title}")
+    lines = "Grey lines: harmonic mean" if objectives.condition is None else f"Best: {objectives.title}"
+    axes.set_title(f"{len(front)} of {len(points)} finished trials are on the front. {lines}")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 

@@ -246,7 +246,7 @@ def ranking(folder: SweepFolder) -> Table:
     rows: list[tuple[Cell | str, ...]] = []
     for number, (order, trial, state, value, values) in enumerate(sorted(found, key=lambda one: one[0]), 1):
         best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
-        numbers = (starred(mean_std(value), best), *map(mean_std, values))
+        numbers: list[Cell | str] = [starred(mean_std(value), best), *map(mean_std, values)]
         rows.append((str(number), trial.label, state, *numbers, str(len(trial.folds))))
     changed = provenance.differing(folder.made_with())
     means = [coverage.of_run(RunFolder.open(path)) for _, path in folder.labelled() if path.is_dir()]
