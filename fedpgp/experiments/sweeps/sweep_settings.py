@@ -86,11 +86,11 @@ class TuneSettings(Settings):
         try:
             objectives = self.objectives("")
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removeprefix("tune.")) from None
         if len(objectives.metrics) > 1 and self.scheduler != "fifo":
-            raise ValueError(f"tune.scheduler: {self.scheduler} compares trials by one metric; use fifo with two")
+            raise ValueError(f"scheduler: {self.scheduler} compares trials by one metric; use fifo with two")
         if self.points_to_try and self.search != "optuna":
-            raise ValueError("tune.points_to_try: only tune.search=optuna starts from known points")
+            raise ValueError("points_to_try: only tune.search=optuna starts from known points")
         return self
 
     @property

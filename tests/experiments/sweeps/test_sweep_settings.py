@@ -8,8 +8,10 @@ import yaml
 from fedpgp import config
 from fedpgp.core.errors import ConfigError
 from fedpgp.experiments.sweeps import sweep_settings
+from fedpgp.storage.objectives import Objectives
 
 GRID = {"method.rank": {"grid_search": [1, 2]}, "method.mu": {"choice": [0.1, 0.5]}}
+BOTH = ["val/local", "val/novel"]
 
 
 def write(folder, **tree):
@@ -94,6 +96,11 @@ def test_an_override_replaces_a_key_of_variants_with_a_message(tmp_path):
         ({"tune": {"max_concurent": 2}}, "tune.max_concurent: unknown key; did you mean max_concurrent"),
         ({"tune": {"metric": "val/hmm"}}, "unknown metric; did you mean val/hm"),
         ({"tune": {"scheduler": "hyperband"}}, "tune.scheduler: Input should be 'fifo', 'asha' or 'median'"),
+        ({"tune": {"metric": ["val/local", "val/hmm"]}}, "tune.metric: unknown metric; did you mean val/hm"),
+        ({"tune": {"metric": BOTH, "scheduler": "asha"}}, "tune: scheduler: asha compares trials by one metric"),
+        ({"tune": {"metric": BOTH, "best": "val/hm"}}, "tune: best: 'val/hm' is no rule; write hm, or"),
+        ({"tune": {"metric": BOTH, "mode": ["max"]}}, "tune: mode: give one for all metrics, or a list"),
+        ({"tune": {"points_to_try": [{"method.rank": 1}]}}, "tune: points_to_try: only tune.search=optuna"),
         ({"folds": {"seeds": []}}, "folds.seeds"),
         ({"folds": {"seeds": [1, 1]}}, "folds.seeds: duplicate seed"),
         ({"space": {"method.rank": {"grid_serch": [1]}}}, "unknown term 'grid_serch'; did you mean grid_search"),
@@ -118,6 +125,12 @@ def test_an_override_replaces_a_key_of_variants_with_a_message(tmp_path):
 def test_invalid_settings_are_refused(tmp_path, tree, message):
     with pytest.raises(ConfigError, match=message):
         sweep_settings.load(write(tmp_path, **tree))
+
+
+@pytest.mark.parametrize("mode", ["max", ["max", "max"]])
+def test_two_metrics_with_one_mode_or_one_for_each(tmp_path, mode):
+    sweep, _ = sweep_settings.load(write(tmp_path), ["tune.metric=[val/local,val/novel]", f"tune.mode={mode}"])
+    assert sweep.tune.objectives("") == Objectives(tuple(BOTH), ("max", "max"))
 
 
 def test_code_in_yaml_is_refused(tmp_path):
