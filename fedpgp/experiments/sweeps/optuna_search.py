@@ -55,15 +55,14 @@ class OptunaSampler:
             sampler=_Seeded(sweep.tune.seed, seeded),
         )
         self._asked = 0
+        self._suggested: tuple[str, Point] = "", {}
 
     def ask(self) -> tuple[int, str, Point]:
         """Suggest: the number of the suggestion, a variant, and a value for each key that applies."""
         number = self._asked
         self._asked += 1
-        found = self._search.suggest(str(number))
-        variant = self._labels[found[VARIANT]] if self._labels else ""
-        point = {key: _value(term, found[key]) for key, term in self._terms.items() if key in found}
-        return number, variant, point
+        self._search.suggest(str(number))
+        return number, *self._suggested
 
     def tell(self, number: int, values: Sequence[float | None] | None) -> None:
         """Report the values of a suggestion; None: it failed. If one is missing, it counts as worse than others."""
@@ -73,9 +72,10 @@ class OptunaSampler:
 
     def _define(self, trial: Any) -> None:
         """Ask Optuna for the variant and for the value of each term."""
-        if self._labels:
-            trial.suggest_categorical(VARIANT, range(len(self._labels)))
-        probes.complete(self._sweep, lambda key, term: _value(term, _ask(trial, key, term)))
+        labels = self._labels
+        variant = labels[trial.suggest_categorical(VARIANT, range(len(labels)))] if labels else ""
+        point = probes.complete(self._sweep, lambda key, term: _value(term, _ask(trial, key, term)))
+        self._suggested = variant, point
 
     def _parameters(self, variant: str, point: Point) -> dict[str, Any]:
         """A point as parameters of Optuna."""

@@ -21,7 +21,7 @@ def check_installed() -> None:
 
 
 def complete(sweep: Sweep, choose: Callable[[str, Term], Any]) -> Point:
-    """The point with the value that `choose` gives for each term, in their order."""
+    """The point with the value that `choose` gives for each term, by key, in the order of the terms."""
     return {key: choose(key, term) for key, term in sweep.terms.items()}
 
 

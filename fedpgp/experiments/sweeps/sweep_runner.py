@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from operator import attrgetter
 from typing import Literal
 
@@ -14,7 +15,7 @@ from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError
 from fedpgp.core.files import check_writable
 from fedpgp.core.text import redacted
 from fedpgp.experiments import launch, runner
-from fedpgp.experiments.planning import Plan
+from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import probes, sampling, search, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.preparation import Plans, Preparation
 from fedpgp.experiments.sweeps.sampling import Trial
@@ -52,7 +53,8 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
     prepared = Preparation(sweep, drawn.objectives, tracker, force=rerun == "all")
     launch.placed(tracker.settled(drawn.trials[0].experiment))
     trials = [prepared.settled(trial) for trial in drawn.trials]
-    plans = _plans(prepared, trials)
+    # Only a search plans more trials later; otherwise the model need not stay in memory.
+    plans = _plans(prepared if sweep.tune.adaptive else replace(prepared, library=Library()), trials)
     first = [next(iter(own.values())) for own in plans.values()]
     shares = ((len(one.data.training_clients), one.experiment.federation) for one in first)
     for line in dict.fromkeys(rounding(*share) for share in shares):
