@@ -81,7 +81,7 @@ def draw(sweep: Sweep) -> SampledTrials:
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
     dropped: dict[tuple[str, str], dict[str, None]] = {}
-    points = list(_points(sweep) if sweep.tune.search == "grid" else probes.probes(sweep))
+    points = list(probes.probes(sweep) if sweep.tune.adaptive else _points(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
         settings = settings_of(sweep, variant, point)
         for name, text in config.dropped(sweep.given, settings, methods.carry).items():
@@ -211,7 +211,7 @@ def digest(sweep: Sweep, objectives: Objectives, planned: Sequence[TrialSpec]) -
     content = [named["metric"], mode, trials]
     if len(objectives.metrics) > 1:
         content.append(objectives.rule)
-    if tune.search != "grid":
+    if tune.adaptive:
         keys = {"search", "seed", "num_samples", "points_to_try"}
         content.append([sweep.variants, sweep.space, tune.model_dump(mode="json", include=keys)])
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -160,7 +160,7 @@ class Search(Searcher):  # type: ignore[misc]
         if work is not None and not work.force:
             ((result, _),) = trial_runner.earlier(self._folder, [work])
         if result is not None:
-            self._folder.record(result)
+            self._folder.record(result, reason or None)
             self._tell(spec.id, result)
             self.on_end(label, result)
             return None

@@ -132,6 +132,7 @@ def test_an_invalid_trial_fails_and_is_told(tmp_path):
     result = case.folder.result(invalid.id)
     assert (invalid.label, invalid.folds, result.state) == ("lr=-0.5", (), "failed")
     assert "federation.lr" in result.reason
+    assert case.folder.traceback(invalid.id) == result.reason
     assert case.sampler.told == [(0, None)]
     assert case.ended == [("lr=-0.5", "failed")]
     assert [work.label for work in recorded(case.prepared, case.folder)] == ["lr=0.1"]
