@@ -8,9 +8,10 @@ PYTEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 # Names that vulture reports as unused but that are called by others: by MLflow, Jinja, torch, pickle, typer and Python; by
-# Ray Tune; and fields, methods and stages that are looked up by their names in strings.
+# Ray Tune and Optuna; and fields, methods and stages that are looked up by their names in strings.
 CALLED_BY_OTHERS := _load_pyfunc,filters,forward,find_class,get_data,get_filename,load_*,md,__getattr__
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),on_trial_*,iteration,trial_id,stop_all,setup,reset_config,cleanup
+CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),set_search_properties,save_to_dir,checkpoint_dir,session_str,search_space
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),calibration,transform,evaluate,evaluate_new,_teacher,_vit,_joint,_context,partition_digest,weights_fingerprint,content_digest
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),yaml_implicit_resolvers,layer_norm_eps,num_channels,model_type,do_resize,do_normalize
 

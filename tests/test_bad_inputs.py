@@ -214,6 +214,20 @@ CASES = {
         f"sweep HERE/sweep.yaml {SMALL} tune.search=bayes",
         f"sweep HERE/sweep.yaml {SMALL} tune.metric=val/hmm",
         f"sweep HERE/sweep.yaml {SMALL} tune.metric=new_client/hm",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/novell]",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/base,val/novel]",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/novel] tune.scheduler=asha",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/base_ece] tune.mode=[max,min]",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/novel] tune.mode=[max]",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=[val/local,val/novel] tune.best=largest",
+        f"sweep HERE/best.yaml {SMALL}",
+        f"sweep HERE/best.yaml {SMALL} tune.metric=val/local",
+        f'sweep HERE/sweep.yaml {SMALL} tune.points_to_try=[{{"method.rank":2}}]',
+        f'sweep HERE/sweep.yaml {SMALL} tune.search=optuna tune.points_to_try=[{{"method.rnak":2}}]',
+        f'sweep HERE/sweep.yaml {SMALL} tune.search=optuna tune.points_to_try=[{{"method.mu":7}}] '
+        'method.mu={"uniform":[0,1]}',
+        f'sweep HERE/sweep.yaml {SMALL} tune.search=optuna method.rank={{"grid_search":[1,0]}}',
+        f"sweep HERE/sweep.yaml {SMALL} tune.search=hyperopt",
         f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[]",
         f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[1,1]",
         f"sweep HERE/sweep.yaml {SMALL} folds.splits=[2,2]",
@@ -303,6 +317,8 @@ def here(tmp_path_factory):
     (root / "twice.yaml").write_text("seed: 1\nseed: 2\n")
     (root / "python.yaml").write_text("name: !!python/object/apply:os.system [touch ran]\n")
     (root / "sweep.yaml").write_text(yaml.safe_dump({"base": "shapes", "tune": {"metric": "val/hm"}}))
+    rule = {"metric": ["val/local", "val/novel"], "best": "val/local where val/base >= 70"}
+    (root / "best.yaml").write_text(yaml.safe_dump({"base": "shapes", "tune": rule}))
     (root / "no_base.yaml").write_text("space: {}\n")
     (root / "misspelt.yaml").write_text("base: shapes\nspcae: {}\n")
     (root / "code.yaml").write_text("base: shapes\nspace: {method.mu: {sample_from: 'lambda spec: 1'}}\n")

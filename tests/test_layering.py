@@ -21,8 +21,10 @@ ROOT = {"__init__", "__main__"}
 ONLY_IN = {
     "ray": (
         "federation/backends/actors", "federation/backends/ray_cluster", "federation/backends/driver",
-        "experiments/sweeps/schedulers", "experiments/sweeps/tune_runner",
+        "experiments/sweeps/schedulers", "experiments/sweeps/tune_runner", "experiments/sweeps/search",
+        "experiments/sweeps/optuna_search",
     ),
+    "optuna": ("experiments/sweeps/optuna_search",),
     "mlflow": ("export/mlflow_model", "tracking/"),
     "typer": ("cli/",),
     "matplotlib": ("analysis/report/",),
@@ -39,6 +41,7 @@ LATE = {
     "federation/accountant": {"dp_accounting"},
     "experiments/launch": {"fedpgp.federation.backends.ray_cluster", "fedpgp.federation.backends.driver"},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
+    "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
     "tracking/": {"mlflow", "sqlalchemy", "fedpgp.analysis"},

@@ -240,7 +240,7 @@ def _add_sweep(found: Found, folder: SweepFolder) -> None:
         runs = {fold.fold: fold.run for fold in result.folds}
         found.entries.extend(Entry(folder.root / "runs" / name, label) for name in runs.values())
         found.notes.extend(f"trial {trial.label}: no run of {fold}" for fold in trial.folds if fold not in runs)
-    found.selected.append(folder.head["metric"])
+    found.selected.extend(folder.objectives.metrics)
 
 
 def _usable(entries: Iterable[Entry], allow_mismatch: bool, notes: list[str]) -> Iterator[tuple[Entry, Run]]:

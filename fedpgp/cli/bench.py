@@ -134,6 +134,17 @@ def sweep(
 
 
 @app.command()
+def search(as_json: JsonOption = False) -> None:
+    """Trials in which Optuna and random search find the best of a recorded grid; seconds, nothing is trained."""
+    from fedpgp.experiments.sweeps import probes
+
+    probes.check_installed()
+    from fedpgp.bench import search as bench
+
+    _show(bench.measure(_progress, bench.load()), as_json)
+
+
+@app.command()
 def soak(
     minutes: Annotated[float, typer.Option(help="How long; at least three cycles are run.", min=0)] = 30.0,
     as_json: JsonOption = False,

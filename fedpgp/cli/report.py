@@ -33,7 +33,7 @@ def report(
     compared with one another. With --out, figures are also written as PNG and SVG.
     """
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_tables, tables, terminal
+    from fedpgp.analysis.report import comparison_tables, pareto, tables, terminal
 
     if form is not None or folder is not None:
         written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
@@ -43,7 +43,8 @@ def report(
     else:
         comparison = loading.find(runs).compare(allow_mismatch or anyway)
         shown = comparison_tables.all_tables(comparison, comparison.baseline(baseline))
-        out.print(tables.in_terminal(shown, comparison_tables.remarks(comparison)))
+        fronts = [table for table, _ in pareto.of_paths(runs)]
+        out.print(tables.in_terminal([*fronts, *shown], comparison_tables.remarks(comparison)))
 
 
 def compare(

@@ -51,10 +51,12 @@ def sweep(
 ) -> None:
     """Run many trials of one experiment and rank them.
 
-    All trials are drawn and checked before the first starts. A trial that finished, in this sweep or another, is never
-    run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and `--rerun`, a sweep that
-    exists is refused if trials are left, and ranked if all have ended.
+    All trials are drawn and checked before the first starts; with tune.search=optuna, each is suggested from the
+    results of those before. With two metrics, the table of the Pareto front follows. A trial that finished, in this
+    sweep or another, is never run again. Ctrl-C stops the running trials; `--resume` continues. Without `--resume` and
+    `--rerun`, a sweep that exists is refused if trials are left, and ranked if all have ended.
     """
+    from fedpgp.analysis.report.pareto import front_table
     from fedpgp.analysis.report.terminal import ranking
     from fedpgp.experiments.sweeps import sweep_settings
 
@@ -63,6 +65,8 @@ def sweep(
         return
     done = fedpgp.sweep(config, *(overrides or []), resume=resume, rerun=rerun)
     out.print(ranking(done.folder))
+    if done.folder.front():
+        out.print(front_table(done.folder))
     typer.echo(f"sweep: {done.path}")
     _refuse_failed(done)
 

@@ -125,6 +125,8 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
             seconds += rounds * (seconds_per_round if known is None else known)
             disk += disk_bytes
             wire += wire_bytes
+    trials = sweep.tune.num_samples if sweep.tune.adaptive else len(drawn.trials)
+    share = trials / len(drawn.trials)  # what a search will suggest costs as much as the trials that it is checked with
     of_runs = f"computed, not measured, for {computed} of {sum(map(len, folds))} runs"
     skipped += [
         f"backbone {name} is not loaded: whether its weights exist, and whether each method fits its text tower"
@@ -133,10 +135,10 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     return Estimate(
         folds=tuple(folds),
         resources=tuple(dict.fromkeys(describe_resources(trial.experiment.resources) for trial in drawn.trials)),
-        seconds=seconds / min(sweep.tune.max_concurrent, len(drawn.trials)),
+        seconds=share * seconds / min(sweep.tune.max_concurrent, trials),
         basis=of_runs if computed else "from rounds of earlier runs here",
-        disk_bytes=disk,
-        wire_bytes=wire,
+        disk_bytes=round(share * disk),
+        wire_bytes=round(share * wire),
         skipped=tuple(dict.fromkeys(skipped)),
         rounded=tuple(dict.fromkeys(filter(None, rounded))),
     )

@@ -183,13 +183,16 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The metric by which trials are ranked, such as `val/hm`."""
-        return str(self.folder.head["metric"])
+        """What trials are ranked by: a metric such as `val/hm` or, with two, the rule `tune.best`, such as `hm`."""
+        return self.folder.objectives.name
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: id, label, state, value of the metric (mean over folds), reason, and its settings."""
-        results = self.folder.results()
+        """One row per trial: id, label, state, value of the metric (mean over folds), reason, and its settings.
+
+        With two metrics also their values.
+        """
+        results, objectives = self.folder.results(), self.folder.objectives
         rows = []
         for trial in self.folder.trials:
             result = results.get(trial.id)
@@ -198,7 +201,9 @@ class Sweep:
                     "id": trial.id,
                     "trial": trial.label,
                     "state": result.state if result else "missing",
-                    self.metric: result.value if result else None,
+                    objectives.name: result.value if result else None,
+                    **dict.fromkeys(objectives.columns[1:]),
+                    **(dict(zip(objectives.metrics, result.values, strict=True)) if result and result.values else {}),
                     "folds": len(trial.folds),
                     "reason": result.reason if result else None,
                     **trial.settings,
@@ -210,11 +215,22 @@ class Sweep:
     def best(self) -> pd.Series | None:
         """The row of the best finished trial by `metric`; None: there is none yet."""
         trials = self.trials
+        if trials.empty:  # a search has not suggested any yet
+            return None
         finished = trials[(trials["state"] == "finished") & trials[self.metric].notna()]
         if finished.empty:
             return None
         values = finished[self.metric].astype(float)
-        return finished.loc[values.idxmax() if self.folder.head["mode"] == "max" else values.idxmin()]
+        return finished.loc[values.idxmax() if self.folder.objectives.mode == "max" else values.idxmin()]
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of the Pareto front of two metrics, from the best by the first to the worst; empty with one metric.
+
+        These are the finished trials that no other one beats: is no worse in both metrics and better in one.
+        """
+        trials, front = self.trials, [trial.id for trial in self.folder.front()]
+        return trials.set_index("id", drop=False).loc[front].reset_index(drop=True) if front else trials.head(0)
 
     def runs(self, trial: str | None = None) -> list[Run]:
         """The runs of all trials that ended, or of one.

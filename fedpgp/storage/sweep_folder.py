@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from fedpgp.core.files import TEMPORARY, check_readable, folders_with, sync_folder
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder, Stretch, new_draft, now_ms
 
@@ -51,6 +52,20 @@ class TrialSpec:
     settings: Mapping[str, Any]
     folds: tuple[Fold, ...]
 
+    @property
+    def tree(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {**asdict(self), "folds": [fold.tree for fold in self.folds]}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a sampler suggested, an entry of `trials.json`. Several may be the same trial."""
+
+    trial: str  # its id
+    variant: str  # label; empty: the sweep has no variants
+    point: Mapping[str, Any]  # values by key of the space
+
 
 @dataclass(frozen=True)
 class TrialRef:
@@ -86,14 +101,21 @@ class Result:
 
     id: str
     state: State
-    value: float | None  # mean over folds of the sweep's metric after the last round; None: not measured
+    value: float | None  # what it is ranked by, from means over folds after the last round; None: not measured
     folds: tuple[FoldRun, ...]
     reason: str | None = None
     disk_full: bool = False  # whether it failed because a file could not be written for lack of disk space
+    values: tuple[float | None, ...] = ()  # of both metrics, if the sweep has two
+
+    @property
+    def measured(self) -> tuple[float | None, ...]:
+        """Values of the sweep's metrics, one or two."""
+        return self.values or (self.value,)
 
 
 class _TrialsFile(TypedDict):
     trials: list[TrialSpec]
+    suggestions: NotRequired[list[Suggestion]]
 
 
 class _ResultFile(TypedDict):
@@ -102,6 +124,7 @@ class _ResultFile(TypedDict):
     folds: tuple[FoldRun, ...]
     reason: str | None
     disk_full: NotRequired[bool]
+    values: NotRequired[tuple[float | None, ...]]
 
 
 TRIALS, RESULT = TypeAdapter(_TrialsFile), TypeAdapter(_ResultFile)
@@ -111,7 +134,8 @@ class SweepFolder(StatusFolder):
     """One sweep on disk, `ROOT/sweeps/NAME-DIGEST`. Its folds are ordinary runs under `ROOT/runs`.
 
     * `sweep.yaml`: the settings, overrides applied
-    * `trials.json`: id, name, metric and mode of the sweep, and its trials with their folds
+    * `trials.json`: id, name, metric and mode of the sweep, and its trials with their folds; with an adaptive search
+      also how many trials it will have, and the suggestions so far
     * `trials/ID.json`: result of a trial; `trials/ID.txt`: traceback of a failed one
     * `status.json`: as in a run folder
     """
@@ -125,9 +149,20 @@ class SweepFolder(StatusFolder):
 
     @classmethod
     def create(
-        cls, root: Path, name: str, digest: str, spec_yaml: str, metric: str, mode: str, trials: Sequence[TrialSpec]
+        cls,
+        root: Path,
+        name: str,
+        digest: str,
+        spec_yaml: str,
+        objectives: Objectives,
+        trials: Sequence[TrialSpec],
+        planned: int | None = None,
     ) -> Self:
-        """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest."""
+        """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest.
+
+        Args:
+            trials: all of them; none if a search is going to suggest `planned` trials.
+        """
         sweeps = root.absolute() / "sweeps"
         path = sweeps / f"{name}-{digest}"
         if path.exists():
@@ -135,9 +170,9 @@ class SweepFolder(StatusFolder):
         draft = cls(new_draft(sweeps))
         (draft.path / "trials").mkdir()
         draft._put("sweep.yaml", spec_yaml.encode())
-        head = {"id": digest, "name": name, "created_ms": now_ms(), "metric": metric, "mode": mode}
-        planned = [{**asdict(trial), "folds": [fold.tree for fold in trial.folds]} for trial in trials]
-        draft._write_json("trials.json", {**head, "trials": planned})
+        head = {"id": digest, "name": name, "created_ms": now_ms(), **objectives.head}
+        search = {} if planned is None else {"planned": planned, "suggestions": []}
+        draft._write_json("trials.json", {**head, **search, "trials": [trial.tree for trial in trials]})
         draft.set_status("running")
         try:
             draft.path.rename(path)
@@ -169,7 +204,44 @@ class SweepFolder(StatusFolder):
     @property
     def head(self) -> dict[str, Any]:
         """`id`, `name`, `created_ms`, `metric` and `mode`."""
-        return {key: value for key, value in self._read_json("trials.json").items() if key != "trials"}
+        content = self._read_json("trials.json")
+        return {key: value for key, value in content.items() if key not in ("trials", "suggestions", "planned")}
+
+    @property
+    def objectives(self) -> Objectives:
+        """What it optimizes."""
+        return Objectives.of_head(self._read_json("trials.json"))
+
+    @property
+    def planned(self) -> int:
+        """The number of trials that it will have; more than there are while a search suggests them."""
+        content = self._read_json("trials.json")
+        return int(content.get("planned", len(content["trials"])))
+
+    @property
+    def suggestions(self) -> list[Suggestion]:
+        """What the sampler of an adaptive search suggested, in order."""
+        return self._parse("trials.json", TRIALS).get("suggestions", [])
+
+    def suggest(self, suggestion: Suggestion, trial: TrialSpec | None) -> None:
+        """Record a suggestion and its trial, durably; None: it is one of the trials already."""
+        content = self._read_json("trials.json")
+        content["suggestions"].append(asdict(suggestion))
+        content["trials"] += [trial.tree] if trial is not None else []
+        self._write_json("trials.json", content)
+
+    def end_search(self) -> None:
+        """Record that no more trials will be suggested."""
+        content = self._read_json("trials.json")
+        self._write_json("trials.json", {**content, "planned": len(content["trials"])})
+
+    def restart_search(self, planned: int) -> None:
+        """Forget all suggestions, trials and results."""
+        for trial in self.trials:
+            self.forget(trial.id)
+        self._write_json(
+            "trials.json", {**self._read_json("trials.json"), "planned": planned, "suggestions": [], "trials": []}
+        )
 
     @property
     def trials(self) -> list[TrialSpec]:
@@ -180,6 +252,14 @@ class SweepFolder(StatusFolder):
         """Results of the trials that ended, by id, in the order of the trials."""
         found = {trial.id: self.result(trial.id) for trial in self.trials}
         return {trial: result for trial, result in found.items() if result is not None}
+
+    def front(self) -> list[TrialSpec]:
+        """Finished trials that no other dominates, from the best by the first of two metrics; empty with one."""
+        objectives, results = self.objectives, self.results()
+        finished = [one for one in self.trials if one.id in results and results[one.id].state == "finished"]
+        if len(objectives.metrics) < 2:
+            return []
+        return [finished[number] for number in objectives.front([results[one.id].measured for one in finished])]
 
     def result(self, trial: str) -> Result | None:
         """Result of a trial; None: it has not ended."""
@@ -202,8 +282,9 @@ class SweepFolder(StatusFolder):
             self._put(trace, traceback.encode())
         content = {key: value for key, value in asdict(result).items() if key != "id"}
         content["folds"] = [{**one.fold.tree, "run": one.run} for one in result.folds]
-        if not result.disk_full:
-            del content["disk_full"]
+        for key in ("disk_full", "values"):
+            if not content[key]:
+                del content[key]
         self._write_json(f"trials/{result.id}.json", content)
 
     def forget(self, trial: str) -> None:

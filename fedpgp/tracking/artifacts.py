@@ -12,6 +12,7 @@ from fedpgp.core.errors import RunError
 from fedpgp.core.text import redacted
 from fedpgp.core.tree import num_bytes
 from fedpgp.federation.metrics import last_evaluated, per_client_table
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 from fedpgp.tracking.descriptions import Outcome, ranking
@@ -40,8 +41,8 @@ def of_run(store: RunFolder, config_yaml: str, folder: Path) -> None:
         (folder / traceback.name).write_text(redacted(traceback.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -> None:
-    """Write `folds.csv`, `figures/curves.png`, and `traceback.txt` if the trial failed."""
+def of_trial(trial: Outcome, traceback: str | None, objectives: Objectives, folder: Path) -> None:
+    """Write `folds.csv`, `figures/curves.png` of the (first) metric, and `traceback.txt` if the trial failed."""
     from fedpgp.analysis.report.run_figures import curves_of_several
 
     rounds = {fold: run.rounds() for fold, run in trial.runs.items()}
@@ -51,7 +52,7 @@ def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -
     ]
     if rows:
         pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "folds.csv")
-    curves_of_several(rounds, metric, folder / "figures/curves.png")
+    curves_of_several(rounds, objectives.metrics[0], folder / "figures/curves.png")
     if traceback is not None:
         (folder / "traceback.txt").write_text(redacted(traceback), encoding="utf-8")
 
@@ -59,14 +60,15 @@ def of_trial(trial: Outcome, traceback: str | None, metric: str, folder: Path) -
 def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> None:
     """Write `sweep.yaml`, `comparison.csv`, `comparison.md`, and figures.
 
-    Those are: curves of the trials, Local against Novel, and a grid of two settings.
+    Those are: curves of the trials, Local against Novel, and a grid of two settings. With two metrics also `pareto.md`
+    and `figures/pareto.png`.
     """
     from fedpgp.analysis import loading
-    from fedpgp.analysis.report import comparison_figures, comparison_tables, run_figures, style, tables
+    from fedpgp.analysis.report import comparison_figures, comparison_tables, pareto, run_figures, style, tables
 
     (folder / "sweep.yaml").write_text(redacted(sweep.spec_yaml), encoding="utf-8")
-    series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.head["mode"])}
-    run_figures.curves_of_several(series, sweep.head["metric"], folder / "figures/curves.png")
+    series = {one.planned.label: one.rounds for one in ranking(outcomes, sweep.objectives.mode)}
+    run_figures.curves_of_several(series, sweep.objectives.metrics[0], folder / "figures/curves.png")
     try:
         compared = loading.find([sweep.path]).compare()
     except RunError:  # no trial has finished
@@ -76,14 +78,17 @@ def of_sweep(sweep: SweepFolder, outcomes: Sequence[Outcome], folder: Path) -> N
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     (folder / "comparison.csv").write_text(comparison_tables.as_csv(compared, baseline), encoding="utf-8")
     figures = {}
+    for table, figure in pareto.of_paths([sweep.path]):
+        (folder / "pareto.md").write_text(f"{table.markdown()}\n", encoding="utf-8")
+        figures[figure.name] = figure.figure
     if len(compared.scenarios) == 1 and {"local", "base", "novel"} <= set(compared.metrics()):
         figures["tradeoff"] = comparison_figures.local_against_novel(compared.groups[:MOST_COMPARED])
     numbers = [key for key in compared.differing if comparison_figures.is_numeric(compared.groups, key)]
     if len(numbers) > 1 and compared.main:
         down, across = numbers[:2]
         figures["grid"] = comparison_figures.settings_heat_map(compared.groups, down, across, compared.main)
-    for stem, figure in figures.items():
-        (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(figure, "png"))
+    for stem, drawn in figures.items():
+        (folder / "figures" / f"{stem}.png").write_bytes(style.encoded(drawn, "png"))
 
 
 def _tables(store: RunFolder, folder: Path) -> None:

@@ -14,6 +14,7 @@ from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.config.values import load_yaml
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import METRICS, TESTED, RoundRow, on_test_images, selections
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder, TrialSpec
 
@@ -126,23 +127,31 @@ def of_sweep(
     settings: Mapping[str, Any], head: Mapping[str, Any], planned: int, outcomes: Sequence[Outcome], path: Path
 ) -> str:
     """Describe a sweep: progress, best trial, and the ranking of its trials."""
-    metric, best = head["metric"], best_of(outcomes, head["mode"])
+    objectives = Objectives.of_head(head)
+    best = best_of(outcomes, objectives.mode)
     folds = {name: settings["folds"].get(name) or () for name in ("seeds", "splits")}
     several = [f"the {name} {', '.join(map(str, own))}" for name, own in folds.items() if len(own) > 1]
     lines = [
         f"Sweep **{head['name']}**: {len(outcomes)} of {planned} trials have ended"
         + (f", each over {' and '.join(several)}" if several else "")
-        + f". The best has the {'highest' if head['mode'] == 'max' else 'lowest'} `{metric}` after the last round.",
+        + f". The best has the {'highest' if objectives.mode == 'max' else 'lowest'} `{objectives.title}` after the "
+        "last round.",
         "",
     ]
-    if not metric.startswith("val/"):
+    if not all(metric.startswith("val/") for metric in objectives.metrics):
         lines += ["**Trials are ranked on the test images, so the numbers are optimistic.**", ""]
     if best is not None:
         lines += [f"Best: **{best.planned.label}** with {best.result.value:.2f}.", ""]
-    ranked = ranking(outcomes, head["mode"])
+    finished = [one for one in outcomes if one.result.state == "finished"]
+    if len(objectives.metrics) > 1 and finished:
+        front = [finished[number] for number in objectives.front([one.result.measured for one in finished])]
+        rows = [[one.planned.label, *(spread(one, name) for name in objectives.metrics)] for one in front]
+        lines += ["Pareto front, the trials that no other one beats in both metrics:", ""]
+        lines += [Table("", ["trial", *objectives.metrics], rows).markdown(), ""]
+    ranked = ranking(outcomes, objectives.mode)
     if ranked:
         tested = [name for one in ranked for name in accuracies(one.last) if on_test_images(name)]
-        names = list(dict.fromkeys([metric, *tested]))
+        names = list(dict.fromkeys([*objectives.metrics, *tested]))
         rows = [
             [f"{one.planned.label}{'' if one.result.state == 'finished' else f' ({one.result.state})'}"]
             + [spread(one, name) for name in names]

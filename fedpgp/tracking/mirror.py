@@ -6,7 +6,7 @@ import os
 import shlex
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, RunError, 
 from fedpgp.core.files import denied, folders_with
 from fedpgp.core.text import redacted, without_user
 from fedpgp.experiments.sweeps import sampling, sweep_settings
+from fedpgp.experiments.sweeps.sampling import Trial
+from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
@@ -294,7 +296,8 @@ def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
     if not open_trials:
         return
     try:
-        drawn = sampling.draw(sweep_settings.load(str(sweep.path / "sweep.yaml"))[0]).trials
+        settings, _ = sweep_settings.load(str(sweep.path / "sweep.yaml"))
+        drawn = _suggested(sweep, settings) if settings.tune.adaptive else sampling.draw(settings).trials
     except ConfigError:  # written by a version with other settings
         return
     folders = [path for path in folders_with("config.yaml", sweep.root / "runs") if not path.name.startswith(".")]
@@ -305,6 +308,15 @@ def _begun(sweep: SweepFolder) -> Iterator[tuple[str, Path]]:
         for fold in open_trials.get(trial.id, ()):
             if (run_dir := newest.get(_key(trial.fold(fold)))) is not None:
                 yield trial.id, run_dir
+
+
+def _suggested(sweep: SweepFolder, settings: Sweep) -> Sequence[Trial]:
+    """The trials of an adaptive search, each once, without invalid ones."""
+    found: dict[str, Trial] = {}
+    for one in sweep.suggestions:
+        with suppress(ConfigError):
+            found.setdefault(one.trial, sampling.suggested(settings, "", one.variant, one.point))
+    return list(found.values())
 
 
 def _settings_of(path: Path) -> str:

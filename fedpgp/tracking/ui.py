@@ -93,7 +93,7 @@ def _columns(client: MlflowClient, experiment: str) -> list[str]:
     ]
     metrics = []
     for sweep in sweeps:
-        metrics += [sweep.data.params["tune.metric"]]
+        metrics += sweep.data.params["tune.metric"].split(", ")
         metrics += [name for name in accuracies(sweep.data.metrics) if on_test_images(name)]
     return list(dict.fromkeys([f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]))
 

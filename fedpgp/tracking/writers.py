@@ -17,8 +17,9 @@ from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import RoundRow
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialRef
+from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialRef, TrialSpec
 from fedpgp.tracking import artifacts, connection, descriptions, mlflow_runs
 from fedpgp.tracking.descriptions import Outcome
 from fedpgp.tracking.mlflow_runs import (
@@ -116,7 +117,7 @@ class SweepWriter(Writer):
         self._outcomes: dict[str, Outcome] = {}
         with connection.mlflow_errors(uri):
             self._settings = load_yaml(redacted(folder.spec_yaml))
-            self._head, self._planned = folder.head, {trial.id: trial for trial in folder.trials}
+            self._head, self._objectives = folder.head, folder.objectives
             tracking = self._settings["base"].get("tracking") or {}
             given = tracking.get("experiment", DEFAULT_EXPERIMENT)  # earlier code left out the default
             name = connection.experiment_name(uri, given)
@@ -131,8 +132,7 @@ class SweepWriter(Writer):
 
     def begin(self, trial: str, created_ms: int) -> tuple[str, str]:
         """Find or create the MLflow run of a trial, one of whose folds has started; returns its id and experiment."""
-        if trial not in self._planned:
-            raise RunError(f"{self._folder.path}: has no trial {trial}")
+        self._spec(trial)
         with connection.mlflow_errors(self._uri):
             run = self._trial(trial, created_ms)
             if self._folder.result(trial) is None and self._folder.state == "running":
@@ -141,7 +141,7 @@ class SweepWriter(Writer):
 
     def fold_name(self, trial: str, settings: Mapping[str, Any]) -> str:
         """The name of the fold of a trial that has these settings."""
-        split = any(fold.split is not None for fold in self._planned[trial].folds)
+        split = any(fold.split is not None for fold in self._spec(trial).folds)
         number = _with_splits(settings)[0]["split_seed"] if split else None
         return str(Fold(settings["seed"], settings["protocol"]["held_out"], number))
 
@@ -157,14 +157,21 @@ class SweepWriter(Writer):
         if state != "running":
             self._end(state, outcomes)
 
+    def _spec(self, trial: str) -> TrialSpec:
+        """A trial of the sweep, which may be younger than this writer."""
+        found = next((one for one in self._folder.trials if one.id == trial), None)
+        if found is None:
+            raise RunError(f"{self._folder.path}: has no trial {trial}")
+        return found
+
     def _trial(self, trial: str, created_ms: int) -> Run:
-        planned = self._planned[trial]
+        planned = self._spec(trial)
         tags = {TRIAL_TAG: trial, PARENT_TAG: self.run_id, DIGEST_TAG: trial}
         return self._find_or_create(TRIAL_TAG, tags, planned.label, created_ms, planned.settings)
 
     def _end_trial(self, result: Result) -> Outcome:
         """Send a trial with its folds, unless they have been sent."""
-        found = Outcome.read(self._folder, self._planned[result.id], result)
+        found = Outcome.read(self._folder, self._spec(result.id), result)
         run = self._trial(result.id, found.created_ms)
         run_id = str(run.info.run_id)
         for fold, store in found.runs.items():
@@ -184,15 +191,15 @@ class SweepWriter(Writer):
         mlflow_runs.log_metrics(self._client, run_id, metrics + mlflow_runs.of_row(found.best, BEST))
         status = {"timestamp_ms": found.ended_ms, "reason": result.reason}
         note = descriptions.of_trial(found, self._head["name"])
-        write = partial(artifacts.of_trial, found, self._folder.traceback(result.id), self._head["metric"])
+        write = partial(artifacts.of_trial, found, self._folder.traceback(result.id), self._objectives)
         self._finish(run_id, mark, result.state, status, note, write)
         return found
 
     def _summarize(self, outcomes: Sequence[Outcome]) -> None:
         """Update the description and the best trial's numbers."""
-        note = descriptions.of_sweep(self._settings, self._head, len(self._planned), outcomes, self._folder.path)
+        note = descriptions.of_sweep(self._settings, self._head, self._folder.planned, outcomes, self._folder.path)
         self._client.set_tag(self.run_id, NOTE_TAG, note)
-        best = descriptions.best_of(outcomes, self._head["mode"])
+        best = descriptions.best_of(outcomes, self._objectives.mode)
         if best is not None and best.rounds:
             place = len(outcomes), max(one.ended_ms for one in outcomes)
             metrics = mlflow_runs.metrics(best.last, *place)
@@ -259,5 +266,6 @@ def _params(settings: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
     changed = {*settings["space"], *(key for variant in settings["variants"].values() for key in variant)}
     base = {key: value for key, value in mlflow_runs.flat(settings["base"]).items() if key not in changed}
     variants = {"variants": json.dumps(settings["variants"])} if settings["variants"] else {}
-    tune = {**settings["tune"], "metric": head["metric"], "mode": head["mode"]}
+    objectives = Objectives.of_head(head)
+    tune = {**settings["tune"], "metric": ", ".join(objectives.metrics), "mode": objectives.mode}
     return {**base, **variants, SPACE.rstrip("."): settings["space"], "folds": settings["folds"], "tune": tune}

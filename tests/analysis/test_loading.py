@@ -13,6 +13,7 @@ from fedpgp.analysis.loading import Entry, compare, find, pair, read
 from fedpgp.analysis.report import figures
 from fedpgp.core.errors import RunError, UserError
 from fedpgp.federation.metrics import CLIENT_SCHEMA
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
@@ -184,7 +185,12 @@ def sweep(made_run, tmp_path):
         for n, (name, rank) in enumerate(settings)
     ]
     folder = SweepFolder.create(
-        tmp_path / "store", "s", "d", "variants: {A: {}, A and more: {federation.lr: 0.5}}\n", "val/hm", "max", trials
+        tmp_path / "store",
+        "s",
+        "d",
+        "variants: {A: {}, A and more: {federation.lr: 0.5}}\n",
+        Objectives(("val/hm",)),
+        trials,
     )
     for number, seeds in ((0, (1, 2)), (1, (1, 2)), (2, (1,))):
         name, rank = settings[number]

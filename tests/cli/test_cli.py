@@ -20,6 +20,7 @@ from PIL import Image
 from fedpgp import config
 from fedpgp.bench.measurement import descendants
 from fedpgp.experiments.sweeps import sweep_settings
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder, TrialSpec
 
@@ -87,7 +88,7 @@ def test_the_mirror_is_rebuilt_from_the_rows(fedpgp, tmp_path):
     assert mirrored.info.run_name == Path(out.rsplit("run: ", 1)[1].strip()).name
     planned = TrialSpec("abc", "it", {}, (Fold(1),))
     given = config.dump(sweep_settings.load("shapes")[0])
-    begun = SweepFolder.create(tmp_path / "begun", "new", "0" * 12, given, "val/hm", "max", [planned])
+    begun = SweepFolder.create(tmp_path / "begun", "new", "0" * 12, given, Objectives(("val/hm",)), [planned])
     begun.set_status("stopped", "before its first run")
     code, said, err = fedpgp("track", "sync", tmp_path / "begun")
     assert (code, said, err) == (0, f"synced: {begun.path}\n", "")

@@ -12,7 +12,7 @@ ONE = 4 * 16 * 512
 """Bytes of a context of 16 tokens of width 512, all that PromptFL shares and keeps."""
 
 
-def estimate(rule, method="promptfl"):
+def estimate(rule, method="promptfl", **searched):
     base = {
         "method": {"name": method},
         "data": {"name": "shapes"},
@@ -21,7 +21,7 @@ def estimate(rule, method="promptfl"):
         "protocol": {"shots": 2},
         "federation": {"rounds": 3, "participation": 0.5, "server": {"name": rule}},
     }
-    sweep = Sweep.model_validate({"base": base})
+    sweep = Sweep.model_validate({"base": base, **searched})
     found = estimation.of_sweep(sweep, sampling.draw(sweep))
     return found.disk_bytes, found.wire_bytes
 
@@ -40,6 +40,12 @@ def test_what_a_rule_keeps_and_sends(rule, kept, sent):
     disk, wire = estimate(rule)
     assert disk - estimate("fedavg")[0] == 3 * kept * ONE
     assert wire == sent * ONE * 2 * 3
+
+
+def test_a_search_sends_what_its_trials_will_send():
+    """It is checked with two trials, and will have ten."""
+    searched = {"space": {"federation.lr": {"choice": [0.1, 0.2]}}, "tune": {"search": "optuna", "num_samples": 10}}
+    assert estimate("fedavg", **searched)[1] == 10 * estimate("fedavg")[1]
 
 
 def test_nothing_shared_is_nothing_sent_or_kept_by_the_server():

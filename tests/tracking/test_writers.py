@@ -6,6 +6,7 @@ import pytest
 
 from fedpgp import config, tracking
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 PARENT = "mlflow.parentRunId"
@@ -21,7 +22,7 @@ def made_sweep(tmp_path, made_run, request):
     def make(name="mine"):
         spec = Sweep(name=name, base={"tracking": {"experiment": request.node.name}})
         trials = [TrialSpec(f"t{seed}", f"rank={seed}", {"method.rank": seed}, (Fold(seed),)) for seed in runs]
-        folder = SweepFolder.create(tmp_path, name, "0", config.dump(spec), "val/hm", "max", trials)
+        folder = SweepFolder.create(tmp_path, name, "0", config.dump(spec), Objectives(("val/hm",)), trials)
         for seed, run in runs.items():
             folder.record(Result(f"t{seed}", "finished", 50.0 + seed, (FoldRun(seed, None, run.name),)))
         folder.set_status("finished")

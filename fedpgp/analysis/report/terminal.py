@@ -15,7 +15,7 @@ from rich.text import Text
 from fedpgp.analysis import coverage, loading
 from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic, over
 from fedpgp.analysis.report import measure_tables, privacy_tables
-from fedpgp.analysis.report.tables import Table, mean_std, starred, statistic_text
+from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_text
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError
@@ -208,14 +208,18 @@ def spectrum_table(found: Spectrum) -> Table:
 def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
     """What would run, what it takes, and what could not be checked."""
     trials = [(trial.id, trial.label, _folds(folds)) for trial, folds in zip(drawn.trials, found.folds, strict=False)]
-    title = f"{sweep.name}: {len(drawn.trials)} trials, nothing started"
+    count, searched = f"{len(drawn.trials)} trials", sweep.tune.adaptive
+    if searched:
+        count = f"{sweep.tune.num_samples} trials, suggested one after another; these were checked"
+    title = f"{sweep.name}: {count}, nothing started"
     table = Table(title, ("id", "trial", "folds"), trials, text_columns=3, max_rows=MAX_TRIALS)
-    tune = sweep.tune
-    selects = "  (selects on the test images)" if on_test_images(drawn.metric) else ""
+    tune, objectives = sweep.tune, drawn.objectives
+    selects = "  (selects on the test images)" if any(map(on_test_images, objectives.metrics)) else ""
+    runs = tune.num_samples * max(map(len, found.folds)) if searched else sum(map(len, found.folds))
     lines = [
-        f"runs:       {sum(map(len, found.folds))} (every trial once per fold)"
+        f"runs:       {runs} (every trial once per fold)"
         + (f"; {drawn.repeated} drawn twice and left out" if drawn.repeated else ""),
-        f"best:       {tune.mode} of {drawn.metric}, mean over folds{selects}",
+        f"best:       {objectives.mode} of {objectives.title}, mean over folds{selects}",
         f"scheduler:  {tune.scheduler}, at most {tune.max_concurrent} trial(s) at a time",
         *(f"resources:  each trial {line}" for line in found.resources),
         f"time:       about {duration(found.seconds)} ({found.basis}), and the frozen features once",
@@ -229,28 +233,33 @@ def dry_run(sweep: Sweep, drawn: SampledTrials, found: Estimate) -> Lines:
 
 def ranking(folder: SweepFolder) -> Table:
     """The trials of a sweep: finished ones from the best to the worst, then stopped, failed and missing ones."""
-    head, results = folder.head, folder.results()
-    metric, sign = head["metric"], -1 if head["mode"] == "max" else 1
+    objectives, results = folder.objectives, folder.results()
+    sign = -1 if objectives.mode == "max" else 1
     found = []
     for trial in folder.trials:
         result = results.get(trial.id)
         state, value = (result.state, result.value) if result else ("missing", None)
         reason = f": {result.reason.splitlines()[0]}" if result and result.reason else ""
-        found.append(((STATE_ORDER.index(state), value is None, sign * (value or 0)), trial, state + reason, value))
-    rows = []
-    for number, (order, trial, state, value) in enumerate(sorted(found, key=lambda one: one[0]), 1):
+        values = result.values if result and result.values else (None,) * len(objectives.columns[1:])
+        order = (STATE_ORDER.index(state), value is None, sign * (value or 0))
+        found.append((order, trial, state + reason, value, values))
+    rows: list[tuple[Cell | str, ...]] = []
+    for number, (order, trial, state, value, values) in enumerate(sorted(found, key=lambda one: one[0]), 1):
         best = number == 1 and order[:2] == (STATE_ORDER.index("finished"), False)
-        rows.append((str(number), trial.label, state, starred(mean_std(value), best), str(len(trial.folds))))
+        numbers: list[Cell | str] = [starred(mean_std(value), best), *map(mean_std, values)]
+        rows.append((str(number), trial.label, state, *numbers, str(len(trial.folds))))
     changed = provenance.differing(folder.made_with())
     means = [coverage.of_run(RunFolder.open(path)) for _, path in folder.labelled() if path.is_dir()]
-    fewer = coverage.lines(means, METRIC_TITLES).get(metric)
+    known = coverage.lines(means, METRIC_TITLES)
+    fewer = dict.fromkeys(known[metric] for metric in objectives.metrics if metric in known)
     made = f"made with different {provenance.as_text(changed)}" if changed else ""
+    chosen = "chosen on the test images" * any(map(on_test_images, objectives.metrics))
     return Table(
-        f"{folder.path.name}: {metric}, mean over folds after the last round; * best",
-        ("", "trial", "state", metric, "folds"),
+        f"{folder.path.name}: {objectives.title}, mean over folds after the last round; * best",
+        ("", "trial", "state", *objectives.columns, "folds"),
         rows,
         text_columns=3,
-        caption="; ".join(filter(None, ("chosen on the test images" * on_test_images(metric), fewer, made))),
+        caption="; ".join(filter(None, (chosen, *fewer, made))),
         max_rows=MAX_TRIALS,
     )
 

@@ -10,7 +10,7 @@ import jinja2
 
 from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, over
-from fedpgp.analysis.report import comparison_tables
+from fedpgp.analysis.report import comparison_tables, pareto
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
 from fedpgp.analysis.report.style import encoded, save
 from fedpgp.analysis.report.tables import Table, as_markdown
@@ -38,15 +38,17 @@ def write(
     """
     comparison = loading.find(runs).compare(allow_mismatch)
     chosen = comparison.baseline(baseline)
+    fronts = list(pareto.of_paths(runs))
     figures, notes = all_figures(comparison) if folder is not None or form == "html" else ([], [])
+    first, figures = [table for table, _ in fronts], [*(figure for _, figure in fronts), *figures]
     if form == "csv":
         text = comparison_tables.as_csv(comparison, chosen)
     elif form == "md":
         tables, remarks = comparison_tables.all_tables(comparison, chosen), comparison_tables.remarks(comparison)
-        text = as_markdown(tables, [*remarks, *notes])
+        text = as_markdown([*first, *tables], [*remarks, *notes])
     else:
         title = f"fedpgp: {first_of([path.absolute().name for path in runs], 3)}"
-        text = page(comparison, chosen, title, figures, notes, _commands(runs, chosen))
+        text = page(comparison, chosen, title, figures, notes, _commands(runs, chosen), first)
     if folder is None:
         return text
     folder.mkdir(parents=True, exist_ok=True)

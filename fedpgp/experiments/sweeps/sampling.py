@@ -1,4 +1,4 @@
-"""Draw and validate all trials of a sweep from its seed. A trial is identified by the digest of its settings."""
+"""Draw and validate the trials of a sweep from its seed. A trial is identified by the digest of its settings."""
 
 import copy
 import hashlib
@@ -17,27 +17,15 @@ from fedpgp.core.text import distinct, redacted
 from fedpgp.data import sources
 from fedpgp.data.protocol import EVERY_DOMAIN
 from fedpgp.experiments import planning
-from fedpgp.experiments.sweeps import conditions
-from fedpgp.experiments.sweeps.measured import why_not
+from fedpgp.experiments.sweeps import conditions, measured, probes
 from fedpgp.experiments.sweeps.search_space import GRID, RANGES, Point, Term, ordered
-from fedpgp.experiments.sweeps.sweep_settings import Sweep, TuneSettings
-from fedpgp.federation.measures import smaller_is_better, split_name
-from fedpgp.federation.metrics import NEW_CLIENT
-from fedpgp.storage.sweep_folder import Fold, TrialSpec
+from fedpgp.experiments.sweeps.sweep_settings import Sweep
+from fedpgp.storage.objectives import Objectives
+from fedpgp.storage.sweep_folder import Fold, Suggestion, TrialSpec
 
-MEASURED = {
-    "base_to_novel": ("local", "base", "novel", "hm"),
-    "all_classes": ("local", "all"),
-    "leave_one_domain_out": ("local", "all", "held_out"),
-    "cross_data": ("local", "all", "held_out"),
-}
-"""Metrics of each protocol; variants such as `local_global` begin with one of these names."""
 PATHS = ("data.root", "backbone.weights")
 """The settings in `_paths`."""
 DEFAULT_SPLIT = DataSettings().split_seed
-ADAPTED = "_adapted"
-NOT_OF_NEW_CLIENTS = ("_global", "_before_aggregation")
-"""Ends of variants that are measured on clients that train."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +52,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class SampledTrials:
-    """The trials, in the order in which they start."""
+    """The trials, in the order in which they start; of an adaptive search, trials that show that it can run."""
 
     trials: tuple[Trial, ...]
     repeated: int
     """number of duplicates that were dropped"""
-    metric: str
-    """metric that selects the best trial"""
+    objectives: Objectives
+    """what selects the best trial"""
     dropped: str
     """settings that a person gave and trials drop with another method, data set or backbone; empty: none"""
     unranked: str
@@ -78,16 +66,16 @@ class SampledTrials:
 
 
 def draw(sweep: Sweep) -> SampledTrials:
-    """Draw and validate all trials; a `ConfigError` names all invalid ones.
+    """Draw and validate all trials, or the probes of an adaptive search; a `ConfigError` names all invalid ones.
 
     A value depends only on the seed, its key, the sample and the point of the grid.
     """
     trials: dict[str, Trial] = {}
     wrong: dict[str, list[str]] = {}
     dropped: dict[tuple[str, str], dict[str, None]] = {}
-    points = list(_points(sweep))
+    points = list(probes.probes(sweep) if sweep.tune.adaptive else _points(sweep))
     for label, (variant, point) in zip(_labels(sweep, points), points, strict=True):
-        settings = config.leaves({**sweep.fixed(variant), **point})
+        settings = settings_of(sweep, variant, point)
         for name, text in config.dropped(sweep.given, settings, methods.carry).items():
             key, _, value = name.partition("=")
             dropped.setdefault((key, text), {})[value] = None
@@ -108,8 +96,25 @@ def draw(sweep: Sweep) -> SampledTrials:
     if len(chosen) == 1:
         _check_repeats(sweep, points)
     lines = (f"{key}={', '.join(values)}: dropped {text} of the base" for (key, text), values in dropped.items())
-    metric = _metric(sweep, chosen)
-    return SampledTrials(chosen, len(points) - len(chosen), metric, "; ".join(lines), _unranked(metric, chosen))
+    objectives = _objectives(sweep, chosen)
+    found = {trial.label: trial.experiment for trial in chosen}
+    unranked = " ".join(filter(None, (measured.unranked(metric, found) for metric in objectives.metrics)))
+    return SampledTrials(chosen, len(points) - len(chosen), objectives, "; ".join(lines), unranked)
+
+
+def label_of(sweep: Sweep, earlier: Sequence[Suggestion], variant: str, point: Point) -> str:
+    """The label of a suggestion, which tells it apart from earlier ones."""
+    return _labels(sweep, [*((one.variant, one.point) for one in earlier), (variant, point)])[-1]
+
+
+def suggested(sweep: Sweep, label: str, variant: str, point: Point) -> Trial:
+    """The trial of a suggestion; raises `ConfigError` if its settings do not fit together."""
+    return _trial(sweep, label, variant, settings_of(sweep, variant, point))
+
+
+def settings_of(sweep: Sweep, variant: str, point: Point) -> dict[str, Any]:
+    """The differences from the base, by dotted keys, of a variant and a point."""
+    return config.leaves({**sweep.fixed(variant), **point})
 
 
 def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fold, ...]:
@@ -133,7 +138,8 @@ def folds(sweep: Sweep, trial: Trial, domains: Sequence[str] | None) -> tuple[Fo
             raise ConfigError(f"folds.held_out: no domain {', '.join(unknown)} in the data (known: {known})")
     if domains is not None:
         left = domains if trial.experiment.protocol.source is None else ()  # a source has no other data set beside it
-        _check_domain(sweep.tune.metric or "", left, held_out)
+        for metric in sweep.tune.objectives("").metrics:
+            measured.check_domain(metric, left, held_out)
     splits = sweep.folds.splits or (None,)
     return tuple(Fold(seed, domain, split) for seed in seeds for split in splits for domain in held_out)
 
@@ -244,12 +250,22 @@ def _labels(sweep: Sweep, points: Sequence[tuple[str, Point]]) -> list[str]:
     return [", ".join(filter(None, row)) or sweep.name for row in rows]
 
 
-def digest(tune: TuneSettings, metric: str, planned: Sequence[TrialSpec]) -> str:
-    """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep."""
-    judged = {key: value for key, value in tune.model_dump().items() if key in ("mode", "scheduler", "grace_rounds")}
+def digest(sweep: Sweep, objectives: Objectives, planned: Sequence[TrialSpec]) -> str:
+    """Twelve hex digits over trials, folds, metric, mode and scheduler of a sweep.
+
+    Those of an adaptive search are not known: its probes, which stand for the base, and all that it suggests them from.
+    """
+    tune, named = sweep.tune, objectives.head
+    judged = {key: value for key, value in tune.model_dump().items() if key in ("scheduler", "grace_rounds")}
+    mode = {**judged, "mode": named["mode"]} if tune.scheduler != "fifo" else named["mode"]
     trials = [[trial.id, [fold.tree for fold in trial.folds]] for trial in planned]
-    text = json.dumps([metric, judged if tune.scheduler != "fifo" else tune.mode, trials], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    content = [named["metric"], mode, trials]
+    if len(objectives.metrics) > 1:
+        content.append(objectives.rule)
+    if tune.adaptive:
+        keys = {"search", "seed", "num_samples", "points_to_try"}
+        content.append([sweep.variants, sweep.space, tune.model_dump(mode="json", include=keys)])
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def format_error(line: str, labels: Sequence[str], count: int) -> str:
@@ -258,71 +274,11 @@ def format_error(line: str, labels: Sequence[str], count: int) -> str:
     return line if len(labels) == count else f"{line}  [{len(labels)} of {count} trials: {shown}]"
 
 
-def _metric(sweep: Sweep, trials: Sequence[Trial]) -> str:
-    """The metric that selects the best trial; the protocol of every trial must have it."""
+def _objectives(sweep: Sweep, trials: Sequence[Trial]) -> Objectives:
+    """What selects the best trial; the protocol of every trial must have it."""
     protocols = {trial.experiment.protocol.name for trial in trials}
-    novel = protocols == {"base_to_novel"} and not all(why_not(trial.experiment, "val/hm") for trial in trials)
-    metric = sweep.tune.metric or ("val/hm" if novel else "val/local")
-    split, _, name = metric.partition("/")
-    name = split_name(name)[0]
-    if smaller_is_better(metric) and sweep.tune.mode == "max":
-        raise ConfigError(f"tune.mode: {metric} is the better the smaller it is; give tune.mode=min")
-    for protocol in sorted(protocols) if split != "train" else ():
-        known = MEASURED[protocol]
-        if not name.startswith(known) or (name == "held_out" and split == "val"):
-            names = ", ".join(f"{split}/{one}" for one in known if (split, one) != ("val", "held_out"))
-            raise ConfigError(f"tune.metric: {metric} is not measured with protocol.name={protocol}; use {names}")
-    if name == "local_own" and not all(trial.experiment.protocol.train_classes == "own" for trial in trials):
-        raise ConfigError(f"tune.metric: {metric} is not measured without protocol.train_classes=own")
-    if split == NEW_CLIENT and not all(trial.experiment.partition.unseen_clients for trial in trials):
-        raise ConfigError(f"tune.metric: {metric} is not measured without partition.unseen_clients above 0")
-    if split == NEW_CLIENT and name.endswith(NOT_OF_NEW_CLIENTS):
-        raise ConfigError(f"tune.metric: {metric} is not measured; use {NEW_CLIENT}/{_stem(name)}")
-    if name.endswith(ADAPTED):
-        if split != NEW_CLIENT:
-            raise ConfigError(f"tune.metric: {metric} is measured on new clients only; use {NEW_CLIENT}/{name}")
-        if not all(map(_adapts, trials)):
-            raise ConfigError(
-                f"tune.metric: {metric} is not measured with federation.new_client_epochs=0, nor by a method that does "
-                f"not train; use {NEW_CLIENT}/{_stem(name)}"
-            )
-    return metric
-
-
-def _unranked(metric: str, trials: Sequence[Trial]) -> str:
-    """Which trials do not record a metric, and why; raise `ConfigError` if none does."""
-    reasons = {trial.label: reason for trial in trials if (reason := why_not(trial.experiment, metric))}
-    if len(reasons) == len(trials):
-        why = "; ".join(dict.fromkeys(reasons.values()))
-        raise ConfigError(f"tune.metric: {metric} is not measured, because {why}; use another metric")
-    lines = (
-        f"{', '.join(label for label, own in reasons.items() if own == reason)} ({reason})"
-        for reason in dict.fromkeys(reasons.values())
-    )
-    return f"tune.metric: {metric} is not measured, and so not ranked, for {'; '.join(lines)}" if reasons else ""
-
-
-def _check_domain(metric: str, domains: Sequence[str], held_out: Sequence[str | None]) -> None:
-    """Raise `ConfigError` if a metric is of one domain (`val/local.sketch`) that some fold does not measure."""
-    domain = split_name(metric)[2]
-    several = len(domains) - any(name is not None for name in held_out) > 1
-    known = [name for name in domains if name not in held_out] if several else []
-    if domain is not None and domain not in known:
-        hint = (
-            f"domains of every fold: {', '.join(known)}" if known else "no domain is measured by itself in every fold"
-        )
-        raise ConfigError(f"tune.metric: {metric} is not measured with these data and folds; {hint}")
-
-
-def _stem(name: str) -> str:
-    """The metric of which a name is a variant."""
-    for end in (ADAPTED, *NOT_OF_NEW_CLIENTS):
-        name = name.removesuffix(end)
-    return name
-
-
-def _adapts(trial: Trial) -> bool:
-    """Whether new clients are also tested after local epochs of their own."""
-    experiment = trial.experiment
-    method = methods.create(experiment.method.name, experiment.method.settings)
-    return bool(method.phases) and experiment.federation.new_client_epochs > 0
+    novel = protocols == {"base_to_novel"} and not all(measured.why_not(trial.experiment, "val/hm") for trial in trials)
+    objectives = sweep.tune.objectives("val/hm" if novel else "val/local")
+    for metric, mode in zip(objectives.metrics, objectives.modes, strict=True):
+        measured.check_metric(metric, mode, [trial.experiment for trial in trials])
+    return objectives

@@ -14,7 +14,7 @@ REDUCTION = 3
 
 def scheduler(settings: TuneSettings, rounds: int) -> TrialScheduler:
     """The scheduler of a sweep; `rounds` is the number of rounds of its longest trial."""
-    compared = {"time_attr": "rounds", "metric": "value", "mode": settings.mode}
+    compared = {"time_attr": "rounds", "metric": "value", "mode": settings.objectives("").mode}
     if settings.scheduler == "fifo":
         return FIFOScheduler()
     if settings.scheduler == "median":  # without the time slice it would pause trials, which cannot be restored

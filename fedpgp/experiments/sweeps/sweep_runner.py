@@ -13,22 +13,20 @@ from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.files import check_writable
-from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
-from fedpgp.data.protocol import held_out_names
-from fedpgp.experiments import launch, planning, runner
+from fedpgp.experiments import launch, runner
 from fedpgp.experiments.planning import Library, Plan
-from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
-from fedpgp.experiments.sweeps.measured import check_images
+from fedpgp.experiments.sweeps import probes, sampling, search, trial_runner, tune_runner
+from fedpgp.experiments.sweeps.preparation import Plans, Preparation
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
-from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
+from fedpgp.experiments.sweeps.trial_runner import TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.federation.server import rounding
-from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
+from fedpgp.storage.sweep_folder import SweepFolder, TrialSpec
 
 Rerun = Literal["missing", "failed", "all"]
 
@@ -46,55 +44,58 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         Interrupted: stopped by a signal; finished trials and committed rounds are kept.
     """
     callback.on_prepare()
+    if sweep.tune.adaptive:
+        probes.check_installed()
     drawn = sampling.draw(sweep)
     for note in filter(None, (drawn.dropped, drawn.unranked)):
         callback.on_message(note)
     _check_shared_settings(drawn.trials)
-    trials = [replace(trial, experiment=tracker.settled(trial.experiment)) for trial in drawn.trials]
-    launch.placed(trials[0].experiment)
-    trials = [replace(trial, experiment=config.absolute(trial.experiment)) for trial in trials]
-    plans = _plans(sweep, trials, drawn.metric)
+    prepared = Preparation(sweep, drawn.objectives, tracker, force=rerun == "all")
+    launch.placed(tracker.settled(drawn.trials[0].experiment))
+    trials = [prepared.settled(trial) for trial in drawn.trials]
+    # Only a search plans more trials later; otherwise the model need not stay in memory.
+    plans = _plans(prepared if sweep.tune.adaptive else replace(prepared, library=Library()), trials)
     first = [next(iter(own.values())) for own in plans.values()]
     shares = ((len(one.data.training_clients), one.experiment.federation) for one in first)
     for line in dict.fromkeys(rounding(*share) for share in shares):
         if line is not None:
             callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
-    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
+    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep, drawn.objectives, specs)
     check_writable(trial_runner.lock_folder(root))
     exists = SweepFolder.exists(root, sweep.name, digest)
     tracking = trials[0].experiment.tracking.model_dump()  # so that it is found again from another place
     content = redacted(config.dump(sweep.model_copy(update={"base": {**sweep.base, "tracking": tracking}})))
-    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
-    work = [
-        TrialWork(
-            sweep=folder.path,
-            id=trial.id,
-            label=trial.label,
-            folds=tuple(
-                FoldWork(fold, plan.experiment, plan.digest, plan.content) for fold, plan in plans[trial.id].items()
-            ),
-            metric=drawn.metric,
-            report_every=None if sweep.tune.scheduler == "fifo" else sweep.tune.grace_rounds,
-            force=rerun == "all",
-            tracker=tracker,
-            code=to_send(),
-        )
-        for trial in trials
-    ]
+    adaptive, planned = sweep.tune.adaptive, sweep.tune.num_samples
+    listed = ((), planned) if adaptive else (specs, None)
+    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.objectives, *listed)
+
+    def known() -> list[TrialWork]:
+        """The trials of the folder."""
+        if adaptive:
+            return list(search.recorded(prepared, folder))
+        return [prepared.work(folder, trial, plans[trial.id]) for trial in trials]
+
     if exists and rerun is None:
-        _refuse_unfinished(folder, work)
+        _refuse_unfinished(folder, known())
     waiting = folder.lock(callback.on_message)
     with waiting, launch.forward_warnings(callback), _tracked(folder, trials[0].experiment, tracker) as tracked:
         callback = broadcast(callback, tracked)
-        todo = _select(folder, work, rerun, callback)
+        if adaptive and rerun == "all":
+            folder.restart_search(planned)
+        todo = _select(folder, known(), rerun, callback)
         try:
-            if todo:
-                with ray_cluster.connected(max((one.resources for one in todo), key=ray_cluster.own_cpus)):
-                    concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
+            searching = adaptive and bool(todo or len(folder.trials) < folder.planned)
+            needed = trials if searching else [trial for trial in trials if trial.id in {one.id for one in todo}]
+            if needed:
+                resources = [trial.experiment.resources for trial in needed]
+                with ray_cluster.connected(max(resources, key=ray_cluster.own_cpus)):
+                    concurrent = _concurrency(resources, sweep.tune.max_concurrent, callback)
+                    _extract([plan for trial in needed for plan in plans[trial.id].values()], concurrent, callback)
                     plans.clear()
-                    tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
+                    rounds = max(trial.experiment.federation.rounds for trial in needed)
+                    suggested = _search(prepared, folder, todo, callback) if searching else None
+                    tune_runner.run(sweep.tune, folder, todo, suggested, rounds, callback)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
@@ -116,24 +117,30 @@ def _tracked(folder: SweepFolder, experiment: Experiment, tracker: Tracker) -> I
         tracker.close()
 
 
-def _plans(sweep: Sweep, trials: Sequence[Trial], metric: str) -> dict[str, dict[Fold, Plan]]:
+def _plans(prepared: Preparation, trials: Sequence[Trial]) -> dict[str, Plans]:
     """Plan every fold of every trial; a `ConfigError` names all trials that cannot be run."""
-    library = Library()
-    plans: dict[str, dict[Fold, Plan]] = {}
+    plans: dict[str, Plans] = {}
     wrong: dict[str, list[str]] = {}
     for trial in trials:
         try:
-            own = sampling.folds(sweep, trial, held_out_names(library.manifest(trial.experiment.data)))
-            plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
-            sampling.check_splits(trial, {fold: plan.manifest.digest for fold, plan in plans[trial.id].items()})
-            for plan in plans[trial.id].values():
-                check_images(metric, plan.data)
+            plans[trial.id] = prepared.plans(trial)
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)
     if wrong:
         raise ConfigError("\n".join(sampling.format_error(line, labels, len(trials)) for line, labels in wrong.items()))
     return plans
+
+
+def _search(
+    prepared: Preparation, folder: SweepFolder, todo: Sequence[TrialWork], callback: RunCallback
+) -> search.Search:
+    """The search of an adaptive sweep, with the trials that were suggested before and have to run."""
+    from fedpgp.experiments.sweeps.optuna_search import OptunaSampler
+
+    history = [(one.variant, dict(one.point)) for one in folder.suggestions]
+    sampler = OptunaSampler(prepared.sweep, prepared.objectives, history)
+    return search.Search(prepared, folder, sampler, todo, callback)
 
 
 def _check_shared_settings(trials: Sequence[Trial]) -> None:
@@ -143,13 +150,13 @@ def _check_shared_settings(trials: Sequence[Trial]) -> None:
 
 
 def _refuse_unfinished(folder: SweepFolder, work: Sequence[TrialWork]) -> None:
-    earlier = _earlier(folder, work)
-    ended = sum(known is not None for known, _ in earlier)
-    if ended < len(work):
+    earlier, total = trial_runner.earlier(folder, work) if work else [], folder.planned
+    ended = len(folder.trials) - sum(known is None for known, _ in earlier)
+    if ended < total:
         outdated = sum(replaced for _, replaced in earlier)
         images = f"; the images of {outdated} have been replaced since" if outdated else ""
         raise RunError(
-            f"{folder.path}: this sweep exists ({folder.state}, {ended} of {len(work)} trials ended{images}); "
+            f"{folder.path}: this sweep exists ({folder.state}, {ended} of {total} trials ended{images}); "
             "continue with --resume, or start over with --rerun all"
         )
 
@@ -160,7 +167,7 @@ def _select(
     """Choose the trials to run now, and record those whose folds all finished in other sweeps."""
     counts = dict.fromkeys(("finished", "stopped", "failed"), 0)
     todo, outdated = [], 0
-    for one, (known, replaced) in zip(work, _earlier(folder, work), strict=True):
+    for one, (known, replaced) in zip(work, trial_runner.earlier(folder, work), strict=True):
         if one.force or known is None or (known.state == "failed" and rerun == "failed"):
             outdated += replaced
             folder.forget(one.id)
@@ -183,27 +190,6 @@ def _select(
     if outdated:
         callback.on_message(f"{outdated} of {len(work)} trials run anew: their images have been replaced since")
     return todo
-
-
-def _earlier(folder: SweepFolder, work: Sequence[TrialWork]) -> list[tuple[Result | None, bool]]:
-    """What earlier runs give each trial: its result, and whether its images have been replaced since it had one.
-
-    There is a result if the trial ended in this sweep, or its folds all finished in other sweeps.
-    """
-    stored = trial_runner.stored_runs([fold for one in work for fold in one.folds])
-    found: list[tuple[Result | None, bool]] = []
-    for one in work:
-        result = folder.result(one.id)
-        held = {store.path.name: store.has_images(fold.content) for fold in one.folds for store in stored[fold.digest]}
-        replaced = result is not None and any(not held.get(fold.run, True) for fold in result.folds)
-        runs = [(each.fold, each.newest("finished", stored=stored)) for each in one.folds]
-        own = tuple(FoldRun.of(fold, run.path.name) for fold, run in runs if run)
-        if len(own) == len(runs):
-            result = Result(one.id, "finished", trial_runner.value_of(folder.root, own, one.metric), own)
-        elif result is not None and (result.state == "finished" or result.disk_full or replaced):
-            result = None  # finished: its runs were removed, or its data changed
-        found.append((result, replaced))
-    return found
 
 
 def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callback: RunCallback) -> int:

@@ -3,9 +3,9 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
@@ -27,6 +27,9 @@ from fedpgp.experiments.sweeps.search_space import (
 )
 from fedpgp.federation.measures import MEASURES
 from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
+from fedpgp.storage.objectives import HM, Objectives
+
+Mode = Literal["max", "min"]
 
 
 class FoldSettings(Settings):
@@ -46,19 +49,27 @@ class FoldSettings(Settings):
 class TuneSettings(Settings):
     """How trials are drawn, compared and scheduled."""
 
-    metric: str | None = None
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid (every combination of `grid_search` and variants, other terms drawn for each) | random (num_samples trials,
+    for which variant and all terms are drawn) | optuna (each trial is suggested from the results of those before: by
+    TPE, with two metrics by NSGA-II)"""
+    metric: str | tuple[str, ...] | None = None
     """`val/...`, after the last round; null: val/hm if base and novel are measured, else val/local. Also a measure
     (`val/local_worst`, `val/base_f1`) or one domain, in a union one data set (`val/local.sketch`). With `test/...` or
-    `new_client/...` the best trial is selected on test images, and tables say so"""
-    mode: Literal["max", "min"] = "max"
-    """max: larger is better; min: for `train/loss` and calibration errors (`val/base_ece`)"""
+    `new_client/...` the best trial is selected on test images, and tables say so. A list of two is a trade-off:
+    `[val/local, val/novel]`"""
+    mode: Mode | tuple[Mode, ...] = "max"
+    """max: larger is better; min: for `train/loss` and calibration errors (`val/base_ece`). A list: for each metric"""
+    best: str = HM
+    """two metrics: the rule that names the best trial: hm (their harmonic mean), or such as
+    `val/local where val/novel >= 70`"""
     num_samples: int = Field(1, ge=1)
-    """number of draws from the space, each with the whole grid; search=random: number of trials"""
+    """number of draws from the space, each with the whole grid; random, optuna: number of trials"""
+    points_to_try: tuple[dict[str, Any], ...] = ()
+    """optuna: settings to start from, such as `{method.rank: 4}`, and `variant: LABEL`; what they leave out is
+    suggested"""
     seed: int = Field(1, ge=0)
     """seed of the draws"""
-    search: Literal["grid", "random"] = "grid"
-    """grid (every combination of `grid_search` and variants, other terms drawn for each) | random (num_samples trials,
-    for which variant and all terms are drawn)"""
     scheduler: Literal["fifo", "asha", "hyperband", "median"] = "fifo"
     """fifo (run every trial to its end) | asha | hyperband | median (stop trials that fall behind, by the mean over
     folds). hyperband is asynchronous: the first trial is stopped as asha does, the next one at the earliest after three
@@ -71,15 +82,45 @@ class TuneSettings(Settings):
 
     @field_validator("metric")
     @classmethod
-    def _known(cls, metric: str | None) -> str | None:
+    def _known(cls, metric: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for name in (metric,) if isinstance(metric, str) else metric or ():
+            cls._check_metric(name)
+        return metric
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        """Check settings that depend on each other."""
+        try:
+            objectives = self.objectives("")
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("tune.")) from None
+        if len(objectives.metrics) > 1 and self.scheduler != "fifo":
+            raise ValueError(f"scheduler: {self.scheduler} compares trials by one metric; use fifo with two")
+        if self.points_to_try and self.search != "optuna":
+            raise ValueError("points_to_try: only tune.search=optuna starts from known points")
+        return self
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether trials depend on the results of earlier ones."""
+        return self.search == "optuna"
+
+    def objectives(self, default: str) -> Objectives:
+        """What the sweep optimizes; `default` is the metric if none is given. Raises `ConfigError`."""
+        given = self.metric or default
+        metrics = (given,) if isinstance(given, str) else given
+        modes = (self.mode,) * len(metrics) if isinstance(self.mode, str) else self.mode
+        return Objectives(metrics, modes, self.best)
+
+    @staticmethod
+    def _check_metric(metric: str) -> None:
         measured = [one for one in METRICS if one not in COMPUTED]
         names = [*METRICS, *(f"{one}_{measure}" for one in measured for measure in MEASURES)]
         known = [f"{split}/{name}" for split in TESTED for name in names] + ["train/loss"]
         by_domain = tuple(f"{split}/{name}." for split in TESTED for name in measured if "held_out" not in name)
-        if metric is None or metric in known or metric.startswith(by_domain):
-            return metric
-        hint = did_you_mean(metric, known, "write it as val/NAME, for example val/hm", count=2)
-        raise ValueError(f"unknown metric; {hint}")
+        if metric not in known and not metric.startswith(by_domain):
+            hint = did_you_mean(metric, known, "write it as val/NAME, for example val/hm", count=2)
+            raise ValueError(f"unknown metric; {hint}")
 
 
 class Sweep(Settings):

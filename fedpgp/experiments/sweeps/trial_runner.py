@@ -21,6 +21,7 @@ from fedpgp.experiments.planning import Library
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import Backend, Common, Job
 from fedpgp.federation.metrics import RoundRow
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialRef
 
@@ -63,7 +64,7 @@ class TrialWork:
     id: str
     label: str
     folds: tuple[FoldWork, ...]
-    metric: str
+    objectives: Objectives
     report_every: int | None
     """rounds between two reports to an early-stopping scheduler; None: no scheduler needs them"""
     force: bool
@@ -71,6 +72,16 @@ class TrialWork:
     tracker: Tracker
     code: tuple[Code, ...] = ()
     """of plug-ins: unpickling it makes them importable there"""
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self.sweep.parent.parent
+
+    @property
+    def metric(self) -> str:
+        """The metric that is shown while it runs, and by which a scheduler compares it."""
+        return self.objectives.metrics[0]
 
     @property
     def resources(self) -> ResourceSettings:
@@ -116,7 +127,7 @@ def run(
                 stack.callback(fold.rounds.close)
             yield from _rounds(work, folds)
             runs = tuple(FoldRun.of(f.work.fold, f.path.name) for f in folds if f.path)
-        result = Result(work.id, "finished", value_of(sweep.root, runs, work.metric), runs)
+        result = finished(work, runs)
         sweep.record(result)
         report = Report(folds[0].round, result.value, result=result)
     except Exception as error:
@@ -127,9 +138,36 @@ def run(
     yield report
 
 
-def value_of(root: Path, runs: Sequence[FoldRun], metric: str) -> float | None:
-    """Mean of a metric over finished runs, after the last round of each; None: some run did not measure it."""
-    return _mean([_last(RunFolder.open(root / "runs" / one.run).rounds(), metric) for one in runs])
+def finished(work: TrialWork, runs: tuple[FoldRun, ...]) -> Result:
+    """The result of a trial whose folds have finished.
+
+    Each value is the mean of a metric over the runs, after the last round of each; None: some run did not measure it.
+    """
+    rounds = [RunFolder.open(work.root / "runs" / one.run).rounds() for one in runs]
+    values = tuple(_mean([_last(rows, metric) for rows in rounds]) for metric in work.objectives.metrics)
+    value = work.objectives.value(values)
+    return Result(work.id, "finished", value, runs, values=values if len(values) > 1 else ())
+
+
+def earlier(folder: SweepFolder, work: Sequence[TrialWork]) -> list[tuple[Result | None, bool]]:
+    """What earlier runs give each trial: its result, and whether its images have been replaced since it had one.
+
+    There is a result if the trial ended in this sweep, or its folds all finished in other sweeps.
+    """
+    stored = stored_runs([fold for one in work for fold in one.folds]) if work else {}
+    found: list[tuple[Result | None, bool]] = []
+    for one in work:
+        result = folder.result(one.id)
+        held = {store.path.name: store.has_images(fold.content) for fold in one.folds for store in stored[fold.digest]}
+        replaced = result is not None and any(not held.get(fold.run, True) for fold in result.folds)
+        runs = [(each.fold, each.newest("finished", stored=stored)) for each in one.folds]
+        own = tuple(FoldRun.of(fold, run.path.name) for fold, run in runs if run)
+        if len(own) == len(runs):
+            result = finished(one, own)
+        elif result is not None and (result.state == "finished" or result.disk_full or replaced):
+            result = None  # finished: its runs were removed, or its data changed
+        found.append((result, replaced))
+    return found
 
 
 def begun(work: TrialWork) -> tuple[FoldRun, ...]:

@@ -20,6 +20,7 @@ from fedpgp.core.files import TEMPORARY, is_full
 from fedpgp.experiments import launch, runner
 from fedpgp.experiments.planning import Library
 from fedpgp.experiments.sweeps import schedulers, trial_runner
+from fedpgp.experiments.sweeps.search import Search
 from fedpgp.experiments.sweeps.sweep_settings import TuneSettings
 from fedpgp.experiments.sweeps.trial_runner import Report, TrialWork
 from fedpgp.experiments.tracker import Tracker
@@ -42,23 +43,39 @@ FORWARDED = ("on_message", "on_extract")
 
 
 def run(
-    settings: TuneSettings, folder: SweepFolder, todo: Sequence[TrialWork], total: int, callback: RunCallback
+    settings: TuneSettings,
+    folder: SweepFolder,
+    todo: Sequence[TrialWork],
+    search: Search | None,
+    rounds: int,
+    callback: RunCallback,
 ) -> None:
-    """Run trials until each has a result; raise `Interrupted` after a signal, `FedPGPError` if the disk is full."""
-    work = {one.id: one for one in todo}
-    rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
-    progress = ProgressCallback(folder, work, settings.scheduler, total, callback)
+    """Run trials until each has a result; raise `Interrupted` after a signal, `FedPGPError` if the disk is full.
+
+    Args:
+        todo: the trials to run.
+        search: suggests more trials, and knows those to run first; None: there are no others.
+        rounds: that a trial can have at most.
+    """
+    work = {one.id: one for one in todo} if search is None else search.work
+    progress = ProgressCallback(folder, work, settings.scheduler, len(todo), callback)
+    if search is None:
+        space, options = {"trial": tune.grid_search(list(todo))}, {}
+    else:
+        space, options = {}, {"search_alg": search, "num_samples": -1}
+        search.on_end = progress.end
     # Tune writes into a temporary folder that every node can see.
     scratch = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.path, ignore_cleanup_errors=True)
     with _quiet(), scratch:
         tune.Tuner(
             # Work is sent in each trial's config: objects passed by `with_parameters` are never freed.
             tune.with_resources(SweepTrial, lambda config: _bundles(config["trial"])),
-            param_space={"trial": tune.grid_search(list(todo))},
+            param_space=space,
             tune_config=tune.TuneConfig(
                 scheduler=schedulers.scheduler(settings, rounds),
                 max_concurrent_trials=settings.max_concurrent,
                 reuse_actors=True,
+                **options,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -70,9 +87,12 @@ def run(
             ),
         ).fit()
     progress.close()
-    results = folder.results()
-    left = sum(one.id not in results or results[one.id].disk_full for one in todo)
-    if progress.stopper.disk_full:
+    error, total = search and search.error, folder.planned
+    disk_full = progress.stopper.disk_full or (isinstance(error, OSError) and is_full(error))
+    if error is not None and not disk_full:
+        raise error
+    left = total - sum(not result.disk_full for result in folder.results().values())
+    if disk_full:
         raise FedPGPError(
             f"{folder.root}: disk full, {left} of {total} trials left; free disk space, then rerun with --resume"
         )
@@ -146,18 +166,18 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
 
 
 class ProgressCallback(tune.Callback):  # type: ignore[misc]
-    """Follows the trials of a sweep: those in `work`, by id, run now; `total` is the number of all."""
+    """Follows the trials of a sweep: those in `work`, by id, run now; `todo` of the recorded ones have not ended."""
 
     def __init__(
-        self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, total: int, callback: RunCallback
+        self, folder: SweepFolder, work: Mapping[str, TrialWork], scheduler: str, todo: int, callback: RunCallback
     ) -> None:
         self._folder, self._work, self._callback = folder, work, callback
-        self._scheduler, self._total = scheduler, total
+        self._scheduler, self._total = scheduler, folder.planned
         self._running: dict[str, Report] = {}
-        self._ended = total - len(work)
+        self._ended = len(folder.trials) - todo
         self._failed = 0
         self._best: float | None = None
-        self._better = max if folder.head["mode"] == "max" else min
+        self._better = max if folder.objectives.mode == "max" else min
         self.stopper = _Stopper()
         self._show()
 
@@ -185,7 +205,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
             reason = f"stopped at round {report.round} by {self._scheduler}"
             result = Result(work.id, "stopped", report.value, trial_runner.begun(work), reason)
             self._folder.record(result)
-        self._end(work, result)
+        self.end(work.label, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial whose process died, unless it has a result."""
@@ -202,7 +222,7 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
                 self._folder.record(result, text)
             except OSError as error:
                 result = Result(work.id, "failed", None, (), f"{last}; {error}", is_full(error))
-        self._end(work, result)
+        self.end(work.label, result)
 
     def close(self) -> None:
         """Set the status of runs whose processes are gone but that are still `running`."""
@@ -218,11 +238,13 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
                     else:
                         store.stop("stopped by the scheduler" if result else "stopped by a signal")
 
-    def _end(self, work: TrialWork, result: Result) -> None:
+    def end(self, label: str, result: Result) -> None:
+        """Count a trial that has ended."""
         self._ended += 1
+        self._total = self._folder.planned  # a search may end early
         if result.state == "failed":
             self._failed += 1
-            self._callback.on_message(f"{work.label} failed: {str(result.reason).splitlines()[0]}", warning=True)
+            self._callback.on_message(f"{label} failed: {str(result.reason).splitlines()[0]}", warning=True)
             self.stopper.disk_full |= result.disk_full
         elif result.value is not None and result.state == "finished":
             self._best = result.value if self._best is None else self._better(self._best, result.value)

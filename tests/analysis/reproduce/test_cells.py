@@ -28,7 +28,7 @@ def swept(tmp_path, made_run):
         trials = part.drawn.trials
         folds = {trial.id: sampling.folds(part.sweep, trial, domains) for trial in trials}
         planned = [TrialSpec(trial.id, trial.label, trial.settings, folds[trial.id]) for trial in trials]
-        folder = SweepFolder.create(root, part.sweep.name, "0" * 12, "", part.drawn.metric, "max", planned)
+        folder = SweepFolder.create(root, part.sweep.name, "0" * 12, "", part.drawn.objectives, planned)
         for number, trial in enumerate(trials):
             runs = []
             for fold in folds[trial.id]:

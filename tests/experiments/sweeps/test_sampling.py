@@ -37,7 +37,7 @@ def test_a_grid_in_the_order_of_its_keys():
     assert [trial.label for trial in drawn.trials] == [f"rank={r}, shots={s}" for r in (1, 2) for s in (4, 16)]
     assert drawn.trials[1].experiment.method.settings["rank"] == 1
     assert drawn.trials[1].experiment.protocol.shots == 16
-    assert (drawn.metric, drawn.repeated) == ("val/hm", 0)
+    assert (drawn.objectives.name, drawn.repeated) == ("val/hm", 0)
 
 
 def test_variants_are_a_dimension_and_another_method_keeps_what_it_has():
@@ -273,13 +273,13 @@ def test_a_metric_that_is_not_measured(base, metric, message):
 
 @pytest.mark.parametrize("metric", ["val/local_worst", "val/novel_f1", "test/base_p10", "val/base.sketch"])
 def test_a_measure_or_a_domain_can_select(metric):
-    assert draw(sweep(tune={"metric": metric})).metric == metric
+    assert draw(sweep(tune={"metric": metric})).objectives.name == metric
 
 
 def test_a_calibration_error_selects_its_minimum():
     with pytest.raises(ConfigError, match=r"^tune.mode: val/base_ece is the better the smaller it is; give .*=min$"):
         draw(sweep(tune={"metric": "val/base_ece"}))
-    assert draw(sweep(tune={"metric": "val/base_ece", "mode": "min"})).metric == "val/base_ece"
+    assert draw(sweep(tune={"metric": "val/base_ece", "mode": "min"})).objectives.name == "val/base_ece"
 
 
 @pytest.mark.parametrize(
@@ -299,13 +299,13 @@ def test_the_domain_of_a_metric_is_one_of_the_data(domains, held_out, message):
 
 
 def test_a_metric_of_new_clients_can_select():
-    assert draw(sweep(NEW, tune={"metric": "new_client/hm_adapted"})).metric == "new_client/hm_adapted"
+    assert draw(sweep(NEW, tune={"metric": "new_client/hm_adapted"})).objectives.name == "new_client/hm_adapted"
 
 
 def test_the_metric_fits_the_protocol_and_test_is_possible():
-    assert draw(sweep(LODO)).metric == "val/local"
-    assert draw(sweep(LODO, tune={"metric": "test/held_out"})).metric == "test/held_out"
-    assert draw(sweep(tune={"metric": "train/loss", "mode": "min"})).metric == "train/loss"
+    assert draw(sweep(LODO)).objectives.name == "val/local"
+    assert draw(sweep(LODO, tune={"metric": "test/held_out"})).objectives.name == "test/held_out"
+    assert draw(sweep(tune={"metric": "train/loss", "mode": "min"})).objectives.name == "train/loss"
 
 
 def test_folds_are_seeds_times_domains():

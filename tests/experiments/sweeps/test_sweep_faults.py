@@ -36,13 +36,13 @@ PATIENCE = 400
 class Command:
     """`fedpgp sweep` on one store, in a process of its own."""
 
-    def __init__(self, root, *arguments, name="mine", rates=(0.1, 0.05, 0.02), environment=None, **base):
+    def __init__(self, root, *arguments, name="mine", rates=(0.1, 0.05, 0.02), environment=None, tune=None, **base):
         self.root = root
         root.mkdir(exist_ok=True)
         file = root / f"{name}.yaml"
         tree = {**BASE, "storage": {"root": str(root)}, **base}
         space = {"federation.lr": {"grid_search": list(rates)}}
-        folds, tune = {"seeds": [1, 2]}, {"max_concurrent": 2}
+        folds, tune = {"seeds": [1, 2]}, tune or {"max_concurrent": 2}
         file.write_text(yaml.safe_dump({"base": tree, "space": space, "folds": folds, "tune": tune}))
         self.output = root / f"{name}-{time.monotonic_ns()}.log"
         with self.output.open("w") as log:
@@ -125,6 +125,31 @@ def test_a_sweep_killed_three_times_resumes_to_the_same_numbers(tmp_path, undist
             steps = [point.step for point in client.get_metric_history(entry.info.run_id, "val/hm")]
             assert steps == list(range(1, 9))
     assert not list(root.rglob(".tmp-*"))
+
+
+def test_a_search_killed_twice_suggests_what_it_would_have_suggested(tmp_path):
+    """Two metrics, seven learning rates, five trials one at a time; finished trials are not repeated."""
+    rates = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
+    tune = {"search": "optuna", "num_samples": 5, "metric": ["val/local", "val/novel"]}
+    whole = Command(tmp_path / "whole", rates=rates, tune=tune)
+    assert whole.wait() == 0, whole.text
+    root = tmp_path / "store"
+    made = {}
+    for reached in (1, 3):
+        command = Command(root, "--resume", rates=rates, tune=tune, resources=ACTORS)
+        command.until(lambda reached=reached: ended(root) >= reached)
+        command.kill()
+        (folder,) = SweepFolder.find(root)
+        assert folder.state == "interrupted"
+        made |= {run.run: run.fold for result in folder.results().values() for run in result.folds}
+    last = Command(root, "--resume", rates=rates, tune=tune, resources=ACTORS)
+    assert last.wait() == 0, last.text
+    assert numbers(root) == numbers(tmp_path / "whole")
+    (folder,), (undisturbed,) = SweepFolder.find(root), SweepFolder.find(tmp_path / "whole")
+    assert [one.point for one in folder.suggestions] == [one.point for one in undisturbed.suggestions]
+    assert [trial.id for trial in folder.front()] == [trial.id for trial in undisturbed.front()]
+    assert made.keys() <= {run.run for result in folder.results().values() for run in result.folds}
+    assert Counter(entry.info.status for entry in entries(root)[1]) == {"FINISHED": 1 + 5 + 10}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])

@@ -8,8 +8,10 @@ import yaml
 from fedpgp import config
 from fedpgp.core.errors import ConfigError
 from fedpgp.experiments.sweeps import sweep_settings
+from fedpgp.storage.objectives import Objectives
 
 GRID = {"method.rank": {"grid_search": [1, 2]}, "method.mu": {"choice": [0.1, 0.5]}}
+BOTH = ["val/local", "val/novel"]
 
 
 def searched(**more):
@@ -152,6 +154,11 @@ def test_the_names_that_trials_have():
             "tune.scheduler: Input should be 'fifo', 'asha', 'hyperband' or 'median'",
         ),
         ({"tune": {"search": "rndom"}}, "tune.search: Input should be"),
+        ({"tune": {"metric": ["val/local", "val/hmm"]}}, "tune.metric: unknown metric; did you mean val/hm"),
+        ({"tune": {"metric": BOTH, "scheduler": "asha"}}, "tune: scheduler: asha compares trials by one metric"),
+        ({"tune": {"metric": BOTH, "best": "val/hm"}}, "tune: best: 'val/hm' is no rule; write hm, or"),
+        ({"tune": {"metric": BOTH, "mode": ["max"]}}, "tune: mode: give one for all metrics, or a list"),
+        ({"tune": {"points_to_try": [{"method.rank": 1}]}}, "tune: points_to_try: only tune.search=optuna"),
         ({"folds": {"seeds": []}}, "folds.seeds"),
         ({"folds": {"seeds": [1, 1]}}, "folds.seeds: duplicate seed"),
         ({"folds": {"splits": [3, 1, 3]}}, r"mine.yaml: folds.splits: duplicate split \(\[3, 1, 3\]\)"),
@@ -212,6 +219,12 @@ def test_the_names_that_trials_have():
 def test_invalid_settings_are_refused(tmp_path, tree, message):
     with pytest.raises(ConfigError, match=message):
         sweep_settings.load(write(tmp_path, **tree))
+
+
+@pytest.mark.parametrize("mode", ["max", ["max", "max"]])
+def test_two_metrics_with_one_mode_or_one_for_each(tmp_path, mode):
+    sweep, _ = sweep_settings.load(write(tmp_path), ["tune.metric=[val/local,val/novel]", f"tune.mode={mode}"])
+    assert sweep.tune.objectives("") == Objectives(tuple(BOTH), ("max", "max"))
 
 
 def test_code_in_yaml_is_refused(tmp_path):

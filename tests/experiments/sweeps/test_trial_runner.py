@@ -23,6 +23,7 @@ from fedpgp.experiments.sweeps import sweep_runner, trial_runner
 from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends.base import SerialBackend
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import RunIndex
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
@@ -60,8 +61,8 @@ def work(root, library, seeds=(1, 2), sweep="first", report_every=None, force=Fa
         experiment = config.parse(tree)
         own.append(FoldWork(Fold(seed), experiment, planning.plan(experiment, library).digest))
     planned = TrialSpec("abc", "it", {}, tuple(one.fold for one in own))
-    folder = SweepFolder.create(root, sweep, "0" * 12, "", "val/hm", "max", [planned])
-    return TrialWork(folder.path, "abc", "it", tuple(own), "val/hm", report_every, force, Tracker())
+    folder = SweepFolder.create(root, sweep, "0" * 12, "", Objectives(("val/hm",)), [planned])
+    return TrialWork(folder.path, "abc", "it", tuple(own), Objectives(("val/hm",)), report_every, force, Tracker())
 
 
 def finished_at(root, seed, rounds):
