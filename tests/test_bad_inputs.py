@@ -239,7 +239,7 @@ CASES = {
         f'sweep HERE/sweep.yaml {SMALL} method.name={{"grid_search":["coop","fedpgp"]}} method.mu={{"choice":[1,2]}}',
         f'sweep HERE/sweep.yaml {SMALL} resources.threads_per_actor={{"grid_search":[1,2]}}',
         f"sweep HERE/sweep.yaml {SMALL} tune.num_samples=3",
-        f"sweep HERE/sweep.yaml {SMALL} method.name=zero_shot tune.metric=train/loss tune.mode=min",
+        f"sweep HERE/sweep.yaml {SMALL} tune.metric=val/local_global",
         f"sweep HERE/sweep.yaml {SMALL} tune.metric=train/con",
     ],
     "Results": [

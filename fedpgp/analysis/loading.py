@@ -1,6 +1,5 @@
 """Read runs from folders of runs, sweeps and storage roots, and check that they compare."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from fedpgp import __version__, config
 from fedpgp.analysis import coverage
 from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
+from fedpgp.analysis.splits import by_split
 from fedpgp.config import differing
 from fedpgp.core import provenance
 from fedpgp.core.errors import ConfigError, RunError
@@ -80,7 +80,7 @@ def pair(first: Path, second: Path, allow_mismatch: bool = False) -> tuple[Run, 
     comparison = compare(entries, allow_mismatch)
     counted = [text for group in comparison.groups for text in group.coverage.values()]
     marks = dict.fromkeys([*comparison.groups[-1].marks, *comparison.notes, *counted])
-    ours, theirs = _by_split([read(first), read(second)])
+    ours, theirs = by_split([read(first), read(second)])
     if ours.partition == theirs.partition:
         return ours, theirs, list(marks)
     what = f"different partitions ({ours.fold} and {theirs.fold}): a client holds other images in one than in the other"
@@ -142,7 +142,7 @@ def compare(
     """
     lines = list(notes)
     usable = list(_usable(entries, allow_mismatch, lines))
-    runs = _by_split(_told_apart_by_images([run for _, run in usable]))
+    runs = by_split(_told_apart_by_images([run for _, run in usable]))
     members = [(entry, run) for (entry, _), run in zip(usable, runs, strict=True)]
     if not members:
         raise RunError("; ".join(["no finished run to compare", *lines]))
@@ -292,41 +292,6 @@ def _told_apart_by_images(runs: Sequence[Run]) -> list[Run]:
         else run
         for run in runs
     ]
-
-
-def _by_split(runs: Sequence[Run]) -> list[Run]:
-    """Make the split a part of the fold, and no setting, for runs that differ in the split of the same images.
-
-    These are runs on data with equal settings and images but several values of `data.split_seed`, each of which gave
-    one split of its own. Others stay as they are, so that there is no split in their folds.
-    """
-    data = [_without_split(run) for run in runs]
-    found: dict[str, dict[int, set[Any]]] = {}
-    for run, (same, split, _) in zip(runs, data, strict=True):
-        if split is not None:
-            found.setdefault(same, {}).setdefault(split, set()).add(run.settings["data.digest"])
-    several = {
-        same
-        for same, splits in found.items()
-        if len(splits) > 1 and sum(map(len, splits.values())) == len(splits) == len(set.union(*splits.values()))
-    }
-    return [
-        replace(run, fold=replace(run.fold, split=split), settings=settings)
-        if same in several and split is not None
-        else run
-        for run, (same, split, settings) in zip(runs, data, strict=True)
-    ]
-
-
-def _without_split(run: Run) -> tuple[str, int | None, dict[str, Any]]:
-    """What the data of a run are but for the split, the seed of the split, and its settings without these."""
-    settings = {key: value for key, value in run.settings.items() if key not in ("data.split_seed", "data.digest")}
-    seeds = {run.settings["data.split_seed"]}
-    if parts := settings.get("data.parts"):
-        seeds = {part["split_seed"] for part in parts}
-        settings["data.parts"] = [{key: one for key, one in part.items() if key != "split_seed"} for part in parts]
-    same = {key: value for key, value in settings.items() if key.startswith("data.")}
-    return json.dumps([same, run.content]), seeds.pop() if len(seeds) == 1 else None, settings
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
