@@ -41,7 +41,7 @@ LATE = {
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
-    "tracking/": {"mlflow", "sqlalchemy", "fedpgp.analysis"},
+    "tracking/": {"mlflow", "sqlalchemy", "werkzeug", "fedpgp.analysis"},
 }
 """All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
 every file), a module and what lies below it."""

@@ -61,7 +61,7 @@ def sync_all(path: Path, uri: str | None = None) -> Iterator[Path]:
     left_out: list[str] = []
     for folder in _folders(path):
         try:
-            target = uri or _checked_store(folder)
+            target = uri or checked_store(folder)
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -101,7 +101,7 @@ def _store(folder: SweepFolder | RunFolder) -> str:
     return tracking_uri.uri_of(_named_store(folder)) or default_uri(folder.root)
 
 
-def _checked_store(folder: SweepFolder | RunFolder) -> str:
+def checked_store(folder: SweepFolder | RunFolder) -> str:
     """As `_store`; raise `UserError` if it cannot be found from here, or never be opened."""
     named, uri = _named_store(folder), _store(folder)
     check_uri(named or uri, f"{folder.path}: tracking.uri" if named else tracking_uri.URI_VARIABLE, "--uri ")

@@ -14,7 +14,7 @@ from fedpgp import config
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import RoundRow
-from fedpgp.tracking import connection
+from fedpgp.tracking import artifact_links, connection
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -100,16 +100,19 @@ class Writer(ABC):
         mark: str,
         state: str,
         status: Mapping[str, Any],
-        note: str | None,
+        note: str,
         write_artifacts: Callable[[Path], None],
     ) -> None:
-        """Set status, reason and description, upload the artifacts, and mark the MLflow run as complete."""
+        """Set status, reason and description, upload the artifacts, and mark the MLflow run as complete.
+
+        Below the first paragraph of the description are links to the artifacts, and below all of it the curves.
+        """
         end(self._client, run_id, state, status)
-        if note is not None:
-            self._client.set_tag(run_id, NOTE_TAG, note)
         with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as folder:
             write_artifacts(Path(folder))
+            files = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
             self._client.log_artifacts(run_id, folder)
+        self._client.set_tag(run_id, NOTE_TAG, artifact_links.linked(note, self._experiment, run_id, files))
         self._client.set_tag(run_id, MIRRORED_TAG, mark)
 
 

@@ -43,6 +43,10 @@ LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round. It is sent after the round's others."""
 SPACE = "space."
 """Prefix of the parameters that define the search space of a sweep."""
+SEARCHED_TAG = "fedpgp.searched"
+"""The tag that lists, as JSON, the settings by which the trials of a sweep differ."""
+SYSTEM = "system/"
+"""Prefix of the metrics that MLflow shows on the tab `System metrics` of a run."""
 
 
 class RunWriter(Writer):
@@ -148,8 +152,11 @@ class SweepWriter(Writer):
                 self._outcomes[result.id] = self._end_trial(result)
         outcomes = [self._outcomes[trial] for trial in results]
         self._summarize(outcomes)
-        if state != "running":
-            self._end(state, outcomes)
+        note = descriptions.of_sweep(self._settings, self._head, len(self._planned), outcomes, self._folder.path)
+        if state == "running":
+            self._client.set_tag(self.run_id, NOTE_TAG, note)
+        else:
+            self._end(state, outcomes, note)
 
     def _trial(self, trial: str, created_ms: int) -> Run:
         planned = self._planned[trial]
@@ -180,9 +187,9 @@ class SweepWriter(Writer):
         return found
 
     def _summarize(self, outcomes: Sequence[Outcome]) -> None:
-        """Update the description and the best trial's numbers."""
-        note = descriptions.of_sweep(self._settings, self._head, len(self._planned), outcomes, self._folder.path)
-        self._client.set_tag(self.run_id, NOTE_TAG, note)
+        """Update the best trial's numbers, and the list of the settings that trials differ by."""
+        keys = dict.fromkeys(key for trial in self._planned.values() for key in mlflow_runs.flat(trial.settings))
+        self._client.set_tag(self.run_id, SEARCHED_TAG, json.dumps(list(keys)))
         best = descriptions.best_of(outcomes, self._head["mode"])
         if best is not None and best.rounds:
             place = len(outcomes), max(one.ended_ms for one in outcomes)
@@ -191,8 +198,8 @@ class SweepWriter(Writer):
             mlflow_runs.log_metrics(self._client, self.run_id, metrics)
             self._client.set_tag(self.run_id, "fedpgp.best_trial", best.planned.label[: mlflow_runs.MAX_LENGTH])
 
-    def _end(self, state: str, outcomes: Sequence[Outcome]) -> None:
-        """Send the status and artifacts of an ended sweep, and end its trials and folds that are still RUNNING."""
+    def _end(self, state: str, outcomes: Sequence[Outcome], note: str) -> None:
+        """Send status, description and artifacts of an ended sweep, and end trials and folds still RUNNING."""
         status = dict(self._folder.status)
         if state == "interrupted" and outcomes:
             status["timestamp_ms"] = max(one.ended_ms for one in outcomes)
@@ -203,7 +210,7 @@ class SweepWriter(Writer):
         identities = [store.identity for one in outcomes for store in one.runs.values()]
         mlflow_runs.share(self._client, self.run_id, identities)
         write = partial(artifacts.of_sweep, self._folder, outcomes)
-        self._finish(self.run_id, mark, state, status, None, write)
+        self._finish(self.run_id, mark, state, status, note, write)
 
     def _close_abandoned(self, status: dict[str, Any]) -> None:
         known: dict[str, RunFolder] | None = None
@@ -232,8 +239,9 @@ def sweep_tag(head: Mapping[str, Any]) -> str:
 
 
 def _metrics(row: RoundRow) -> list[Metric]:
-    """All numbers of a round, with times, bytes and its number."""
+    """All numbers of a round, with times, bytes, usage of the machine and its number."""
     more = {f"seconds/{stage}": value for stage, value in row.seconds.items()}
+    more |= {f"{SYSTEM}{name}": value for name, value in row.system.items()}
     more |= {"participants": row.participants, "bytes/up": row.bytes_up, "bytes/down": row.bytes_down}
     return mlflow_runs.metrics({**row.metrics, **more, LAST_ROUND: row.round}, row.round, row.timestamp_ms)
 
