@@ -43,7 +43,7 @@ def measured() -> Iterator[Usage]:
 
 
 def of_round(driver: Usage, work: Sequence[Usage]) -> dict[str, float]:
-    """Usage of a round: `driver/...` of this process, `workers/...` of others.
+    """Usage of a round: `driver_...` of this process, `workers_...` of others.
 
     `cpu_utilization_percentage` of workers is their mean while they work, and memory the sum over them. With the serial
     backend the driver does all the work and there are no workers.
@@ -57,7 +57,7 @@ def of_round(driver: Usage, work: Sequence[Usage]) -> dict[str, float]:
 def _named(who: str, work: Sequence[Usage]) -> dict[str, float]:
     found: dict[str, float] = {}
     if seconds := sum(one.seconds for one in work):
-        found[f"{who}/{CPU}"] = 100 * sum(one.cpu_seconds for one in work) / seconds
+        found[f"{who}_{CPU}"] = 100 * sum(one.cpu_seconds for one in work) / seconds
     for name, sizes in (
         (MEMORY, [(one.process, one.memory) for one in work]),
         (GPU, [(one.process, one.gpu_memory) for one in work]),
@@ -67,7 +67,7 @@ def _named(who: str, work: Sequence[Usage]) -> dict[str, float]:
             if size is not None:
                 largest[process] = max(size, largest.get(process, 0))
         if largest:
-            found[f"{who}/{name}"] = sum(largest.values()) / MIB
+            found[f"{who}_{name}"] = sum(largest.values()) / MIB
     return found
 
 

@@ -31,6 +31,11 @@ STORE, REGISTRY, ARTIFACTS = (
 
 They are not documented; a test compares them with the names in MLflow.
 """
+NO_ASSISTANT = (
+    "<style>[data-assistant-ui]{display:none!important}</style>"
+    '<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1","true")</script>'
+)
+"""Put into the page, which otherwise opens a panel for a language model that is not there."""
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 QUIET = ("werkzeug", "mlflow", "alembic")
 """Loggers with a line per request, or per step of the start."""
@@ -93,6 +98,8 @@ def _server(uri: str, listening: socket.socket) -> BaseWSGIServer:
     from werkzeug.serving import make_server
 
     handlers.initialize_backend_stores(uri, uri, root)
+    page = (Path(str(app.static_folder)) / "index.html").read_text(encoding="utf-8")
+    app.view_functions["serve"] = lambda: page.replace("</head>", f"{NO_ASSISTANT}</head>")
     listening.listen()
     return make_server(HOST, listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
 

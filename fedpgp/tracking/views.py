@@ -29,6 +29,8 @@ MAX_SWEEPS = 20
 """The number of sweeps, newest first, whose columns are shown together."""
 IDENTIFYING = ("method.name", "data.name", "seed")
 """Parameters that tell single runs apart."""
+FIRST_COLUMNS = ("attributes.`Run Name`", "runDateAndNestInfo")
+"""Columns that MLflow's table always has."""
 TRADEOFF = ("test/local", "test/novel")
 """What the scatter chart shows of a sweep with one objective."""
 
@@ -93,11 +95,13 @@ def _of_sweep(sweep: Run, below: str, trials: Sequence[Run]) -> list[View]:
     shown = list(dict.fromkeys([*metrics, *_tested(trials)]))
     charts = _charts(metrics, params, trials)
     sections = {name.rpartition("/")[0] for run in trials for name in run.data.metrics} - {""}
+    columns = _params(params) + _metrics(shown)
     state = {
         "searchFilter": below,
         "orderByKey": f"metrics.`{metrics[0]}`",
         "orderByAsc": sweep.data.params.get("tune.mode") == "min",
-        "selectedColumns": _params(params) + _metrics(shown),
+        "selectedColumns": columns,
+        "columnOrder": [*FIRST_COLUMNS, *columns],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [_section("Trials", True), *(_section(name, False) for name in sorted(sections))],

@@ -20,11 +20,11 @@ def test_workers_are_added_up_by_process_and_apart_from_the_driver():
         Usage("there 2", seconds=4.0, cpu_seconds=3.0, memory=50 * MIB, gpu_memory=70 * MIB),
     ]
     assert of_round(driver, work) == {
-        "driver/cpu_utilization_percentage": 20.0,
-        "driver/memory_usage_megabytes": 100.0,
-        "workers/cpu_utilization_percentage": 80.0,  # 8 of 10 seconds
-        "workers/memory_usage_megabytes": 350.0,
-        "workers/gpu_memory_usage_megabytes": 70.0,
+        "driver_cpu_utilization_percentage": 20.0,
+        "driver_memory_usage_megabytes": 100.0,
+        "workers_cpu_utilization_percentage": 80.0,  # 8 of 10 seconds
+        "workers_memory_usage_megabytes": 350.0,
+        "workers_gpu_memory_usage_megabytes": 70.0,
     }
 
 
@@ -32,8 +32,8 @@ def test_work_in_the_drivers_own_process_is_the_drivers():
     driver = Usage("here 1", seconds=10.0, cpu_seconds=9.0)
     work = [Usage("here 1", 4.0, 4.0, gpu_memory=30 * MIB), Usage("here 1", 4.0, 4.0, gpu_memory=20 * MIB)]
     assert of_round(driver, work) == {
-        "driver/cpu_utilization_percentage": 90.0,
-        "driver/gpu_memory_usage_megabytes": 30.0,
+        "driver_cpu_utilization_percentage": 90.0,
+        "driver_gpu_memory_usage_megabytes": 30.0,
     }
 
 
@@ -52,5 +52,5 @@ def test_a_process_measures_its_own_processor_time_and_memory():
 
 
 def test_a_round_says_what_the_driver_used(server):
-    (row,) = [result.row for result in server("ab").run(server("ab").initial_state())]
-    assert row.system.keys() == {"driver/cpu_utilization_percentage", "driver/memory_usage_megabytes"}
+    result = next(server("ab").run(server("ab").initial_state()))
+    assert result.row.system.keys() == {"driver_cpu_utilization_percentage", "driver_memory_usage_megabytes"}

@@ -46,9 +46,9 @@ def test_the_latest_registered_model_is_the_best_one_and_predicts(
         assert out.splitlines()[-1] == f"registered: models:/a prompt@best (version {version}) in {shared_uri}"
     client = clean_registry
     model = client.get_registered_model("a prompt")
-    assert model.aliases == {"best": "2"}
+    assert {alias: str(number) for alias, number in model.aliases.items()} == {"best": "2"}
     assert model.description.startswith("**fedpgp prompt for ")
-    versions = {one.version: one for one in client.search_model_versions("name = 'a prompt'")}
+    versions = {str(one.version): one for one in client.search_model_versions("name = 'a prompt'")}
     assert "client 0" in versions["1"].description
     assert "client 1" in versions["2"].description
     assert model.description == versions["2"].description

@@ -192,14 +192,14 @@ def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client)
 
 
 def test_what_a_round_used_of_the_machine_is_on_mlflows_tab_of_system_metrics(store, uri, client):
-    used = {"driver/memory_usage_megabytes": 120.0, "workers/cpu_utilization_percentage": 95.0}
+    used = {"driver_memory_usage_megabytes": 120.0, "workers_cpu_utilization_percentage": 95.0}
     for number, system in ((1, used), (2, {})):
         row = RoundRow(number, {"test/local": 1.0}, 2, 100, 200, {}, 1_000_000 + number, system)
         reference = checkpoint.save(store.checkpoints, State(number, {}, {}), DIGEST)
         store.commit(row, CLIENT_SCHEMA.empty_table(), reference)
     run_id = tracking.sync_run(store.path, uri)  # as after a kill: from the rows
-    assert history(client, run_id, "system/driver/memory_usage_megabytes") == [(1, 120.0, 1_000_001)]
-    assert history(client, run_id, "system/workers/cpu_utilization_percentage") == [(1, 95.0, 1_000_001)]
+    assert history(client, run_id, "system/driver_memory_usage_megabytes") == [(1, 120.0, 1_000_001)]
+    assert history(client, run_id, "system/workers_cpu_utilization_percentage") == [(1, 95.0, 1_000_001)]
 
 
 def test_equal_names_in_two_stores_are_two_runs(root, uri, tmp_path):
