@@ -21,6 +21,8 @@ TITLES = {
 """Artifacts that MLflow's page shows, in the order of their links."""
 DOWNLOADS = {"prompt.safetensors": "learned prompt"}
 """Artifacts that it only downloads."""
+WORKFLOW = "workflowType=machine_learning"
+"""Part of an address with which MLflow's page shows runs of training instead of language models."""
 SHOWN = "figures/curves.png"
 """The artifact that is part of the description itself."""
 
@@ -31,7 +33,7 @@ def linked(note: str, experiment: str, run_id: str, files: Collection[str]) -> s
     `files` are the paths of all artifacts of the MLflow run.
     """
     page = f"#/experiments/{experiment}/runs/{run_id}/artifacts"
-    found = [f"[{title}]({page}/{file})" for file, title in TITLES.items() if file in files]
+    found = [f"[{title}]({page}/{file}?{WORKFLOW})" for file, title in TITLES.items() if file in files]
     found += [f"[{title}]({_content(run_id, file)})" for file, title in DOWNLOADS.items() if file in files]
     first, _, rest = note.partition("\n\n")
     links = [f"Artifacts: {', '.join(found)}"] if found else []

@@ -137,8 +137,8 @@ def described(card: Mapping[str, Any]) -> str:
         "other class names": "yes" if card["takes_other_names"] else "no",
         "run": f"{card['run']['name']}, seed {card['run']['seed']}, settings {card['run']['config_digest']}",
     }
-    if "images" in trained:
-        facts["trained on"] += f", {trained['images']} images of {trained['clients']} clients"
+    if (clients := trained.get("clients")) is not None:
+        facts["trained on"] += f", {trained['images']} images of {clients} client{'' if clients == 1 else 's'}"
     accuracies = [(name, f"{value:.2f}") for name, value in card["metrics"].items()]
     tables = [Table("", ["percent", "accuracy"], accuracies).markdown()] if accuracies else []
     tables += [Table("", ["", ""], list(facts.items())).markdown()]

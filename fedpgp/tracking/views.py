@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpgp.federation.metrics import on_test_images
+from fedpgp.tracking.artifact_links import WORKFLOW
 from fedpgp.tracking.connection import connect, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
 from fedpgp.tracking.mlflow_runs import PARENT_TAG, SWEEP_TAG, metric_key
@@ -31,6 +32,8 @@ IDENTIFYING = ("method.name", "data.name", "seed")
 """Parameters that tell single runs apart."""
 FIRST_COLUMNS = ("attributes.`Run Name`", "runDateAndNestInfo")
 """Columns that MLflow's table always has."""
+MAIN = "Trials"
+"""The section of the charts."""
 TRADEOFF = ("test/local", "test/novel")
 """What the scatter chart shows of a sweep with one objective."""
 
@@ -58,14 +61,14 @@ def save(uri: str) -> dict[str, str]:
         experiments = [one.experiment_id for one in client.search_experiments(filter_string="name != 'Default'")]
         newest = _search(client, experiments, f"tags.`{SWEEP_TAG}` LIKE '%'", 1) or _search(client, experiments, "", 1)
         if not newest:
-            return {"experiments": "/#/experiments?workflowType=machine_learning"}
+            return {"experiments": f"/#/experiments?{WORKFLOW}"}
         experiment, created_ms = newest[0].info.experiment_id, newest[0].info.start_time
         views = _views(client, experiment)
         for place, view in enumerate(views):
             made = created_ms - place  # the menu lists the newest one first
             content = {"name": view.name, "createdAt": made, "updatedAt": made, "state": json.dumps(view.state)}
             client.set_experiment_tag(experiment, TAG_PREFIX + view.key, json.dumps(content))
-    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    page = f"/#/experiments/{experiment}/runs?{WORKFLOW}"
     return {view.name: f"{page}&compareRunsMode={view.mode}&viewStateShareKey={view.key}" for view in views}
 
 
@@ -79,13 +82,12 @@ def _views(client: MlflowClient, experiment: str) -> list[View]:
     # The page takes a filter for a part of a name unless it begins with a comparison.
     alone = f"tags.`{RUN_TAG}` LIKE '%' AND tags.`{PARENT_TAG}` IS NULL"
     if single := _search(client, [experiment], alone, MOST):
-        columns = _params(IDENTIFYING) + _metrics(_tested(single))
-        views.append(View("fedpgp-runs", "Single runs", {"searchFilter": alone, "selectedColumns": columns}))
+        columns = _columns(IDENTIFYING, _tested(single))
+        views.append(View("fedpgp-runs", "Single runs", {"searchFilter": alone, **columns}))
     if sweeps:
         params = dict.fromkeys(key for sweep in sweeps for key in searched(sweep))
         metrics = dict.fromkeys(name for sweep in sweeps for name in (*objectives(sweep), *_tested([sweep])))
-        columns = _params(params) + _metrics(metrics)
-        views.append(View("fedpgp-all", "Sweeps, trials and folds", {"selectedColumns": columns}))
+        views.append(View("fedpgp-all", "Sweeps, trials and folds", _columns(params, metrics)))
     return views
 
 
@@ -95,16 +97,14 @@ def _of_sweep(sweep: Run, below: str, trials: Sequence[Run]) -> list[View]:
     shown = list(dict.fromkeys([*metrics, *_tested(trials)]))
     charts = _charts(metrics, params, trials)
     sections = {name.rpartition("/")[0] for run in trials for name in run.data.metrics} - {""}
-    columns = _params(params) + _metrics(shown)
     state = {
         "searchFilter": below,
         "orderByKey": f"metrics.`{metrics[0]}`",
         "orderByAsc": sweep.data.params.get("tune.mode") == "min",
-        "selectedColumns": columns,
-        "columnOrder": [*FIRST_COLUMNS, *columns],
+        **_columns(params, shown),
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
-        "compareRunSections": [_section("Trials", True), *(_section(name, False) for name in sorted(sections))],
+        "compareRunSections": [_section(MAIN, True), *(_section(name, False) for name in sorted(sections))],
         "isAccordionReordered": True,
     }
     name = sweep.info.run_name
@@ -129,25 +129,22 @@ def searched(sweep: Run) -> list[str]:
 def _charts(metrics: Sequence[str], params: Sequence[str], trials: Sequence[Run]) -> list[dict[str, Any]]:
     """Bars by trial, a scatter plot, parallel coordinates, and the contour of the first two numeric settings."""
     across, up = metrics if len(metrics) == 2 else TRADEOFF
-    charts = [_chart("BAR", f"{name} by trial", metricKey=name, selectedMetricKeys=[name]) for name in metrics]
+    charts = [_chart("BAR", metricKey=name, selectedMetricKeys=[name]) for name in metrics]
     if all(any(name in run.data.metrics for run in trials) for name in (across, up)):
-        charts.append(_chart("SCATTER", f"{up} against {across}", xaxis=_axis(across), yaxis=_axis(up)))
+        charts.append(_chart("SCATTER", xaxis=_axis(across), yaxis=_axis(up)))
     if params:
-        title = f"searched settings and {metrics[0]}"
-        charts.append(
-            _chart("PARALLEL", title, selectedParams=list(params), selectedMetrics=[metrics[0]], showAllRuns=True)
-        )
+        shown = {"selectedParams": list(params), "selectedMetrics": [metrics[0]]}
+        charts.append(_chart("PARALLEL", **shown, showAllRuns=True))
     numeric = [key for key in params if _is_numeric([run.data.params.get(key) for run in trials])]
     if len(numeric) > 1:
-        first, second = numeric[:2]
-        axes = {"xaxis": _axis(first, "PARAM"), "yaxis": _axis(second, "PARAM"), "zaxis": _axis(metrics[0])}
-        charts.append(_chart("CONTOUR", f"{metrics[0]} over {first} and {second}", **axes))
-    return charts
+        axes = {"xaxis": _axis(numeric[0], "PARAM"), "yaxis": _axis(numeric[1], "PARAM"), "zaxis": _axis(metrics[0])}
+        charts.append(_chart("CONTOUR", **axes))
+    return [{"uuid": f"chart {place}", **chart} for place, chart in enumerate(charts)]
 
 
-def _chart(kind: str, title: str, **settings: Any) -> dict[str, Any]:
-    more = {"deleted": False, "isGenerated": False, "displayName": title, "runsCountToCompare": MOST}
-    return {"uuid": f"{kind} {title}", "type": kind, "metricSectionId": "Trials", **more, **settings}
+def _chart(kind: str, **settings: Any) -> dict[str, Any]:
+    """A chart in the first section, with a title that MLflow's page makes."""
+    return {"type": kind, "metricSectionId": MAIN, "deleted": False, "isGenerated": False, **settings}
 
 
 def _section(name: str, display: bool) -> dict[str, Any]:
@@ -172,12 +169,10 @@ def _tested(runs: Iterable[Run]) -> list[str]:
     return [name for name in accuracies({name for run in runs for name in run.data.metrics}) if on_test_images(name)]
 
 
-def _params(keys: Iterable[str]) -> list[str]:
-    return [f"params.`{key}`" for key in keys]
-
-
-def _metrics(keys: Iterable[str]) -> list[str]:
-    return [f"metrics.`{key}`" for key in keys]
+def _columns(params: Iterable[str], metrics: Iterable[str]) -> dict[str, list[str]]:
+    """The columns of a view, parameters first; MLflow's own order is the other one, and alphabetical."""
+    columns = [*(f"params.`{key}`" for key in params), *(f"metrics.`{key}`" for key in metrics)]
+    return {"selectedColumns": columns, "columnOrder": [*FIRST_COLUMNS, *columns]}
 
 
 def _search(client: MlflowClient, experiments: list[str], condition: str, most: int) -> list[Run]:

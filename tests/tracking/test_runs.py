@@ -175,7 +175,10 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
     note = run.data.tags["mlflow.note.content"]
     assert "| test/local | 2.00 | 1.50 | 1.00 |" in note
     page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts"
-    assert f"Artifacts: [accuracies of each client]({page}/clients.csv), [confusion matrix](" in note
+    assert (
+        f"Artifacts: [accuracies of each client]({page}/clients.csv?workflowType=machine_learning), [confusion matrix]("
+        in note
+    )
 
 
 def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client):

@@ -131,7 +131,7 @@ def test_charts_show_bars_a_tradeoff_parallel_coordinates_and_a_contour(stores):
     bar, scatter, parallel, contour = state["compareRunCharts"]
     assert state.keys() == STATE
     assert bar.keys() | scatter.keys() | parallel.keys() | contour.keys() == CHART
-    assert (bar["type"], bar["metricKey"], bar["displayName"]) == ("BAR", "val/hm", "val/hm by trial")
+    assert (bar["type"], bar["metricKey"], bar["selectedMetricKeys"]) == ("BAR", "val/hm", ["val/hm"])
     assert (scatter["type"], scatter["xaxis"], scatter["yaxis"]) == (
         "SCATTER", {"key": "test/local", "type": "METRIC"}, {"key": "test/novel", "type": "METRIC"},
     )  # fmt: skip
@@ -169,6 +169,7 @@ def test_single_runs_are_those_below_nothing_that_are_no_sweep(stores):
     assert store.state("fedpgp-runs")["selectedColumns"] == [
         "params.`method.name`", "params.`data.name`", "params.`seed`", "metrics.`test/hm`"
     ]  # fmt: skip
+    assert store.state("fedpgp-runs")["columnOrder"][2:] == store.state("fedpgp-runs")["selectedColumns"]
 
 
 def test_without_a_sweep_single_runs_come_first(stores):
@@ -192,12 +193,12 @@ def test_of_several_experiments_that_of_the_newest_sweep_is_shown(stores):
 
 FACETS = {"searchFilter", "orderByKey", "orderByAsc"}
 STATE = {
-    *FACETS, "selectedColumns", "runsHiddenMode", "compareRunCharts", "compareRunSections", "isAccordionReordered",
-    "viewMaximized",
+    *FACETS, "selectedColumns", "columnOrder", "runsHiddenMode", "compareRunCharts", "compareRunSections",
+    "isAccordionReordered", "viewMaximized",
 }  # fmt: skip
 CHART = {
-    "uuid", "type", "metricSectionId", "deleted", "isGenerated", "displayName", "runsCountToCompare", "metricKey",
-    "selectedMetricKeys", "xaxis", "yaxis", "zaxis", "selectedParams", "selectedMetrics", "showAllRuns",
+    "uuid", "type", "metricSectionId", "deleted", "isGenerated", "metricKey", "selectedMetricKeys", "xaxis", "yaxis",
+    "zaxis", "selectedParams", "selectedMetrics", "showAllRuns",
 }  # fmt: skip
 """All names that are written; the tests above see no others."""
 SCRIPTS = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
