@@ -26,9 +26,10 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
 from fedpgp.tracking.connection import default_uri
-from fedpgp.tracking.mlflow_runs import SWEEP_TAG, Writer
+from fedpgp.tracking.mlflow_runs import Writer
+from fedpgp.tracking.names import RUN_TAG, SWEEP_TAG
 from fedpgp.tracking.uri_check import check_settings, check_uri
-from fedpgp.tracking.writers import RUN_TAG, SweepWriter, run_writer
+from fedpgp.tracking.writers import SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
 

@@ -16,7 +16,7 @@ from fedpgp.core.text import first_of, one_line, redacted
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import connection
 from fedpgp.tracking.mirror import checked_store, sync_run
-from fedpgp.tracking.writers import RUN_TAG
+from fedpgp.tracking.names import RUN_TAG
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

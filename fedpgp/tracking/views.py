@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedpgp.federation.metrics import on_test_images
 from fedpgp.tracking.artifact_links import WORKFLOW
 from fedpgp.tracking.connection import connect, mlflow_errors
-from fedpgp.tracking.descriptions import accuracies
-from fedpgp.tracking.mlflow_runs import PARENT_TAG, SWEEP_TAG, metric_key
-from fedpgp.tracking.writers import RUN_TAG, SEARCHED_TAG
+from fedpgp.tracking.names import PARENT_TAG, RUN_TAG, SEARCHED_TAG, SWEEP_TAG, accuracies, metric_key
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -26,25 +26,20 @@ from fedpgp.tracking.mlflow_runs import (
     DIGEST_TAG,
     MIRRORED_TAG,
     NOTE_TAG,
-    PARENT_TAG,
-    SWEEP_TAG,
     TRIAL_TAG,
     Writer,
 )
+from fedpgp.tracking.names import PARENT_TAG, RUN_TAG, SEARCHED_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-RUN_TAG = "fedpgp.run"
-"""The tag that holds the unique id of a run on disk, as `RunFolder.create` assigned it."""
 STRETCHES_TAG = "fedpgp.stretches"
 """The tag that says which rounds were made with which versions and hardware, if they are not the same for all."""
 LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round. It is sent after the round's others."""
 SPACE = "space."
 """Prefix of the parameters that define the search space of a sweep."""
-SEARCHED_TAG = "fedpgp.searched"
-"""The tag that lists, as JSON, the settings by which the trials of a sweep differ."""
 SYSTEM = "system/"
 """Prefix of the metrics that MLflow shows on the tab `System metrics` of a run."""
 

@@ -174,6 +174,7 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
     assert learned == [[1, 1], [2, 2]]
     note = run.data.tags["mlflow.note.content"]
     assert "| test/local | 2.00 | 1.50 | 1.00 |" in note
+    assert "| client | split | local |\n|---|---|---:|\n| a | test | 20.00 |\n| b | test | 10.00 |\n" in note
     page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts"
     assert (
         f"Artifacts: [accuracies of each client]({page}/clients.csv?workflowType=machine_learning), [confusion matrix]("
