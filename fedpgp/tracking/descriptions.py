@@ -196,7 +196,13 @@ def _by_client(store: RunFolder, rounds: Sequence[RoundRow]) -> list[str]:
         [names[row["client"]], row["split"], *("-" if row[name] is None else f"{row[name]:.2f}" for name in metrics)]
         for row in table.to_pylist()
     ]
-    shown = Table("", ["client", "split", *metrics], rows, text_columns=2, max_rows=MOST_ROWS)
+    shown = Table(
+        f"Accuracy of each client in percent, round {last}",
+        ["client", "split", *metrics],
+        rows,
+        text_columns=2,
+        max_rows=MOST_ROWS,
+    )
     return [shown.markdown(), ""] if rows else []
 
 

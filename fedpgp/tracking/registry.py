@@ -66,6 +66,8 @@ class Registration:
 
         The version gets the alias `best`, which an earlier one loses, and the card as its description.
         """
+        from mlflow.entities import LoggedModelOutput
+
         run_id = sync_run(self.store.path, self.uri)
         with connection.mlflow_errors(self.uri):
             client = self._client()
@@ -73,6 +75,7 @@ class Registration:
             logged = client.create_logged_model(experiment, self.name, run_id, model_type=card["method"]["name"])
             client.log_model_artifacts(logged.model_id, str(model))
             client.finalize_logged_model(logged.model_id, "READY")
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, card["round"]["number"])])
             if not self._exists(client):
                 client.create_registered_model(self.name)
             version = client.create_model_version(

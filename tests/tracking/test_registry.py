@@ -53,6 +53,8 @@ def test_the_latest_registered_model_is_the_best_one_and_predicts(
     assert "client 1" in versions["2"].description
     assert model.description == versions["2"].description
     assert {client.get_run(one.run_id).info.run_name for one in versions.values()} == {run.name}
+    outputs = client.get_run(versions["1"].run_id).outputs.model_outputs
+    assert [one.step for one in outputs] == [1, 1]
     shutil.rmtree(tmp_path / "out")
     pixels = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 20, 20)).save(pixels, "PNG")
