@@ -51,13 +51,13 @@ class View:
 def save(uri: str) -> dict[str, str]:
     """Save the views of the store in MLflow, and return their names with the paths of their pages, the first one first.
 
-    The views are those of the experiment of the newest sweep, or else of the newest run. Without any run it is the
-    list of experiments.
+    The views are those of the experiment of the newest sweep, or else of the newest run that is mirrored there. Without
+    any it is the list of experiments.
     """
     with mlflow_errors(uri):
         client = connect(uri)
         experiments = [one.experiment_id for one in client.search_experiments(filter_string="name != 'Default'")]
-        newest = _search(client, experiments, f"tags.`{SWEEP_TAG}` LIKE '%'", 1) or _search(client, experiments, "", 1)
+        newest = [run for tag in (SWEEP_TAG, RUN_TAG) for run in _search(client, experiments, _has(tag), 1)]
         if not newest:
             return {"experiments": f"/#/experiments?{WORKFLOW}"}
         experiment, created_ms = newest[0].info.experiment_id, newest[0].info.start_time
@@ -73,12 +73,12 @@ def save(uri: str) -> dict[str, str]:
 def _views(client: MlflowClient, experiment: str) -> list[View]:
     """The views of an experiment that have something to show."""
     views = []
-    sweeps = _search(client, [experiment], f"tags.`{SWEEP_TAG}` LIKE '%'", MAX_SWEEPS)
+    sweeps = _search(client, [experiment], _has(SWEEP_TAG), MAX_SWEEPS)
     for sweep in sweeps[:1]:
         below = f"tags.`{PARENT_TAG}` = '{sweep.info.run_id}'"
         views += _of_sweep(sweep, below, _search(client, [experiment], below, MOST))
     # The page takes a filter for a part of a name unless it begins with a comparison.
-    alone = f"tags.`{RUN_TAG}` LIKE '%' AND tags.`{PARENT_TAG}` IS NULL"
+    alone = f"{_has(RUN_TAG)} AND tags.`{PARENT_TAG}` IS NULL"
     if single := _search(client, [experiment], alone, MOST):
         columns = _columns(IDENTIFYING, _tested(single))
         views.append(View("fedpgp-runs", "Single runs", {"searchFilter": alone, **columns}))
@@ -171,6 +171,11 @@ def _columns(params: Iterable[str], metrics: Iterable[str]) -> dict[str, list[st
     """The columns of a view, parameters first; MLflow's own order is the other one, and alphabetical."""
     columns = [*(f"params.`{key}`" for key in params), *(f"metrics.`{key}`" for key in metrics)]
     return {"selectedColumns": columns, "columnOrder": [*FIRST_COLUMNS, *columns]}
+
+
+def _has(tag: str) -> str:
+    """The condition that a run has a tag."""
+    return f"tags.`{tag}` LIKE '%'"
 
 
 def _search(client: MlflowClient, experiments: list[str], condition: str, most: int) -> list[Run]:

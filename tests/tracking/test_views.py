@@ -65,8 +65,10 @@ def stores(tmp_path_factory, shared_uri):
     return make
 
 
-def test_without_runs_there_is_the_list_of_experiments(stores):
-    assert views.save(stores().uri) == {"experiments": "/#/experiments?workflowType=machine_learning"}
+def test_without_mirrored_runs_there_is_the_list_of_experiments(stores):
+    store = stores()
+    store.client.create_run(store.experiment, run_name="of another program")
+    assert views.save(store.uri) == {"experiments": "/#/experiments?workflowType=machine_learning"}
 
 
 def test_the_newest_sweep_comes_first_with_its_trials_best_first(stores):
