@@ -90,7 +90,7 @@ def export(
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.", callback=writable)],
     which: Annotated[str, typer.Option("--round", help="last, or best: by validation images.")] = "last",
     register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Also register the model in MLflow, as version with alias best.")
+        str | None, typer.Option(metavar="NAME", help="Also register the model in MLflow, with the alias best.")
     ] = None,
 ) -> None:
     """Export the prompt of a client or of the server: a safetensors file, its card as JSON, and an MLflow model."""
@@ -142,7 +142,8 @@ def ui(
 ) -> None:
     """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it.
 
-    If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
+    It opens on the trials of the newest sweep, best first. The links of its other views are printed: charts of the
+    trials, single runs, all runs. If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
     """
     from fedpgp.tracking import ui as interface
     from fedpgp.tracking.uri_check import is_server
