@@ -44,7 +44,8 @@ LATE = {
     "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
-    "tracking/": {"mlflow", "sqlalchemy", "fedpgp.analysis"},
+    "tracking/": {"mlflow", "sqlalchemy", "werkzeug", "fedpgp.analysis"},
+    "tracking/__init__": {"fedpgp.tracking.mirror"},
 }
 """All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
 every file), a module and what lies below it."""

@@ -73,7 +73,7 @@ ELSEWHERE = {
     "ray start --address": "federation/backends/test_nodes.py::nodes",
     "ray job submit": "cluster/test_jobs.py::test_a_submitted_sweep_is_followed_and_mirrored",
     "ray submit": "test_pipelines.py::test_the_cluster_file_is_one_that_ray_takes",
-    "fedpgp ui": "tracking/test_ui.py::test_the_page_lists_the_runs_or_else_the_experiments",
+    "fedpgp ui": "tracking/test_views.py::test_the_newest_sweep_comes_first_with_its_trials_best_first",
 }
 """The beginning of a command, and the test or fixture that runs it or an equivalent."""
 

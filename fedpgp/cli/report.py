@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,20 +90,27 @@ def export(
     client: Annotated[str, typer.Option(help="A client's number or name, or `global`: the server's model.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.", callback=writable)],
     which: Annotated[str, typer.Option("--round", help="last, or best: by validation images.")] = "last",
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also register the model in MLflow, with the alias best.")
+    ] = None,
 ) -> None:
     """Export the prompt of a client or of the server: a safetensors file, its card as JSON, and an MLflow model."""
     from fedpgp.core.errors import ConfigError
     from fedpgp.export.exporting import FILE
     from fedpgp.export.mlflow_model import save
+    from fedpgp.tracking import registry
 
     if which not in ("last", "best"):
         raise ConfigError(f"--round: last or best (given: {which})")
+    registration = None if register is None else registry.Registration.prepare(run, register)
     prompt = fedpgp.Run(run).prompt(client, which)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
     path = prompt.save(folder / FILE)
     served = save(path, folder / "mlflow-model", prompt.weights)
     for title, item in (("prompt", path), ("card", path.with_suffix(".json")), ("MLflow model", served)):
         typer.echo(f"{title}: {item}")
+    if registration is not None:
+        typer.echo(f"registered: {registration.add(served, prompt.card)}")
 
 
 def predict(
@@ -135,26 +143,41 @@ def ui(
 ) -> None:
     """Serve the MLflow UI for a storage root, on this machine only. Ctrl-C stops it.
 
-    If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
+    It opens on the trials of the newest sweep, best first. The links of its other views are printed: charts of the
+    trials, single runs, all runs. If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
     """
     from fedpgp.tracking import ui as interface
     from fedpgp.tracking.uri_check import is_server
 
     store = interface.store_of(root)
     if is_server(store):
-        _show(store, "MLFLOW_TRACKING_URI", browser)
+        _show(store, _saved_views(store), "MLFLOW_TRACKING_URI", browser)
         return
-    page = interface.page_of(store)
-    with interface.serving(store, port) as (base, process):
-        _show(base + page, "Ctrl-C stops it", browser)
-        process.wait()
+    with interface.serving(store, port) as base:
+        _show(base, _saved_views(store), "Ctrl-C stops it", browser)
+        threading.Event().wait()
 
 
-def _show(address: str, note: str, browser: bool) -> None:
-    """Print the address of MLflow's interface, and open it if wanted and possible."""
+def _saved_views(uri: str) -> dict[str, str]:
+    """The views of a store, if it can be asked and lets this user save them."""
+    from fedpgp.core.errors import FedPGPError
+    from fedpgp.tracking import views
+
+    try:
+        return views.save(uri)
+    except FedPGPError as error:
+        typer.echo(f"no views: {error}", err=True)
+        return {}
+
+
+def _show(base: str, views: dict[str, str], note: str, browser: bool) -> None:
+    """Print the address of MLflow's interface and of its views, and open the first view if wanted and possible."""
     import webbrowser
 
+    address = base.rstrip("/") + next(iter(views.values()), "")
     typer.echo(f"MLflow: {redacted(address)}   ({note})")
+    for name, page in views.items():
+        typer.echo(f"  {name}: {redacted(base.rstrip('/') + page)}")
     if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         webbrowser.open(address)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedpgp.clip.feature_cache import FeatureKey
 from fedpgp.federation.pooled_counts import PooledCounts
+from fedpgp.federation.usage import Usage
 
 Arrays = dict[str, np.ndarray]  # a parameter tree in a message
 
@@ -71,3 +72,4 @@ class TrainResult:
     before_aggregation: list[Counts] = field(default_factory=list)
     parts: Arrays = field(default_factory=dict)  # (K,) of each named part of the loss
     votes: float = 0.0  # sum of the votes on the clip norm
+    usage: Usage = field(default_factory=Usage)

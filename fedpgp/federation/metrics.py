@@ -93,6 +93,7 @@ class RoundRow:
     bytes_down: int  # bytes of shared parameters sent to the participants
     seconds: Mapping[str, float] = field(default_factory=dict)  # wall clock, by stage: train, aggregate, evaluate
     timestamp_ms: int = 0  # of the commit, since 1970; makes a row that is sent to MLflow twice one row
+    system: Mapping[str, float] = field(default_factory=dict)  # what driver and workers used, see `usage.of_round`
 
 
 def train_tables(number: int, results: Sequence[TrainResult]) -> list[pa.Table]:

@@ -30,6 +30,7 @@ from fedpgp.federation.metrics import (
     train_tables,
 )
 from fedpgp.federation.state import Stack, State, add, average
+from fedpgp.federation.usage import Usage, measured, of_round
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks
 from fedpgp.server_rules.base import ClientHalf, Received, SendsToEach
@@ -148,6 +149,12 @@ class Server:
 
     def step(self, state: State) -> RoundResult:
         """Run one round."""
+        with measured() as driver:
+            result, work = self._round(state)
+        return replace(result, row=replace(result.row, system=of_round(driver, work)))
+
+    def _round(self, state: State) -> tuple[RoundResult, list[Usage]]:
+        """The result of the next round, and what each worker used for each block of it."""
         federation, number, clients = self.job.federation, state.round + 1, self.job.data.training_clients
         seconds: dict[str, float] = {}
         sampled = clients[sample_clients(self.job.seed, number, len(clients), federation)]
@@ -162,7 +169,8 @@ class Server:
             with _timed(seconds, "evaluate"):
                 evaluated, confusion = self._evaluate(state, last)
             counts += evaluated
-        return self._result(state, results, counts, confusion, sampled, seconds, down, private)
+        result = self._result(state, results, counts, confusion, sampled, seconds, down, private)
+        return result, [one.usage for one in results]
 
     def _result(
         self,

@@ -25,6 +25,7 @@ from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.federation.privacy import Mechanism
 from fedpgp.federation.state import weighted_sum
 from fedpgp.federation.training import TRAINING, Trainer
+from fedpgp.federation.usage import measured
 from fedpgp.methods.base import Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
 from fedpgp.server_rules.fedavg import FEDAVG
@@ -75,6 +76,11 @@ class FederationWorker:
         Excluded clients keep their own entries, and so do lost ones what the server rule lets them keep. `common`,
         which the server sends to all clients, is only read.
         """
+        with measured() as usage:
+            result = self._train(call, common)
+        return replace(result, usage=usage)
+
+    def _train(self, call: Call, common: Arrays) -> TrainResult:
         federation, rule = self.job.federation, self.job.rule
         received = self._tree(common) | self._tree(call.sent)
         personal, kept = self._tree(call.personal), self._tree(call.kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,12 +13,20 @@ from fedpgp.analysis.comparison import METRIC_TITLES
 from fedpgp.analysis.report.tables import Table, mean_std
 from fedpgp.config.values import load_yaml
 from fedpgp.core.text import redacted
-from fedpgp.federation.metrics import METRICS, TESTED, RoundRow, on_test_images, selections
+from fedpgp.federation.metrics import (
+    RoundRow,
+    last_evaluated,
+    on_test_images,
+    per_client_table,
+    selections,
+)
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder, TrialSpec
+from fedpgp.tracking.names import accuracies
 
 MOST_ROWS = 40
+"""Rows of a table in a description, which MLflow cuts at 8,000 characters."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ def of_run(store: RunFolder, settings: Mapping[str, Any]) -> str:
         lines += [f"**{store.status['state']}**: {redacted(store.status['reason'])}", ""]
     lines += _accuracies(rounds, next((row for row in rounds if row.round == best), None))
     lines += _coverage([store])
+    lines += _by_client(store, rounds)
     return "\n".join([*lines, f"Rows: `{store.path}`"])
 
 
@@ -163,11 +172,6 @@ def of_sweep(
     return "\n".join([*lines, f"Folder: `{path}`"])
 
 
-def accuracies(metrics: Collection[str]) -> list[str]:
-    """Names of accuracy metrics, in the order of the tables."""
-    return [f"{split}/{metric}" for split in TESTED for metric in METRICS if f"{split}/{metric}" in metrics]
-
-
 def spread(trial: Outcome, name: str) -> str:
     """`72.41 ± 0.30`, or `-`."""
     return mean_std(trial.last.get(name), trial.spread.get(name))
@@ -189,6 +193,27 @@ def _coverage(runs: Iterable[RunFolder]) -> list[str]:
     """Over how many clients the means of runs are, where these are not all clients."""
     texts = dict.fromkeys(coverage.lines(map(coverage.of_run, runs), METRIC_TITLES).values())
     return [line for text in texts for line in (f"{text}.", "")]
+
+
+def _by_client(store: RunFolder, rounds: Sequence[RoundRow]) -> list[str]:
+    """The accuracies of each client in the last round that measured them."""
+    if (last := last_evaluated(rounds)) is None:
+        return []
+    table = per_client_table(store.clients(), last)
+    metrics = table.column_names[2:]
+    names = store.identity.get("client_names") or {row: str(row) for row in table["client"].to_pylist()}
+    rows = [
+        [names[row["client"]], row["split"], *("-" if row[name] is None else f"{row[name]:.2f}" for name in metrics)]
+        for row in table.to_pylist()
+    ]
+    shown = Table(
+        f"Accuracy of each client in percent, round {last}",
+        ["client", "split", *metrics],
+        rows,
+        text_columns=2,
+        max_rows=MOST_ROWS,
+    )
+    return [shown.markdown(), ""] if rows else []
 
 
 def _accuracies(rounds: Sequence[RoundRow], best: RoundRow | None) -> list[str]:

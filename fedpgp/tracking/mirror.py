@@ -28,9 +28,10 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder, TrialRef
 from fedpgp.tracking import connection
 from fedpgp.tracking.connection import default_uri
-from fedpgp.tracking.mlflow_runs import SWEEP_TAG, Writer
+from fedpgp.tracking.mlflow_runs import Writer
+from fedpgp.tracking.names import RUN_TAG, SWEEP_TAG
 from fedpgp.tracking.uri_check import check_settings, check_uri
-from fedpgp.tracking.writers import RUN_TAG, SweepWriter, run_writer
+from fedpgp.tracking.writers import SweepWriter, run_writer
 
 log = logging.getLogger("fedpgp.tracking")
 
@@ -63,7 +64,7 @@ def sync_all(path: Path, uri: str | None = None) -> Iterator[Path]:
     left_out: list[str] = []
     for folder in _folders(path):
         try:
-            target = uri or _checked_store(folder)
+            target = uri or checked_store(folder)
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -103,7 +104,7 @@ def _store(folder: SweepFolder | RunFolder) -> str:
     return tracking_uri.uri_of(_named_store(folder)) or default_uri(folder.root)
 
 
-def _checked_store(folder: SweepFolder | RunFolder) -> str:
+def checked_store(folder: SweepFolder | RunFolder) -> str:
     """As `_store`; raise `UserError` if it cannot be found from here, or never be opened."""
     named, uri = _named_store(folder), _store(folder)
     check_uri(named or uri, f"{folder.path}: tracking.uri" if named else tracking_uri.URI_VARIABLE, "--uri ")

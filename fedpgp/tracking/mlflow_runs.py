@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +13,15 @@ from fedpgp import config
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
 from fedpgp.federation.metrics import RoundRow
-from fedpgp.tracking import connection
+from fedpgp.tracking import artifact_links, connection
+from fedpgp.tracking.names import PARENT_TAG, SWEEP_TAG, metric_key
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
-PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as the description, in Markdown."""
-SWEEP_TAG = "fedpgp.sweep"
-"""The tag that identifies a sweep, see `writers.sweep_tag`."""
 TRIAL_TAG = "fedpgp.trial"
 COMMIT_TAG = "mlflow.source.git.commit"
 SOURCE = {"mlflow.source.name": "fedpgp", "mlflow.source.type": "LOCAL"}
@@ -42,8 +39,6 @@ MAX_LENGTH = 500
 """Longest value of a parameter or tag."""
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-FORBIDDEN = re.compile(r"[^\w.\- ]")
-"""Signs that a metric's name may not have after its first slash."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "interrupted": "KILLED"}
 """MLflow's status by the state on disk. `interrupted`: the status on disk is running, but the process is gone."""
 
@@ -100,16 +95,19 @@ class Writer(ABC):
         mark: str,
         state: str,
         status: Mapping[str, Any],
-        note: str | None,
+        note: str,
         write_artifacts: Callable[[Path], None],
     ) -> None:
-        """Set status, reason and description, upload the artifacts, and mark the MLflow run as complete."""
+        """Set status, reason and description, upload the artifacts, and mark the MLflow run as complete.
+
+        Below the first paragraph of the description are links to the artifacts, and below all of it the curves.
+        """
         end(self._client, run_id, state, status)
-        if note is not None:
-            self._client.set_tag(run_id, NOTE_TAG, note)
         with tempfile.TemporaryDirectory(prefix="fedpgp-artifacts-") as folder:
             write_artifacts(Path(folder))
+            files = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
             self._client.log_artifacts(run_id, folder)
+        self._client.set_tag(run_id, NOTE_TAG, artifact_links.linked(note, self._experiment, run_id, files))
         self._client.set_tag(run_id, MIRRORED_TAG, mark)
 
 
@@ -170,15 +168,6 @@ def metrics(values: Mapping[str, float], step: int, timestamp_ms: int, prefix: s
     from mlflow.entities import Metric
 
     return [Metric(f"{prefix}{metric_key(name)}", float(value), timestamp_ms, step) for name, value in values.items()]
-
-
-def metric_key(name: str) -> str:
-    """The name of a metric as MLflow accepts it: signs of a domain's name that it rejects become `_` and their code.
-
-    `test/local.R&B` is `test/local.R_26B`.
-    """
-    section, slash, rest = name.partition("/")
-    return section + slash + FORBIDDEN.sub(lambda found: f"_{ord(found[0]):x}", rest)
 
 
 def of_row(row: RoundRow | None, prefix: str = "") -> list[Metric]:

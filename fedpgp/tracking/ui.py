@@ -1,48 +1,44 @@
-"""Serve MLflow's user interface for the store of a storage root, on this machine only, until it is stopped."""
+"""Serve MLflow's user interface for the store of a storage root, on this machine only, from this process."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shlex
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from fedpgp.config import TrackingSettings, tracking_uri
-from fedpgp.core.errors import FedPGPError, RunError, UserError
+from fedpgp.config.tracking_uri import local_path
+from fedpgp.core.errors import RunError, UserError
 from fedpgp.core.files import check_readable
-from fedpgp.federation.metrics import on_test_images
-from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
-from fedpgp.tracking.descriptions import accuracies
-from fedpgp.tracking.mlflow_runs import SWEEP_TAG
+from fedpgp.tracking.connection import ENVIRONMENT, default_uri, mlflow_errors
 from fedpgp.tracking.uri_check import check_settings
-from fedpgp.tracking.writers import SPACE
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    from werkzeug.serving import BaseWSGIServer
 
 HOST = "127.0.0.1"
 PORT = 5000
-START_SECONDS = 120.0
-END_SECONDS = 10.0
-VIEW = "fedpgp"
-VIEW_TAG_PREFIX = "mlflow.sharedViewState."
-"""Tag of an experiment that holds a shared view of its table of runs, as MLflow's Share button writes it.
+STORE, REGISTRY, ARTIFACTS = (
+    "_MLFLOW_SERVER_FILE_STORE", "_MLFLOW_SERVER_REGISTRY_STORE", "_MLFLOW_SERVER_ARTIFACT_ROOT",
+)  # fmt: skip
+"""Environment variables with which `mlflow server` tells its application what to serve.
 
-MLflow does not document it. Its web page reads the tag `mlflow.sharedViewState.KEY` when the address has
-`viewStateShareKey=KEY`; the value may be plain JSON. A test compares these names with those in the page's scripts.
+They are not documented; a test compares them with the names in MLflow.
 """
-MAX_SWEEPS = 20
-"""The number of sweeps, newest first, whose columns are shown."""
+NO_ASSISTANT = (
+    "<style>[data-assistant-ui]{display:none!important}</style>"
+    '<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1","true")</script>'
+)
+"""Put into the page, which otherwise opens a panel for a language model that is not there."""
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+QUIET = ("werkzeug", "mlflow", "alembic")
+"""Loggers with a line per request, or per step of the start."""
 
 
 def store_of(root: Path) -> str:
@@ -54,7 +50,7 @@ def store_of(root: Path) -> str:
     uri = tracking_uri.uri_of(None)
     if uri is not None:
         check_settings(TrackingSettings())
-    path = tracking_uri.local_path(uri or default_uri(root))
+    path = local_path(uri or default_uri(root))
     if path is not None:
         check_readable(path)
     if path is not None and not path.exists():
@@ -68,95 +64,58 @@ def store_of(root: Path) -> str:
     return uri or default_uri(root)
 
 
-def page_of(uri: str) -> str:
-    """The path of the page that lists the runs. MLflow's start page shows language models instead."""
-    with mlflow_errors(uri):
-        client = connect(uri)
-        experiments = client.search_experiments(filter_string="name != 'Default'", max_results=2)
-        if len(experiments) != 1:
-            return "/#/experiments?workflowType=machine_learning"
-        experiment, share = experiments[0].experiment_id, ""
-        if columns := _columns(client, experiment):  # without sweeps, MLflow's default columns stay
-            client.set_experiment_tag(experiment, VIEW_TAG_PREFIX + VIEW, json.dumps({"selectedColumns": columns}))
-            share = f"&viewStateShareKey={VIEW}"
-    return f"/#/experiments/{experiment}/runs?workflowType=machine_learning{share}"
-
-
-def _columns(client: MlflowClient, experiment: str) -> list[str]:
-    """The columns of an experiment's runs: searched parameters, metric and test accuracies of its sweeps."""
-    sweeps = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` LIKE '%'", max_results=MAX_SWEEPS)
-    params = [
-        name.removeprefix(SPACE).rpartition(".")[0]  # `method.rank` of `space.method.rank.grid_search`
-        for sweep in sweeps
-        for name in sorted(sweep.data.params)
-        if name.startswith(SPACE)
-    ]
-    metrics = []
-    for sweep in sweeps:
-        metrics += sweep.data.params["tune.metric"].split(", ")
-        metrics += [name for name in accuracies(sweep.data.metrics) if on_test_images(name)]
-    return list(dict.fromkeys([f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]))
-
-
 @contextmanager
-def serving(uri: str, port: int | None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run the server until the context ends; yields its address, once it answers, and its process.
+def serving(uri: str, port: int | None) -> Iterator[str]:
+    """Serve from threads of this process until the context ends; yields the address. Once in a process.
+
+    This is MLflow's application without what `mlflow server` adds for language models: a supervisor, workers for jobs,
+    a gateway and an assistant.
 
     Args:
         port: None: 5000, or a free one if that is taken. Another port that is taken raises `UserError`.
     """
-    chosen = _port(port)
-    address = f"http://{HOST}:{chosen}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--port", str(chosen),
-        "--workers", "1",
-    ]  # fmt: skip
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT}, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+    with _bound(port) as listening:
+        with mlflow_errors(uri):
+            server = _server(uri, listening)
+        thread = threading.Thread(target=server.serve_forever, name="mlflow server", daemon=True)
+        thread.start()
         try:
-            _wait(process, address, output)
-            yield address, process
+            yield f"http://{HOST}:{server.port}"
         finally:
-            _end(process)
+            server.shutdown()
+            thread.join()
+            server.server_close()
 
 
-def _port(wanted: int | None) -> int:
+def _server(uri: str, listening: socket.socket) -> BaseWSGIServer:
+    """MLflow's application for a store, behind a bound socket."""
+    path = local_path(uri)
+    root = ((path.parent if path else Path()).absolute() / "mlartifacts").as_uri()
+    os.environ |= {**ENVIRONMENT, STORE: uri, REGISTRY: uri, ARTIFACTS: root, **NO_JOBS}  # before the import reads them
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow.server import app, handlers
+    from werkzeug.serving import make_server
+
+    handlers.initialize_backend_stores(uri, uri, root)
+    page = (Path(str(app.static_folder)) / "index.html").read_text(encoding="utf-8")
+    app.view_functions["serve"] = lambda: page.replace("</head>", f"{NO_ASSISTANT}</head>")
+    listening.listen()
+    return make_server(HOST, listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
+
+
+def _bound(wanted: int | None) -> socket.socket:
+    """A socket that is bound to the port, or to a free one."""
     for port in (wanted,) if wanted else (PORT, 0):
-        with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                free.bind((HOST, port))
-            except PermissionError:
-                raise UserError(
-                    f"port {port} may not be used by you; give another one, above 1023, with --port"
-                ) from None
-            except OSError:
-                continue
-            return int(free.getsockname()[1])
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((HOST, port))
+        except PermissionError:
+            bound.close()
+            raise UserError(f"port {port} may not be used by you; give another one, above 1023, with --port") from None
+        except OSError:
+            bound.close()
+            continue
+        return bound
     raise UserError(f"port {wanted} is taken; give another one with --port")
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, output: IO[bytes]) -> None:
-    """Wait until the server answers."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            output.seek(0)
-            last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise FedPGPError(f"mlflow server ended at once: {last or 'no output'}")
-        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
-            return
-        time.sleep(0.2)
-    raise FedPGPError(f"mlflow server did not answer for {START_SECONDS:g} seconds")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all its children."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)

@@ -27,23 +27,22 @@ from fedpgp.tracking.mlflow_runs import (
     DIGEST_TAG,
     MIRRORED_TAG,
     NOTE_TAG,
-    PARENT_TAG,
-    SWEEP_TAG,
     TRIAL_TAG,
     Writer,
 )
+from fedpgp.tracking.names import PARENT_TAG, RUN_TAG, SEARCHED_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-RUN_TAG = "fedpgp.run"
-"""The tag that holds the unique id of a run on disk, as `RunFolder.create` assigned it."""
 STRETCHES_TAG = "fedpgp.stretches"
 """The tag that says which rounds were made with which versions and hardware, if they are not the same for all."""
 LAST_ROUND = "round"
 """The metric whose latest value is the last mirrored round. It is sent after the round's others."""
 SPACE = "space."
 """Prefix of the parameters that define the search space of a sweep."""
+SYSTEM = "system/"
+"""Prefix of the metrics that MLflow shows on the tab `System metrics` of a run."""
 
 
 class RunWriter(Writer):
@@ -154,8 +153,11 @@ class SweepWriter(Writer):
                 self._outcomes[result.id] = self._end_trial(result)
         outcomes = [self._outcomes[trial] for trial in results]
         self._summarize(outcomes)
-        if state != "running":
-            self._end(state, outcomes)
+        note = descriptions.of_sweep(self._settings, self._head, self._folder.planned, outcomes, self._folder.path)
+        if state == "running":
+            self._client.set_tag(self.run_id, NOTE_TAG, note)
+        else:
+            self._end(state, outcomes, note)
 
     def _spec(self, trial: str) -> TrialSpec:
         """A trial of the sweep, which may be younger than this writer."""
@@ -196,9 +198,9 @@ class SweepWriter(Writer):
         return found
 
     def _summarize(self, outcomes: Sequence[Outcome]) -> None:
-        """Update the description and the best trial's numbers."""
-        note = descriptions.of_sweep(self._settings, self._head, self._folder.planned, outcomes, self._folder.path)
-        self._client.set_tag(self.run_id, NOTE_TAG, note)
+        """Update the best trial's numbers, and the list of the settings that trials differ by."""
+        keys = dict.fromkeys(key for trial in self._folder.trials for key in mlflow_runs.flat(trial.settings))
+        self._client.set_tag(self.run_id, SEARCHED_TAG, json.dumps(list(keys)))
         best = descriptions.best_of(outcomes, self._objectives.mode)
         if best is not None and best.rounds:
             place = len(outcomes), max(one.ended_ms for one in outcomes)
@@ -207,8 +209,8 @@ class SweepWriter(Writer):
             mlflow_runs.log_metrics(self._client, self.run_id, metrics)
             self._client.set_tag(self.run_id, "fedpgp.best_trial", best.planned.label[: mlflow_runs.MAX_LENGTH])
 
-    def _end(self, state: str, outcomes: Sequence[Outcome]) -> None:
-        """Send the status and artifacts of an ended sweep, and end its trials and folds that are still RUNNING."""
+    def _end(self, state: str, outcomes: Sequence[Outcome], note: str) -> None:
+        """Send status, description and artifacts of an ended sweep, and end trials and folds still RUNNING."""
         status = dict(self._folder.status)
         if state == "interrupted" and outcomes:
             status["timestamp_ms"] = max(one.ended_ms for one in outcomes)
@@ -219,7 +221,7 @@ class SweepWriter(Writer):
         identities = [store.identity for one in outcomes for store in one.runs.values()]
         mlflow_runs.share(self._client, self.run_id, identities)
         write = partial(artifacts.of_sweep, self._folder, outcomes)
-        self._finish(self.run_id, mark, state, status, None, write)
+        self._finish(self.run_id, mark, state, status, note, write)
 
     def _close_abandoned(self, status: dict[str, Any]) -> None:
         known: dict[str, RunFolder] | None = None
@@ -255,8 +257,9 @@ def sweep_tag(head: Mapping[str, Any]) -> str:
 
 
 def _metrics(row: RoundRow) -> list[Metric]:
-    """All numbers of a round, with times, bytes and its number."""
+    """All numbers of a round, with times, bytes, usage of the machine and its number."""
     more = {f"seconds/{stage}": value for stage, value in row.seconds.items()}
+    more |= {f"{SYSTEM}{name}": value for name, value in row.system.items()}
     more |= {"participants": row.participants, "bytes/up": row.bytes_up, "bytes/down": row.bytes_down}
     return mlflow_runs.metrics({**row.metrics, **more, LAST_ROUND: row.round}, row.round, row.timestamp_ms)
 

@@ -9,6 +9,7 @@ import pytest
 from fedpgp import tracking
 from fedpgp.core.errors import ConfigError, FedPGPError
 from fedpgp.tracking import connection
+from fedpgp.tracking.writers import run_writer
 
 
 def test_a_deleted_experiment_is_restored_with_its_runs(tmp_path, shared_uri, shared_client, made_run, caplog):
@@ -37,7 +38,7 @@ def test_one_that_was_removed_for_good_is_made_anew(tmp_path, shared_uri, shared
 
 def test_the_experiment_is_deleted_while_a_run_is_mirrored(tmp_path, shared_uri, shared_client, made_run):
     run = made_run("tracking.experiment=meanwhile", root=tmp_path, state="running", test_local=[50])
-    writer = tracking.mirror.run_writer(run, shared_uri, None)
+    writer = run_writer(run, shared_uri, None)
     writer.push()
     experiment = shared_client.get_experiment_by_name("meanwhile").experiment_id
     shared_client.delete_experiment(experiment)

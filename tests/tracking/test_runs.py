@@ -172,7 +172,14 @@ def test_a_finished_run_has_its_artifacts_and_end(store, uri, client, tmp_path):
     }  # fmt: skip
     learned = [load_file(folder / f"{file}.safetensors")["shared/ctx"].tolist() for file in ("prompt", "checkpoint")]
     assert learned == [[1, 1], [2, 2]]
-    assert "| test/local | 2.00 | 1.50 | 1.00 |" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert "| test/local | 2.00 | 1.50 | 1.00 |" in note
+    assert "| client | split | local |\n|---|---|---:|\n| a | test | 20.00 |\n| b | test | 10.00 |\n" in note
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts"
+    assert (
+        f"Artifacts: [accuracies of each client]({page}/clients.csv?workflowType=machine_learning), [confusion matrix]("
+        in note
+    )
 
 
 def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client):
@@ -186,6 +193,17 @@ def test_a_failed_run_says_why_and_runs_again_after_a_resume(store, uri, client)
         store.stop("SIGTERM")
     tracking.sync_run(store.path, uri)
     assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_what_a_round_used_of_the_machine_is_on_mlflows_tab_of_system_metrics(store, uri, client):
+    used = {"driver_memory_usage_megabytes": 120.0, "workers_cpu_utilization_percentage": 95.0}
+    for number, system in ((1, used), (2, {})):
+        row = RoundRow(number, {"test/local": 1.0}, 2, 100, 200, {}, 1_000_000 + number, system)
+        reference = checkpoint.save(store.checkpoints, State(number, {}, {}), DIGEST)
+        store.commit(row, CLIENT_SCHEMA.empty_table(), reference)
+    run_id = tracking.sync_run(store.path, uri)  # as after a kill: from the rows
+    assert history(client, run_id, "system/driver_memory_usage_megabytes") == [(1, 120.0, 1_000_001)]
+    assert history(client, run_id, "system/workers_cpu_utilization_percentage") == [(1, 95.0, 1_000_001)]
 
 
 def test_equal_names_in_two_stores_are_two_runs(root, uri, tmp_path):
