@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, measure
 from fedpgp.analysis.report import comparison_figures as draw
 from fedpgp.analysis.report.reliability import reliability_bins, reliability_diagrams
 from fedpgp.analysis.report.run_figures import partition_of_run
+from fedpgp.analysis.report.style import Drawing
 from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
 
@@ -35,6 +37,11 @@ class ReportFigure:
     title: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """The figure, laid out and encoded once for all that show it."""
+        return Drawing(self.figure)
 
 
 def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
