@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpgp import config
-from fedpgp.clip import model
+from fedpgp.clip import model, tokens
 from fedpgp.clip.prompt_encoder import Target
 from fedpgp.clip.towers import Block, TextTower
 from fedpgp.config import BackboneSettings, Experiment
@@ -19,9 +19,6 @@ from fedpgp.core.seeding import torch_generator
 from fedpgp.federation.state import State
 from fedpgp.methods.fedlora import FedLoRA, FedLoRASettings
 from fedpgp.storage.run_folder import RunFolder
-
-WORD_END = "</w>"
-"""How CLIP's byte-pair encoding marks the end of a word."""
 
 
 @dataclass(frozen=True)
@@ -218,17 +215,19 @@ def _projected(weight: Tensor, directions: Tensor, rank: int) -> float:
 @functools.lru_cache(maxsize=2)
 def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Tensor]:
     """The words that are a single token of the backbone, and their embeddings."""
-    from open_clip.tokenizer import SimpleTokenizer
+    found = tokens.words()
+    if settings.name == model.ICON_CLIP:
+        kept = tokens.reduced_ids(model.ICON_CLIP_FOLDER)
+        found = {kept[token]: word for token, word in found.items() if token in kept}
+    return list(found.values()), _token_embeddings(settings, fingerprint)[list(found)].float()
 
+
+def _token_embeddings(settings: BackboneSettings, fingerprint: str) -> Tensor:
+    """The embeddings (V, D) of all tokens: of a file that has the weights, else of the model, which takes seconds."""
+    stored = model.stored_tensors(settings, fingerprint)
+    if stored is not None:
+        return next(tensor for name, tensor in stored.items() if name.endswith("token_embedding.weight"))
     backbone = model.load(settings)
     if backbone.fingerprint != fingerprint:
         raise BackboneError(f"backbone.weights: {settings.weights} are not the weights of the run")
-    pieces = {
-        token: piece.removesuffix(WORD_END) for piece, token in SimpleTokenizer().encoder.items() if WORD_END in piece
-    }
-    if isinstance(backbone.tokenize, model.ReducedTokenizer):
-        kept = backbone.tokenize.ids
-        pieces = {kept[token]: word for token, word in pieces.items() if token in kept}
-    found = {token: word for token, word in pieces.items() if word.isascii() and word.isalpha() and word.islower()}
-    vectors = TextTower.from_open_clip(backbone.model).tokens[torch.tensor(list(found), dtype=torch.long)].float()
-    return list(found.values()), vectors
+    return TextTower.from_open_clip(backbone.model).tokens

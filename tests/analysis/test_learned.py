@@ -197,3 +197,15 @@ def test_spectra_of_a_stack_of_prompts():
     assert found.energy(2).tolist() == pytest.approx([1, 0.5, 0])
     assert found.effective_rank(0.999).tolist()[1] == 4
     assert found.effective_rank(0.999).tolist()[0] <= 2
+
+
+def test_the_words_of_stored_weights_are_those_of_the_model(monkeypatch):
+    """The weights of the file have the fingerprint of the model, so that the model need not be built."""
+    settings = BackboneSettings(name="icon-clip", weights=None)
+    backbone = model.load(settings)
+    assert model.stored_tensors(settings, "0" * 16) is None
+    learned._words.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "load", None)
+        words, vectors = learned._words(settings, backbone.fingerprint)
+    assert torch.equal(vectors, backbone.model.token_embedding.weight[backbone.tokenize(words)[:, 1]])
