@@ -1,12 +1,17 @@
 """Exact counts over all clients of a block: images by confidence of the answer, and by true and predicted class."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from fedpgp.data.federated import EvaluationSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 15
 """Bins of equal width over the confidence."""

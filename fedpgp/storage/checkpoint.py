@@ -1,18 +1,21 @@
 """Checkpoints of a federation: a base and deltas with checksums, from which a run resumes bit for bit."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
-import torch
 
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import access_errors, write_durably
 from fedpgp.core.tree import ParamTree, rows
 from fedpgp.federation.state import State
+
+if TYPE_CHECKING:
+    import torch
 
 LONGEST_CHAIN = 20  # most files that a state is read from; then a new base is written
 DELTA_SHARE = 1 / 3  # largest share of clients in a delta; a larger delta would cost as much as a base
@@ -37,6 +40,9 @@ def save(
         changed: clients whose own entries differ from those of `previous`; None: all.
         previous: reference of the previous round; None: write a base.
     """
+    import safetensors.torch
+    import torch
+
     common = {name: getattr(state, name) for name in COMMON}
     of_clients = {name: getattr(state, name) for name in OF_CLIENTS}
     stacked = _prefixed(of_clients)
@@ -96,6 +102,8 @@ def _names(reference: Mapping[str, Any], trees: Sequence[str]) -> list[str]:
 
 
 def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
     path = folder / item["file"]
     try:
         with access_errors(path):

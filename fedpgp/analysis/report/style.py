@@ -121,15 +121,16 @@ def annotate(axes: Axes, shown: Any, values: Any, form: str = "{:.1f}") -> None:
 class Drawing:
     """A figure as PNG and SVG, of one layout for both and the same bytes every time.
 
-    It is as large as what is drawn, also if a title or a label needs more room than the figure has.
+    It is as large as what is drawn, also if a title or a label needs more room than the figure has. A figure without a
+    layout engine has fixed margins, and keeps its size.
     """
 
     def __init__(self, figure: Figure) -> None:
-        self._figure = figure
-        with _readable(figure):
-            if (engine := figure.get_layout_engine()) is not None:
+        self._figure, self._bounds = figure, None
+        if (engine := figure.get_layout_engine()) is not None:
+            with _readable(figure):
                 engine.execute(figure)
-            self._bounds = figure.get_tightbbox().padded(MARGIN)
+                self._bounds = figure.get_tightbbox().padded(MARGIN)
 
     @cached_property
     def png(self) -> bytes:
