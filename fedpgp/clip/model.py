@@ -11,7 +11,9 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from fedpgp.clip import hugging_face
 from fedpgp.clip import weights as checkpoints
@@ -108,20 +110,24 @@ def load(settings: BackboneSettings) -> Backbone:
     )
 
 
-def stored_tensors(settings: BackboneSettings, fingerprint: str) -> Mapping[str, Tensor] | None:
-    """Read the weights from their file if they are those of a model with this fingerprint, without building the model.
+def stored_arrays(settings: BackboneSettings, fingerprint: str) -> Mapping[str, np.ndarray] | None:
+    """Read the weights from a safetensors file if they have this fingerprint, without torch and the model.
 
-    None: they are not, or not before the model translates them, or there is no such file.
-
-    Raises:
-        BackboneError: as `load`.
+    None: they have another one, or become those of the model by translation only, or are in a file of another format.
     """
-    name = settings.name if settings.name.startswith(HUB) else settings.name.replace("/", "-")
-    source = _find_weights(name, settings, _activation(read_config(name)[0]))
-    if source.weights is None:
+    from safetensors.numpy import load_file
+
+    path = ICON_CLIP_WEIGHTS if settings.name == ICON_CLIP else Path(settings.weights or "")
+    if path.suffix != ".safetensors" or not path.is_file():
         return None
-    weights = {name: one.float() if one.is_floating_point() else one for name, one in source.weights.items()}
-    return weights if _fingerprint(weights, source.activation) == fingerprint else None
+    try:
+        arrays = {
+            name: one.astype(np.float32) if one.dtype.kind == "f" else one for name, one in load_file(path).items()
+        }
+    except Exception:  # a damaged file, or numbers that numpy lacks; `load` says what is wrong with it
+        return None
+    activations: tuple[Activation, ...] = get_args(Activation)
+    return arrays if fingerprint in (_fingerprint(arrays, one) for one in activations) else None
 
 
 def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -327,9 +333,10 @@ def _tokenizer(name: str, text: Mapping[str, Any]) -> Callable[[Sequence[str]], 
     return tokenizer
 
 
-def _fingerprint(tensors: Mapping[str, Tensor], activation: Activation) -> str:
+def _fingerprint(weights: Mapping[str, Any], activation: Activation) -> str:
+    """The fingerprint of arrays, or of tensors."""
     digest = hashlib.sha256(activation.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.reshape(-1).numpy())
+    for name, one in sorted(weights.items()):
+        digest.update(f"\0{name} {tuple(one.shape)} torch.{str(one.dtype).removeprefix('torch.')}\0".encode())
+        digest.update(np.asarray(one.reshape(-1)))
     return digest.hexdigest()[:16]

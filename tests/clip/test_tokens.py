@@ -8,7 +8,9 @@ from fedpgp.clip import model, tokens
 
 
 def test_the_words_are_those_of_open_clip():
-    pieces = {token: piece.removesuffix("</w>") for piece, token in SimpleTokenizer().encoder.items() if "</w>" in piece}
+    pieces = {
+        token: piece.removesuffix("</w>") for piece, token in SimpleTokenizer().encoder.items() if "</w>" in piece
+    }
     wanted = {token: word for token, word in pieces.items() if word.isascii() and word.isalpha() and word.islower()}
     assert tokens.words() == wanted
     assert list(tokens.words()) == list(wanted)

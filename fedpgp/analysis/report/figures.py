@@ -164,9 +164,9 @@ def _prompts(store: RunFolder, number: int, label: str) -> Iterator[ReportFigure
     shared, personal = learned.prompts(store)
     if personal is not None:
         caption = "Grey: single clients. A low-rank part reaches the dotted line (90% of the energy) early."
-        drawn = draw.spectra(learned.spectrum(personal).values.numpy(), label)
+        drawn = draw.spectra(learned.spectrum(personal).values, label)
         yield ReportFigure(f"spectrum-{number}", f"Spectrum of the personal part, {label}", caption, drawn)
-        drawn = draw.similarity(learned.similarity(personal).numpy(), store.identity["client_names"], label)
+        drawn = draw.similarity(learned.similarity(personal), store.identity["client_names"], label)
         yield ReportFigure(f"similarity-{number}", f"Similarity of the personal parts, {label}", "", drawn)
     if shared is not None:
         drawn = draw.nearest_words(learned.near_words(store, shared), label)

@@ -13,7 +13,6 @@ from typing import Any, Literal, ParamSpec
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from fedpgp.analysis.report.fonts import use_fonts
 
@@ -58,8 +57,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with rc_context(RC), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with _style():
             figure = draw(*args, **kwargs)
             use_fonts(figure)
             return figure
@@ -127,8 +125,9 @@ class Drawing:
 
     def __init__(self, figure: Figure) -> None:
         self._figure, self._bounds = figure, None
+        _prepare(figure)
         if (engine := figure.get_layout_engine()) is not None:
-            with _readable(figure):
+            with _style():
                 engine.execute(figure)
                 self._bounds = figure.get_tightbbox().padded(MARGIN)
 
@@ -154,7 +153,7 @@ class Drawing:
         sink, engine = io.BytesIO(), self._figure.get_layout_engine()
         self._figure.set_layout_engine(None)  # otherwise it is laid out, and drawn, once more for each format
         try:
-            with _readable(self._figure):
+            with _style():
                 self._figure.savefig(sink, format=format, dpi=DPI, metadata=metadata, bbox_inches=self._bounds)
         finally:
             self._figure.set_layout_engine(engine)
@@ -174,19 +173,20 @@ def encoded(figure: Figure, format: Literal["png", "svg"]) -> bytes:
 
 def render(figure: Figure, target: Path, **options: Any) -> None:
     """Save a figure with fixed margins as it is."""
-    with _readable(figure):
+    _prepare(figure)
+    with _style():
         figure.savefig(target, **options)
 
 
-@contextmanager
-def _readable(figure: Figure) -> Iterator[None]:
-    """Set the style and the fonts to draw a figure; dollar signs of names do not make formulas.
-
-    Matplotlib's warnings, of missing glyphs or too little room, are not for its reader.
-    """
-    use_fonts(figure)
-    for text in figure.findobj(Text):
+def _prepare(figure: Figure) -> None:
+    """Choose fonts that have the characters of the texts; dollar signs of names do not make formulas."""
+    for text in use_fonts(figure):
         text.set_parse_math(False)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw in this style. Matplotlib's warnings, of missing glyphs or too little room, are not for readers."""
     with rc_context(RC), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
