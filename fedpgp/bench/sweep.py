@@ -108,7 +108,7 @@ def _of_sweep(root: Path, size: Size, report: Report) -> tuple[dict[str, float],
         f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s without a sweep, "
         f"{len(slots)} at a time; half of the runs without a sweep before it, half after it",
         "overhead: of each trial process, from the first row of its first trial to the end of its last",
-        f"report: of the {size.trials} trials; one round: of the icons with cached features; serial: also without MLflow",
+        f"report: of the {size.trials} trials; one round: of the icons, features cached; serial: without MLflow",
     )
     return figures, notes
 

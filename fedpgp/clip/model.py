@@ -338,5 +338,5 @@ def _fingerprint(weights: Mapping[str, Any], activation: Activation) -> str:
     digest = hashlib.sha256(activation.encode())
     for name, one in sorted(weights.items()):
         digest.update(f"\0{name} {tuple(one.shape)} torch.{str(one.dtype).removeprefix('torch.')}\0".encode())
-        digest.update(np.asarray(one.reshape(-1)))
+        digest.update(np.asarray(one.reshape(-1)).data)
     return digest.hexdigest()[:16]

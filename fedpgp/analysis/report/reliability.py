@@ -121,4 +121,4 @@ def _bars(centers: np.ndarray, starts: np.ndarray, ends: np.ndarray, style: Mapp
     """Bars as wide as a bin, as one artist: many of them are faster than as many."""
     left, right = centers - 50 / BINS, centers + 50 / BINS
     corners = [(left, starts), (left, ends), (right, ends), (right, starts)]
-    return PolyCollection(np.transpose(corners, (2, 0, 1)), zorder=1, **style)
+    return PolyCollection(list(np.transpose(corners, (2, 0, 1))), zorder=1, **style)
