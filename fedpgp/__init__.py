@@ -167,11 +167,11 @@ def report(
     Returns:
         The file, or the text.
     """
+    from fedpgp.analysis import loading
     from fedpgp.analysis.report import writing
-    from fedpgp.export import results
 
     folder = None if out is None else Path(out)
-    return writing.write(results.paths_of(runs), format, folder, baseline, allow_mismatch)
+    return writing.write(loading.paths_of(runs), format, folder, baseline, allow_mismatch)
 
 
 def predict(

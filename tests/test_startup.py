@@ -30,6 +30,12 @@ def test_the_command_line_imports_what_it_prints_with():
     assert imported("import fedpgp.cli")[0] == {"rich", "typer"}
 
 
+@pytest.mark.parametrize("module", ["terminal", "writing"])
+def test_reports_and_lists_of_runs_need_no_torch(module):
+    libraries, _ = imported(f"import fedpgp.analysis.report.{module}")
+    assert not libraries & {"mlflow", "open_clip", "pandas", "ray", "scipy", "timm", "torch", "torchvision"}
+
+
 @pytest.mark.parametrize(
     ("modules", "allowed"),
     [

@@ -1,69 +1,41 @@
-"""What a run has learned: prompts and the words nearest to them, and the analyses of the LoRA paper."""
+"""What a run has learned: its prompts, the words nearest to them, and the spectra of their personal parts."""
 
 import functools
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from fedpgp import config
-from fedpgp.clip import model
-from fedpgp.clip.prompt_encoder import Target
-from fedpgp.clip.towers import Block, TextTower
-from fedpgp.config import BackboneSettings, Experiment
-from fedpgp.core.errors import BackboneError, ConfigError, RunError
-from fedpgp.core.seeding import torch_generator
-from fedpgp.federation.state import State
-from fedpgp.methods.fedlora import FedLoRA, FedLoRASettings
+from fedpgp.clip import model, tokens
+from fedpgp.config import BackboneSettings
+from fedpgp.core.errors import BackboneError, RunError
 from fedpgp.storage.run_folder import RunFolder
-
-WORD_END = "</w>"
-"""How CLIP's byte-pair encoding marks the end of a word."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Projections of a frozen weight W on the directions of its change (Hu et al., 2022, table 7)."""
-
-    delta: float
-    """||U^T W V||_F with the top singular directions U, V of the change dW"""
-    weight: float
-    """the same with those of W itself: the upper bound"""
-    random: float
-    """the same with those of a random matrix: the value for unrelated directions"""
-    weight_norm: float
-    """||W||_F"""
-    delta_norm: float
-    """||dW||_F"""
-
-    @property
-    def amplification(self) -> float:
-        """||dW||_F over ||U^T W V||_F: the factor by which the change amplifies its directions in W."""
-        return self.delta_norm / self.delta
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """The singular values of a matrix (the last two axes of a stack)."""
 
-    values: Tensor  # (..., min(M, N)), descending
+    values: np.ndarray  # (..., min(M, N)), descending
 
-    def energy(self, rank: int) -> Tensor:
+    def energy(self, rank: int) -> np.ndarray:
         """Share (...) of the squared Frobenius norm in the best approximation of this rank; 0 for a zero matrix."""
-        squares = self.values.double().square()
+        squares = np.square(self.values, dtype=np.float64)
         total = squares.sum(-1)
-        return squares[..., :rank].sum(-1) / torch.where(total > 0, total, 1)
+        found: np.ndarray = squares[..., :rank].sum(-1) / np.where(total > 0, total, 1)
+        return found
 
-    def effective_rank(self, share: float = 0.9) -> Tensor:
+    def effective_rank(self, share: float = 0.9) -> np.ndarray:
         """The smallest rank (...) with at least this share of the energy."""
-        ranks = torch.stack([self.energy(rank) for rank in range(1, self.values.shape[-1] + 1)], dim=-1)
-        return (ranks < share).sum(-1) + 1
+        ranks = np.stack([self.energy(rank) for rank in range(1, self.values.shape[-1] + 1)], -1)
+        found: np.ndarray = (ranks < share).sum(-1) + 1
+        return found
 
 
-def prompts(store: RunFolder) -> tuple[Tensor | None, Tensor | None]:
+def prompts(store: RunFolder) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Read the shared context and the personal parts after the last round of a run.
 
     Returns:
@@ -75,33 +47,36 @@ def prompts(store: RunFolder) -> tuple[Tensor | None, Tensor | None]:
         RunError: the checkpoint is missing or cannot be read.
     """
     rounds = store.rounds()
-    state = store.state_at(rounds[-1].round) if rounds else None
+    state = store.state_at(rounds[-1].round, arrays=True) if rounds else None
     if state is None or "ctx" not in state.shared.keys() | state.personal.keys():
         return None, None
-    shared = state.shared.get("ctx")
-    if shared is not None and "coupling.weight" in state.shared:  # deep prompts (MaPLe): (J, L, D)
+    common, own = _arrays(state.shared), _arrays(state.personal)
+    shared = common.get("ctx")
+    if shared is not None and "coupling.weight" in common:  # deep prompts (MaPLe): (J, L, D)
         shared = shared[0]  # the layers after the first have hidden states
-    own = state.personal
-    part = next((own[key] for key in ("delta", "local", "ctx") if key in own), added_prompt(state))
+    part = next((own[key] for key in ("delta", "local", "ctx") if key in own), added_prompt(own))
     # several prompts or classes are one list of tokens
-    return None if shared is None else shared.flatten(0, -2), None if part is None else part.flatten(1, -2)
+    tokens_LD = None if shared is None else shared.reshape(-1, shared.shape[-1])
+    return tokens_LD, None if part is None else part.reshape(len(part), -1, part.shape[-1])
 
 
-def added_prompt(state: State) -> Tensor | None:
+def added_prompt(own: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """What each client adds to the global prompt (K, N, L, D): a free matrix or U V; None for other methods."""
-    own = state.personal
     if "delta" in own:
         return own["delta"]
     return own["U"] @ own["V"] if {"U", "V"} <= own.keys() else None
 
 
-def similarity(parts: Tensor) -> Tensor:
+def similarity(parts: np.ndarray) -> np.ndarray:
     """Cosine similarities (K, K) of personal parts (K, L, D) as vectors; 0 to a part that is 0."""
-    unit = F.normalize(parts.flatten(1).double(), dim=1)
-    return unit @ unit.T
+    vectors = parts.reshape(len(parts), -1).astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(norms > 0, norms, 1)
+    found: np.ndarray = unit @ unit.T
+    return found
 
 
-def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[list[tuple[str, float]]]:
+def near_words(store: RunFolder, context: np.ndarray, count: int = 4) -> list[list[tuple[str, float]]]:
     """Find the words nearest to each token of a context (L, D), with their Euclidean distances as in the CoOp paper.
 
     Raises:
@@ -109,49 +84,11 @@ def near_words(store: RunFolder, context: Tensor, count: int = 4) -> list[list[t
     """
     settings = config.load(str(store.config_path)).backbone
     words, vectors = _words(settings, store.identity["weights_fingerprint"])
-    distances = torch.cdist(context.float(), vectors)
-    near, which = distances.topk(min(count, len(words)), largest=False)
-    return [
-        [(words[i], distance) for i, distance in zip(row, values, strict=True)]
-        for row, values in zip(which.tolist(), near.tolist(), strict=True)
-    ]
-
-
-def has_adapters(run: Path) -> bool:
-    """Whether `adapters` can analyze the run; otherwise use `personal_parts`."""
-    return config.load(str(RunFolder.open(run).config_path)).method.name == FedLoRA.name
-
-
-def adapters(run: Path, rank: int | None = None) -> dict[str, Overlap]:
-    """Compare the change dW of each target with W: means over the layers, and over the clients if personal.
-
-    Args:
-        rank: number of singular directions; None: the adapters' rank.
-
-    Raises:
-        RunError: not a run of fedlora, or without a round.
-        ConfigError: a rank that the weights cannot have.
-        BackboneError: the weights are not those of the run.
-    """
-    experiment, store, state = _read(run)
-    if experiment.method.name != FedLoRA.name:
-        raise RunError(f"{run}: {experiment.method.name} has no adapters that can be analyzed; give a run of fedlora")
-    method = FedLoRA(FedLoRASettings.model_validate(experiment.method.settings))
-    backbone = model.load(experiment.backbone)
-    if backbone.fingerprint != store.identity["weights_fingerprint"]:
-        raise BackboneError(f"{run}: the weights of {experiment.backbone.name} are not the weights of the run")
-    tower = TextTower.from_open_clip(backbone.model)
-    width, most = rank or method.settings.rank, tower.width
-    if not 1 <= width <= most:
-        raise ConfigError(f"--rank: {width}: the weights have 1 to {most} singular directions")
-    params = state.personal or {key: value.unsqueeze(0) for key, value in state.shared.items()}
-    found: dict[str, Overlap] = {}
-    for target, (down, up) in method.adapters(params).items():
-        changes = (up @ down).flatten(0, 1)  # (K layers, D, D), layers fastest
-        weights = [_weight(block, target) for block in tower.blocks] * len(down)
-        generator = torch_generator(0, "anatomy", target)
-        parts = [overlap(weight, delta, width, generator) for weight, delta in zip(weights, changes, strict=True)]
-        found[target] = Overlap(*(fmean(values) for values in zip(*map(astuple, parts), strict=True)))
+    found = []
+    for token in context.astype(np.float32):
+        distances = np.linalg.norm(vectors - token, axis=1)
+        nearest = np.argsort(distances, kind="stable")[:count]
+        found.append([(words[i], float(distances[i])) for i in nearest])
     return found
 
 
@@ -161,74 +98,45 @@ def personal_parts(run: Path) -> Spectrum:
     Raises:
         RunError: the run has no such part, or no round.
     """
-    experiment, _, state = _read(run)
-    if (added := added_prompt(state)) is None:
-        name = experiment.method.name
-        raise RunError(f"{run}: {name} adds no personal part to a global prompt; give a run of fedpgp or fedlora")
-    return spectrum(added)
-
-
-def overlap(weight: Tensor, delta: Tensor, rank: int, generator: torch.Generator) -> Overlap:
-    """Project W (M, N) on the top-`rank` singular directions of dW, of W and of a matrix that `generator` draws.
-
-    Raises:
-        ValueError: different shapes, or a rank that they cannot have.
-    """
-    if weight.shape != delta.shape or not 1 <= rank <= min(weight.shape):
-        given = f"weight {tuple(weight.shape)}, delta {tuple(delta.shape)}"
-        raise ValueError(f"{given}: need matrices of one shape that can have rank {rank}")
-    weight, delta = weight.double(), delta.double()
-    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-    return Overlap(
-        delta=_projected(weight, delta, rank),
-        weight=_projected(weight, weight, rank),
-        random=_projected(weight, noise, rank),
-        weight_norm=float(weight.norm()),
-        delta_norm=float(delta.norm()),
-    )
-
-
-def spectrum(delta: Tensor) -> Spectrum:
-    """Singular values of matrices (..., M, N), for example of personal parts of prompts (L, D)."""
-    return Spectrum(torch.linalg.svdvals(delta.double()))
-
-
-def _read(run: Path) -> tuple[Experiment, RunFolder, State]:
     store = RunFolder.open(run)
     rounds = store.rounds()
     if not rounds:
         raise RunError(f"{run}: no round is finished")
-    return config.load(str(store.config_path)), store, store.state_at(rounds[-1].round)
+    state = store.state_at(rounds[-1].round, arrays=True)
+    if (added := added_prompt(_arrays(state.personal))) is None:
+        name = store.identity["method"]
+        raise RunError(f"{run}: {name} adds no personal part to a global prompt; give a run of fedpgp or fedlora")
+    return spectrum(added)
 
 
-def _weight(block: Block, target: Target) -> Tensor:
-    """Weight W (D, D) of a projection of attention."""
-    if target == "o":
-        return block.out.weight
-    width = block.qkv.weight.shape[1]
-    return block.qkv.rows("qkv".index(target) * width, ("qkv".index(target) + 1) * width).weight
+def spectrum(delta: np.ndarray) -> Spectrum:
+    """Singular values of matrices (..., M, N), for example of personal parts of prompts (L, D)."""
+    return Spectrum(np.linalg.svd(delta.astype(np.float64), compute_uv=False))
 
 
-def _projected(weight: Tensor, directions: Tensor, rank: int) -> float:
-    """||U^T W V||_F."""
-    u, _, vh = torch.linalg.svd(directions, full_matrices=False)
-    return float((u[:, :rank].T @ weight @ vh[:rank].T).norm())
+def _arrays(tree: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    """What `RunFolder.state_at` loads with `arrays`."""
+    return tree
 
 
 @functools.lru_cache(maxsize=2)
-def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], Tensor]:
+def _words(settings: BackboneSettings, fingerprint: str) -> tuple[list[str], np.ndarray]:
     """The words that are a single token of the backbone, and their embeddings."""
-    from open_clip.tokenizer import SimpleTokenizer
+    found = tokens.words()
+    if settings.name == model.ICON_CLIP:
+        kept = tokens.reduced_ids(model.ICON_CLIP_FOLDER)
+        found = {kept[token]: word for token, word in found.items() if token in kept}
+    return list(found.values()), _token_embeddings(settings, fingerprint)[list(found)]
 
+
+def _token_embeddings(settings: BackboneSettings, fingerprint: str) -> np.ndarray:
+    """The embeddings (V, D) of all tokens: of a file that has the weights, else of the model, which takes seconds."""
+    stored = model.stored_arrays(settings, fingerprint)
+    if stored is not None:
+        return next(array for name, array in stored.items() if name.endswith("token_embedding.weight"))
     backbone = model.load(settings)
     if backbone.fingerprint != fingerprint:
         raise BackboneError(f"backbone.weights: {settings.weights} are not the weights of the run")
-    pieces = {
-        token: piece.removesuffix(WORD_END) for piece, token in SimpleTokenizer().encoder.items() if WORD_END in piece
-    }
-    if isinstance(backbone.tokenize, model.ReducedTokenizer):
-        kept = backbone.tokenize.ids
-        pieces = {kept[token]: word for token, word in pieces.items() if token in kept}
-    found = {token: word for token, word in pieces.items() if word.isascii() and word.isalpha() and word.islower()}
-    vectors = TextTower.from_open_clip(backbone.model).tokens[torch.tensor(list(found), dtype=torch.long)].float()
-    return list(found.values()), vectors
+    text: Any = getattr(backbone.model, "text", backbone.model)
+    found: np.ndarray = text.token_embedding.weight.detach().float().numpy()
+    return found

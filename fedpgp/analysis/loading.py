@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,6 +48,18 @@ class Found:
     def compare(self, allow_mismatch: bool = False) -> Comparison:
         """See `compare`."""
         return compare(self.entries, allow_mismatch, self.notes, self.selected)
+
+
+class HasPath(Protocol):
+    """A run or a sweep as an object."""
+
+    path: Path
+
+
+def paths_of(runs: HasPath | str | Path | Iterable[HasPath | str | Path]) -> list[Path]:
+    """The folders of runs and sweeps, which may be given as paths already."""
+    several = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
+    return [Path(one) if isinstance(one, str | Path) else one.path for one in several]
 
 
 def find(paths: Sequence[Path]) -> Found:

@@ -1,4 +1,4 @@
-"""Measure the overhead of a sweep: between trials, at their start, of MLflow, in memory and on disk."""
+"""Measure what a sweep costs: between trials, at their start, of MLflow, in memory, on disk, and until one sees it."""
 
 import multiprocessing
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from fedpgp import config
+from fedpgp.bench import commands
 from fedpgp.bench.measurement import MB, Measurement, Report, resident
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback
@@ -63,28 +64,38 @@ class Span:
 
 
 def measure(size: Size, report: Report) -> Measurement:
-    """Compare FedPGP on the icons in a sweep with the same runs alone; then measure MLflow, then memory."""
-    with tempfile.TemporaryDirectory() as name, ray_cluster.connected(ResourceSettings(actors=CONCURRENT)):
+    """Compare FedPGP on the icons in a sweep with the same runs alone; then measure MLflow, memory, and commands."""
+    with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        report("time of a round")
-        length = _rounds(root / "bare", size.seconds)
-        alone = sampling.draw(_sweep(root / "bare", length, size.trials))
-        wanted = [trial.experiment for trial in alone.trials]
-        half = size.trials // 2
-        report(f"{half} runs of {length} rounds without a sweep, {CONCURRENT} at a time")
-        bare = _bare(wanted[:half])
-        report(f"these and {size.trials - half} more as trials of a sweep")
-        shutil.copytree(root / "bare" / "features", root / "swept" / "features")
-        sweep = _sweep(root / "swept", length, size.trials)
-        folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
-        slots = occupied([_span(RunFolder.open(path)) for _, path in folder.labelled()])
-        disk = _overhead_bytes(folder) / size.trials / MB
-        report("the other runs without a sweep: a change of the machine's speed affects both halves")
-        bare += _bare(wanted[half:])
-        report(f"rounds with and without MLflow, {size.pairs} time(s)")
-        tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
-        report(f"memory over {size.tiny} tiny trials")
-        growth = _growth(root / "tiny", size.tiny)
+        with ray_cluster.connected(ResourceSettings(actors=CONCURRENT)):
+            figures, notes = _of_sweep(root, size, report)
+        report("commands: a run of one round, a report on the sweep, the MLflow UI")
+        figures |= _of_commands(root, size.pairs)
+    rows = [[name, f"{value:.2f}"] for name, value in figures.items()]
+    return Measurement("sweep", figures, ("figure", "value"), rows, notes)
+
+
+def _of_sweep(root: Path, size: Size, report: Report) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The figures of the sweep in `root`/swept and of the runs around it, and notes on them."""
+    report("time of a round")
+    length = _rounds(root / "bare", size.seconds)
+    alone = sampling.draw(_sweep(root / "bare", length, size.trials))
+    wanted = [trial.experiment for trial in alone.trials]
+    half = size.trials // 2
+    report(f"{half} runs of {length} rounds without a sweep, {CONCURRENT} at a time")
+    bare = _bare(wanted[:half])
+    report(f"these and {size.trials - half} more as trials of a sweep")
+    shutil.copytree(root / "bare" / "features", root / "swept" / "features")
+    sweep = _sweep(root / "swept", length, size.trials)
+    folder = sweep_runner.run(sweep, None, RunCallback(), MLflowTracker())
+    slots = occupied([_span(RunFolder.open(path)) for _, path in folder.labelled()])
+    disk = _overhead_bytes(folder) / size.trials / MB
+    report("the other runs without a sweep: a change of the machine's speed affects both halves")
+    bare += _bare(wanted[half:])
+    report(f"rounds with and without MLflow, {size.pairs} time(s)")
+    tracking = _tracking(root / "tracked", root / "bare" / "features", length, size.pairs)
+    report(f"memory over {size.tiny} tiny trials")
+    growth = _growth(root / "tiny", size.tiny)
     first = median(one for _, one in bare)
     figures = {
         "overhead_percent": overhead(slots, sum(seconds for seconds, _ in bare), first),
@@ -97,9 +108,26 @@ def measure(size: Size, report: Report) -> Measurement:
         f"{size.trials} trials of {length} rounds and {median(seconds for seconds, _ in bare):.1f} s without a sweep, "
         f"{len(slots)} at a time; half of the runs without a sweep before it, half after it",
         "overhead: of each trial process, from the first row of its first trial to the end of its last",
+        f"report: of the {size.trials} trials; one round: of the icons, features cached; serial: without MLflow",
     )
-    rows = [[name, f"{value:.2f}"] for name, value in figures.items()]
-    return Measurement("sweep", figures, ("figure", "value"), rows, notes)
+    return figures, notes
+
+
+def _of_commands(root: Path, repeats: int) -> dict[str, float]:
+    """The seconds of commands in processes of their own, on the sweep in `root`/swept and on a new store."""
+    one_round = ("run", "icons", "federation.rounds=1", f"storage.root='{root / 'one'}'")
+    ways = {"": ("resources.backend=ray",), "_serial": ("resources.backend=serial", "tracking.mlflow=false")}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats + 1):
+        for way, settings in ways.items():
+            taken[way].append(commands.run(*one_round, *settings).wall)
+    reported = commands.run("report", str(root / "swept"), "--out", str(root / "report"))
+    return {
+        **{f"run_one_round{way}_seconds": median(times[1:]) for way, times in taken.items()},  # the first extracts
+        "report_seconds": reported.wall,
+        "report_cpu_seconds": reported.cpu,
+        "ui_ready_seconds": commands.until_page(root / "swept"),
+    }
 
 
 def occupied(spans: Sequence[Span]) -> list[list[Span]]:

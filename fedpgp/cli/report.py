@@ -70,11 +70,11 @@ def inspect(
 
     fedlora: its adapters against the weights that they change. fedpgp: the spectrum of its personal prompts.
     """
-    from fedpgp.analysis import learned
+    from fedpgp.analysis import adapters, learned
     from fedpgp.analysis.report.terminal import overlaps, spectrum_table
 
-    if learned.has_adapters(run):
-        out.print(overlaps(learned.adapters(run, rank)))
+    if adapters.has_adapters(run):
+        out.print(overlaps(adapters.adapters(run, rank)))
     else:
         out.print(spectrum_table(learned.personal_parts(run)))
 

@@ -201,7 +201,6 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     """Write the table as Markdown and CSV, and an HTML report with the comparison of its runs and their figures."""
     from fedpgp.analysis import loading
     from fedpgp.analysis.report.figures import all_figures
-    from fedpgp.analysis.report.style import save
     from fedpgp.analysis.report.tables import as_markdown
     from fedpgp.analysis.report.writing import page
     from fedpgp.analysis.reproduce import cells
@@ -211,7 +210,7 @@ def _write(found: Reproduction, folder: Path, sweeps: list[Path]) -> None:
     compared = loading.find(sweeps).compare()
     figures, notes = all_figures(compared)
     for one in figures:
-        save(one.figure, folder / one.name)
+        one.drawing.save(folder / one.name)
     command = shlex.join(["fedpgp", *sys.argv[1:]])
     html = page(
         compared, compared.baseline(None), f"fedpgp: {name}", figures, [*remarks, *notes], [command], first=tables

@@ -11,10 +11,13 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from fedpgp.clip import hugging_face
 from fedpgp.clip import weights as checkpoints
+from fedpgp.clip.tokens import ReducedTokenizer, reduced_ids
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
@@ -31,8 +34,6 @@ Activation = Literal["gelu", "quick_gelu"]
 ICON_CLIP = "icon-clip"  # the small model in the package
 ICON_CLIP_FOLDER = Path(__file__).parent.parent / "assets" / ICON_CLIP
 ICON_CLIP_WEIGHTS = ICON_CLIP_FOLDER / "open_clip_model.safetensors"
-PAD, UNKNOWN, START = 0, 1, 2
-"""The first token ids of that model. End-of-text has the last and thus highest id, as in CLIP."""
 
 HUB = "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -105,8 +106,28 @@ def load(settings: BackboneSettings) -> Backbone:
         tokenize=_tokenizer(name, config["text_cfg"]),
         logit_scale=float(model.logit_scale.exp()),
         activation=source.activation,
-        fingerprint=_fingerprint(model, source.activation),
+        fingerprint=_fingerprint(model.state_dict(), source.activation),
     )
+
+
+def stored_arrays(settings: BackboneSettings, fingerprint: str) -> Mapping[str, np.ndarray] | None:
+    """Read the weights from a safetensors file if they have this fingerprint, without torch and the model.
+
+    None: they have another one, or become those of the model by translation only, or are in a file of another format.
+    """
+    from safetensors.numpy import load_file
+
+    path = ICON_CLIP_WEIGHTS if settings.name == ICON_CLIP else Path(settings.weights or "")
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        arrays = {
+            name: one.astype(np.float32) if one.dtype.kind == "f" else one for name, one in load_file(path).items()
+        }
+    except Exception:  # a damaged file, or numbers that numpy lacks; `load` says what is wrong with it
+        return None
+    activations: tuple[Activation, ...] = get_args(Activation)
+    return arrays if fingerprint in (_fingerprint(arrays, one) for one in activations) else None
 
 
 def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -305,46 +326,17 @@ def _tokenizer(name: str, text: Mapping[str, Any]) -> Callable[[Sequence[str]], 
 
     length = text.get("context_length", 77)
     if name == ICON_CLIP:
-        return ReducedTokenizer(json.loads((ICON_CLIP_FOLDER / "vocabulary.json").read_text(encoding="utf-8")), length)
+        return ReducedTokenizer(reduced_ids(ICON_CLIP_FOLDER), length)
     tokenizer: Callable[[Sequence[str]], Tensor] = SimpleTokenizer(
         context_length=length, **text.get("tokenizer_kwargs", {})
     )
     return tokenizer
 
 
-class ReducedTokenizer:
-    """CLIP's byte-pair encoding, reduced to the tokens that the model was trained with.
-
-    Args:
-        bpe_ids: CLIP's ids of the kept tokens; the token at index i gets the id START + 1 + i. All other tokens become
-            `UNKNOWN`, which the model was not trained on.
-        context_length: length of the rows; longer texts are cut.
-    """
-
-    def __init__(self, bpe_ids: Sequence[int], context_length: int) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._bpe = SimpleTokenizer(context_length=context_length)
-        self.ids = {token: START + 1 + index for index, token in enumerate(bpe_ids)}
-        self.vocab_size = START + 1 + len(bpe_ids) + 1
-        self.end = self.vocab_size - 1
-        self.context_length = context_length
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokenize texts to int64 (n, context length): start, tokens, end, then padding."""
-        import torch
-
-        rows = torch.full((len(texts), self.context_length), PAD)
-        for row, text in zip(rows, texts, strict=True):
-            tokens = [self.ids.get(token, UNKNOWN) for token in self._bpe.encode(text)]
-            tokens = [START, *tokens[: self.context_length - 2], self.end]
-            row[: len(tokens)] = torch.tensor(tokens)
-        return rows
-
-
-def _fingerprint(model: nn.Module, activation: Activation) -> str:
+def _fingerprint(weights: Mapping[str, Any], activation: Activation) -> str:
+    """The fingerprint of arrays, or of tensors."""
     digest = hashlib.sha256(activation.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"\0{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.reshape(-1).numpy())
+    for name, one in sorted(weights.items()):
+        digest.update(f"\0{name} {tuple(one.shape)} torch.{str(one.dtype).removeprefix('torch.')}\0".encode())
+        digest.update(np.asarray(one.reshape(-1)).data)
     return digest.hexdigest()[:16]

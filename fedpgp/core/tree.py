@@ -1,10 +1,16 @@
 """Parameter trees, flat mappings from keys to tensors, and operations on them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-ParamTree = dict[str, torch.Tensor]
+    ParamTree: TypeAlias = dict[str, torch.Tensor]
+else:  # storage reads rows without tensors, and torch takes seconds to import
+    ParamTree = dict
 
 
 def select(tree: ParamTree, keys: Iterable[str]) -> ParamTree:
@@ -36,6 +42,8 @@ def rows(tree: ParamTree, index: torch.Tensor) -> ParamTree:
 
 def choose(mask: torch.Tensor, chosen: ParamTree, other: ParamTree) -> ParamTree:
     """Select each row of stacked entries from `chosen` where `mask` (K,) is true, else from `other`."""
+    import torch
+
     return {
         key: torch.where(mask.view(-1, *[1] * (value.dim() - 1)), value, other[key]) for key, value in chosen.items()
     }

@@ -275,7 +275,7 @@ def compare(
     Raises:
         RunError: no finished run, or runs that do not compare.
     """
-    comparison = loading.find(paths_of(runs)).compare(allow_mismatch)
+    comparison = loading.find(loading.paths_of(runs)).compare(allow_mismatch)
     chosen = comparison.baseline(baseline)
     rows = []
     for group in comparison.groups:
@@ -301,12 +301,6 @@ def compare(
     frame = pd.DataFrame(rows)
     frame.attrs["notes"] = [*comparison.notes, *comparison.missing()]
     return frame
-
-
-def paths_of(runs: Run | Sweep | str | Path | Iterable[Run | Sweep | str | Path]) -> list[Path]:
-    """The folders of runs and sweeps, which may be given as paths already."""
-    several = [runs] if isinstance(runs, Run | Sweep | str | Path) else list(runs)
-    return [one.path if isinstance(one, Run | Sweep) else Path(one) for one in several]
 
 
 def _figures(folder: Path) -> dict[str, Figure]:

@@ -1,13 +1,18 @@
 """The state of a federation between two rounds, and averages of shared parameters (FedAvg, McMahan et al., 2017)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fedpgp.core.tree import ParamTree
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,15 @@ class State:
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:
     """Sum the stacked parameters (K, ...) of a block in client order, in float64, with `weights` (K,)."""
+    import torch
+
     return {key: torch.tensordot(weights.double(), value.double(), dims=1) for key, value in shared.items()}
 
 
 def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
     """Add the weighted sum of a block to the `total` of the blocks before it, in place."""
+    import torch
+
     for key, value in part.items():
         if key in total:
             total[key].numpy()[...] += value
@@ -53,6 +62,8 @@ class Stack:
 
     def filled(self) -> ParamTree:
         """What has been added (M, ...)."""
+        import torch
+
         return {key: torch.from_numpy(value[: self._count]) for key, value in self._arrays.items()}
 
 
@@ -61,5 +72,7 @@ def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTr
 
     In the dtype of `like`; keys that it does not have are float32.
     """
+    import torch
+
     means = {key: reduce(torch.add, [part[key] for part in sums]) / total for key in sums[0]}
     return {key: value.to(like[key].dtype if key in like else torch.float32) for key, value in means.items()}

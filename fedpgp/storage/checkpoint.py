@@ -1,13 +1,14 @@
 """Checkpoints of a federation: a base and deltas with checksums, from which a run resumes bit for bit."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
 
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import access_errors, write_durably
@@ -37,6 +38,9 @@ def save(
         changed: clients whose own entries differ from those of `previous`; None: all.
         previous: reference of the previous round; None: write a base.
     """
+    import safetensors.torch
+    import torch
+
     common = {name: getattr(state, name) for name in COMMON}
     of_clients = {name: getattr(state, name) for name in OF_CLIENTS}
     stacked = _prefixed(of_clients)
@@ -61,14 +65,18 @@ def save(
     }
 
 
-def load(folder: Path, reference: Mapping[str, Any], config_digest: str) -> State:
-    """Load the state of a reference, on the CPU; raise `RunError` if it is another configuration's or damaged."""
+def load(folder: Path, reference: Mapping[str, Any], config_digest: str, arrays: bool = False) -> State:
+    """Load the state of a reference, on the CPU; raise `RunError` if it is another configuration's or damaged.
+
+    Args:
+        arrays: load NumPy arrays in place of tensors, without importing torch.
+    """
     if reference["config_digest"] != config_digest:
         newest = folder / reference["files"][-1]["file"]
         raise RunError(f"{newest}: belongs to configuration {reference['config_digest']}, not {config_digest}")
-    first, *deltas = (_read(folder, item) for item in reference["files"])
+    first, *deltas = (_read(folder, item, arrays) for item in reference["files"])
     newest = deltas[-1] if deltas else first
-    stacked = {name: first[name].clone() for name in _names(reference, OF_CLIENTS)}  # writable
+    stacked = {name: deepcopy(first[name]) for name in _names(reference, OF_CLIENTS)}  # writable
     for delta in deltas:
         for name, value in stacked.items():
             value[delta[ROWS]] = delta[name]
@@ -95,7 +103,7 @@ def _names(reference: Mapping[str, Any], trees: Sequence[str]) -> list[str]:
     return [f"{tree}/{key}" for tree in trees for key in reference.get(tree, ())]  # older ones have fewer trees
 
 
-def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _read(folder: Path, item: Mapping[str, Any], arrays: bool) -> dict[str, Any]:
     path = folder / item["file"]
     try:
         with access_errors(path):
@@ -106,4 +114,13 @@ def _read(folder: Path, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         raise RunError(f"{path}: truncated checkpoint, {len(content)} bytes instead of {item['bytes']}")
     if zlib.crc32(content) != item["crc32"]:
         raise RunError(f"{path}: damaged checkpoint, its checksum differs from the recorded one")
-    return safetensors.torch.load(content)
+    if not arrays:
+        import safetensors.torch
+
+        return safetensors.torch.load(content)
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load(content)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: has numbers that NumPy lacks ({error})") from None

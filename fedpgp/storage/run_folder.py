@@ -280,11 +280,11 @@ class RunFolder(StatusFolder):
         scores = {number: score for number, (score, _) in self._known.items() if score is not None}
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 
-    def state_at(self, number: int) -> State:
-        """Load the state after one of the last two rounds or the best one; raise `RunError` if it cannot be read."""
+    def state_at(self, number: int, arrays: bool = False) -> State:
+        """Load the state after one of the last two rounds or the best one; see `checkpoint.load`."""
         if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
-        return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"])
+        return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"], arrays)
 
     def save_confusion(self, table: pa.Table) -> None:
         """Write the confusion matrix after the last round, in `metrics.CONFUSION_SCHEMA`."""

@@ -32,5 +32,7 @@ def test_a_sweep_has_its_figures(ray_cluster, monkeypatch):
     assert found["bench"] == "sweep"
     assert set(found["figures"]) == {
         "overhead_percent", "warm_start_seconds", "tracking_percent", "driver_growth_percent", "disk_per_trial_mb",
+        "run_one_round_seconds", "run_one_round_serial_seconds", "report_seconds", "report_cpu_seconds",
+        "ui_ready_seconds",
     }  # fmt: skip
     assert 0 < found["figures"]["disk_per_trial_mb"] < 2

@@ -29,6 +29,12 @@ def test_a_state_is_restored_bit_for_bit_with_its_key_order(tmp_path):
     assert torch.signbit(state.shared["ctx"][0, 1])
 
 
+def test_numbers_that_numpy_lacks_are_refused_as_arrays(tmp_path):
+    reference = checkpoint.save(tmp_path, STATE, "digest")
+    with pytest.raises(RunError, match=r"000007\.safetensors: has numbers that NumPy lacks"):
+        checkpoint.load(tmp_path, reference, "digest", arrays=True)
+
+
 def test_a_state_without_parameters_is_saved_and_loaded(tmp_path):
     reference = checkpoint.save(tmp_path, State(0, {}, {}), "digest")
     assert checkpoint.load(tmp_path, reference, "digest") == State(0, {}, {})
@@ -96,6 +102,8 @@ def test_few_changed_clients_are_written_as_a_delta(tmp_path):
         reference = json.loads(json.dumps(checkpoint.save(tmp_path, state, "d", np.array(changed), reference)))
         assert (tmp_path / f"{state.round:06d}.safetensors").stat().st_size < base / 3
         assert equal(checkpoint.load(tmp_path, reference, "d"), state)
+        arrays = checkpoint.load(tmp_path, reference, "d", arrays=True)
+        assert all(np.array_equal(arrays.personal[key], value) for key, value in state.personal.items())
     assert checkpoint.files_of(reference) == {f"00000{number}.safetensors" for number in (1, 2, 3, 4)}
     (tmp_path / "000003.safetensors").unlink()
     with pytest.raises(RunError, match=r"000003\.safetensors"):
@@ -111,4 +119,6 @@ def test_many_changed_clients_or_a_long_chain_make_a_new_base(tmp_path):
         reference = checkpoint.save(tmp_path, state, "d", np.array(changed), reference)
         lengths.append(len(reference["files"]))
         assert equal(checkpoint.load(tmp_path, reference, "d"), state)
+        arrays = checkpoint.load(tmp_path, reference, "d", arrays=True)
+        assert all(np.array_equal(arrays.personal[key], value) for key, value in state.personal.items())
     assert lengths == [*range(2, checkpoint.LONGEST_CHAIN + 1), 1, 1, 2]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, measure
 from fedpgp.analysis.report import comparison_figures as draw
 from fedpgp.analysis.report.reliability import reliability_bins, reliability_diagrams
 from fedpgp.analysis.report.run_figures import partition_of_run
+from fedpgp.analysis.report.style import Drawing
 from fedpgp.core.errors import FedPGPError
 from fedpgp.storage.run_folder import RunFolder
 
@@ -35,6 +37,11 @@ class ReportFigure:
     title: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """The figure, laid out and encoded once for all that show it."""
+        return Drawing(self.figure)
 
 
 def all_figures(comparison: Comparison) -> tuple[list[ReportFigure], list[str]]:
@@ -157,9 +164,9 @@ def _prompts(store: RunFolder, number: int, label: str) -> Iterator[ReportFigure
     shared, personal = learned.prompts(store)
     if personal is not None:
         caption = "Grey: single clients. A low-rank part reaches the dotted line (90% of the energy) early."
-        drawn = draw.spectra(learned.spectrum(personal).values.numpy(), label)
+        drawn = draw.spectra(learned.spectrum(personal).values, label)
         yield ReportFigure(f"spectrum-{number}", f"Spectrum of the personal part, {label}", caption, drawn)
-        drawn = draw.similarity(learned.similarity(personal).numpy(), store.identity["client_names"], label)
+        drawn = draw.similarity(learned.similarity(personal), store.identity["client_names"], label)
         yield ReportFigure(f"similarity-{number}", f"Similarity of the personal parts, {label}", "", drawn)
     if shared is not None:
         drawn = draw.nearest_words(learned.near_words(store, shared), label)

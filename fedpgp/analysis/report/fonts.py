@@ -17,17 +17,20 @@ PLACEHOLDERS = "Last Resort"
 """A font with a box for every character."""
 
 
-def use_fonts(figure: Figure) -> None:
+def use_fonts(figure: Figure) -> list[Text]:
     """Add fonts to the texts of a figure that have characters which the default font lacks; changes no other figure.
 
+    Returns all texts of the figure, which take long to find.
     Logs a warning, once in a process, if no font of the machine has a character.
     """
-    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    found = [one for one in figure.findobj(Text) if isinstance(one, Text)]
+    texts = [text for text in found if not text.get_text().isascii()]
     families, missing = _families(_visible("".join(text.get_text() for text in texts)))
     for text in texts if families else ():
         text.set_fontfamily([*text.get_fontfamily(), *(one for one in families if one not in text.get_fontfamily())])
     if missing:
         _warn_of_boxes()
+    return found
 
 
 def font_file(text: str) -> str | None:

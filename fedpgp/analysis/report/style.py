@@ -4,14 +4,15 @@ import functools
 import io
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from fedpgp.analysis.report.fonts import use_fonts
 
@@ -24,6 +25,8 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++", "oo", "--", "**", "||", "OO", "//..")
 """As many patterns as colours, for print without colours."""
 DPI = 120
+MARGIN = 0.1
+"""Inches around what is drawn."""
 MAX_NAME = 24
 """Characters of a name at an axis."""
 RC: Any = {
@@ -54,8 +57,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with rc_context(RC), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with _style():
             figure = draw(*args, **kwargs)
             use_fonts(figure)
             return figure
@@ -114,31 +116,77 @@ def annotate(axes: Axes, shown: Any, values: Any, form: str = "{:.1f}") -> None:
                 axes.text(column, row, form.format(value), ha="center", va="center", color=ink, fontsize=8)
 
 
-def encoded(figure: Figure, format: str) -> bytes:
-    """Encode the figure as `png` or `svg`, with the same bytes every time; it grows if a title or label needs it."""
-    sink = io.BytesIO()
-    metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
-    render(figure, sink, format=format, dpi=DPI, metadata=metadata, bbox_inches="tight")
-    return sink.getvalue()
+class Drawing:
+    """A figure as PNG and SVG, of one layout for both and the same bytes every time.
 
-
-def render(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
-    """Save the figure; matplotlib's warnings, of missing glyphs or too little room, are not for its reader.
-
-    Dollar signs of names do not make formulas.
+    It is as large as what is drawn, also if a title or a label needs more room than the figure has. A figure without a
+    layout engine has fixed margins, and keeps its size.
     """
-    use_fonts(figure)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    with rc_context(RC), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        figure.savefig(target, **options)
+
+    def __init__(self, figure: Figure) -> None:
+        self._figure, self._bounds = figure, None
+        _prepare(figure)
+        if (engine := figure.get_layout_engine()) is not None:
+            with _style():
+                engine.execute(figure)
+                self._bounds = figure.get_tightbbox().padded(MARGIN)
+
+    @cached_property
+    def png(self) -> bytes:
+        """Encode it as PNG."""
+        return self._encoded("png", {"Software": None})
+
+    @cached_property
+    def svg(self) -> bytes:
+        """Encode it as SVG."""
+        return self._encoded("svg", {"Date": None, "Creator": None})
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write STEM.png and STEM.svg, and create the folder if it is missing."""
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        paths = [stem.with_name(f"{stem.name}.{format}") for format in ("png", "svg")]
+        for path, content in zip(paths, (self.png, self.svg), strict=True):
+            path.write_bytes(content)
+        return paths
+
+    def _encoded(self, format: str, metadata: Any) -> bytes:
+        sink, engine = io.BytesIO(), self._figure.get_layout_engine()
+        self._figure.set_layout_engine(None)  # otherwise it is laid out, and drawn, once more for each format
+        try:
+            with _style():
+                self._figure.savefig(sink, format=format, dpi=DPI, metadata=metadata, bbox_inches=self._bounds)
+        finally:
+            self._figure.set_layout_engine(engine)
+        return sink.getvalue()
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.svg, and create the folder if it is missing."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{format}") for format in ("png", "svg")]
-    for path in paths:
-        path.write_bytes(encoded(figure, path.suffix[1:]))
-    return paths
+    return Drawing(figure).save(stem)
+
+
+def encoded(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+    """Encode the figure in one format."""
+    drawing = Drawing(figure)
+    return drawing.png if format == "png" else drawing.svg
+
+
+def render(figure: Figure, target: Path, **options: Any) -> None:
+    """Save a figure with fixed margins as it is."""
+    _prepare(figure)
+    with _style():
+        figure.savefig(target, **options)
+
+
+def _prepare(figure: Figure) -> None:
+    """Choose fonts that have the characters of the texts; dollar signs of names do not make formulas."""
+    for text in use_fonts(figure):
+        text.set_parse_math(False)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw in this style. Matplotlib's warnings, of missing glyphs or too little room, are not for readers."""
+    with rc_context(RC), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pandas import DataFrame
 
-    from fedpgp.analysis.learned import Overlap, Spectrum
+    from fedpgp.analysis.adapters import Overlap
+    from fedpgp.analysis.learned import Spectrum
     from fedpgp.experiments.estimation import Estimate
     from fedpgp.experiments.sweeps.sampling import SampledTrials
     from fedpgp.experiments.sweeps.sweep_settings import Sweep
@@ -197,10 +198,10 @@ def spectrum_table(found: Spectrum) -> Table:
     for rank in (*(rank for rank in SPECTRUM_RANKS if rank < most), most):
         shares = 100 * found.energy(rank)
         rows.append((str(rank), *(f"{value:.1f} %" for value in (shares.mean(), shares.min(), shares.max()))))
-    needed = found.effective_rank().double()
+    needed = found.effective_rank()
     rows.append(("for 90 %", f"{needed.mean():.1f}", f"{needed.min():.0f}", f"{needed.max():.0f}"))
-    norms = found.values.double().square().sum(-1).sqrt()
-    caption = f"{norms.numel()} personal parts, norm {norms.mean():.3f}, at most rank {most}"
+    norms = (found.values**2).sum(-1) ** 0.5
+    caption = f"{norms.size} personal parts, norm {norms.mean():.3f}, at most rank {most}"
     headings = ("rank", "share of the squared norm", "minimum", "maximum")
     return Table("Is the personal part low-rank?", headings, rows, caption=caption)
 

@@ -12,7 +12,7 @@ from fedpgp.analysis import loading
 from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, over
 from fedpgp.analysis.report import comparison_tables, pareto
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
-from fedpgp.analysis.report.style import encoded, save
+from fedpgp.analysis.report.style import Drawing
 from fedpgp.analysis.report.tables import Table, as_markdown
 from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.core import provenance
@@ -53,7 +53,7 @@ def write(
         return text
     folder.mkdir(parents=True, exist_ok=True)
     for one in figures:
-        save(one.figure, folder / one.name)
+        one.drawing.save(folder / one.name)
     path = folder / f"report.{form}"
     path.write_text(text, encoding="utf-8")
     return path
@@ -165,6 +165,6 @@ def _recipe(group: Group) -> dict[str, Any]:
     }
 
 
-def _svg(figure: Any) -> str:
+def _svg(drawing: Drawing) -> str:
     """A figure as a data URL."""
-    return "data:image/svg+xml;base64," + base64.b64encode(encoded(figure, "svg")).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.svg).decode()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
-from fedpgp.analysis import learned
+from fedpgp.analysis import adapters, learned
 from fedpgp.analysis.comparison import Run, in_order
 from fedpgp.analysis.loading import client_accuracies, client_counts
 from fedpgp.analysis.reproduce.published import Key
@@ -106,13 +106,13 @@ def low_rank(members: Sequence[Member], asked: Sequence[str]) -> Numbers:
     """
     numbers = base_to_novel(members, asked)
     for one in members:
-        if learned.has_adapters(one.run.path):
-            values = asdict(learned.adapters(one.run.path)["q"])
+        if adapters.has_adapters(one.run.path):
+            values = asdict(adapters.adapters(one.run.path)["q"])
             block = OVERLAP
         else:
             found = learned.personal_parts(one.run.path)
             shares = {f"rank {rank}": 100 * float(found.energy(rank).mean()) for rank in RANKS}
-            values = {**shares, "ranks for 90 %": float(found.effective_rank().double().mean())}
+            values = {**shares, "ranks for 90 %": float(found.effective_rank().mean())}
             block = SPECTRUM
         for column, value in values.items():
             numbers.setdefault(Key(block, one.variant, column), {})[one.run.fold.repetition] = value

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedpgp.analysis import learned
+from fedpgp.analysis import adapters, learned
 from fedpgp.analysis.loading import Curve, Entry, compare
 from fedpgp.analysis.report import comparison_figures, comparison_tables, style
 from fedpgp.analysis.report.figures import MAX_GROUPS, MAX_SCENARIOS, all_figures
@@ -177,7 +177,7 @@ def test_runs_of_a_plug_in_are_shown_without_importing_it(made_run):
     figures, notes = all_figures(compared)
     assert ([figure.name for figure in figures], notes) == (["bars", "convergence"], [])
     with pytest.raises(RunError, match=r"no_such_module:Mine has no adapters that can be analyzed; give a run of fedl"):
-        learned.adapters(runs[0])
+        adapters.adapters(runs[0])
     with pytest.raises(RunError, match="no_such_module:Mine adds no personal part to a global prompt"):
         learned.personal_parts(runs[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -37,13 +38,21 @@ def test_bins_are_summed_over_domains_and_runs(group):
     assert found == {}
 
 
+def _boxes(bars):
+    """Left, right, lower and upper end of each bar."""
+    corners = np.array([path.vertices for path in bars.get_paths()])
+    return np.stack([edge(corners[..., axis], 1) for axis in (0, 1) for edge in (np.min, np.max)], 1)
+
+
 def test_bars_are_accuracies_and_gaps(group):
     """Bin 7: 1 of 2 at 50, no gap; bin 14: 5 of 8 = 62.5 at 97.5, a gap of 35 for 8 of 10 images: ECE 28."""
     figure = reliability_diagrams({"one": reliability_bins(group, ["local"])})
     upper, lower = figure.axes
-    assert [bar.get_height() for bar in upper.patches] == pytest.approx([50, 62.5, 0, 35])
-    assert [bar.get_x() for bar in upper.patches[:2]] == pytest.approx([100 * 7 / 15, 100 * 14 / 15])
-    assert [bar.get_height() for bar in lower.patches] == pytest.approx([20, 80])
+    sevenths, last = (100 * 7 / 15, 100 * 8 / 15), (100 * 14 / 15, 100)
+    accuracies, gaps = (_boxes(bars) for bars in upper.collections)
+    assert accuracies == pytest.approx(np.array([(*sevenths, 0, 50), (*last, 0, 62.5)]))
+    assert gaps == pytest.approx(np.array([(*sevenths, 50, 50), (*last, 62.5, 97.5)]))
+    assert _boxes(lower.collections[0]) == pytest.approx(np.array([(*sevenths, 0, 20), (*last, 0, 80)]))
     assert [text.get_text() for text in upper.texts] == ["ECE 28.0"]
 
 
