@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Literal
 
@@ -16,7 +17,7 @@ from fedpgp.core.files import check_writable
 from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
 from fedpgp.data.protocol import held_out_names
-from fedpgp.experiments import launch, planning, runner
+from fedpgp.experiments import features, launch, placement, planning, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.sampling import Trial
@@ -25,6 +26,7 @@ from fedpgp.experiments.sweeps.trial_runner import FoldWork, TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import nodes
+from fedpgp.federation.backends.base import OnDemand
 from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.federation.server import rounding
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
@@ -91,7 +93,8 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             if todo:
                 with ray_cluster.connected(max((one.resources for one in todo), key=ray_cluster.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
+                    needed = [plan for one in todo for plan in plans[one.id].values()]
+                    _extract(trials[0].experiment.resources, needed, concurrent, callback)
                     plans.clear()
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
@@ -123,7 +126,8 @@ def _plans(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, dict[Fold, Plan]]
     for trial in trials:
         try:
             own = sampling.folds(sweep, trial, held_out_names(library.manifest(trial.experiment.data)))
-            plans[trial.id] = {fold: planning.plan(trial.fold(fold), library).without_text() for fold in own}
+            planned = [planning.plan(trial.fold(fold), library).without_text() for fold in own]
+            plans[trial.id] = dict(zip(own, placement.of_trial(planned), strict=True))
         except UserError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(trial.label)
@@ -216,11 +220,9 @@ def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callba
     return least
 
 
-def _extract(plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> None:
+def _extract(given: ResourceSettings, plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> None:
     """Extract the features of all trials, with as many actors as the trials will use together."""
-    if runner.all_extracted(plans):
-        return
-    each = plans[0].experiment.resources
-    resources = each.model_copy(update={"actors": concurrent * each.actors})
-    with closing(runner.make_backend(resources, threading.Event())) as backend:
-        runner.extract_all(plans, backend, callback)
+    actors = concurrent * plans[0].experiment.resources.workers
+    opened = partial(runner.make_backend, given.model_copy(update={"actors": actors}), threading.Event())
+    with closing(OnDemand(opened)) as backend:
+        features.extract_all(plans, backend, callback)

@@ -1,0 +1,62 @@
+"""Decide where the work of an experiment runs if `resources.backend` is auto: on Ray actors, or in one process."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fedpgp import methods
+from fedpgp.config import Experiment, ResourceSettings
+from fedpgp.core.callbacks import RunCallback
+from fedpgp.experiments import features
+from fedpgp.experiments.planning import Plan
+from fedpgp.federation.backends.choice import Choice, choose
+from fedpgp.federation.server import block_size
+from fedpgp.methods.base import Method
+
+
+def before_planning(experiment: Experiment, method: Method) -> Choice:
+    """The choice as far as the settings tell. Ray is final; the plan may show that there is more work than known now.
+
+    Clients that the data determine, and images that have no features yet, are not known.
+    """
+    clients = experiment.partition.clients or 1
+    fewest = min(clients.values()) if isinstance(clients, dict) else clients
+    return choose(experiment.resources, _blocks(experiment, method, fewest))
+
+
+def of_run(plan: Plan, callback: RunCallback) -> Plan:
+    """Fill in the backend of a run of this process, and tell the callback of a choice."""
+    parallel = max(_blocks_of(plan), features.missing_chunks([plan]))
+    return _placed(plan, choose(plan.experiment.resources, parallel), callback)
+
+
+def of_extraction(plan: Plan, callback: RunCallback) -> Plan:
+    """As `of_run`, if nothing but the features is needed."""
+    return _placed(plan, choose(plan.experiment.resources, features.missing_chunks([plan])), callback)
+
+
+def of_trial(plans: Iterable[Plan]) -> list[Plan]:
+    """Fill in the backend of the folds of a trial, whose features are extracted before."""
+    plans = list(plans)
+    parallel = max(map(_blocks_of, plans))
+    return [_placed(plan, choose(plan.experiment.resources, parallel, in_trial=True)) for plan in plans]
+
+
+def in_trial(experiment: Experiment, clients: int) -> ResourceSettings:
+    """The resources of a trial with so many clients, without its plan."""
+    method = methods.create(experiment.method.name, experiment.method.settings)
+    return choose(experiment.resources, _blocks(experiment, method, clients), in_trial=True).resources
+
+
+def _placed(plan: Plan, choice: Choice, callback: RunCallback | None = None) -> Plan:
+    if callback is not None and choice.line:
+        callback.on_message(choice.line)
+    return replace(plan, experiment=plan.experiment.model_copy(update={"resources": choice.resources}))
+
+
+def _blocks_of(plan: Plan) -> int:
+    return _blocks(plan.experiment, plan.method, plan.data.num_clients)
+
+
+def _blocks(experiment: Experiment, method: Method, clients: int) -> int:
+    """How many blocks of clients can train or be tested at the same time; a method that trains nothing has one."""
+    return -(-clients // block_size(method, experiment.federation)) if method.phases else 1
