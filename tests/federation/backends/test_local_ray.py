@@ -1,0 +1,79 @@
+"""A local Ray starts while a run is planned: errors of the plan come first, and no process is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedpgp.bench.measurement import descendants
+from fedpgp.config import ResourceSettings
+from fedpgp.core.errors import ResourceError
+from fedpgp.federation.backends.local_ray import LocalRay
+
+BAD_PLAN = ["backbone.weights=/none/model.pt", "backbone.activation=gelu"]
+PLAN_ERROR = "error: backbone.weights: no such file: /none/model.pt\n"
+
+
+def command(root, *overrides):
+    return [
+        sys.executable, "-m", "fedpgp", "run", "shapes", "resources.backend=ray", "tracking.mlflow=false",
+        f"storage.root={root}", *overrides,
+    ]  # fmt: skip
+
+
+def living(processes):
+    """Those that have not ended; one that nobody has waited for has."""
+    found = []
+    for pid, name in processes.items():
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(name)
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("bad_plan", [True, False])
+def test_an_error_of_the_plan_comes_before_one_of_ray(tmp_path, bad_plan):
+    env = {**os.environ, "RAY_TMPDIR": "rel"}
+    given = command(tmp_path / "store", *(BAD_PLAN if bad_plan else []))
+    done = subprocess.run(given, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = PLAN_ERROR if bad_plan else "RAY_TMPDIR: Ray cannot start in rel: the path is relative; "
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert ("Ray" in done.stderr) != bad_plan
+    assert not list(tmp_path.glob("store/runs/*"))
+
+
+def test_a_plan_that_fails_while_ray_starts_leaves_no_process(tmp_path):
+    with subprocess.Popen(command(tmp_path / "store", *BAD_PLAN), stderr=subprocess.PIPE, text=True) as process:
+        started = {}
+        while process.poll() is None:
+            started |= descendants(process.pid)
+            time.sleep(0.02)
+        assert process.stderr.read().endswith(PLAN_ERROR)
+    assert process.returncode == 2
+    assert any("raylet" in name for name in started.values())
+    deadline = time.monotonic() + 30
+    while (left := living(started)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_of_the_start_is_raised_where_the_actors_are_needed():
+    with LocalRay(ResourceSettings(actors=900)) as workers, pytest.raises(ResourceError, match="900 actors"):
+        workers.load(None)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_left_early_it_waits_for_no_actor():
+    """Three of these actors fit the cluster, and none of them is ever asked for anything."""
+    with LocalRay(ResourceSettings(actors=3)) as workers:
+        pass
+    assert not workers._thread.is_alive()
