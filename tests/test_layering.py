@@ -37,9 +37,7 @@ LATE = {
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "federation/accountant": {"dp_accounting"},
-    "experiments/launch": {
-        f"fedpgp.federation.backends.{name}" for name in ("ray_cluster", "driver", "local_ray")
-    },
+    "experiments/launch": {f"fedpgp.federation.backends.{name}" for name in ("ray_cluster", "driver", "local_ray")},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},

@@ -119,12 +119,7 @@ def run(
         typer.echo(f"driver: {name}\nfollow it with: fedpgp attach {name}")
         return
     with display() as progress:
-        folder = launch.run(settings, resume, broadcast(progress, _Table()), MLflowTracker())
-    from fedpgp.analysis.report.run_figures import partition_of_run  # loads matplotlib
-    from fedpgp.analysis.report.style import save
-
-    if (heat_map := partition_of_run(folder)) is not None:
-        save(heat_map, folder / "partition")
+        launch.run(settings, resume, broadcast(progress, _Table()), MLflowTracker())
 
 
 class _Table(RunCallback):

@@ -1,4 +1,4 @@
-"""Extract the frozen features that plans need: each image once, on workers or, if it is little work, in this process."""
+"""Extract the frozen features that plans need: each image once, on workers, or here if it is little work."""
 
 import time
 from collections.abc import Iterable, Iterator

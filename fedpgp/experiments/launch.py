@@ -79,9 +79,7 @@ def run_tracked(
     with forward_warnings(callback):
         try:
             both = broadcast(callback, tracker.run(experiment))
-            return runner.run(
-                experiment, resume, both, stop, backend, restarted=restarted, open_workers=open_workers
-            )
+            return runner.run(experiment, resume, both, stop, backend, restarted=restarted, open_workers=open_workers)
         finally:
             tracker.close()
 
@@ -124,9 +122,7 @@ def _do(
             known = placement.before_planning(experiment, method).resources
             if at_once and known.backend == "ray":
                 open_workers(known, stop)
-            return function(
-                config.absolute(experiment), *args, callback=callback, stop=stop, open_workers=open_workers
-            )
+            return function(config.absolute(experiment), *args, callback=callback, stop=stop, open_workers=open_workers)
     except KeyboardInterrupt:
         raise Interrupted("stopped; continue with --resume") from None
 

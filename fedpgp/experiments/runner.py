@@ -1,7 +1,6 @@
 """Run one experiment, from settings to rows on disk."""
 
 import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress

@@ -370,9 +370,7 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     (store,) = RunFolder.find(root)
     stopped = "stopped; run folder:" in err and store.state == "stopped"
     at_once = (
-        len(signals) == 2
-        and "stopped; continue with --resume" in err
-        and store.state in ("stopped", "interrupted")
+        len(signals) == 2 and "stopped; continue with --resume" in err and store.state in ("stopped", "interrupted")
     )
     assert stopped or at_once  # the second signal may come when it has stopped, and while it does
 

@@ -50,6 +50,7 @@ def extracted(plan, workers):
 
 
 def test_one_chunk_is_encoded_here_and_has_the_bits_of_an_actor(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 10_000)
     workers = Watched(pool)
     here = extracted(plan_in(tmp_path / "here"), workers)
     assert workers.calls == []
@@ -69,7 +70,7 @@ class Borrowed:
 
 
 def test_more_chunks_are_for_the_workers_with_the_same_features(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 40)
+    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 700)
     plans = [plan_in(tmp_path / name) for name in ("actors", "serial")]
     workers = Watched(pool)
     by_actors = extracted(plans[0], workers)
@@ -80,7 +81,8 @@ def test_more_chunks_are_for_the_workers_with_the_same_features(pool, tmp_path, 
         assert extracted(plans[1], backend) == by_actors
 
 
-def test_with_gpus_even_one_chunk_is_for_the_workers(tmp_path):
+def test_with_gpus_even_one_chunk_is_for_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 10_000)
     with closing(make_backend(config.ResourceSettings(backend="serial"), threading.Event())) as backend:
         workers = Watched(backend)
         extracted(plan_in(tmp_path, "resources.gpus_per_actor=0.5"), workers)

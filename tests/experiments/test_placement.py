@@ -22,10 +22,11 @@ TREE = {
 
 
 @pytest.fixture(autouse=True)
-def _two_cores_and_no_cluster(monkeypatch):
+def _two_cores_no_cluster_and_one_chunk(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(feature_cache, "CHUNK_ROWS", 10_000)
 
 
 def settings(root, *overrides):
