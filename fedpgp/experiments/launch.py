@@ -26,7 +26,9 @@ from fedpgp.federation.extraction import Forecast
 def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
     """Run an experiment on the backend of its settings, and return its folder. See `runner.run`."""
     experiment = tracker.settled(experiment)
-    result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback, at_once=True)
+    result: Path = _do(
+        run_tracked, experiment, resume, tracker, callback=callback, meanwhile=partial(tracker.load, experiment)
+    )
     return result
 
 
@@ -100,11 +102,17 @@ def _extract(
 
 
 def _do(
-    function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback, at_once: bool = False
+    function: Callable[..., Any],
+    experiment: Experiment,
+    *args: Any,
+    callback: RunCallback,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Any:
     """Call a function that takes `callback`, `stop` and `open_workers`: in a driver on a cluster, else in this process.
 
-    With `at_once`, a local Ray starts while the function plans, if the settings tell that it is needed.
+    Args:
+        meanwhile: a local Ray starts while the function plans, if the settings tell that it is needed, and this is
+            called in a thread; None: it starts when the function opens workers.
     """
     resources = experiment.resources
     with forward_warnings(callback):
@@ -120,8 +128,9 @@ def _do(
         with ExitStack() as stack:
             open_workers = _opener(stack)
             known = placement.before_planning(experiment, method).resources
-            if at_once and known.backend == "ray":
+            if meanwhile is not None and known.backend == "ray":
                 open_workers(known, stop)
+                threading.Thread(target=meanwhile, daemon=True).start()
             return function(config.absolute(experiment), *args, callback=callback, stop=stop, open_workers=open_workers)
     except KeyboardInterrupt:
         raise Interrupted("stopped; continue with --resume") from None

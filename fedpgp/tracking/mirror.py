@@ -227,6 +227,12 @@ class MLflowTracker(Tracker):
         name = connection.experiment_name(uri, tracking.experiment)
         return experiment.model_copy(update={"tracking": tracking.model_copy(update={"experiment": name})})
 
+    def load(self, experiment: Experiment) -> None:
+        """Import MLflow; an error is that of the first attempt to connect."""
+        if experiment.tracking.mlflow:
+            with suppress(Exception):
+                import mlflow.tracking  # noqa: F401
+
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """Mirror the run from the moment its folder exists."""
         return _Following(experiment, trial, self._end) if experiment.tracking.mlflow else RunCallback()

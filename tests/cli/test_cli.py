@@ -351,7 +351,8 @@ def running(pid):
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "Ctrl-C twice"])
 def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     root = tmp_path / "store"
-    command = [sys.executable, "-m", "fedpgp", "run", "shapes", "federation.rounds=5000", f"storage.root={root}"]
+    given = ["federation.rounds=5000", "resources.backend=ray", f"storage.root={root}"]
+    command = [sys.executable, "-m", "fedpgp", "run", "shapes", *given]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not list(root.glob("runs/*/rounds/*2.arrow")) and time.monotonic() < deadline and process.poll() is None:
