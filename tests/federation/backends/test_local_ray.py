@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from fedpgp.bench.measurement import descendants
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
 from fedpgp.federation.backends.local_ray import LocalRay
+from fedpgp.storage.run_folder import RunFolder
 
 BAD_PLAN = ["backbone.weights=/none/model.pt", "backbone.activation=gelu"]
 PLAN_ERROR = "error: backbone.weights: no such file: /none/model.pt\n"
@@ -77,3 +79,35 @@ def test_left_early_it_waits_for_no_actor():
     with LocalRay(ResourceSettings(actors=3)) as workers:
         pass
     assert not workers._thread.is_alive()
+
+
+SMALL = [
+    "protocol.shots=1", "partition.clients=4", "federation.block_size=2", "federation.rounds=3", "method.n_ctx=1",
+    "federation.local_epochs=1", "resources.actors=2", "--resume",
+]  # fmt: skip
+
+
+def numbers(root):
+    """Rows and last parameters of the only run."""
+    (store,) = RunFolder.find(root)
+    last = max((store.path / "checkpoints").iterdir())
+    rows = [(row.round, dict(row.metrics)) for row in store.rounds()]
+    return rows, store.clients().to_pydict(), {key: value.tobytes() for key, value in load_file(last).items()}
+
+
+@pytest.mark.slow
+def test_a_run_on_a_local_ray_that_is_killed_resumes_to_the_bits_of_one_process(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    subprocess.run([*command(here, *SMALL), "resources.backend=serial"], check=True, capture_output=True)
+    with subprocess.Popen(command(there, *SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(there.glob("runs/*/rounds/000001.arrow")) and process.poll() is None:
+            time.sleep(0.002)
+        started = descendants(process.pid)
+        process.kill()
+    done = subprocess.run(command(there, *SMALL), check=True, capture_output=True, text=True)
+    assert "on 2 actors x (1 CPU, 0 GPU)" in done.stderr
+    assert numbers(there) == numbers(here)
+    deadline = time.monotonic() + 90  # Ray's agents notice after up to 80 s that the rest has ended
+    while (left := living(started)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
