@@ -127,9 +127,10 @@ def _do(
     try:
         with ExitStack() as stack:
             open_workers = _opener(stack)
-            known = placement.before_planning(experiment, method).resources
-            if meanwhile is not None and known.backend == "ray":
-                open_workers(known, stop)
+            choice = placement.before_planning(experiment, method)
+            if meanwhile is not None and choice.resources.backend == "ray":
+                experiment = placement.placed(experiment, choice, callback)
+                open_workers(choice.resources, stop)
                 threading.Thread(target=meanwhile, daemon=True).start()
             return function(config.absolute(experiment), *args, callback=callback, stop=stop, open_workers=open_workers)
     except KeyboardInterrupt:

@@ -26,19 +26,23 @@ def before_planning(experiment: Experiment, method: Method) -> Choice:
 def of_run(plan: Plan, callback: RunCallback) -> Plan:
     """Fill in the backend of a run of this process, and tell the callback of a choice."""
     parallel = max(_blocks_of(plan), features.missing_chunks([plan]))
-    return _placed(plan, choose(plan.experiment.resources, parallel), callback)
+    return replace(plan, experiment=placed(plan.experiment, choose(plan.experiment.resources, parallel), callback))
 
 
 def of_extraction(plan: Plan, callback: RunCallback) -> Plan:
     """As `of_run`, if nothing but the features is needed."""
-    return _placed(plan, choose(plan.experiment.resources, features.missing_chunks([plan])), callback)
+    choice = choose(plan.experiment.resources, features.missing_chunks([plan]))
+    return replace(plan, experiment=placed(plan.experiment, choice, callback))
 
 
 def of_trial(plans: Iterable[Plan]) -> list[Plan]:
     """Fill in the backend of the folds of a trial, whose features are extracted before."""
     plans = list(plans)
     parallel = max(map(_blocks_of, plans))
-    return [_placed(plan, choose(plan.experiment.resources, parallel, in_trial=True)) for plan in plans]
+    choices = [choose(plan.experiment.resources, parallel, in_trial=True) for plan in plans]
+    return [
+        replace(plan, experiment=placed(plan.experiment, choice)) for plan, choice in zip(plans, choices, strict=True)
+    ]
 
 
 def in_trial(experiment: Experiment, clients: int) -> ResourceSettings:
@@ -47,10 +51,11 @@ def in_trial(experiment: Experiment, clients: int) -> ResourceSettings:
     return choose(experiment.resources, _blocks(experiment, method, clients), in_trial=True).resources
 
 
-def _placed(plan: Plan, choice: Choice, callback: RunCallback | None = None) -> Plan:
+def placed(experiment: Experiment, choice: Choice, callback: RunCallback | None = None) -> Experiment:
+    """Fill in a choice, and tell the callback of it."""
     if callback is not None and choice.line:
         callback.on_message(choice.line)
-    return replace(plan, experiment=plan.experiment.model_copy(update={"resources": choice.resources}))
+    return experiment.model_copy(update={"resources": choice.resources})
 
 
 def _blocks_of(plan: Plan) -> int:
