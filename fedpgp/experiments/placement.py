@@ -1,6 +1,6 @@
 """Decide where the work of an experiment runs if `resources.backend` is auto: on Ray actors, or in one process."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fedpgp import methods
@@ -25,24 +25,18 @@ def before_planning(experiment: Experiment, method: Method) -> Choice:
 
 def of_run(plan: Plan, callback: RunCallback) -> Plan:
     """Fill in the backend of a run of this process, and tell the callback of a choice."""
-    parallel = max(_blocks_of(plan), features.missing_chunks([plan]))
-    return replace(plan, experiment=placed(plan.experiment, choose(plan.experiment.resources, parallel), callback))
+    return _on(plan, max(_blocks_of(plan), features.missing_chunks([plan])), callback)
 
 
 def of_extraction(plan: Plan, callback: RunCallback) -> Plan:
     """As `of_run`, if nothing but the features is needed."""
-    choice = choose(plan.experiment.resources, features.missing_chunks([plan]))
-    return replace(plan, experiment=placed(plan.experiment, choice, callback))
+    return _on(plan, features.missing_chunks([plan]), callback)
 
 
-def of_trial(plans: Iterable[Plan]) -> list[Plan]:
+def of_trial(plans: Sequence[Plan]) -> list[Plan]:
     """Fill in the backend of the folds of a trial, whose features are extracted before."""
-    plans = list(plans)
     parallel = max(map(_blocks_of, plans))
-    choices = [choose(plan.experiment.resources, parallel, in_trial=True) for plan in plans]
-    return [
-        replace(plan, experiment=placed(plan.experiment, choice)) for plan, choice in zip(plans, choices, strict=True)
-    ]
+    return [_on(plan, parallel, RunCallback(), in_trial=True) for plan in plans]
 
 
 def in_trial(experiment: Experiment, clients: int) -> ResourceSettings:
@@ -51,11 +45,16 @@ def in_trial(experiment: Experiment, clients: int) -> ResourceSettings:
     return choose(experiment.resources, _blocks(experiment, method, clients), in_trial=True).resources
 
 
-def placed(experiment: Experiment, choice: Choice, callback: RunCallback | None = None) -> Experiment:
+def placed(experiment: Experiment, choice: Choice, callback: RunCallback) -> Experiment:
     """Fill in a choice, and tell the callback of it."""
-    if callback is not None and choice.line:
+    if choice.line:
         callback.on_message(choice.line)
     return experiment.model_copy(update={"resources": choice.resources})
+
+
+def _on(plan: Plan, parallel: int, callback: RunCallback, in_trial: bool = False) -> Plan:
+    choice = choose(plan.experiment.resources, parallel, in_trial)
+    return replace(plan, experiment=placed(plan.experiment, choice, callback))
 
 
 def _blocks_of(plan: Plan) -> int:
