@@ -39,7 +39,7 @@ LATE = {
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "federation/accountant": {"dp_accounting"},
-    "experiments/launch": {"fedpgp.federation.backends.ray_cluster", "fedpgp.federation.backends.driver"},
+    "experiments/launch": {f"fedpgp.federation.backends.{name}" for name in ("ray_cluster", "driver", "local_ray")},
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},

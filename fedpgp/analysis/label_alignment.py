@@ -13,6 +13,7 @@ from fedpgp.clip.model import ICON_CLIP
 from fedpgp.config import Experiment, MethodSettings, PartitionSettings, ProtocolSettings
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import planning, runner
+from fedpgp.experiments.features import extract
 
 IMAGES_PER_CLASS = 8
 
@@ -78,7 +79,7 @@ def zero_shot(settings: Experiment, callback: RunCallback) -> Alignment:
     plan = replace(plan, data=replace(plan.data, evaluation_sets=()))
     resources = small.resources.model_copy(update={"backend": "serial"})
     with closing(runner.make_backend(resources, threading.Event())) as backend:
-        cache, _ = runner.extract(plan, backend, callback)
+        cache, _ = extract(plan, backend, callback)
     features = torch.from_numpy(np.array(FeatureCache.open(cache.path, cache.key).gather(plan.data.train_rows[0])))
     text = plan.text.on(range(len(plan.data.class_names))).template().float()
     scores = F.normalize(features.float(), dim=-1) @ F.normalize(text, dim=-1).T

@@ -29,7 +29,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.federated import FederatedData
-from fedpgp.experiments import planning, runner
+from fedpgp.experiments import features, planning, runner
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
@@ -232,7 +232,7 @@ def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
         with ray_cluster.connected(wanted.resources):
             ready = planning.plan(wanted)
             backend = runner.make_backend(wanted.resources, threading.Event())
-            job = runner.make_job(ready, *runner.extract(ready, backend, RunCallback()))
+            job = runner.make_job(ready, *features.extract(ready, backend, RunCallback()))
             for count in clients:
                 report(f"{count} clients")
                 watched = WatchedJob(**{**vars(job), "data": crowd(job.data, count)})

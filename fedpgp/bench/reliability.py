@@ -29,8 +29,8 @@ from fedpgp.federation.backends.actors import stored_bytes
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import MLflowTracker
 
-KINDS = {"actor": "ray::_Client", "driver": "ray::_Driver", "run": ""}
-"""What is killed, and how its processes are named; a run is the command with all processes that it started."""
+KINDS = ("actor", "driver", "run")
+"""What is killed: an actor; the command, which drives the run; or it with all processes that it started."""
 ROUNDS_PER_KILL = 12
 PATIENCE = 300.0
 """Seconds without a new round after which the bench fails."""
@@ -89,7 +89,7 @@ def faults(kills: int, report: Report) -> Measurement:
         victim = _Victim(small_experiment(Path(folder) / "killed", rounds, "ray"), Path(folder))
         chance, done = random.Random(derive_seed(1, "faults")), dict.fromkeys(KINDS, 0)
         while sum(done.values()) < kills:
-            kind = chance.choice(list(KINDS))
+            kind = chance.choice(KINDS)
             if victim.kill(kind, after=chance.uniform(0.2, 2.0)):
                 done[kind] += 1
                 report(f"kill {sum(done.values())}: {kind}, after {victim.committed()} rounds")
@@ -127,12 +127,12 @@ class _Victim:
         self.committed()
         process = self._ensure_running()
         below = descendants(process.pid)
-        victims = [pid for pid, command in below.items() if command.startswith(KINDS[kind])]
-        victims = [process.pid, *victims] if kind == "run" else victims[:1]
+        actors = [pid for pid, command in below.items() if command.startswith("ray::_Client")]
+        victims = {"actor": actors[:1], "driver": [process.pid], "run": [process.pid, *below]}[kind]
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if kind == "run":
+        if process.pid in victims:
             process.wait()
         return bool(victims)
 

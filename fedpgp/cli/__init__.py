@@ -17,6 +17,7 @@ import fedpgp
 from fedpgp.cli import bench, data, report, settings, sweep
 from fedpgp.cli.doctor import command as doctor
 from fedpgp.cli.shared import ConfigArgument, OverridesArgument, deprecated, display, err, out
+from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, RunError
 from fedpgp.core.files import explain, is_full
 from fedpgp.federation.backends import check_variables, use_token
@@ -100,10 +101,9 @@ def run(
     Rows are written to storage.root/runs/NAME-DIGEST and mirrored to MLflow. Ctrl-C discards the current round and
     keeps those before. With protocol.held_out=all every domain is held out once; finished runs are not repeated.
     """
-    from fedpgp.analysis.report.run_figures import partition_of_run
-    from fedpgp.analysis.report.style import save
-    from fedpgp.analysis.report.terminal import show
     from fedpgp.data.protocol import EVERY_DOMAIN
+    from fedpgp.experiments import launch
+    from fedpgp.tracking import MLflowTracker
 
     settings = _load(config, overrides)
     if settings.protocol.held_out == EVERY_DOMAIN:
@@ -115,33 +115,36 @@ def run(
         sweep.lodo(config, overrides, resume=resume)
         return
     if detach:
-        from fedpgp.experiments import launch
-        from fedpgp.tracking import MLflowTracker
-
         name = launch.detach(settings, resume, MLflowTracker())
         typer.echo(f"driver: {name}\nfollow it with: fedpgp attach {name}")
         return
-    folder = fedpgp.run(settings, resume=resume).path
-    if (heat_map := partition_of_run(folder)) is not None:
-        save(heat_map, folder / "partition")
-    out.print(show(folder))
-    typer.echo(f"run: {folder}")
+    with display() as progress:
+        launch.run(settings, resume, broadcast(progress, _Table()), MLflowTracker())
+
+
+class _Table(RunCallback):
+    """Prints the table of a run once it has finished, while its artifacts are sent to MLflow."""
+
+    def on_end(self, folder: str, state: str) -> None:
+        """Print the table."""
+        if state == "finished":
+            from fedpgp.analysis.report.terminal import show
+
+            out.print(show(Path(folder)))
+            typer.echo(f"run: {folder}")
 
 
 def attach(driver: DriverArgument, address: AddressOption = None) -> None:
     """Follow a detached run until it ends, and print its table. Ctrl-C detaches; the run continues."""
     check_variables()
-    from fedpgp.analysis.report.terminal import show
     from fedpgp.federation.backends import driver as drivers
     from fedpgp.federation.backends import ray_cluster
 
     try:
         with display() as progress, ray_cluster.connected(_cluster(address)):
-            folder = drivers.follow(drivers.find(driver), progress)
+            drivers.follow(drivers.find(driver), broadcast(progress, _Table()))
     except KeyboardInterrupt:
         raise Interrupted(f"detached; the run continues; stop it with: fedpgp stop {driver}") from None
-    out.print(show(folder))
-    typer.echo(f"run: {folder}")
 
 
 def stop(driver: DriverArgument, address: AddressOption = None) -> None:

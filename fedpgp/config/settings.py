@@ -230,8 +230,8 @@ class MethodSettings(Named):
 class ResourceSettings(Settings):
     """Compute resources. They do not change results, given equal threads."""
 
-    backend: Literal["ray", "serial"] = "ray"
-    """ray (client actors) | serial (in this process, for debugging)"""
+    backend: Literal["auto", "ray", "serial"] = "auto"
+    """auto (serial where it is as fast, else ray; a run says which) | ray (client actors) | serial (in one process)"""
     actors: int = Field(2, ge=1)
     """client actors"""
     cpus_per_actor: float = Field(1.0, gt=0)

@@ -18,8 +18,10 @@ from fedpgp.core.seeding import count_of_share
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.data import manifest, protocol
 from fedpgp.data.manifest import Manifest
+from fedpgp.experiments import placement
+from fedpgp.experiments.features import extraction_job, required_features
 from fedpgp.experiments.planning import Plan, describe_resources
-from fedpgp.experiments.runner import extraction_job, make_job, required_features
+from fedpgp.experiments.runner import make_job
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
@@ -108,7 +110,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     manifests, skipped = _manifests(sweep, drawn.trials)
     measured = _measured(drawn.trials)
     folds, seconds, disk, wire, computed = [], 0.0, 0, 0, 0
-    rounded = []
+    rounded, resources = [], []
     for trial in drawn.trials:
         experiment, found = trial.experiment, manifests[trial.experiment.data]
         known = measured.get((experiment.method.name, experiment.data.name, experiment.backbone.name))
@@ -118,7 +120,9 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
         if sweep.folds.splits is not None:
             data = {fold: manifests[trial.fold(fold).data] for fold in own}
             sampling.check_splits(trial, {fold: one.digest for fold, one in data.items() if one})
-        rounded.append(rounding(_shape(trial.fold(own[0]), found)[1], experiment.federation))
+        clients, training, *_ = _shape(trial.fold(own[0]), found)
+        rounded.append(rounding(training, experiment.federation))
+        resources.append(describe_resources(placement.in_trial(experiment, clients)))
         for fold in own:
             rounds, seconds_per_round, disk_bytes, wire_bytes = _size(trial.fold(fold), found)
             computed += known is None
@@ -134,7 +138,7 @@ def of_sweep(sweep: Sweep, drawn: SampledTrials) -> Estimate:
     ]
     return Estimate(
         folds=tuple(folds),
-        resources=tuple(dict.fromkeys(describe_resources(trial.experiment.resources) for trial in drawn.trials)),
+        resources=tuple(dict.fromkeys(resources)),
         seconds=share * seconds / min(sweep.tune.max_concurrent, trials),
         basis=of_runs if computed else "from rounds of earlier runs here",
         disk_bytes=round(share * disk),

@@ -4,26 +4,31 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from fedpgp import config
-from fedpgp.config import Experiment, tracking_uri
+from fedpgp.config import Experiment, ResourceSettings, tracking_uri
 from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import Interrupted, ResourceError
-from fedpgp.experiments import estimation, runner
+from fedpgp.experiments import estimation, features, placement, runner
 from fedpgp.experiments.planning import Library, plan, settle
+from fedpgp.experiments.runner import OpenWorkers, make_backend
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import check_variables
-from fedpgp.federation.backends.base import Backend
+from fedpgp.federation.backends.base import Backend, OnDemand
+from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.extraction import Forecast
 
 
 def run(experiment: Experiment, resume: bool, callback: RunCallback, tracker: Tracker) -> Path:
     """Run an experiment on the backend of its settings, and return its folder. See `runner.run`."""
     experiment = tracker.settled(experiment)
-    result: Path = _do(run_tracked, experiment, resume, tracker, callback=callback)
+    result: Path = _do(
+        run_tracked, experiment, resume, tracker, callback=callback, meanwhile=partial(tracker.load, experiment)
+    )
     return result
 
 
@@ -48,7 +53,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     check_variables()
     from fedpgp.federation.backends import driver, ray_cluster
 
-    if experiment.resources.backend == "serial" or ray_cluster.cluster_address(experiment.resources) is None:
+    if experiment.resources.backend == "serial" or cluster_address(experiment.resources) is None:
         raise ResourceError(
             "--detach needs a Ray that outlives this command: start one with `ray start --head` and give "
             "resources.address=auto (or set RAY_ADDRESS)"
@@ -70,40 +75,82 @@ def run_tracked(
     callback: RunCallback,
     stop: threading.Event,
     backend: Backend | None = None,
+    open_workers: OpenWorkers = make_backend,
 ) -> Path:
     """Call `runner.run` with a tracker, and forward warnings of the package to the callback."""
     with forward_warnings(callback):
         try:
             both = broadcast(callback, tracker.run(experiment))
-            return runner.run(experiment, resume, both, stop, backend, restarted=restarted)
+            return runner.run(experiment, resume, both, stop, backend, restarted=restarted, open_workers=open_workers)
         finally:
             tracker.close()
 
 
 def _extract(
-    experiment: Experiment, *, restarted: bool = False, callback: RunCallback, stop: threading.Event
+    experiment: Experiment,
+    *,
+    restarted: bool = False,
+    callback: RunCallback,
+    stop: threading.Event,
+    open_workers: OpenWorkers = make_backend,
 ) -> list[Path]:
     with forward_warnings(callback):
         callback.on_prepare()
-        ready = plan(experiment)
-        with closing(runner.make_backend(experiment.resources, stop)) as backend:
-            return runner.extract_all([ready], backend, callback)
+        ready = placement.of_extraction(plan(experiment), callback)
+        with closing(OnDemand(partial(open_workers, ready.experiment.resources, stop))) as workers:
+            return features.extract_all([ready], workers, callback)
 
 
-def _do(function: Callable[..., Any], experiment: Experiment, *args: Any, callback: RunCallback) -> Any:
-    """Call a function that takes `callback` and `stop` on the backend of the settings."""
+def _do(
+    function: Callable[..., Any],
+    experiment: Experiment,
+    *args: Any,
+    callback: RunCallback,
+    meanwhile: Callable[[], None] | None = None,
+) -> Any:
+    """Call a function that takes `callback`, `stop` and `open_workers`: in a driver on a cluster, else in this process.
+
+    Args:
+        meanwhile: a local Ray starts while the function plans, if the settings tell that it is needed, and this is
+            called in a thread; None: it starts when the function opens workers.
+    """
+    resources = experiment.resources
     with forward_warnings(callback):
-        settle(experiment)  # before Ray starts; code that is loaded here is sent to the other processes
-    if experiment.resources.backend == "serial":
-        try:
-            return function(config.absolute(experiment), *args, callback=callback, stop=threading.Event())
-        except KeyboardInterrupt:
-            raise Interrupted("stopped; continue with --resume") from None
-    check_variables()
-    from fedpgp.federation.backends import driver, ray_cluster
+        _, method = settle(experiment)  # before Ray starts; code that is loaded here is sent to the other processes
+    if resources.backend != "serial" and on_cluster(resources):
+        check_variables()
+        from fedpgp.federation.backends import driver, ray_cluster
 
-    with ray_cluster.connected(experiment.resources):
-        return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), callback=callback)
+        with ray_cluster.connected(resources):
+            return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), callback=callback)
+    stop = threading.Event()
+    try:
+        with ExitStack() as stack:
+            open_workers = _opener(stack)
+            choice = placement.before_planning(experiment, method)
+            if meanwhile is not None and choice.resources.backend == "ray":
+                experiment = placement.placed(experiment, choice, callback)
+                open_workers(choice.resources, stop)
+                threading.Thread(target=meanwhile, daemon=True).start()
+            return function(config.absolute(experiment), *args, callback=callback, stop=stop, open_workers=open_workers)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; continue with --resume") from None
+
+
+def _opener(stack: ExitStack) -> OpenWorkers:
+    """Start workers in this process, or on one local Ray that ends with the stack."""
+
+    @cache
+    def local_ray(resources: ResourceSettings) -> Backend:
+        check_variables()
+        from fedpgp.federation.backends.local_ray import LocalRay
+
+        return stack.enter_context(LocalRay(resources))
+
+    def open_workers(resources: ResourceSettings, stop: threading.Event) -> Backend:
+        return make_backend(resources, stop) if resources.backend == "serial" else local_ray(resources)
+
+    return open_workers
 
 
 def placed(experiment: Experiment) -> Experiment:

@@ -328,6 +328,7 @@ def _unfinished(experiment: Experiment) -> Iterator[tuple[RunFolder, Mapping[str
 
 
 def describe_resources(resources: ResourceSettings) -> str:
-    """`2 actors x (1 CPU, 0 GPU)`; `1 process (1 CPU, 0 GPU)` if serial."""
+    """`2 actors x (1 CPU, 0 GPU)`; `1 process (1 CPU, 0 GPU)` if serial; `at most 2 actors x ...` if not yet chosen."""
     each = f"({resources.cpus_per_actor:g} CPU, {resources.gpus_per_actor:g} GPU)"
-    return f"1 process {each}" if resources.backend == "serial" else f"{resources.actors} actors x {each}"
+    at_most = "at most " if resources.backend == "auto" else ""
+    return f"1 process {each}" if resources.backend == "serial" else f"{at_most}{resources.actors} actors x {each}"

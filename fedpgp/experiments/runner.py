@@ -1,20 +1,16 @@
 """Run one experiment, from settings to rows on disk."""
 
 import threading
-import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from fedpgp import config
-from fedpgp.clip import feature_cache
-from fedpgp.clip.feature_cache import Chunk, FeatureKey, cache_path
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback
@@ -23,11 +19,12 @@ from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.federated import OF_PART
 from fedpgp.data.summary import partition_table
-from fedpgp.experiments import privacy_planning
+from fedpgp.experiments import placement, privacy_planning
+from fedpgp.experiments.features import extract
 from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_edited
 from fedpgp.federation import attacks, rule_needs
-from fedpgp.federation.backends.base import Backend, SerialBackend
-from fedpgp.federation.extraction import ExtractionJob
+from fedpgp.federation.backends.base import Backend, OnDemand, SerialBackend
+from fedpgp.federation.backends.choice import choose
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import RoundRow, summarize
 from fedpgp.federation.server import Server, rounding
@@ -35,43 +32,21 @@ from fedpgp.federation.worker import FederationJob
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
 
+OpenWorkers = Callable[[ResourceSettings, threading.Event], Backend]
+"""Starts workers, which stop when the event is set."""
 
-def extract(plan: Plan, backend: Backend, callback: RunCallback) -> tuple[Features, Features]:
-    """Extract the missing frozen features of a plan; return those for training and those for testing.
 
-    With one view both are the same cache.
+def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
+    """Start workers according to the settings, with `auto` as if there were work for all of them.
+
+    For the ray backend, Ray must be connected.
     """
-    extract_all([plan], backend, callback)
-    return _cache(plan, plan.experiment.data.views), _cache(plan, views=1)
+    resources = choose(resources, resources.actors).resources
+    if resources.backend == "serial":
+        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0, stop=stop)
+    from fedpgp.federation.backends.actors import ActorPool
 
-
-def extract_all(plans: Iterable[Plan], backend: Backend, callback: RunCallback) -> list[Path]:
-    """Extract the missing frozen features of several plans, each image once; return the cache files."""
-    required = required_features(plans)
-    for cache, (one, rows) in required.items():
-        _fill(one, cache, rows, backend, callback)
-    return sorted(cache.path for cache in required)
-
-
-def all_extracted(plans: Iterable[Plan]) -> bool:
-    """Whether `extract_all` has nothing to do."""
-    return not any(
-        feature_cache.missing(cache.path, cache.key, rows).size for cache, (_, rows) in required_features(plans).items()
-    )
-
-
-def required_features(plans: Iterable[Plan]) -> dict[Features, tuple[Plan, np.ndarray]]:
-    """Map each cache that the plans need to a plan that can fill it and the manifest rows it must hold."""
-    required: dict[Features, tuple[Plan, np.ndarray]] = {}
-    for one in plans:
-        if (views := one.experiment.data.views) == 1:
-            caches = [(_cache(one, 1), one.data.rows)]
-        else:
-            caches = [(_cache(one, views), one.data.training_rows), (_cache(one, 1), one.data.evaluation_rows)]
-        for cache, rows in caches:
-            first, known = required.get(cache, (one, rows))
-            required[cache] = (first, np.union1d(known, rows))
-    return required
+    return ActorPool(resources, stop)
 
 
 def run(
@@ -82,14 +57,15 @@ def run(
     backend: Backend | None = None,
     *,
     restarted: bool = False,
+    open_workers: OpenWorkers = make_backend,
 ) -> Path:
-    """Run an experiment from this process, on client actors if its backend is ray (which must be connected).
+    """Run an experiment from this process.
 
     Args:
         resume: continue the newest run of the same digest and images, if any; a finished run is returned as it is.
             Refused if an unfinished run of this name has other settings or images.
         stop: set it to abandon the current round; earlier rounds are kept.
-        backend: workers to use; None: new ones, according to the settings.
+        backend: workers to use; None: new ones, which `open_workers` starts according to the settings.
         restarted: Ray replaced a driver process that died by this one, which continues its run.
 
     Raises:
@@ -106,7 +82,7 @@ def run(
     if resume and not restarted and earlier is None:
         refuse_edited(ready)
         callback.on_message("no earlier run of exactly these settings, images and weights: starting a new one")
-    return run_to_end(advance(ready, earlier, callback, stop, backend))
+    return run_to_end(advance(ready, earlier, callback, stop, backend, open_workers))
 
 
 def run_to_end(rounds: Generator[RoundRow, None, Path]) -> Path:
@@ -120,33 +96,32 @@ def run_to_end(rounds: Generator[RoundRow, None, Path]) -> Path:
 
 
 def advance(
-    plan: Plan, earlier: RunFolder | None, callback: RunCallback, stop: threading.Event, backend: Backend | None = None
+    plan: Plan,
+    earlier: RunFolder | None,
+    callback: RunCallback,
+    stop: threading.Event,
+    backend: Backend | None = None,
+    open_workers: OpenWorkers = make_backend,
 ) -> Generator[RoundRow, None, Path]:
     """Run a plan, or continue `earlier`; yield each round once it is committed, and return the folder of the run.
 
-    If closed early, the run is `stopped`.
+    If closed early, the run is `stopped`. Arguments as of `run`.
     """
     rounds = plan.experiment.federation.rounds
     if earlier is not None and earlier.status["state"] == "finished":
         callback.on_begin(str(earlier.path), rounds, rounds)
         callback.on_end(str(earlier.path), "finished")
         return earlier.path
-    with nullcontext(backend) if backend else closing(make_backend(plan.experiment.resources, stop)) as workers:
+    if backend is None:
+        plan = placement.of_run(plan, callback)
+    opened = OnDemand(partial(open_workers, plan.experiment.resources, stop))
+    with nullcontext(backend) if backend else closing(opened) as workers:
         job = make_job(plan, *extract(plan, workers, callback))
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
             yield from _rounds(plan, Server(job, workers), store, callback, resumed=earlier is not None)
     return store.path
-
-
-def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
-    """Start workers according to the settings; for the ray backend, Ray must be connected."""
-    if resources.backend == "serial":
-        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0, stop=stop)
-    from fedpgp.federation.backends.actors import ActorPool
-
-    return ActorPool(resources, stop)
 
 
 def _create(plan: Plan) -> RunFolder:
@@ -224,55 +199,6 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
         callback.on_round(str(store.path), result.row.round, server.rounds, result.row.metrics)
         yield result.row
     store.finish(summarize(store.identity, store.rounds()))
-
-
-def _cache(plan: Plan, views: int) -> Features:
-    experiment = plan.experiment
-    code = plan.plugins.get("data", {}).get("digest")  # it may decode images in its own way
-    key = FeatureKey(
-        manifest="-".join(filter(None, (plan.content or plan.manifest.files_digest, code))),
-        weights=plan.weights,
-        transform=plan.image.digest,
-        views=views,
-        seed=0 if views == 1 else experiment.seed,
-        dtype=experiment.backbone.dtype,
-        variant=plan.method.image_inputs,
-    )
-    return Features(cache_path(experiment.storage.root.absolute() / "features", key), key)
-
-
-def extraction_job(plan: Plan, cache: Features) -> ExtractionJob:
-    """Build the job with which workers fill a cache of the plan."""
-    visual: Any = plan.backbone.model.visual if plan.backbone else nn.Identity()
-    return ExtractionJob(visual, plan.image, plan.experiment.data, plan.manifest, cache.key)
-
-
-def _fill(plan: Plan, cache: Features, rows: np.ndarray, backend: Backend, callback: RunCallback) -> None:
-    """Extract the missing ones of `rows` on the workers."""
-    begun: list[tuple[float, int]] = []
-    rotated = 0
-
-    def run_chunks(chunks: list[Chunk]) -> Iterator[Chunk]:
-        nonlocal rotated
-        backend.load(extraction_job(plan, cache))
-        for chunk in backend.map("encode_chunk", chunks):
-            rotated += chunk.rotated
-            yield chunk
-
-    def progress(done: int, total: int) -> None:
-        """Report the rate since the start, without images of an earlier, interrupted extraction."""
-        begun.append((time.monotonic(), done))
-        (start, first), (now, _) = begun[0], begun[-1]
-        callback.on_extract(done, total, (done - first) / (now - start) if done > first else None)
-
-    feature_cache.extract(cache.path.parent, cache.key, rows, run_chunks, progress)
-    if rotated:
-        data = plan.experiment.data
-        callback.on_message(
-            f"{redacted(str(data.root or data.name))}: images with an EXIF orientation, used as stored (not rotated): "
-            f"{rotated} of {len(rows)}; `fedpgp data check` lists them",
-            warning=True,
-        )
 
 
 def make_job(plan: Plan, train: Features, test: Features) -> FederationJob:

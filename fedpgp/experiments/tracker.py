@@ -20,6 +20,9 @@ class Tracker:
         """
         return experiment
 
+    def load(self, experiment: Experiment) -> None:
+        """Load the libraries that the service needs, in a thread, while a run waits for its workers."""
+
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """The callback of one run, which may be a fold of a trial."""
         return RunCallback()

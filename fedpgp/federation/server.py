@@ -32,7 +32,7 @@ from fedpgp.federation.metrics import (
 from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.usage import Usage, measured, of_round
 from fedpgp.federation.worker import FederationJob
-from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks
+from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks, Method
 from fedpgp.server_rules.base import ClientHalf, Received, SendsToEach
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ def sample_clients(seed: int, round: int, clients: int, federation: FederationSe
     return np.sort(generator.choice(clients, participants(clients, participation), replace=False))
 
 
+def block_size(method: Method, federation: FederationSettings) -> int:
+    """Clients of a block: `federation.block_size`, unless the method limits it."""
+    return min(federation.block_size, method.max_block) if isinstance(method, LimitsBlocks) else federation.block_size
+
+
 def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
     """The sorted clients in blocks of `block_size`, independent of the number of workers."""
     return [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
@@ -105,9 +110,7 @@ class Server:
         self.job = job
         self.backend = backend
         self.rounds = job.federation.rounds if job.method.phases else 0
-        self.block_size = job.federation.block_size
-        if isinstance(job.method, LimitsBlocks):
-            self.block_size = min(self.block_size, job.method.max_block)
+        self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
 
     def initial_state(self) -> State:

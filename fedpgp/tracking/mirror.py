@@ -17,7 +17,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, tracking_uri
 from fedpgp.config.values import load_yaml
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, RunError, UserError
+from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, Interrupted, RunError, UserError
 from fedpgp.core.files import denied, folders_with
 from fedpgp.core.text import redacted, without_user
 from fedpgp.experiments.sweeps import sampling, sweep_settings
@@ -190,10 +190,10 @@ class Mirror:
 
     def _warn(self, what: str) -> None:
         if not self._warned:
-            log.warning("%s; the run goes on; once this is solved, `%s` catches up", what, self._sync_command())
+            log.warning("%s; the run goes on; once this is solved, `%s` catches up", what, self.sync_command())
         self._warned = True
 
-    def _sync_command(self) -> str:
+    def sync_command(self) -> str:
         """The command that sends all that is missing, also if the folder itself does not lead to this store."""
         command = f"fedpgp track sync {shlex.quote(str(self._folder))}"
         with suppress(OSError):  # the folder may be gone, or may not be entered
@@ -230,6 +230,12 @@ class MLflowTracker(Tracker):
         name = connection.experiment_name(uri, tracking.experiment)
         return experiment.model_copy(update={"tracking": tracking.model_copy(update={"experiment": name})})
 
+    def load(self, experiment: Experiment) -> None:
+        """Import MLflow; an error is that of the first attempt to connect."""
+        if experiment.tracking.mlflow:
+            with suppress(Exception):
+                import mlflow.tracking  # noqa: F401
+
     def run(self, experiment: Experiment, trial: TrialRef | None = None) -> RunCallback:
         """Mirror the run from the moment its folder exists."""
         return _Following(experiment, trial, self._end) if experiment.tracking.mlflow else RunCallback()
@@ -243,9 +249,17 @@ class MLflowTracker(Tracker):
         return following
 
     def close(self) -> None:
-        """Wait until all mirrors have sent what is left; at most a minute each."""
+        """Wait until all mirrors have sent what is left; at most a minute each.
+
+        Raises `Interrupted` after Ctrl-C, with the command that sends the rest.
+        """
         while self._ending:
-            self._ending.popleft().close()
+            mirror = self._ending.popleft()
+            try:
+                mirror.close()
+            except KeyboardInterrupt:
+                what = f"interrupted while sending to MLflow; `{mirror.sync_command()}` sends the rest"
+                raise Interrupted(what) from None
 
     def _end(self, mirror: Mirror) -> None:
         mirror.finish()

@@ -31,6 +31,7 @@ from fedpgp.config import MethodSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import ConfigError, FedPGPError, Interrupted, UserError
 from fedpgp.experiments import launch, planning, runner
+from fedpgp.experiments.features import extract_all, required_features
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.measures import split_name
 from fedpgp.storage.run_folder import RunFolder
@@ -106,7 +107,7 @@ def test_counts_equal_an_independent_count(root, reference):
     """
     store, plan = RunFolder.open(reference), planning.plan(settings(root))
     state, manifest, base = store.state_at(3), plan.manifest, range(15)  # of 30 classes
-    (cache,) = runner.required_features([plan])
+    (cache,) = required_features([plan])
     features = FeatureCache.open(cache.path, cache.key)
     holders = csv.DictReader((reference / "partition.csv").read_text().splitlines())
     own = {(int(row["client"].split()[1]), row["class"]) for row in holders if row["split"] == "train"}
@@ -436,7 +437,7 @@ def test_photos_that_are_stored_lying_are_counted_when_they_are_encoded(tmp_path
     said = []
     for _ in range(2):  # the second time nothing is encoded
         with closing(runner.make_backend(wanted.resources, threading.Event())) as backend:
-            runner.extract_all([planning.plan(wanted)], backend, Messages())
+            extract_all([planning.plan(wanted)], backend, Messages())
     (message,) = said
     assert message[1]
     assert "images with an EXIF orientation, used as stored (not rotated): " in message[0]

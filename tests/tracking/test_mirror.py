@@ -64,7 +64,7 @@ def test_the_command_that_catches_up_names_the_store_unless_the_folder_does(tmp_
     command = ["fedpgp", "track", "sync", str(run)]
     for uri, more in ((own, []), ("http://me:secret@host", ["--uri", "http://***@host"])):
         mirror = tracking.Mirror(run, uri)
-        assert shlex.split(mirror._sync_command()) == command + more
+        assert shlex.split(mirror.sync_command()) == command + more
 
 
 def test_a_run_is_recorded_with_the_name_of_the_experiment_whose_number_is_given(tmp_path, shared_uri, monkeypatch):

@@ -62,8 +62,9 @@ class ProgressDisplay(RunCallback):
         self.show("rounds", done, total, "  ".join(shown))
 
     def on_end(self, folder: str, state: str) -> None:
-        """Stop the bar of the rounds."""
+        """Stop the bars: what follows may be printed on the same terminal."""
         self._close("rounds")
+        self._bars.stop()
 
     def on_trials(self, ended: int, total: int, summary: str) -> None:
         """Show the number of trials that have ended, and the state of the others."""

@@ -18,14 +18,16 @@ from fedpgp.cli.doctor.findings import Finding, ok, problem, warning
 from fedpgp.clip import feature_cache
 from fedpgp.config import Experiment, ResourceSettings, TrackingSettings, tracking_uri
 from fedpgp.core import provenance
+from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError, ResourceError, RunError
 from fedpgp.core.files import denied
 from fedpgp.core.memory import free as free_memory
 from fedpgp.core.text import disk_size, memory_size
 from fedpgp.data.protocol import EVERY_DOMAIN, SPLITS, held_out_names
-from fedpgp.experiments import estimation, privacy_planning
+from fedpgp.experiments import estimation, placement, privacy_planning
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import ray_cluster
+from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.resources import shortfall
 from fedpgp.federation.server import rounding
 from fedpgp.storage.run_folder import RunFolder
@@ -60,7 +62,7 @@ def machine(experiment: Experiment) -> Iterator[Finding]:
     yield ok("machine", f"{here['cores']} cores ({here['processor']}), {memory}")
     yield gpus([torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], here["gpus"])
     yield disk("disk", "runs, features and MLflow", experiment.storage.root.expanduser().absolute())
-    if experiment.resources.backend == "ray":
+    if experiment.resources.backend != "serial":
         yield disk("ray disk", "Ray's sessions", ray_cluster.temporary_folder()[1], busy=True)
 
 
@@ -101,21 +103,22 @@ def nearest(folder: Path) -> Path:
 
 def ray(resources: ResourceSettings) -> tuple[Finding, list[Node]]:
     """Check the cluster, or whether a local Ray can start; also returns the nodes for actors, none after a problem."""
-    try:
-        if resources.backend != "serial":
-            ray_cluster.check_start(resources)
-        found = None if resources.backend == "serial" else ray_cluster.cluster(resources)
-    except ResourceError as error:
-        return problem("ray", str(error)), []
-    if found is not None:
-        total = {kind: sum(node.get(kind, 0.0) for node in found) for kind in ("CPU", "GPU", "memory")}
-        has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory_size(total['memory'])} of memory"
-        return ok("ray", f"a cluster of {len(found)} node(s) with {has}"), found
     memory = free_memory() or 0.0
     here = {"CPU": float(ray_cluster.own_cpus(resources)), "GPU": float(torch.cuda.device_count()), "memory": memory}
     if resources.backend == "serial":
         return ok("ray", "not used: resources.backend is serial"), [here]
-    return ok("ray", "no cluster is named (resources.address, RAY_ADDRESS): a run starts its own Ray here"), [here]
+    try:
+        ray_cluster.check_start(resources)
+        found = ray_cluster.cluster(resources)
+    except ResourceError as error:
+        if resources.backend == "auto" and not on_cluster(resources):
+            return warning("ray", str(error), "only runs with work for several actors need it"), [here]
+        return problem("ray", str(error)), []
+    if found is None:
+        return ok("ray", "no cluster is named (resources.address, RAY_ADDRESS): a run starts its own Ray here"), [here]
+    total = {kind: sum(node.get(kind, 0.0) for node in found) for kind in ("CPU", "GPU", "memory")}
+    has = f"{total['CPU']:g} CPU, {total['GPU']:g} GPU, {memory_size(total['memory'])} of memory"
+    return ok("ray", f"a cluster of {len(found)} node(s) with {has}"), found
 
 
 def storage(experiment: Experiment) -> Iterator[Finding]:
@@ -302,7 +305,7 @@ def resources(wanted: ResourceSettings, nodes: Sequence[Node]) -> Finding:
         return problem("resources", short)
     text = describe_resources(wanted)
     cores = os.cpu_count() or 1
-    if ray_cluster.cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
+    if cluster_address(wanted) is None and wanted.actors * wanted.cpus_per_actor > cores:
         return warning("resources", f"{text} take turns on {cores} cores", "give fewer resources.actors")
     return ok("resources", f"{text} fit {len(nodes)} node(s)")
 
@@ -331,7 +334,7 @@ def memory(ready: Plan, free: float) -> Finding:
     Args:
         free: bytes; 0: unknown.
     """
-    each, settings = estimation.of_memory(ready), ready.experiment.resources
+    each, settings = estimation.of_memory(ready), placement.of_run(ready, RunCallback()).experiment.resources
     if each is None:
         return ok("memory", f"{ready.method.name} trains nothing")
     text = f"{settings.workers} x about {memory_size(each)}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from fedpgp import config
 from fedpgp.core.plugins import to_send
 from fedpgp.data.protocol import held_out_names
-from fedpgp.experiments import planning
+from fedpgp.experiments import placement, planning
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import sampling
 from fedpgp.experiments.sweeps.measured import check_images
@@ -38,10 +38,9 @@ class Preparation:
     def plans(self, trial: Trial) -> Plans:
         """Plan every fold of a trial; raise `UserError` if one cannot be run."""
         domains = held_out_names(self.library.manifest(trial.experiment.data))
-        plans = {
-            fold: planning.plan(trial.fold(fold), self.library).without_text()
-            for fold in sampling.folds(self.sweep, trial, domains)
-        }
+        folds = sampling.folds(self.sweep, trial, domains)
+        planned = [planning.plan(trial.fold(fold), self.library).without_text() for fold in folds]
+        plans = dict(zip(folds, placement.of_trial(planned), strict=True))
         sampling.check_splits(trial, {fold: plan.manifest.digest for fold, plan in plans.items()})
         for plan in plans.values():
             for metric in self.objectives.metrics:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Literal
 
@@ -14,7 +15,7 @@ from fedpgp.core.callbacks import RunCallback, broadcast
 from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
 from fedpgp.core.files import check_writable
 from fedpgp.core.text import redacted
-from fedpgp.experiments import launch, runner
+from fedpgp.experiments import features, launch, runner
 from fedpgp.experiments.planning import Library, Plan
 from fedpgp.experiments.sweeps import probes, sampling, search, trial_runner, tune_runner
 from fedpgp.experiments.sweeps.preparation import Plans, Preparation
@@ -24,6 +25,7 @@ from fedpgp.experiments.sweeps.trial_runner import TrialWork
 from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import nodes
+from fedpgp.federation.backends.base import OnDemand
 from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.federation.server import rounding
 from fedpgp.storage.sweep_folder import SweepFolder, TrialSpec
@@ -88,10 +90,11 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             searching = adaptive and bool(todo or len(folder.trials) < folder.planned)
             needed = trials if searching else [trial for trial in trials if trial.id in {one.id for one in todo}]
             if needed:
-                resources = [trial.experiment.resources for trial in needed]
+                wanted = [plan for trial in needed for plan in plans[trial.id].values()]
+                resources = [next(iter(plans[trial.id].values())).experiment.resources for trial in needed]
                 with ray_cluster.connected(max(resources, key=ray_cluster.own_cpus)):
                     concurrent = _concurrency(resources, sweep.tune.max_concurrent, callback)
-                    _extract([plan for trial in needed for plan in plans[trial.id].values()], concurrent, callback)
+                    _extract(trials[0].experiment.resources, wanted, concurrent, callback)
                     plans.clear()
                     rounds = max(trial.experiment.federation.rounds for trial in needed)
                     suggested = _search(prepared, folder, todo, callback) if searching else None
@@ -206,11 +209,9 @@ def _concurrency(wanted: Sequence[ResourceSettings], max_concurrent: int, callba
     return least
 
 
-def _extract(plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> None:
+def _extract(given: ResourceSettings, plans: Sequence[Plan], concurrent: int, callback: RunCallback) -> None:
     """Extract the features of all trials, with as many actors as the trials will use together."""
-    if runner.all_extracted(plans):
-        return
-    each = plans[0].experiment.resources
-    resources = each.model_copy(update={"actors": concurrent * each.actors})
-    with closing(runner.make_backend(resources, threading.Event())) as backend:
-        runner.extract_all(plans, backend, callback)
+    actors = concurrent * plans[0].experiment.resources.workers
+    opened = partial(runner.make_backend, given.model_copy(update={"actors": actors}), threading.Event())
+    with closing(OnDemand(opened)) as backend:
+        features.extract_all(plans, backend, callback)

@@ -195,6 +195,7 @@ class ActorPool:
             for reference in done:
                 self._add(reference)
             if self._stop.is_set():
+                self.close()
                 raise Interrupted("asked to stop")
             if self._starting and time.monotonic() > deadline:
                 late, count = len(self._starting), self._resources.actors

@@ -1,7 +1,7 @@
 """The interface of a backend, and the serial one, the reference of the others: results are equal for all."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,3 +68,27 @@ class SerialBackend:
     def close(self) -> None:
         """Restore the number of torch threads."""
         torch.set_num_threads(self._threads_before)
+
+
+class OnDemand:
+    """A backend that `open` returns, called at the first `load`: without work, no worker starts."""
+
+    def __init__(self, open: Callable[[], Backend]) -> None:
+        self._open = open
+        self._backend: Backend | None = None
+
+    def load(self, job: Job) -> None:
+        """See `Backend.load`."""
+        self._backend = self._backend or self._open()
+        self._backend.load(job)
+
+    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+        """See `Backend.map`; a job must be loaded."""
+        if self._backend is None:
+            raise RuntimeError("no job is loaded")
+        return self._backend.map(method, calls, common)
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self._backend is not None:
+            self._backend.close()

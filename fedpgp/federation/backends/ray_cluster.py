@@ -20,6 +20,7 @@ from fedpgp.core.errors import ResourceError
 from fedpgp.core.files import denied, explain, in_the_way
 from fedpgp.core.text import disk_size
 from fedpgp.federation.backends.actors import nodes
+from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.resources import share_heaps
 
 NAMESPACE = "fedpgp"
@@ -175,14 +176,9 @@ def own_cpus(resources: ResourceSettings) -> int:
     return max(os.cpu_count() or 1, int(resources.actors * resources.cpus_per_actor + 0.999))
 
 
-def cluster_address(resources: ResourceSettings) -> str | None:
-    """The address of the cluster to use; None: a local one will be started."""
-    return resources.address or os.environ.get("RAY_ADDRESS") or None
-
-
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
     """The resources of each node of the cluster; None: a local one would be started. Raises as `connected` does."""
-    if not ray.is_initialized() and cluster_address(resources) is None:
+    if not on_cluster(resources):
         return None
     with connected(resources):
         return nodes()
@@ -190,7 +186,7 @@ def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
 
 def one_folder(resources: ResourceSettings) -> bool:
     """Whether all processes have the same permanent working folder: one node, and not the temporary folder of a job."""
-    if not ray.is_initialized() and cluster_address(resources) is None:
+    if not on_cluster(resources):
         return True
     with connected(resources):
         return len(nodes()) == 1 and not ray.get_runtime_context().runtime_env.get("working_dir")
