@@ -11,7 +11,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
+from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, StorageError, UserError
 from fedpgp.core.files import check_writable
 from fedpgp.core.plugins import to_send
 from fedpgp.core.text import redacted
@@ -59,12 +59,13 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         if line is not None:
             callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
-    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep.tune, drawn.metric, specs)
+    storage, digest = trials[0].experiment.storage, sampling.digest(sweep.tune, drawn.metric, specs)
+    root, uri = storage.root, storage.uri
     check_writable(trial_runner.lock_folder(root))
-    exists = SweepFolder.exists(root, sweep.name, digest)
+    exists = SweepFolder.exists(root, sweep.name, digest, uri)
     tracking = trials[0].experiment.tracking.model_dump()  # so that it is found again from another place
     content = redacted(config.dump(sweep.model_copy(update={"base": {**sweep.base, "tracking": tracking}})))
-    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs)
+    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.metric, sweep.tune.mode, specs, uri)
     work = [
         TrialWork(
             sweep=folder.path,
@@ -96,7 +97,7 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
+            with suppress(OSError, StorageError):  # then the status stays `running`, which counts as interrupted
                 folder.set_status("stopped" if stopped else "failed", runner.reason(error))
             raise
         failed = sum(result.state == "failed" for result in folder.results().values())

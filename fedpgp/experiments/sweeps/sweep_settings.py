@@ -16,8 +16,11 @@ from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_
 from fedpgp.config.settings import UNION
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
+from fedpgp.core.uris import above, is_uri
 from fedpgp.federation.measures import MEASURES
 from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
+from fedpgp.storage import copies
+from fedpgp.storage.sweep_folder import SweepFolder
 
 FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
@@ -136,11 +139,14 @@ class Sweep(Settings):
 def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
     """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name, or from a mapping.
 
+    The URI of a sweep's folder (s3://BUCKET/FOLDER/sweeps/NAME) gives its settings, with the storage root there.
     Overrides `a.b=v` or `base.a.b=v` change the base and replace that key in the space and the variants;
     `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep. Returns the
     sweep and a message for each replaced entry, or raises `ConfigError` with as many problems as possible.
     """
     shipped: dict[str, Any] = {}
+    if is_uri(source):
+        source, overrides = _at_uri(source, overrides)
     if isinstance(source, Mapping):
         name, tree = "sweep", copy.deepcopy(dict(source))
     else:
@@ -162,6 +168,15 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     sweep._shipped = {section: own for section, own in shipped.items() if not {section, f"{section}.name"} & searched}
     _check(sweep, name)
     return sweep, messages
+
+
+def _at_uri(uri: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """The settings file of the sweep at a URI, and overrides with which its storage is there."""
+    folder = SweepFolder.open(copies.local(uri))
+    root = above(uri, 2)
+    own_root = any(item.startswith("storage.root=") for item in overrides)
+    storage = [f"storage.uri={root}", *([] if own_root else [f"storage.root={root}"])]
+    return str(folder.path / "sweep.yaml"), [*storage, *overrides]
 
 
 def leave_one_domain_out(sweep: Sweep) -> Sweep:
