@@ -73,7 +73,14 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _route
 
     def _body(self):
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            content = b""
+            while (size := int(self.rfile.readline().split(b";")[0], 16)) > 0:
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if "aws-chunked" not in self.headers.get("Content-Encoding", ""):
             return content
         plain = b""
@@ -89,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(length))
+        self.send_header("Connection", "close")  # so that none outlives the server
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -148,9 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             name = quote(f"{key}-{len(self.server.uploads)}", safe="")
             self.server.uploads[name] = {}
             text = f"<UploadId>{name}</UploadId>"
-            return self._answer(
-                200, f"<InitiateMultipartUploadResult>{text}</InitiateMultipartUploadResult>".encode()
-            )
+            return self._answer(200, f"<InitiateMultipartUploadResult>{text}</InitiateMultipartUploadResult>".encode())
         parts = self.server.uploads.pop(self.query["uploadId"])
         objects[key] = b"".join(parts[number] for number in sorted(parts)), time.time()
         return self._answer(200, b"<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")

@@ -17,7 +17,8 @@ track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sw
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots; also URIs (s3://...).")
+        list[str],
+        typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots; also URIs (s3://...)."),
     ],
     form: Annotated[
         Literal["md", "html", "csv"] | None,
@@ -175,7 +176,8 @@ def _show(address: str, note: str, browser: bool) -> None:
 @track.command()
 def sync(
     runs: Annotated[
-        str, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, a run, or a sweep; or its URI.")
+        str,
+        typer.Argument(metavar="RUNS_DIR", help="A storage root, its `runs`, a run or a sweep; also a URI."),
     ],
     uri: Annotated[str | None, typer.Option(help="Tracking URI; default: the one of each run.")] = None,
 ) -> None:

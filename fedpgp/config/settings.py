@@ -271,8 +271,9 @@ class StorageSettings(Settings):
     """folder of everything; must be absolute on a cluster of several nodes. A URI is used as `uri`, with a root under
     ~/.cache/fedpgp"""
     uri: str | None = None
-    """additional location of runs, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...). A round is stored there
-    before it is reported, so --resume works on another machine. Features and the default MLflow store stay in root"""
+    """additional location of runs and sweeps, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...). A round is
+    stored there before it is reported, so --resume works on another machine. Features and the default MLflow store stay
+    in root"""
 
     @model_validator(mode="before")
     @classmethod

@@ -44,8 +44,8 @@ from fedpgp.federation import rule_needs
 from fedpgp.federation.privacy import Mechanism
 from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method, NeedsAllClasses
 from fedpgp.server_rules.base import ServerRule
-from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.object_store import ObjectStore, before_work
+from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import RunIndex
 
 log = logging.getLogger(__name__)

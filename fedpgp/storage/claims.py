@@ -131,9 +131,7 @@ class Claim:
             name: None if now is None or item.time_ns is None else (now - item.time_ns) / 1e9
             for name, item in found.items()
         }
-        return {
-            name: (item, ages[name]) for name, item in found.items() if (ages[name] or 0.0) < STALE_SECONDS
-        }
+        return {name: (item, ages[name]) for name, item in found.items() if (ages[name] or 0.0) < STALE_SECONDS}
 
     def _holder(self, name: str) -> str:
         """The process that wrote a claim, for messages."""

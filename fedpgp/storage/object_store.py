@@ -75,7 +75,7 @@ class ObjectStore:
         """Open the folder of a URI; raise `RunError` if pyarrow does not support it, or finds no such bucket."""
         shown = f"{uri.partition('://')[0]}://..."  # the rest may contain a password
         try:
-            return cls(*fs.FileSystem.from_uri(uri))
+            return cls(*fs.FileSystem.from_uri(_in_one_request(uri)))
         except (ValueError, ImportError) as error:
             what = str(error).replace(uri, shown)
             raise RunError(f"{what}; use a URI that pyarrow.fs knows, such as s3:// or file://") from None
@@ -224,6 +224,13 @@ def before_work(setting: str = "") -> Iterator[None]:
         if isinstance(error, StorageError) and not error.lasting:
             raise StorageError(setting + str(error)) from None
         raise RunError(setting + str(error)) from None
+
+
+def _in_one_request(uri: str) -> str:
+    """Add to a URI of S3 that an object is written by one request, not as one of several parts."""
+    if not uri.startswith("s3://") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _explain(error: OSError, kind: str) -> tuple[str, bool]:

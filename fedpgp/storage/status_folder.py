@@ -102,7 +102,7 @@ STRETCHES = TypeAdapter(_StretchesFile)
 
 
 LOCK = ".lock"
-"""The file that the writer of a folder holds; one that nobody holds beside a status `running` is that of a killed one."""
+"""The file that the writer of a folder holds; if nobody holds it and the status is `running`, the writer was killed."""
 
 
 class StatusFolder:
@@ -160,8 +160,8 @@ class StatusFolder:
     def _exclusive(self, on_busy: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock, remove the temporary files of a killed writer, and set the status to `running`.
 
-        `on_busy` is called with the pid of another process that holds the lock, before waiting for it. Raises `RunError`
-        if a process with another storage root writes to the remote copy.
+        `on_busy` is called with the pid of another process that holds the lock, before waiting for it. Raises
+        `RunError` if a process with another storage root writes to the remote copy.
         """
         path = self.path / LOCK
         with ExitStack() as stack:

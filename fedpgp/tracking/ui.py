@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING
 from fedpgp.config import TrackingSettings, tracking_uri
 from fedpgp.core.errors import FedPGPError, RunError, UserError
 from fedpgp.core.files import check_readable
-from fedpgp.federation.metrics import on_test_images
 from fedpgp.core.text import redacted
+from fedpgp.federation.metrics import on_test_images
 from fedpgp.storage import copies
 from fedpgp.tracking.connection import ENVIRONMENT, connect, default_uri, mlflow_errors
 from fedpgp.tracking.descriptions import accuracies
@@ -77,7 +77,7 @@ def store_at(place: str) -> tuple[str, str]:
     That of the environment, or else a local one that is built from the rows there, and brought up to date.
     """
     if tracking_uri.uri_of(None) is not None:
-        return store_of(Path()), f"the store of {tracking_uri.URI_VARIABLE}; without it, one is built from the rows there"
+        return store_of(Path()), f"the store of {tracking_uri.URI_VARIABLE}; without it, one is built from the rows"
     store = default_uri(copies.root_of(place))
     count = sum(1 for _ in sync_all(copies.local(place), store))
     return store, f"built from {count} runs and sweeps at {redacted(place)}, without what they have learned"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from pyarrow import fs
+from s3_server import serving
 
 from fedpgp.storage import object_store
 from fedpgp.storage.object_store import ObjectStore
-from s3_server import serving
 
 
 class Bucket(fs.FileSystemHandler):

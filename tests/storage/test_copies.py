@@ -77,7 +77,7 @@ def test_checkpoints_are_copied_on_request(store):
 
 
 def test_what_changes_and_goes_away_there_does_so_here(store):
-    uri, runs, folder = store
+    uri, runs, _ = store
     copies.local(uri)
     shutil.rmtree(runs[2])
     RunFolder.open(runs[1]).fail("oops")
@@ -105,7 +105,7 @@ def test_a_killed_run_is_interrupted_and_a_claimed_one_is_running(store):
 def test_nothing_there_is_said_in_one_line(tmp_path):
     for place in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(RunError, match=rf"^file://.*/{place}: no run, no sweep and no storage root with runs here$"):
+        with pytest.raises(RunError, match=rf"/{place}: no run, no sweep and no storage root with runs here$"):
             copies.local((tmp_path / place).as_uri())
 
 

@@ -7,11 +7,11 @@ import os
 
 import pytest
 from pyarrow import fs
+from s3_server import SECRET, serving
 
 from fedpgp.core.errors import RunError, StorageError
 from fedpgp.storage import object_store
 from fedpgp.storage.object_store import ObjectStore, before_work
-from s3_server import SECRET, serving
 
 
 def test_objects_on_a_local_disk_are_renamed_once_complete(tmp_path):
@@ -85,7 +85,9 @@ def test_a_copy_fetches_only_what_changed_and_removes_what_is_gone(bucket, tmp_p
     there.delete("b/d.txt")
     there.fetch(tmp_path / "copy")
     assert sorted(read) == ["a.txt", "b/c.txt"]
-    files = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*") if path.is_file()
+    }
     assert files == {".lock", "a.txt", "b/c.txt", "status.json"}
     assert (tmp_path / "copy" / "b" / "c.txt").read_bytes() == b"other"
 
@@ -93,7 +95,10 @@ def test_a_copy_fetches_only_what_changed_and_removes_what_is_gone(bucket, tmp_p
 @pytest.mark.parametrize(
     ("refusal", "told"),
     [
-        ((403, "AccessDenied"), "access denied: there are no credentials, or they do not permit it; set AWS_ACCESS_KEY"),
+        (
+            (403, "AccessDenied"),
+            "access denied: there are no credentials, or they do not permit it; set AWS_ACCESS_KEY",
+        ),
         ((403, "InvalidAccessKeyId"), "the credentials are wrong or have expired; set AWS_ACCESS_KEY_ID"),
         ((403, "SignatureDoesNotMatch"), "the credentials are wrong or have expired"),
         ((400, "ExpiredToken"), "the credentials are wrong or have expired"),
@@ -122,7 +127,7 @@ def test_a_server_that_comes_back_gets_what_was_to_be_written(monkeypatch, caplo
 
     def wait(seconds):
         waits.append(seconds)
-        if len(waits) == 2:
+        if len(waits) == 2 and not back:
             back.append(serving(port))
             back[0].__enter__().objects = objects
 

@@ -8,7 +8,9 @@ from fedpgp.core.errors import StorageError
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 DIGEST, URI = "0123456789ab", "s3://bucket"
-FIRST, SECOND = (TrialSpec(f"{number:012d}", f"lr={number}", {"federation.lr": number}, (Fold(1),)) for number in (1, 2))
+FIRST, SECOND = (
+    TrialSpec(f"{number:012d}", f"lr={number}", {"federation.lr": number}, (Fold(1),)) for number in (1, 2)
+)
 SWEEP = f"kept/sweeps/demo-{DIGEST}"
 
 

@@ -49,8 +49,8 @@ def run(
 ) -> None:
     """Run trials until each has a result.
 
-    Raises `Interrupted` after a signal, `FedPGPError` if the disk is full, and `StorageError` if the object store cannot
-    be used.
+    Raises `Interrupted` after a signal, `FedPGPError` if the disk is full, and `StorageError` if the object store
+    cannot be used.
     """
     work = {one.id: one for one in todo}
     rounds = max(fold.experiment.federation.rounds for one in todo for fold in one.folds)
@@ -84,7 +84,8 @@ def run(
         )
     if progress.stopper.away is not None:
         raise StorageError(
-            f"{progress.stopper.away}; {left} of {total} trials left; what is stored there is kept, continue with --resume"
+            f"{progress.stopper.away}; {left} of {total} trials left; "
+            "what is stored there is kept, continue with --resume"
         )
     if left:
         raise Interrupted(
