@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
 def serving(port=0):
     """Run the server in a thread."""
     with Server(port) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
             yield server

@@ -113,7 +113,7 @@ def test_a_uri_loads_the_same_rows_and_prompts(done, root):
         assert run.rounds.equals(done.rounds)
         np.testing.assert_array_equal(run.prompt(client=1).arrays["ctx"], done.prompt(client=1).arrays["ctx"])
     assert fedpgp.compare(root.as_uri()).equals(fedpgp.compare(done))
-    with pytest.raises(RunError, match="no run, no sweep and no storage root with runs here"):
+    with pytest.raises(RunError, match="no such folder, or an empty one"):
         fedpgp.load(f"{root.as_uri()}/nowhere")
 
 

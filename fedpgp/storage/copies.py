@@ -81,7 +81,8 @@ def _copied(uri: str, store: ObjectStore, names: list[str], root: Path, wanted: 
     if name == "runs":
         return _copy(uri, store, root / name, wanted)
     if not {"runs", "sweeps"} & set(names):
-        raise RunError(f"{store}: no run, no sweep and no storage root with runs here")
+        what = "no run, no sweep and no storage root with runs here" if names else "no such folder, or an empty one"
+        raise RunError(f"{store}: {what}; give a storage root, a run, or a sweep")
     return _copy(uri, store, root, lambda one: one.split("/")[0] in ("runs", "sweeps") and wanted(one))
 
 

@@ -292,6 +292,8 @@ class RunFolder(StatusFolder):
         """Load the state after one of the last two rounds or the best one; raise `RunError` if it cannot be read."""
         if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
+        if not self.checkpoints.is_dir():
+            raise RunError(f"{self.path.name}: its checkpoints are not here, this is a copy for reading rows")
         return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"])
 
     def save_confusion(self, table: pa.Table) -> None:

@@ -98,4 +98,4 @@ def test_uris_are_reported_listed_and_compared_like_folders(fedpgp, made_run, tm
     for command in (["report", uri + "/nowhere"], ["runs", uri + "/nowhere"], ["compare", uri + "/nowhere", uri]):
         code, out, err = fedpgp(*command)
         assert (code, out) == (2, "")
-        assert err == f"error: {uri}/nowhere: no run, no sweep and no storage root with runs here\n"
+        assert err == f"error: {uri}/nowhere: no such folder, or an empty one; give a storage root, a run, or a sweep\n"

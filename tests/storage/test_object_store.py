@@ -119,32 +119,41 @@ def test_what_lasts_is_said_in_one_line_and_not_tried_again(s3, monkeypatch, ref
         there.make()
 
 
-def test_a_server_that_comes_back_gets_what_was_to_be_written(monkeypatch, caplog):
-    with serving() as server:
-        port, uri, objects = server.server_port, server.uri("kept"), server.objects
-    there, waits = ObjectStore.at(uri), []
-    back = []
+def test_what_may_pass_is_tried_again_until_it_works_or_time_is_up(bucket, monkeypatch, caplog):
+    there, waits = ObjectStore(fs.PyFileSystem(bucket), "kept"), []
 
     def wait(seconds):
         waits.append(seconds)
-        if len(waits) == 2 and not back:
-            back.append(serving(port))
-            back[0].__enter__().objects = objects
+        if len(waits) == 2:
+            bucket.broken = None
 
     monkeypatch.setattr(object_store.time, "sleep", wait)
     monkeypatch.setattr(object_store, "WAITS", (1, 2, 4))
+    bucket.broken = "a.txt"
     there.put("a.txt", b"first")
-    assert waits == [1, 2]
-    assert objects["bucket"]["kept/a.txt"][0] == b"first"
-    assert [record.message.endswith("trying again for 7 seconds") for record in caplog.records] == [True]
-    back[0].__exit__(None, None, None)
-    del waits[:]
-    with pytest.raises(StorageError) as failed:
-        there.put("b.txt", b"second")
-    assert (waits, failed.value.lasting) == ([1, 2, 4], False)
+    assert (waits, there.read("a.txt")) == ([1, 2], b"first")
+    (told,) = [record.message for record in caplog.records]
+    assert told == "s3://kept: no route to host; trying again for 7 seconds"
+    bucket.broken = "b.txt"
+    for expected in ([1, 2, 1, 2, 4], [1, 2, 1, 2, 4]):  # once it failed, nothing waits until something worked again
+        with pytest.raises(StorageError, match="no route to host") as failed:
+            there.put("b.txt", b"second")
+        assert (waits, failed.value.lasting) == (expected, False)
+    there.put("c.txt", b"third")
     with pytest.raises(StorageError):
         there.put("b.txt", b"second")
-    assert waits == [1, 2, 4]  # once it failed, nobody waits again
+    assert waits == [1, 2, 1, 2, 4, 1, 2, 4]
+
+
+def test_a_server_that_is_gone_is_no_lasting_failure(monkeypatch):
+    monkeypatch.setattr(object_store, "WAITS", ())
+    with serving() as server:
+        there = ObjectStore.at(server.uri("kept"))
+        there.put("a.txt", b"first")
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION") as failed:
+        there.put("a.txt", b"first")
+    assert not failed.value.lasting
+    assert SECRET not in str(failed.value)
 
 
 def test_a_full_disk_lasts(bucket, monkeypatch):

@@ -14,13 +14,13 @@ from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
 from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
 from fedpgp.config.settings import UNION
+from fedpgp.config.values import load_yaml
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
 from fedpgp.core.uris import above, is_uri
 from fedpgp.federation.measures import MEASURES
 from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
-from fedpgp.storage import copies
-from fedpgp.storage.sweep_folder import SweepFolder
+from fedpgp.storage.object_store import ObjectStore, before_work
 
 FOLD_KEYS = {"seed": "folds.seeds=[1, 2, 3]", "protocol.held_out": "folds.held_out=all"}
 """Settings that distinguish folds and cannot be searched over, with what to use instead."""
@@ -170,13 +170,17 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     return sweep, messages
 
 
-def _at_uri(uri: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """The settings file of the sweep at a URI, and overrides with which its storage is there."""
-    folder = SweepFolder.open(copies.local(uri))
-    root = above(uri, 2)
+def _at_uri(uri: str, overrides: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
+    """The settings of the sweep at a URI, and overrides with which its storage is there."""
+    with before_work():
+        folder = ObjectStore.at(uri)
+        content = folder.once().read("sweep.yaml")
+    if content is None:
+        raise ConfigError(f"{folder}: no sweep.yaml here; give a file, or the URI of a folder ROOT/sweeps/NAME-DIGEST")
     own_root = any(item.startswith("storage.root=") for item in overrides)
+    root = above(uri, 2)
     storage = [f"storage.uri={root}", *([] if own_root else [f"storage.root={root}"])]
-    return str(folder.path / "sweep.yaml"), [*storage, *overrides]
+    return load_yaml(content.decode()), [*storage, *overrides]
 
 
 def leave_one_domain_out(sweep: Sweep) -> Sweep:
