@@ -92,7 +92,8 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             if todo:
                 with ray_cluster.connected(max((one.resources for one in todo), key=ray_cluster.own_cpus)):
                     concurrent = _concurrency([one.resources for one in todo], sweep.tune.max_concurrent, callback)
-                    _extract([plan for one in todo for plan in plans[one.id].values()], concurrent, callback)
+                    # Of all trials: bits of a feature depend on the images encoded with it, also on another machine.
+                    _extract([plan for own in plans.values() for plan in own.values()], concurrent, callback)
                     plans.clear()
                     tune_runner.run(sweep.tune, folder, todo, len(trials), callback)
         except BaseException as error:
