@@ -137,15 +137,20 @@ def lodo(
 def load(path: str | Path = "fedpgp-store") -> list[Run]:
     """All runs of a storage root or of a sweep, or the one run in this folder. Nothing of them is executed.
 
+    Args:
+        path: a folder, or its URI (`s3://BUCKET/FOLDER`): what changed there is copied to this machine first.
+
     Raises:
         RunError: there is no run.
     """
     from fedpgp.export.results import Run, Sweep
+    from fedpgp.storage import copies
     from fedpgp.storage.run_folder import RunFolder
 
-    if (Path(path) / "trials.json").is_file():
-        return Sweep(path).runs()
-    return [Run(folder.path) for folder in RunFolder.find(Path(path))]
+    place = copies.local(path)
+    if (place / "trials.json").is_file():
+        return Sweep(place).runs()
+    return [Run(folder.path) for folder in RunFolder.find(place)]
 
 
 def report(

@@ -107,6 +107,16 @@ def test_a_prompt_is_arrays_that_predict(done, tmp_path):
         done.prompt(client=7)
 
 
+def test_a_uri_loads_the_same_rows_and_prompts(done, root):
+    (loaded,) = fedpgp.load(root.as_uri())
+    for run in (loaded, fedpgp.Run(f"{root.as_uri()}/runs/{done.path.name}")):
+        assert run.rounds.equals(done.rounds)
+        np.testing.assert_array_equal(run.prompt(client=1).arrays["ctx"], done.prompt(client=1).arrays["ctx"])
+    assert fedpgp.compare(root.as_uri()).equals(fedpgp.compare(done))
+    with pytest.raises(RunError, match="no such folder, or an empty one"):
+        fedpgp.load(f"{root.as_uri()}/nowhere")
+
+
 def test_the_same_settings_as_mapping_and_object_are_the_same_run(done, root):
     tree = yaml.safe_load((done.path / "config.yaml").read_text())
     for given in (tree, fedpgp.Experiment.model_validate(tree)):

@@ -18,6 +18,7 @@ from fedpgp.core.errors import ConfigError, RunError
 from fedpgp.core.files import check_readable, folders_with
 from fedpgp.data.sources import complete
 from fedpgp.federation.metrics import last_evaluated, per_client_table, selections
+from fedpgp.storage import copies
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, SweepFolder
 
@@ -57,9 +58,9 @@ class HasPath(Protocol):
 
 
 def paths_of(runs: HasPath | str | Path | Iterable[HasPath | str | Path]) -> list[Path]:
-    """The folders of runs and sweeps, which may be given as paths already."""
+    """The folders of runs and sweeps, which may be given as paths or URIs already."""
     several = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
-    return [Path(one) if isinstance(one, str | Path) else one.path for one in several]
+    return [copies.local(one) if isinstance(one, str | Path) else one.path for one in several]
 
 
 def find(paths: Sequence[Path]) -> Found:

@@ -159,13 +159,14 @@ def stop(driver: DriverArgument, address: AddressOption = None) -> None:
 
 
 def runs(
-    root: Annotated[Path, typer.Argument(metavar="STORAGE_ROOT", help="The storage.root of the runs.")] = Path(
-        "fedpgp-store"
-    ),
+    root: Annotated[
+        str, typer.Argument(metavar="STORAGE_ROOT", help="The storage.root of the runs, or a URI (s3://...).")
+    ] = "fedpgp-store",
     address: AddressOption = None,
 ) -> None:
     """List the runs of a storage root with their states, and the drivers on a cluster."""
     from fedpgp.analysis.report.terminal import drivers, overview
+    from fedpgp.storage import copies
 
     cluster = bool(address or os.environ.get("RAY_ADDRESS"))
     if cluster:
@@ -175,7 +176,7 @@ def runs(
         with ray_cluster.connected(_cluster(address)):
             out.print(drivers(driver.last_events()))
     try:
-        out.print(overview(root))
+        out.print(overview(copies.local(root)))
     except RunError:
         if not cluster:
             raise

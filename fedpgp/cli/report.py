@@ -9,14 +9,18 @@ from typing import Annotated, Literal
 import typer
 
 import fedpgp
-from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, out, writable
+from fedpgp.cli.shared import AllowMismatchOption, AnywayOption, OutOption, RunArgument, deprecated, err, out, writable
 from fedpgp.core.text import redacted
+from fedpgp.core.uris import is_uri
 
 track = typer.Typer(no_args_is_help=True, help="The MLflow mirror of runs and sweeps.")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUNS...", help="Run folders, sweep folders, storage roots; also URIs (s3://...)."),
+    ],
     form: Annotated[
         Literal["md", "html", "csv"] | None,
         typer.Option("--format", help="Default: tables in the terminal; with --out: html."),
@@ -35,30 +39,33 @@ def report(
     """
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import comparison_tables, pareto, tables, terminal
+    from fedpgp.storage import copies
 
+    paths = [copies.local(run) for run in runs]
     if form is not None or folder is not None:
-        written = fedpgp.report(runs, folder, form or "html", baseline, allow_mismatch or anyway)
+        written = fedpgp.report(paths, folder, form or "html", baseline, allow_mismatch or anyway)
         typer.echo(written if folder is None else f"report: {written}", nl=folder is not None)
-    elif len(runs) == 1 and (runs[0] / "identity.json").is_file():
-        out.print(terminal.show(runs[0]))
+    elif len(paths) == 1 and (paths[0] / "identity.json").is_file():
+        out.print(terminal.show(paths[0]))
     else:
-        comparison = loading.find(runs).compare(allow_mismatch or anyway)
+        comparison = loading.find(paths).compare(allow_mismatch or anyway)
         shown = comparison_tables.all_tables(comparison, comparison.baseline(baseline))
-        fronts = [table for table, _ in pareto.of_paths(runs)]
+        fronts = [table for table, _ in pareto.of_paths(paths)]
         out.print(tables.in_terminal([*fronts, *shown], comparison_tables.remarks(comparison)))
 
 
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Folder of a run, also a URI (s3://...).")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Folder of another.")],
     allow_mismatch: AllowMismatchOption = False,
     anyway: AnywayOption = False,
 ) -> None:
     """Compare two runs: settings that differ, metrics, and what each client gains or loses."""
     from fedpgp.analysis import loading
     from fedpgp.analysis.report import comparison_tables
+    from fedpgp.storage import copies
 
-    first, second, notes = loading.pair(run_a, run_b, allow_mismatch or anyway)
+    first, second, notes = loading.pair(copies.local(run_a), copies.local(run_b), allow_mismatch or anyway)
     out.print(comparison_tables.side_by_side(first, second, notes))
 
 
@@ -72,11 +79,13 @@ def inspect(
     """
     from fedpgp.analysis import adapters, learned
     from fedpgp.analysis.report.terminal import overlaps, spectrum_table
+    from fedpgp.storage import copies
 
-    if adapters.has_adapters(run):
-        out.print(overlaps(adapters.adapters(run, rank)))
+    path = copies.local(run, checkpoints=True)
+    if adapters.has_adapters(path):
+        out.print(overlaps(adapters.adapters(path, rank)))
     else:
-        out.print(spectrum_table(learned.personal_parts(run)))
+        out.print(spectrum_table(learned.personal_parts(path)))
 
 
 def anatomy(run: RunArgument, rank: int | None = None) -> None:
@@ -98,11 +107,12 @@ def export(
     from fedpgp.core.errors import ConfigError
     from fedpgp.export.exporting import FILE
     from fedpgp.export.mlflow_model import save
+    from fedpgp.storage import copies
     from fedpgp.tracking import registry
 
     if which not in ("last", "best"):
         raise ConfigError(f"--round: last or best (given: {which})")
-    registration = None if register is None else registry.Registration.prepare(run, register)
+    registration = None if register is None else registry.Registration.prepare(copies.local(run), register)
     prompt = fedpgp.Run(run).prompt(client, which)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
     path = prompt.save(folder / FILE)
@@ -133,9 +143,9 @@ def predict(
 
 
 def ui(
-    root: Annotated[Path, typer.Argument(metavar="[STORAGE_ROOT]", help="The storage.root of your runs.")] = Path(
-        "fedpgp-store"
-    ),
+    root: Annotated[
+        str, typer.Argument(metavar="[STORAGE_ROOT]", help="The storage.root of your runs, or a URI (s3://...).")
+    ] = "fedpgp-store",
     port: Annotated[
         int | None, typer.Option(help="Port on 127.0.0.1; default: 5000, or a free one.", min=1, max=65535)
     ] = None,
@@ -145,11 +155,17 @@ def ui(
 
     It opens on the trials of the newest sweep, best first. The links of its other views are printed: charts of the
     trials, single runs, all runs. If MLFLOW_TRACKING_URI is set, that store is shown; a server is opened, not served.
+    For a URI, a store is built from the rows there.
     """
     from fedpgp.tracking import ui as interface
     from fedpgp.tracking.uri_check import is_server
 
-    store = interface.store_of(root)
+    if is_uri(root):
+        with err.status("reading the rows"):
+            store, note = interface.store_at(root)
+        typer.echo(note)
+    else:
+        store = interface.store_of(Path(root))
     if is_server(store):
         _show(store, _saved_views(store), "MLFLOW_TRACKING_URI", browser)
         return
@@ -185,7 +201,8 @@ def _show(base: str, views: dict[str, str], note: str, browser: bool) -> None:
 @track.command()
 def sync(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS_DIR", help="A storage root, its folder `runs`, a run, or a sweep.")
+        str,
+        typer.Argument(metavar="RUNS_DIR", help="A storage root, its `runs`, a run or a sweep; also a URI."),
     ],
     uri: Annotated[str | None, typer.Option(help="Tracking URI; default: the one of each run.")] = None,
 ) -> None:
@@ -193,7 +210,8 @@ def sync(
 
     Runs that were killed are closed as KILLED, unless they are running again.
     """
+    from fedpgp.storage import copies
     from fedpgp.tracking import sync_all
 
-    for folder in sync_all(runs, uri):
-        typer.echo(f"synced: {folder}")
+    for folder in sync_all(copies.local(runs, checkpoints=True), uri):
+        typer.echo(f"synced: {copies.source_of(folder)}")

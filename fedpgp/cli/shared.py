@@ -57,4 +57,4 @@ AllowMismatchOption = Annotated[
     typer.Option("--allow-mismatch", help="Also compare unfinished runs and runs on different data; they are marked."),
 ]
 AnywayOption = Annotated[bool, typer.Option("--anyway", hidden=True, callback=_renamed_option)]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN_DIR", help="Folder of a run, also a URI (s3://...).")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fedpgp.config.base import Named, Settings
 from fedpgp.config.federation import FederationSettings, PrivacySettings
+from fedpgp.core.uris import CACHE, cache_name, is_uri
 
 UNION = "union"
 """`data.name` of several data sets."""
@@ -284,25 +283,24 @@ class StorageSettings(Settings):
     """folder of everything; must be absolute on a cluster of several nodes. A URI is used as `uri`, with a root under
     ~/.cache/fedpgp"""
     uri: str | None = None
-    """additional location of runs, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...). A round is stored there
-    before it is reported, so --resume works on another machine. Features and the default MLflow store stay in root"""
+    """additional location of runs and sweeps, as a `pyarrow.fs` URI (s3://..., gs://..., file:///...). A round is
+    stored there before it is reported, so --resume works on another machine. Features and the default MLflow store stay
+    in root"""
 
     @model_validator(mode="before")
     @classmethod
     def _uri_as_root(cls, given: Any) -> Any:
         root = given.get("root") if isinstance(given, Mapping) else None
-        if not isinstance(root, str) or "://" not in root:
+        if not is_uri(root):
             return given
         if given.get("uri") not in (None, root):
             raise ValueError("root and uri are different URIs; give a folder and a URI, or one URI")
-        place = re.sub(r"[^A-Za-z0-9]+", "-", root.partition("://")[2].rpartition("@")[2].partition("?")[0])
-        short = hashlib.sha256(root.encode()).hexdigest()[:8]
-        return {**given, "root": Path.home() / ".cache" / "fedpgp" / f"{place.strip('-')}-{short}", "uri": root}
+        return {**given, "root": Path.home() / CACHE / cache_name(root), "uri": root}
 
     @field_validator("uri")
     @classmethod
     def _is_uri(cls, uri: str | None) -> str | None:
-        if uri is not None and "://" not in uri:
+        if uri is not None and not is_uri(uri):
             raise ValueError("uri must look like s3://BUCKET/FOLDER; give a local folder as root")
         return uri
 

@@ -37,6 +37,17 @@ class AccessError(RunError):
     """This user may not read or write a file or a folder. Built by `core.files`."""
 
 
+class StorageError(FedPGPError):
+    """An object store cannot be used now, or another machine writes there. Everything stored before is kept.
+
+    `lasting`: until somebody mends it, such as a wrong password.
+    """
+
+    def __init__(self, what: str, lasting: bool = False) -> None:
+        super().__init__(what)
+        self.lasting = lasting
+
+
 class ResourceError(UserError):
     """The plan does not fit the cluster."""
 

@@ -44,8 +44,9 @@ from fedpgp.federation import rule_needs
 from fedpgp.federation.privacy import Mechanism
 from fedpgp.methods.base import BringsNetwork, HasGlobalModel, Method, NeedsAllClasses
 from fedpgp.server_rules.base import ServerRule
+from fedpgp.storage.object_store import ObjectStore, before_work
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.run_index import ObjectStore, RunIndex
+from fedpgp.storage.run_index import RunIndex
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,8 @@ def _check_storage(storage: StorageSettings) -> None:
     if "?" in str(storage.root.absolute()):
         raise RunError(f"storage.root: {storage.root.absolute()}: MLflow supports no ? in a path; use another folder")
     if storage.uri:
-        ObjectStore.at(storage.uri).make()
+        with before_work("storage.uri: "):
+            ObjectStore.at(storage.uri).once().make()
 
 
 def _check_tracking(settings: TrackingSettings) -> None:

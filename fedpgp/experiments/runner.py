@@ -14,7 +14,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import FedPGPError, Interrupted
+from fedpgp.core.errors import FedPGPError, Interrupted, StorageError
 from fedpgp.core.files import is_full
 from fedpgp.core.text import memory_size, redacted
 from fedpgp.data.federated import OF_PART
@@ -140,18 +140,22 @@ def _ending(store: RunFolder, callback: RunCallback) -> Iterator[None]:
             try:
                 yield
             except GeneratorExit:
-                store.stop("stopped early")
+                with suppress(StorageError):
+                    store.stop("stopped early")
                 raise
             except (Interrupted, KeyboardInterrupt):
-                store.stop("stopped by the user")
+                with suppress(StorageError):
+                    store.stop("stopped by the user")
                 raise Interrupted(f"stopped; run folder: {store.path}; continue with --resume") from None
             except BaseException as error:
-                with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
+                with suppress(OSError, StorageError):  # then the status stays `running`, which counts as interrupted
                     store.fail(reason(error), redacted("".join(traceback.format_exception(error))))
                 if isinstance(error, OSError) and is_full(error):
                     raise FedPGPError(
                         f"{store.path}: disk full ({error.strerror}); free disk space, then rerun with --resume"
                     ) from error
+                if isinstance(error, StorageError):
+                    raise FedPGPError(f"{error}; what is stored there is kept, rerun with --resume") from error
                 raise
     finally:
         callback.on_end(str(store.path), store.state)

@@ -15,6 +15,7 @@ from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation.measures import POOLED, of_counts
 from fedpgp.federation.metrics import CONFUSION_SCHEMA, PARTITION_SCHEMA
 from fedpgp.federation.pooled_counts import BINS, MILLION
+from fedpgp.storage import copies
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
 
@@ -26,14 +27,14 @@ class Run:
     """A run on disk, finished or not. Reading it never runs code that belongs to it.
 
     Args:
-        path: the folder `STORAGE_ROOT/runs/NAME-DIGEST`.
+        path: the folder `STORAGE_ROOT/runs/NAME-DIGEST`, or its URI, of which a copy is made.
 
     Raises:
         RunError: the folder is not that of a run.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.folder: RunFolder = RunFolder.open(Path(path))
+        self.folder: RunFolder = RunFolder.open(copies.local(path))
         self.path: Path = self.folder.path
 
     def __repr__(self) -> str:
@@ -152,7 +153,7 @@ class Run:
         Raises:
             RunError: the run has not finished, there is no such client or global model, or the method learns no prompt.
         """
-        return learned_prompt(self.path, str(client), round)
+        return learned_prompt(copies.with_checkpoints(self.path), str(client), round)
 
     def figures(self) -> dict[str, Figure]:
         """The figures of a report on this run alone, by name."""
@@ -163,14 +164,14 @@ class Sweep:
     """A sweep on disk: its trials, each a set of settings that was run once per fold (seed, split, held-out domain).
 
     Args:
-        path: the folder `STORAGE_ROOT/sweeps/NAME-DIGEST`.
+        path: the folder `STORAGE_ROOT/sweeps/NAME-DIGEST`, or its URI, of which a copy is made.
 
     Raises:
         RunError: the folder is not that of a sweep.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.folder: SweepFolder = SweepFolder.open(Path(path))
+        self.folder: SweepFolder = SweepFolder.open(copies.local(path))
         self.path: Path = self.folder.path
 
     def __repr__(self) -> str:
@@ -262,7 +263,7 @@ def compare(
     what it differs in.
 
     Args:
-        runs: runs, sweeps, or their folders, or a storage root.
+        runs: runs, sweeps, or their folders, or a storage root; or URIs of these.
         baseline: label of the group that differences refer to; None: the first.
         allow_mismatch: also compare unfinished runs, and runs on different data, marked in `notes`.
 

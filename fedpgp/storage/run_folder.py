@@ -23,8 +23,18 @@ from fedpgp.federation.measures import POOLED_SCHEMA
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
 from fedpgp.storage import checkpoint, round_files
-from fedpgp.storage.run_index import ObjectStore, RunIndex, digest_of, number_of
-from fedpgp.storage.status_folder import IDENTITY, STRETCHES, StatusFolder, Stretch, new_draft, now_ms, stretch
+from fedpgp.storage.object_store import ObjectStore
+from fedpgp.storage.run_index import RunIndex, digest_of, number_of
+from fedpgp.storage.status_folder import (
+    IDENTITY,
+    STRETCHES,
+    StatusFolder,
+    Stretch,
+    fetch,
+    new_draft,
+    now_ms,
+    stretch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +56,12 @@ class RunFolder(StatusFolder):
     * `stretches.json`: which rounds were made with which versions and hardware, if not all with those of the beginning
     * `rounds.jsonl`, `clients.arrow`, `summary.json`: once finished; `traceback.txt`: once failed
 
-    With a URI, every file is written to the object store first; this folder is a copy that is never ahead of it.
     """
 
     kind, marker = "run", "identity.json"
 
     def __init__(self, path: Path, remote: ObjectStore | None = None) -> None:
-        super().__init__(path)
-        self._remote = remote
+        super().__init__(path, remote)
         self.checkpoints = path / "checkpoints"
         self._rounds = path / "rounds"
 
@@ -79,8 +87,8 @@ class RunFolder(StatusFolder):
         path = runs.place(draft.path, name, digest)
         store = cls(path, runs.remote(path))
         try:
-            for file in ("config.yaml", "status.json", "identity.json") if store._remote else ():
-                store._put(file, (path / file).read_bytes())
+            for file in ("config.yaml", "status.json", "identity.json"):
+                store._send(file, (path / file).read_bytes())
         except FedPGPError:
             shutil.rmtree(path)
             raise
@@ -122,9 +130,9 @@ class RunFolder(StatusFolder):
     @classmethod
     def _fetched(cls, runs: RunIndex, path: Path) -> Self | None:
         """Open a run of `runs` after fetching it, unless the local copy has finished."""
-        if not path.exists() or cls(path).status["state"] != "finished":
-            runs.fetch(path)
         store = cls(path, runs.remote(path))
+        if store._remote and (not path.exists() or store.status["state"] != "finished"):
+            fetch(path, store._remote)
         if store._remote and not (path / "identity.json").exists():
             return None  # killed before the run was published
         for folder in (store.checkpoints, store._rounds):  # object stores have no empty folders
@@ -220,7 +228,7 @@ class RunFolder(StatusFolder):
             raise FedPGPError(f"{path}: round {row.round} is already committed")
         if self._remote and reference["files"]:
             newest = self.checkpoints / reference["files"][-1]["file"]
-            self._remote.put(self._name(newest), newest.read_bytes())
+            self._send(self._name(newest), newest.read_bytes())
         if pooled is not None and pooled.num_rows:
             make_folder(self.path / "pooled")  # which runs of older versions lack
             self._put(f"pooled/{path.name}", round_files.arrow_bytes(pooled.cast(POOLED_SCHEMA)))
@@ -284,6 +292,8 @@ class RunFolder(StatusFolder):
         """Load the state after one of the last two rounds or the best one; see `checkpoint.load`."""
         if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
+        if not self.checkpoints.is_dir():
+            raise RunError(f"{self.path.name}: its checkpoints are not here, this is a copy for reading rows")
         return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"], arrays)
 
     def save_confusion(self, table: pa.Table) -> None:
@@ -333,17 +343,3 @@ class RunFolder(StatusFolder):
     def _round_paths(self) -> list[Path]:
         check_readable(self._rounds)
         return sorted(self._rounds.glob("[0-9]*.arrow"))
-
-    def _put(self, name: str, content: bytes) -> None:
-        """Write a file of the run, first to the object store, so that this folder is never ahead of it."""
-        if self._remote:
-            self._remote.put(name, content)
-        super()._put(name, content)
-
-    def _remove(self, path: Path) -> None:
-        super()._remove(path)
-        if self._remote:
-            self._remote.delete(self._name(path))
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.path).as_posix()

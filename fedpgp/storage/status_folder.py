@@ -1,4 +1,4 @@
-"""Base class of run and sweep folders: JSON files, a status, and the lock of the process that writes."""
+"""Base class of run and sweep folders: JSON files, a status, the lock of the writing process, and the remote copy."""
 
 import json
 import shutil
@@ -21,8 +21,12 @@ from fedpgp.core.files import (
     locked,
     make_folder,
     shared_lock,
+    sync_folder,
     write_durably,
 )
+from fedpgp.storage.claims import Claim, claimed, owner_of
+from fedpgp.storage.object_store import LAST as STATUS_FILE
+from fedpgp.storage.object_store import ObjectStore
 
 T = TypeVar("T")
 
@@ -97,23 +101,36 @@ ANYTHING, IDENTITY, STATUS = TypeAdapter(dict[str, Any]), TypeAdapter(Identity),
 STRETCHES = TypeAdapter(_StretchesFile)
 
 
+LOCK = ".lock"
+"""The file that the writer of a folder holds; if nobody holds it and the status is `running`, the writer was killed."""
+
+
 class StatusFolder:
-    """A run or a sweep on disk, in `ROOT/runs` or `ROOT/sweeps`. Its writer holds `.lock`."""
+    """A run or a sweep on disk, in `ROOT/runs` or `ROOT/sweeps`. Its writer holds `.lock`.
+
+    With a remote folder, every file is written there first: this folder is a copy that is never ahead of it, and its
+    writer also holds a claim there (`claims`).
+    """
 
     kind: ClassVar[str]  # run | sweep
     marker: ClassVar[str]  # the file that identifies a folder of this kind
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remote: ObjectStore | None = None) -> None:
         self.path = path
+        self._remote = remote
+        self._claim: Claim | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open an existing folder; raise `RunError` if `path` is not a folder of this kind or may not be read."""
+    def open(cls, path: Path, uri: str | None = None) -> Self:
+        """Open an existing folder; raise `RunError` if `path` is not a folder of this kind or may not be read.
+
+        What is written to it also goes to the storage root at `uri`.
+        """
         check_readable(path / cls.marker)
         if not (path / cls.marker).is_file():
             where = f"ROOT/{cls.kind}s/NAME-DIGEST"
             raise RunError(f"{path}: not a {cls.kind} folder (no {cls.marker}); give a folder {where}")
-        return cls(path.absolute())
+        return cls(path.absolute(), remote_of(path, uri))
 
     @property
     def root(self) -> Path:
@@ -123,13 +140,13 @@ class StatusFolder:
     @property
     def status(self) -> dict[str, Any]:
         """`state` (running | finished | failed | stopped), `reason` (or null) and `timestamp_ms`."""
-        return self._read_json("status.json", STATUS)
+        return self._read_json(STATUS_FILE, STATUS)
 
     @property
     def state(self) -> str:
         """As in `status`, but `interrupted` if the status is `running` and no process holds the lock: it was killed."""
         state = str(self.status["state"])
-        lock = self.path / ".lock"
+        lock = self.path / LOCK
         if state != "running" or not lock.exists():
             return state
         try:
@@ -143,15 +160,20 @@ class StatusFolder:
     def _exclusive(self, on_busy: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock, remove the temporary files of a killed writer, and set the status to `running`.
 
-        `on_busy` is called with the pid of another process that holds the lock, before waiting for it.
+        `on_busy` is called with the pid of another process that holds the lock, before waiting for it. Raises
+        `RunError` if a process with another storage root writes to the remote copy.
         """
-        path = self.path / ".lock"
+        path = self.path / LOCK
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(path, wait=False))
             except BlockingIOError:
                 on_busy(path.read_text())
                 stack.enter_context(locked(path))
+            if self._remote:
+                self._claim = stack.enter_context(claimed(self._remote, owner_of(self.root), f"this {self.kind}"))
+                stack.callback(setattr, self, "_claim", None)
+                self._refresh(self._remote)
             for leftover in list(self.path.rglob(f"{TEMPORARY}*")):
                 self._remove(leftover)
             self.set_status("running")
@@ -159,16 +181,34 @@ class StatusFolder:
 
     def set_status(self, state: str, reason: str | None = None) -> None:
         """Set `running`, or how it ended."""
-        self._write_json("status.json", {"state": state, "reason": reason, "timestamp_ms": now_ms()})
+        self._write_json(STATUS_FILE, {"state": state, "reason": reason, "timestamp_ms": now_ms()})
+
+    def _refresh(self, remote: ObjectStore) -> None:
+        """Fetch what another machine wrote since this folder was opened; every writer sets the status."""
+        if remote.read(STATUS_FILE) != (self.path / STATUS_FILE).read_bytes():
+            remote.fetch(self.path)
 
     def _put(self, name: str, content: bytes) -> None:
-        """Write a file of the folder."""
+        """Write a file of the folder, first to its remote copy."""
+        self._send(name, content)
         write_durably(self.path / name, content)
 
+    def _send(self, name: str, content: bytes) -> None:
+        """Write a file of the remote copy, if there is one; raise `StorageError` if that is not possible now."""
+        if self._claim:
+            self._claim.check()
+        if self._remote:
+            self._remote.put(name, content)
+
     def _remove(self, path: Path) -> None:
-        """Delete a file or a folder below."""
+        """Delete a file or a folder below, or a file in the remote copy, too."""
         with access_errors(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self._remote:
+            self._remote.delete(self._name(path))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._put(name, (json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n").encode())
@@ -202,6 +242,29 @@ def new_draft(parent: Path) -> Path:
     folder = parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     make_folder(folder)
     return folder
+
+
+def remote_of(path: Path, uri: str | None) -> ObjectStore | None:
+    """The remote copy of `ROOT/runs/NAME-DIGEST` or `ROOT/sweeps/NAME-DIGEST` in the storage root at `uri`."""
+    return ObjectStore.at(uri) / path.parent.name / path.name if uri else None
+
+
+def fetch(path: Path, remote: ObjectStore) -> None:
+    """Replace a run or sweep folder by its remote copy in one atomic step, unless a process writes to it."""
+    draft = new_draft(path.parent)
+    try:
+        remote.fetch(draft)
+        (draft / LOCK).touch()  # so that it counts as interrupted; a claim tells whether another machine writes to it
+        if path.exists():
+            with locked(path / LOCK, wait=False):
+                shutil.rmtree(path)
+        draft.rename(path)
+        sync_folder(path.parent)
+    except BlockingIOError:  # the lock refuses other writers later
+        shutil.rmtree(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def now_ms() -> int:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NotRequired, Self
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from fedpgp.core.files import TEMPORARY, check_readable, folders_with, sync_folder
+from fedpgp.core.files import TEMPORARY, check_readable, folders_with, make_folder, sync_folder
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.storage.status_folder import StatusFolder, Stretch, new_draft, now_ms
+from fedpgp.storage.status_folder import StatusFolder, Stretch, fetch, new_draft, now_ms, remote_of
 
 State = Literal["finished", "failed", "stopped"]
 Repetition = int | tuple[int, int]
@@ -143,9 +143,11 @@ class SweepFolder(StatusFolder):
     kind, marker = "sweep", "trials.json"
 
     @classmethod
-    def exists(cls, root: Path, name: str, digest: str) -> bool:
+    def exists(cls, root: Path, name: str, digest: str, uri: str | None = None) -> bool:
         """Whether `create` would open an existing sweep."""
-        return (root.absolute() / "sweeps" / f"{name}-{digest}").exists()
+        path = root.absolute() / "sweeps" / f"{name}-{digest}"
+        remote = remote_of(path, uri)
+        return path.exists() or (remote is not None and cls.marker in remote.names())
 
     @classmethod
     def create(
@@ -157,31 +159,45 @@ class SweepFolder(StatusFolder):
         objectives: Objectives,
         trials: Sequence[TrialSpec],
         planned: int | None = None,
+        uri: str | None = None,
     ) -> Self:
         """Create a sweep under `root` in one atomic step, or open the existing one of this name and digest.
 
         Args:
             trials: all of them; none if a search is going to suggest `planned` trials.
+            uri: the sweep is the one in the storage root there, which replaces the local copy. A local one that is not
+                there yet is sent.
         """
         sweeps = root.absolute() / "sweeps"
         path = sweeps / f"{name}-{digest}"
-        if path.exists():
-            return cls.open(path)
-        draft = cls(new_draft(sweeps))
-        (draft.path / "trials").mkdir()
-        draft._put("sweep.yaml", spec_yaml.encode())
-        head = {"id": digest, "name": name, "created_ms": now_ms(), **objectives.head}
-        search = {} if planned is None else {"planned": planned, "suggestions": []}
-        draft._write_json("trials.json", {**head, **search, "trials": [trial.tree for trial in trials]})
-        draft.set_status("running")
+        remote = remote_of(path, uri)
+        if remote is not None and cls.marker in remote.names():
+            fetch(path, remote)
+            make_folder(path / "trials")  # object stores have no empty folders
+            return cls.open(path, uri)
+        if not path.exists():
+            draft = cls(new_draft(sweeps))
+            make_folder(draft.path / "trials")
+            draft._put("sweep.yaml", spec_yaml.encode())
+            head = {"id": digest, "name": name, "created_ms": now_ms(), **objectives.head}
+            search = {} if planned is None else {"planned": planned, "suggestions": []}
+            draft._write_json(cls.marker, {**head, **search, "trials": [trial.tree for trial in trials]})
+            draft.set_status("running")
+            draft._place(path)
+        folder = cls.open(path, uri)
+        for file in (path / "sweep.yaml", path / "status.json", *path.glob("trials/[!.]*"), path / cls.marker):
+            folder._send(folder._name(file), file.read_bytes())
+        return folder
+
+    def _place(self, path: Path) -> None:
+        """Rename a draft, unless another process was faster."""
         try:
-            draft.path.rename(path)
-        except OSError:  # another process was faster
-            shutil.rmtree(draft.path)
+            self.path.rename(path)
+        except OSError:
+            shutil.rmtree(self.path)
             if not path.exists():
                 raise
-        sync_folder(sweeps)
-        return cls.open(path)
+        sync_folder(path.parent)
 
     @classmethod
     def find(cls, path: Path) -> list[Self]:
@@ -276,10 +292,10 @@ class SweepFolder(StatusFolder):
     def record(self, result: Result, traceback: str | None = None) -> None:
         """Write the result of a trial, durably."""
         trace = f"trials/{result.id}.txt"
-        if traceback is None:
-            (self.path / trace).unlink(missing_ok=True)
-        else:
+        if traceback is not None:
             self._put(trace, traceback.encode())
+        elif (self.path / trace).exists():
+            self._remove(self.path / trace)
         content = {key: value for key, value in asdict(result).items() if key != "id"}
         content["folds"] = [{**one.fold.tree, "run": one.run} for one in result.folds]
         for key in ("disk_full", "values"):
@@ -289,7 +305,8 @@ class SweepFolder(StatusFolder):
 
     def forget(self, trial: str) -> None:
         """Remove the result of a trial, so that it runs again."""
-        (self.path / f"trials/{trial}.json").unlink(missing_ok=True)
+        if (path := self.path / f"trials/{trial}.json").exists():
+            self._remove(path)
 
     def runs(self, result: Result) -> list[RunFolder]:
         """The runs of a trial, by fold."""

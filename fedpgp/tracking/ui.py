@@ -16,7 +16,10 @@ from fedpgp.config import TrackingSettings, tracking_uri
 from fedpgp.config.tracking_uri import local_path
 from fedpgp.core.errors import RunError, UserError
 from fedpgp.core.files import check_readable
+from fedpgp.core.text import redacted
+from fedpgp.storage import copies
 from fedpgp.tracking.connection import ENVIRONMENT, default_uri, mlflow_errors
+from fedpgp.tracking.mirror import sync_all
 from fedpgp.tracking.uri_check import check_settings
 
 if TYPE_CHECKING:
@@ -62,6 +65,18 @@ def store_of(root: Path) -> str:
             "tracking.uri are in that store"
         )
     return uri or default_uri(root)
+
+
+def store_at(place: str) -> tuple[str, str]:
+    """The URI of the MLflow store for the runs at a URI of an object store, and a line that says what it is.
+
+    That of the environment, or else a local one that is built from the rows there, and brought up to date.
+    """
+    if tracking_uri.uri_of(None) is not None:
+        return store_of(Path()), f"the store of {tracking_uri.URI_VARIABLE}; without it, one is built from the rows"
+    store = default_uri(copies.root_of(place))
+    count = sum(1 for _ in sync_all(copies.local(place), store))
+    return store, f"built from {count} runs and sweeps at {redacted(place)}, without what they have learned"
 
 
 @contextmanager

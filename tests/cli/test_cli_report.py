@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 HM = {"test_hm": [50, 60], "val_hm": [51, 61]}
@@ -75,3 +77,25 @@ def test_refuses_a_folder_without_runs(fedpgp, tmp_path):
     for command in (["report", tmp_path], ["compare", tmp_path, tmp_path]):
         code, _, err = fedpgp(*command)
         assert (code, "not a run folder" in err) == (2, True)
+
+
+def test_uris_are_reported_listed_and_compared_like_folders(fedpgp, made_run, tmp_path):
+    root = tmp_path / "kept"
+    paths = [made_run(f"method.name={name}", root=root, **HM) for name in ("coop", "fedpgp")]
+    uri = root.as_uri()
+    uris = [f"{uri}/runs/{path.name}" for path in paths]
+    assert fedpgp("report", uri) == fedpgp("report", root)
+    assert fedpgp("report", *uris) == fedpgp("report", *paths)
+    assert fedpgp("report", uris[0]) == fedpgp("report", paths[0])
+    assert fedpgp("compare", *uris) == fedpgp("compare", *paths)
+    listed, here = fedpgp("runs", uri), fedpgp("runs", root)
+    assert listed[1].split("\n", 1)[0].strip() == f"Runs under {uri}"
+    assert listed[1].split("\n", 1)[1] == here[1].split("\n", 1)[1]
+    assert fedpgp("report", uri, "--out", tmp_path / "page")[0] == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert f"fedpgp report {uri} --baseline coop --out report" in page
+    assert os.environ["HOME"] not in page
+    for command in (["report", uri + "/nowhere"], ["runs", uri + "/nowhere"], ["compare", uri + "/nowhere", uri]):
+        code, out, err = fedpgp(*command)
+        assert (code, out) == (2, "")
+        assert err == f"error: {uri}/nowhere: no such folder, or an empty one; give a storage root, a run, or a sweep\n"

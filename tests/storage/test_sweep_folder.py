@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
 
 def made(root, *folds):
-    folder = SweepFolder.create(root, "s", "d", "", "val/hm", "max", [TrialSpec("t", "it", {}, folds)])
+    folder = SweepFolder.create(root, "s", "d", "", Objectives(("val/hm",)), [TrialSpec("t", "it", {}, folds)])
     folder.record(Result("t", "finished", 1.0, tuple(FoldRun.of(fold, f"run-{fold.seed}") for fold in folds)))
     return folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.server import constants
+from mlflow.tracking import MlflowClient
 
 from fedpgp import tracking
 from fedpgp.core.errors import ConfigError, RunError, UserError
@@ -36,6 +37,19 @@ def test_the_store_of_the_environment_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: nonsense://x: "):
         ui.store_of(tmp_path)
+
+
+def test_a_store_is_built_from_the_rows_at_a_uri(made_run, tmp_path, monkeypatch):
+    run = made_run("method.name=coop", root=tmp_path / "kept", test_hm=[50, 60], val_hm=[51, 61])
+    place = (tmp_path / "kept").as_uri()
+    for _ in range(2):
+        store, told = ui.store_at(place)
+        assert told == f"built from 1 runs and sweeps at {place}, without what they have learned"
+        client = MlflowClient(store)
+        (found,) = client.search_runs([client.get_experiment_by_name("fedpgp").experiment_id])
+        assert (found.info.run_name, found.info.status, found.data.metrics["test/hm"]) == (run.name, "FINISHED", 60.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert ui.store_at(place)[0] == "http://me:secret@host:5000"
 
 
 def test_a_server_of_the_environment_is_named_instead_of_served(fedpgp, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from fedpgp.federation.metrics import (
     per_client_table,
     summarize,
 )
+from fedpgp.storage.copies import source_of
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, Repetition, SweepFolder
 
@@ -124,7 +125,7 @@ def overview(root: Path) -> Table:
         except RunError:  # one damaged run does not hide the others
             row = (store.path.name, "-", "-", "unreadable", "-")
         rows.append(row)
-    return Table(f"Runs under {root}", ("run", "method", "data", "state", "rounds"), rows, text_columns=4)
+    return Table(f"Runs under {source_of(root)}", ("run", "method", "data", "state", "rounds"), rows, text_columns=4)
 
 
 def drivers(last_events: Mapping[str, Event | None]) -> Table:

@@ -17,6 +17,8 @@ from fedpgp.analysis.report.tables import Table, as_markdown
 from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.core import provenance
 from fedpgp.core.text import first_of
+from fedpgp.core.uris import is_uri
+from fedpgp.storage.copies import source_of
 from fedpgp.storage.run_folder import RunFolder
 
 Format = Literal["html", "md", "csv"]
@@ -47,7 +49,7 @@ def write(
         tables, remarks = comparison_tables.all_tables(comparison, chosen), comparison_tables.remarks(comparison)
         text = as_markdown([*first, *tables], [*remarks, *notes])
     else:
-        title = f"fedpgp: {first_of([path.absolute().name for path in runs], 3)}"
+        title = f"fedpgp: {first_of([Path(source_of(path.absolute())).name for path in runs], 3)}"
         text = page(comparison, chosen, title, figures, notes, _commands(runs, chosen), first)
     if folder is None:
         return text
@@ -130,10 +132,11 @@ def environment(comparison: Comparison) -> dict[str, str]:
 
 def _commands(runs: Sequence[Path], baseline: str) -> list[str]:
     """The commands that run the sweeps again, then write this report; those of single runs are in the report."""
-    sweeps = [path.absolute() / "sweep.yaml" for path in runs if (path / "trials.json").is_file()]
-    given = " ".join(shlex.quote(str(path.absolute())) for path in runs)
-    again = f"fedpgp report {given} --baseline {shlex.quote(baseline)} --out report"
-    return [*(f"fedpgp sweep {shlex.quote(str(path))}" for path in sweeps), again]
+    places = {path: source_of(path.absolute()) for path in runs}
+    sweeps = [place for path, place in places.items() if (path / "trials.json").is_file()]
+    files = [place if is_uri(place) else f"{place}/sweep.yaml" for place in sweeps]
+    again = f"fedpgp report {shlex.join(places.values())} --baseline {shlex.quote(baseline)} --out report"
+    return [*(f"fedpgp sweep {shlex.quote(file)}" for file in files), again]
 
 
 def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> str:
@@ -160,7 +163,7 @@ def _recipe(group: Group) -> dict[str, Any]:
     settings.pop("tracking", None)  # it may name a server with its password
     return {
         "label": f"{group.label} ({group.scenario})" if group.scenario else group.label,
-        "commands": [f"fedpgp run {run.path / 'config.yaml'}" for run in runs],
+        "commands": [f"fedpgp run {run.path / 'config.yaml'}" for run in runs if not is_uri(source_of(run.path))],
         "config": dump_yaml(settings),
     }
 

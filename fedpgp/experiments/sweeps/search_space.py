@@ -125,6 +125,15 @@ def parse_term(key: str, value: Any, variant: str | None = None) -> Term:
     return Term(kind, values, key, _condition(where, value[WHEN]) if WHEN in value else {}, variant)
 
 
+def leaves_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted keys as `config.leaves` does, but keep terms whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and not is_term(value)
+        flat |= leaves_of(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def ordered(terms: Iterable[Term], grids_first: bool = False) -> list[Term]:
     """The terms in their order, but each after those that its condition refers to.
 

@@ -12,7 +12,7 @@ from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, UserError
+from fedpgp.core.errors import ConfigError, Interrupted, ResourceError, RunError, StorageError, UserError
 from fedpgp.core.files import check_writable
 from fedpgp.core.text import redacted
 from fedpgp.experiments import features, launch, runner
@@ -63,14 +63,15 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
         if line is not None:
             callback.on_message(line)
     specs = [TrialSpec(one.id, one.label, one.settings, tuple(plans[one.id])) for one in trials]
-    root, digest = trials[0].experiment.storage.root, sampling.digest(sweep, drawn.objectives, specs)
+    storage, digest = trials[0].experiment.storage, sampling.digest(sweep, drawn.objectives, specs)
+    root, uri = storage.root, storage.uri
     check_writable(trial_runner.lock_folder(root))
-    exists = SweepFolder.exists(root, sweep.name, digest)
+    exists = SweepFolder.exists(root, sweep.name, digest, uri)
     tracking = trials[0].experiment.tracking.model_dump()  # so that it is found again from another place
     content = redacted(config.dump(sweep.model_copy(update={"base": {**sweep.base, "tracking": tracking}})))
     adaptive, planned = sweep.tune.adaptive, sweep.tune.num_samples
-    listed = ((), planned) if adaptive else (specs, None)
-    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.objectives, *listed)
+    listed, number = ((), planned) if adaptive else (specs, None)
+    folder = SweepFolder.create(root, sweep.name, digest, content, drawn.objectives, listed, number, uri)
 
     def known() -> list[TrialWork]:
         """The trials of the folder."""
@@ -90,18 +91,19 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             searching = adaptive and bool(todo or len(folder.trials) < folder.planned)
             needed = trials if searching else [trial for trial in trials if trial.id in {one.id for one in todo}]
             if needed:
-                wanted = [plan for trial in needed for plan in plans[trial.id].values()]
                 resources = [next(iter(plans[trial.id].values())).experiment.resources for trial in needed]
                 with ray_cluster.connected(max(resources, key=ray_cluster.own_cpus)):
                     concurrent = _concurrency(resources, sweep.tune.max_concurrent, callback)
-                    _extract(trials[0].experiment.resources, wanted, concurrent, callback)
+                    # Of all trials: bits of a feature depend on the images encoded with it, also on another machine.
+                    every = [plan for own in plans.values() for plan in own.values()]
+                    _extract(trials[0].experiment.resources, every, concurrent, callback)
                     plans.clear()
                     rounds = max(trial.experiment.federation.rounds for trial in needed)
                     suggested = _search(prepared, folder, todo, callback) if searching else None
                     tune_runner.run(sweep.tune, folder, todo, suggested, rounds, callback)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            with suppress(OSError):  # on a full disk the status stays `running`, which counts as interrupted
+            with suppress(OSError, StorageError):  # then the status stays `running`, which counts as interrupted
                 folder.set_status("stopped" if stopped else "failed", runner.reason(error))
             raise
         failed = sum(result.state == "failed" for result in folder.results().values())

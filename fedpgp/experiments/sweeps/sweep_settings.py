@@ -9,24 +9,27 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from fedpgp import config, methods
 from fedpgp.config import Settings, leaves
-from fedpgp.config.reading import is_shipped, read_override, warn_dropped, warn_repeated
+from fedpgp.config.reading import is_shipped
 from fedpgp.config.settings import UNION
+from fedpgp.config.values import load_yaml
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import did_you_mean
-from fedpgp.experiments.sweeps import conditions
+from fedpgp.core.uris import above, is_uri
+from fedpgp.experiments.sweeps import conditions, sweep_overrides
 from fedpgp.experiments.sweeps.search_space import (
     FOLD_KEYS,
-    WHEN,
     Point,
     Term,
     expand,
     is_term,
+    leaves_of,
     ordered,
     parse_term,
     setting,
 )
 from fedpgp.federation.measures import MEASURES
 from fedpgp.federation.metrics import COMPUTED, METRICS, TESTED
+from fedpgp.storage.object_store import ObjectStore, before_work
 from fedpgp.storage.objectives import HM, Objectives
 
 Mode = Literal["max", "min"]
@@ -155,7 +158,7 @@ class Sweep(Settings):
         """The parsed terms of the space and of the variants by name, each after those that its condition refers to."""
         found = [parse_term(key, value) for key, value in self.space.items()]
         for label, own in self.variants.items():
-            found += [parse_term(key, value, label) for key, value in _leaves(own).items() if is_term(value)]
+            found += [parse_term(key, value, label) for key, value in leaves_of(own).items() if is_term(value)]
         return {term.name: term for term in ordered(found)}
 
     @property
@@ -165,7 +168,7 @@ class Sweep(Settings):
 
     def fixed(self, variant: str) -> dict[str, Any]:
         """The settings of a variant without its terms, by dotted key; none for `""`, a sweep without variants."""
-        return {key: value for key, value in _leaves(self.variants.get(variant, {})).items() if not is_term(value)}
+        return {key: value for key, value in leaves_of(self.variants.get(variant, {})).items() if not is_term(value)}
 
     def tree(self, variant: str, point: Point) -> dict[str, Any]:
         """The experiment at a point of a variant, as a mapping that may leave out defaults."""
@@ -187,7 +190,7 @@ class Sweep(Settings):
         """The names that a section (`method`, `federation.server`) can have in a trial."""
         key = f"{section}.name"
         own = [term for term in self.terms.values() if key in term.leaves]
-        trees = [_leaves({term.key: value}) for term in own for value in term.values]
+        trees = [leaves_of({term.key: value}) for term in own for value in term.values]
         if all(term.when or term.variant is not None for term in own):  # else the name is searched in every trial
             trees += [{key: setting(self.base, key), **self.fixed(label)} for label in self.labels]
         return {str(tree[key]) for tree in trees if key in tree}
@@ -206,11 +209,14 @@ class Sweep(Settings):
 def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Sweep, list[str]]:
     """Read a sweep, or an experiment (a sweep of one trial), from a file, by its shipped name, or from a mapping.
 
+    The URI of a sweep's folder (s3://BUCKET/FOLDER/sweeps/NAME) gives its settings, with the storage root there.
     Overrides `a.b=v` or `base.a.b=v` change the base and replace that key in the space and the variants;
     `a.b={grid_search: [...]}` adds a term to the space; `folds.*`, `tune.*` and `name` change the sweep. Returns the
     sweep and a message for each replaced entry, or raises `ConfigError` with as many problems as possible.
     """
     shipped: dict[str, Any] = {}
+    if is_uri(source):
+        source, overrides = _at_uri(source, overrides)
     if isinstance(source, Mapping):
         name, tree = "sweep", copy.deepcopy(dict(source))
     else:
@@ -224,7 +230,7 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
         tree = {"name": Path(name).stem, **tree, "base": _base(tree["base"], Path(name).expanduser().parent)}
         if not isinstance(source, Mapping) and is_shipped(name):
             shipped = copy.deepcopy(tree["base"])
-    messages, searched = _override(tree, overrides, name)
+    messages, searched = sweep_overrides.apply(tree, overrides, name, Sweep)
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
@@ -232,6 +238,19 @@ def load(source: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> tupl
     sweep._shipped = {section: own for section, own in shipped.items() if not {section, f"{section}.name"} & searched}
     _check(sweep, name)
     return sweep, messages
+
+
+def _at_uri(uri: str, overrides: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
+    """The settings of the sweep at a URI, and overrides with which its storage is there."""
+    with before_work():
+        folder = ObjectStore.at(uri)
+        content = folder.once().read("sweep.yaml")
+    if content is None:
+        raise ConfigError(f"{folder}: no sweep.yaml here; give a file, or the URI of a folder ROOT/sweeps/NAME-DIGEST")
+    own_root = any(item.startswith("storage.root=") for item in overrides)
+    root = above(uri, 2)
+    storage = [f"storage.uri={root}", *([] if own_root else [f"storage.root={root}"])]
+    return load_yaml(content.decode()), [*storage, *overrides]
 
 
 def leave_one_domain_out(sweep: Sweep) -> Sweep:
@@ -250,15 +269,6 @@ def leave_one_domain_out(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"base": base, "folds": sweep.folds.model_copy(update={"held_out": held_out})})
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted keys as `config.leaves` does, but keep terms whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and not is_term(value)
-        flat |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
 def _base(given: Any, folder: Path) -> dict[str, Any]:
     """Read the base experiment: a mapping, a path (also relative to the sweep's folder), or a shipped name."""
     if isinstance(given, Mapping):
@@ -266,64 +276,6 @@ def _base(given: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(given, str):
         raise ConfigError(f"base: give a shipped experiment, a path or a mapping (given: {given!r})")
     return config.read_yaml(str(folder / given) if (folder / given).is_file() else given)
-
-
-def _override(tree: dict[str, Any], overrides: Sequence[str], source: str) -> tuple[list[str], set[str]]:
-    """Apply overrides to the sweep's mapping; return a message for each replaced entry, and the keys they search."""
-    warn_repeated(overrides)
-    own, base = {}, {}
-    for item in overrides:
-        first = item.partition("=")[0].split(".")[0]
-        of_sweep = first in ("folds", "tune", "name")
-        key, value = read_override(item, Sweep if of_sweep else config.Experiment)
-        if of_sweep:
-            own[key] = value
-        elif first in ("space", "variants"):
-            raise ConfigError(f"override {key}: override the setting, for example method.rank={{grid_search: [1, 2]}}")
-        else:
-            base[key.removeprefix("base.")] = value
-    folds = tree["folds"] if isinstance(tree.get("folds"), Mapping) else {}
-    fold_settings = {f"folds.{key}": value for key, value in folds.items()} | own
-    for key, instead in FOLD_KEYS.items():
-        option = instead.partition("=")[0]
-        if key in base and fold_settings.get(option) is not None:
-            raise ConfigError(f"override {key}: {option} overrides it; use {instead}")
-    space, variants = (dict(tree[key]) if isinstance(tree.get(key), Mapping) else {} for key in ("space", "variants"))
-    messages = [message for key, value in base.items() for message in _replace(space, variants, key, value)]
-    terms = {key: value for key, value in base.items() if is_term(value)}
-    tree.update({key: value for key, value in (("space", space), ("variants", variants)) if value or key in tree})
-    if terms:
-        tree["space"] = space | terms
-    fixed = {key: value for key, value in base.items() if key not in terms}
-    warn_dropped(tree["base"], fixed, source, methods.carry)
-    tree["base"] = config.assign(tree["base"], fixed, methods.carry)
-    config.assign(tree, own)
-    return messages, set(terms)
-
-
-def _replace(space: dict[str, Any], variants: dict[str, Any], key: str, value: Any) -> list[str]:
-    """Remove an overridden key from the space and the variants."""
-    messages = []
-    for entry, term in list(space.items()):
-        if _sets(entry, term, key):
-            del space[entry]
-            messages.append(f"space: {entry} was {term}, is now {key}={value}")
-    for label, settings in variants.items():
-        flat = _leaves(settings or {})
-        mine = [own for own in flat if own == key or own.startswith(f"{key}.")]
-        if mine:
-            variants[label] = {own: old for own, old in flat.items() if own not in mine}
-            messages.append(f"variants: {', '.join(mine)} of {label!r} is now {key}={value}")
-    return messages
-
-
-def _sets(entry: str, term: Any, key: str) -> bool:
-    """Whether an entry of the space sets a key, or a key below it."""
-    if entry == key or entry.startswith(f"{key}."):
-        return True
-    lists = [own for kind, own in term.items() if kind != WHEN] if isinstance(term, Mapping) else []
-    values = [value for own in lists if isinstance(own, list) for value in own]
-    return any(f"{entry}.{leaf}" == key for value in values if isinstance(value, Mapping) for leaf in leaves(value))
 
 
 def _check(sweep: Sweep, source: str) -> None:

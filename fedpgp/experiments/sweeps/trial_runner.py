@@ -8,11 +8,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from fedpgp.config import Experiment, ResourceSettings
 from fedpgp.core.callbacks import RunCallback, broadcast
-from fedpgp.core.errors import RunError
+from fedpgp.core.errors import RunError, StorageError
 from fedpgp.core.files import is_full, locked, make_folder
 from fedpgp.core.plugins import Code
 from fedpgp.core.text import redacted
@@ -25,6 +25,7 @@ from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialRef
 
+E = TypeVar("E", bound=BaseException)
 Stored = Mapping[str, Sequence[RunFolder]]
 """Runs by the digest of their settings, newest first."""
 WAIT_SECONDS = 1.0
@@ -100,6 +101,8 @@ class Report:
     note: str = ""
     result: Result | None = None
     """once the trial has ended"""
+    away: str | None = None
+    """why the object store could not be used; then the result is not recorded, and the trial is left to be resumed"""
 
 
 def run(
@@ -111,7 +114,7 @@ def run(
     all folds at the same round. If the generator is closed early, its runs are `stopped` and no result is recorded.
     `workers` is called once there is something to run, and the workers stay open.
     """
-    sweep = SweepFolder.open(work.sweep)
+    sweep = SweepFolder.open(work.sweep, work.folds[0].experiment.storage.uri)
     try:
         with ExitStack() as stack:
             for digest in sorted(one.digest for one in work.folds):  # the same order everywhere avoids deadlocks
@@ -131,8 +134,12 @@ def run(
         sweep.record(result)
         report = Report(folds[0].round, result.value, result=result)
     except Exception as error:
+        if (away := _cause(error, StorageError)) is not None:
+            result = Result(work.id, "failed", None, (), runner.reason(error))
+            yield Report(0, None, result=result, away=redacted(str(away)))
+            return
         result = Result(work.id, "failed", None, begun(work), runner.reason(error), _is_disk_full(error))
-        with suppress(OSError):  # the disk may be full; the report carries the result, too
+        with suppress(OSError, StorageError):  # the disk may be full; the report carries the result, too
             sweep.record(result, redacted("".join(traceback.format_exception(error))))
         report = Report(0, None, result=result)
     yield report
@@ -304,8 +311,14 @@ def _acquire(stack: ExitStack, root: Path, digest: str) -> bool:
     return False
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def _is_disk_full(error: BaseException) -> bool:
     """Whether an exception, or one that caused it, reports a full disk."""
-    while error is not None and not isinstance(error, OSError):
+    found = _cause(error, OSError)
+    return found is not None and is_full(found)
+
+
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """The exception of a kind among an exception and those that caused it."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__
-    return error is not None and is_full(error)
+    return error

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray import tune
 
 from fedpgp.config import ResourceSettings
 from fedpgp.core.callbacks import Event, EventStream, RunCallback
-from fedpgp.core.errors import FedPGPError, Interrupted, RunError
+from fedpgp.core.errors import FedPGPError, Interrupted, RunError, StorageError
 from fedpgp.core.files import TEMPORARY, is_full
 from fedpgp.experiments import launch, runner
 from fedpgp.experiments.planning import Library
@@ -50,12 +51,17 @@ def run(
     rounds: int,
     callback: RunCallback,
 ) -> None:
-    """Run trials until each has a result; raise `Interrupted` after a signal, `FedPGPError` if the disk is full.
+    """Run trials until each has a result.
 
     Args:
         todo: the trials to run.
         search: suggests more trials, and knows those to run first; None: there are no others.
         rounds: that a trial can have at most.
+
+    Raises:
+        Interrupted: after a signal.
+        FedPGPError: the disk is full.
+        StorageError: the object store cannot be used.
     """
     work = {one.id: one for one in todo} if search is None else search.work
     progress = ProgressCallback(folder, work, settings.scheduler, len(todo), callback)
@@ -86,7 +92,8 @@ def run(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    progress.close()
+    if progress.stopper.away is None:
+        progress.close()
     error, total = search and search.error, folder.planned
     disk_full = progress.stopper.disk_full or (isinstance(error, OSError) and is_full(error))
     if error is not None and not disk_full:
@@ -95,6 +102,11 @@ def run(
     if disk_full:
         raise FedPGPError(
             f"{folder.root}: disk full, {left} of {total} trials left; free disk space, then rerun with --resume"
+        )
+    if progress.stopper.away is not None:
+        raise StorageError(
+            f"{progress.stopper.away}; {left} of {total} trials left; "
+            "what is stored there is kept, continue with --resume"
         )
     if left:
         raise Interrupted(
@@ -203,8 +215,12 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         result = report.result
         if result is None:
             reason = f"stopped at round {report.round} by {self._scheduler}"
-            result = Result(work.id, "stopped", report.value, trial_runner.begun(work), reason)
-            self._folder.record(result)
+            result = Result(work.id, "stopped", report.value, (), reason)
+            with self._unless_away():
+                result = replace(result, folds=trial_runner.begun(work))
+                self._folder.record(result)
+        elif report.away is not None:
+            self.stopper.away = report.away
         self.end(work.label, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -217,9 +233,11 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
             with suppress(OSError, TypeError):  # Tune recorded no file
                 text = Path(trial.error_file).read_text(encoding="utf-8")
             last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no error message")
-            result = Result(work.id, "failed", None, trial_runner.begun(work), f"its process ended: {last}")
+            result = Result(work.id, "failed", None, (), f"its process ended: {last}")
             try:
-                self._folder.record(result, text)
+                with self._unless_away():
+                    result = replace(result, folds=trial_runner.begun(work))
+                    self._folder.record(result, text)
             except OSError as error:
                 result = Result(work.id, "failed", None, (), f"{last}; {error}", is_full(error))
         self.end(work.label, result)
@@ -229,14 +247,23 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
         for work in self._work.values():
             result = self._folder.result(work.id)
             for fold in trial_runner.begun(work):
-                store = RunFolder.open(self._folder.root / "runs" / fold.run)
+                uri = work.folds[0].experiment.storage.uri
+                store = RunFolder.open(self._folder.root / "runs" / fold.run, uri)
                 if store.state != "interrupted":
                     continue
-                with suppress(RunError, OSError), store.lock():  # in use by another sweep; or the disk is full
+                with suppress(RunError, OSError, StorageError), store.lock():  # in use by another sweep; or no room
                     if result is not None and result.state == "failed":
                         store.fail(str(result.reason))
                     else:
                         store.stop("stopped by the scheduler" if result else "stopped by a signal")
+
+    @contextmanager
+    def _unless_away(self) -> Iterator[None]:
+        """End the sweep if the object store cannot be used; the trial then has no result."""
+        try:
+            yield
+        except StorageError as error:
+            self.stopper.away = str(error)
 
     def end(self, label: str, result: Result) -> None:
         """Count a trial that has ended."""
@@ -258,15 +285,16 @@ class ProgressCallback(tune.Callback):  # type: ignore[misc]
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """Ends the sweep once the disk is full."""
+    """Ends the sweep once the disk is full or the object store cannot be used."""
 
     disk_full = False
+    away: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.disk_full
+        return self.disk_full or self.away is not None
 
 
 def _bundles(work: TrialWork) -> tune.PlacementGroupFactory:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from s3_server import SECRET, serving
 
 from fedpgp import tracking
 from fedpgp.bench.measurement import descendants
@@ -36,9 +39,11 @@ PATIENCE = 400
 class Command:
     """`fedpgp sweep` on one store, in a process of its own."""
 
-    def __init__(self, root, *arguments, name="mine", rates=(0.1, 0.05, 0.02), environment=None, tune=None, **base):
+    def __init__(
+        self, root, *arguments, name="mine", rates=(0.1, 0.05, 0.02), environment=None, given=None, tune=None, **base
+    ):
         self.root = root
-        root.mkdir(exist_ok=True)
+        root.mkdir(exist_ok=True, parents=True)
         file = root / f"{name}.yaml"
         tree = {**BASE, "storage": {"root": str(root)}, **base}
         space = {"federation.lr": {"grid_search": list(rates)}}
@@ -47,7 +52,7 @@ class Command:
         self.output = root / f"{name}-{time.monotonic_ns()}.log"
         with self.output.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedpgp", "sweep", str(file), *arguments],
+                [sys.executable, "-m", "fedpgp", "sweep", given or str(file), *arguments],
                 stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
             )  # fmt: skip
 
@@ -238,3 +243,43 @@ def test_without_its_tracking_server_a_sweep_finishes_and_is_synced_later(tmp_pa
     for _ in range(2):
         list(tracking.sync_all(root, uri))
         assert Counter(entry.info.status for entry in entries(root)[1]) == {"FINISHED": 1 + 3 + 6}
+
+
+def test_a_killed_sweep_continues_on_another_machine_with_nothing_but_its_uri(tmp_path, undisturbed):
+    here, kept, home = tmp_path / "here", tmp_path / "kept", tmp_path / "home"
+    begun = Command(here, storage={"root": str(here), "uri": kept.as_uri()})
+    begun.until(lambda: ended(kept) >= 1 and committed(kept) >= 20)
+    begun.kill()
+    shutil.rmtree(here)
+    (sweep,) = (kept / "sweeps").glob("[!.]*")
+    assert SweepFolder.open(sweep).status["state"] == "running"
+    finished = {path.name: path.stat().st_mtime_ns for path in kept.glob("runs/*/summary.json")}
+    other = {"HOME": str(home)}
+    last = Command(tmp_path / "logs", "--resume", given=sweep.as_uri(), environment=other, tracking={"mlflow": False})
+    assert last.wait() == 0, last.text
+    assert numbers(kept) == undisturbed
+    assert SweepFolder.open(sweep).state == "finished"
+    assert [result.state for result in SweepFolder.open(sweep).results().values()] == ["finished"] * 3
+    assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in kept.glob("runs/*/summary.json")}.items()
+    (root,) = (home / ".cache" / "fedpgp").glob("kept-*")
+    assert numbers(root) == undisturbed
+    assert not list(kept.rglob(".claims/*"))
+
+
+def test_a_sweep_whose_object_store_refuses_it_stops_and_resumes(tmp_path, undisturbed):
+    root = tmp_path / "store"
+    with serving() as server:
+        storage = {"root": str(root), "uri": server.uri("kept")}
+        command = Command(root, storage=storage)
+        command.until(lambda: ended(root) >= 1)
+        server.refusal = 403, "ExpiredToken"
+        assert command.wait() == 1, command.text
+        told = " ".join(command.text.split())
+        assert "error: s3://bucket/kept/" in told
+        assert "the credentials are wrong or have expired" in told
+        assert re.search("[12] of 3 trials left; what is stored there is kept, continue with --resume", told)
+        assert "Traceback" not in told
+        assert SECRET not in told
+        server.refusal = None
+        assert (again := Command(root, "--resume", storage=storage)).wait() == 0, again.text
+        assert numbers(root) == undisturbed
