@@ -1,4 +1,4 @@
-"""SLURM with two nodes on this machine: a job spans both in one Ray; stopped and requeued it continues; cancelled it ends."""
+"""SLURM with two nodes on this machine: a job spans both; stopped and requeued it continues; cancelled it ends."""
 
 from __future__ import annotations
 
