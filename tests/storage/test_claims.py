@@ -13,6 +13,7 @@ from fedpgp.core.errors import RunError, StorageError
 from fedpgp.storage import claims
 from fedpgp.storage.claims import Claim, claimed
 from fedpgp.storage.object_store import ObjectStore
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
 
@@ -107,7 +108,7 @@ def test_runs_and_sweeps_are_claimed_while_they_are_locked(tmp_path):
     planned = [TrialSpec("0" * 12, "lr=1", {}, (Fold(1),))]
 
     def sweep(root):
-        return SweepFolder.create(root, "demo", DIGEST, "", "val/hm", "max", planned, "s3://bucket")
+        return SweepFolder.create(root, "demo", DIGEST, "", Objectives(("val/hm",)), planned, uri="s3://bucket")
 
     with (
         sweep(tmp_path / "a").lock(print),
@@ -121,7 +122,7 @@ def test_runs_and_sweeps_are_claimed_while_they_are_locked(tmp_path):
 def test_what_another_machine_wrote_before_the_lock_is_fetched_with_it(tmp_path):
     planned = [TrialSpec(f"{number:012d}", f"lr={number}", {}, (Fold(1),)) for number in (1, 2)]
     ours, theirs = (
-        SweepFolder.create(tmp_path / root, "demo", DIGEST, "", "val/hm", "max", planned, "s3://bucket")
+        SweepFolder.create(tmp_path / root, "demo", DIGEST, "", Objectives(("val/hm",)), planned, uri="s3://bucket")
         for root in ("a", "b")
     )
     with theirs.lock(print):

@@ -12,6 +12,7 @@ import pytest
 from fedpgp.core.errors import RunError
 from fedpgp.core.uris import below
 from fedpgp.storage import claims, copies
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, FoldRun, Result, SweepFolder, TrialSpec
 
@@ -22,7 +23,7 @@ def store(tmp_path, made_run):
     root = tmp_path / "kept"
     runs = [made_run(f"seed={seed}", root=root, test_local=[50, 60]) for seed in (1, 2, 3)]
     planned = TrialSpec("0" * 12, "lr=1", {}, (Fold(1), Fold(2)))
-    folder = SweepFolder.create(root, "demo", "0" * 12, "base: icons\n", "val/hm", "max", [planned])
+    folder = SweepFolder.create(root, "demo", "0" * 12, "base: icons\n", Objectives(("val/hm",)), [planned])
     of_sweep = tuple(FoldRun(seed, None, path.name) for seed, path in zip((1, 2), runs, strict=False))
     folder.record(Result(planned.id, "finished", 50.0, of_sweep))
     folder.set_status("finished")

@@ -53,13 +53,15 @@ class Store:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, shared_uri):
-    """Make stores as copies of an empty one: to create one takes seconds."""
-    empty = Path(shared_uri.removeprefix("sqlite:///")).read_bytes()
+    """Make stores as copies of one, whose experiments are deleted: to create one takes seconds."""
+    other = Path(shared_uri.removeprefix("sqlite:///")).read_bytes()
 
     def make(name="mine"):
         root = tmp_path_factory.mktemp("store")
-        (root / "mlflow.db").write_bytes(empty)
-        MlflowClient(tracking.default_uri(root)).delete_experiment("1")
+        (root / "mlflow.db").write_bytes(other)
+        client = MlflowClient(tracking.default_uri(root))
+        for experiment in client.search_experiments(filter_string="name != 'Default'"):
+            client.delete_experiment(experiment.experiment_id)
         return Store(root, name)
 
     return make

@@ -37,7 +37,7 @@ def test_it_is_planned_without_data(name, tmp_path, monkeypatch):
     found = estimation.of_sweep(settings, drawn)
     assert said == []
     assert drawn.repeated == 0
-    assert drawn.metric.startswith("val/")
+    assert drawn.objectives.name.startswith("val/")
     assert len(drawn.trials) == TRIALS.get(name, len(drawn.trials))
     assert found.seconds > 0
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import pytest
 from fedpgp.core.errors import ConfigError
 from fedpgp.experiments.sweeps import sweep_settings
 from fedpgp.experiments.sweeps.sampling import check_splits, digest, draw, folds
+from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.sweep_folder import Fold, TrialSpec
 
 BASE = {"method": {"name": "fedpgp", "n_ctx": 4}}
@@ -248,12 +249,12 @@ def test_a_metric_that_no_trial_records_is_refused(base, tune, message):
 def test_a_metric_that_some_trials_record_is_noted():
     variants = {"pFedPT": {"method.name": "pfedpt"}, "FedPGP": {}}
     drawn = draw(sweep(variants=variants))
-    assert drawn.metric == "val/hm"
+    assert drawn.objectives.metrics == ("val/hm",)
     assert drawn.unranked == (
         "tune.metric: val/hm is not measured, and so not ranked, for pFedPT (method pfedpt only knows the classes that "
         "it was trained on)"
     )
-    assert draw(sweep({"method": {"name": "pfedpt"}})).metric == "val/local"
+    assert draw(sweep({"method": {"name": "pfedpt"}})).objectives.metrics == ("val/local",)
     assert draw(sweep(variants=variants, tune={"metric": "val/local"})).unranked == ""
 
 
@@ -289,7 +290,7 @@ def test_ids_do_not_depend_on_splits_that_are_folds():
 def test_splits_are_part_of_a_sweeps_identity():
     def of(*splits):
         planned = [TrialSpec("t", "t", {}, tuple(Fold(1, None, split) for split in splits))]
-        return digest(sweep_settings.TuneSettings(), "val/hm", planned)
+        return digest(sweep_settings.Sweep(), Objectives(("val/hm",)), planned)
 
     assert len({of(None), of(1), of(1, 2)}) == 3
 
