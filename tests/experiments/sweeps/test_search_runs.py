@@ -11,7 +11,7 @@ from fedpgp.core.callbacks import EventStream
 from fedpgp.core.errors import RunError
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.storage.run_folder import RunFolder
-from fedpgp.tracking import MLflowTracker
+from fedpgp.tracking import MLflowTracker, views
 
 BASE = {
     "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
