@@ -78,6 +78,15 @@ def test_a_slow_network_that_loses_packets_changes_no_bit(hosts, serial):
     assert metrics(only_run(hosts.shared / "slow")) == serial
 
 
+def test_a_root_that_the_hosts_do_not_share_is_refused(hosts):
+    where = [f"resources.address={hosts.address}", "storage.root=/tmp/store"]
+    done = hosts.hosts[0].fedpgp("run", "shapes", *SETTINGS, *where)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().splitlines()[-1].startswith("error: /tmp/store/features")
+    assert "must be folders that all nodes share" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_machine_that_is_no_node_submits_a_job(hosts, serial):
     entrypoint = [str(PYTHON), str(ROOT / "pipelines" / "run.py"), *arguments(hosts, "job")]
     ray = [str(PYTHON.parent / "ray"), "job", "submit", f"--address=http://{hosts.hosts[0].address}:8265"]
@@ -108,7 +117,8 @@ def test_a_lost_head_ends_the_run_and_a_new_one_continues_it(hosts, serial):
     done = head.fedpgp("run", *arguments(hosts, "head"))
     waiting.join(5)
     assert done.returncode == 1
-    assert done.stderr.rstrip().splitlines()[-1].startswith("error: ")
+    assert f"Ray's head at {hosts.address} has not answered for" in done.stderr
+    assert "continue with --resume" in done.stderr
     stored = metrics(only_run(root))
     assert stored == serial[: len(stored)]
     for host in hosts.hosts[:3]:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -243,8 +244,19 @@ def _block(index: int, calls: Sequence[Any]) -> str:
 
 
 def cause(error: RayTaskError) -> BaseException:
-    """The original error if it is one of this project; otherwise `error` with its remote traceback."""
-    return error.cause if isinstance(error.cause, FedPGPError | KeyboardInterrupt) else error
+    """The original error if it is one of this project; otherwise `error` with its remote traceback.
+
+    A file that only another node lacks is a folder that the nodes do not share.
+    """
+    original = error.cause
+    if isinstance(original, FileNotFoundError) and original.filename and len(nodes()) > 1:
+        path = Path(str(original.filename))
+        if path.exists() or path.parent.is_dir():
+            return ResourceError(
+                f"{path.parent}: a node of the cluster has no such folder; storage.root and data.root must be folders "
+                "that all nodes share, such as a network file system"
+            )
+    return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error
 
 
 def first_line(error: BaseException) -> str:

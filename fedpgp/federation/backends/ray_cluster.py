@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,11 @@ from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.resources import share_heaps
 
+log = logging.getLogger(__name__)
 NAMESPACE = "fedpgp"
+WATCH_SECONDS = 5.0
+HEAD_SECONDS = 20.0
+"""Time without an answer of the head after which a person is told."""
 CONNECT_SECONDS = 10.0
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # its type is the fourth byte; servers of HTTP/2 answer with one
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
@@ -63,10 +68,33 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         raise (_unreachable(address, error) if address else _not_started(error)) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # ray's own handler ends the process at once
+    ended = threading.Event()
+    if address is not None and not ray.util.client.ray.is_connected():
+        threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, ended), daemon=True).start()
     try:
         yield
     finally:
+        ended.set()
         ray.shutdown()
+
+
+def _watch(address: str, ended: threading.Event) -> None:
+    """Say so if the head of a cluster is gone: Ray ends this process a minute later, without a word of advice."""
+    host, _, port = address.rpartition(":")
+    since = time.monotonic()
+    while not ended.wait(WATCH_SECONDS):
+        try:
+            socket.create_connection((host, int(port)), WATCH_SECONDS).close()
+            since = time.monotonic()
+        except OSError:
+            if time.monotonic() - since > HEAD_SECONDS:
+                log.warning(
+                    "Ray's head at %s has not answered for %.0f s; unless it comes back, this command ends: start Ray "
+                    "again, then continue with --resume",
+                    address,
+                    time.monotonic() - since,
+                )
+                return
 
 
 def check_start(resources: ResourceSettings) -> None:
