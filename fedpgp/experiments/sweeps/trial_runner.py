@@ -134,11 +134,16 @@ def run(
         sweep.record(result)
         report = Report(folds[0].round, result.value, result=result)
     except Exception as error:
-        if (away := _cause(error, StorageError)) is not None:
+        away, runs = _cause(error, StorageError), ()
+        try:
+            runs = begun(work)
+        except StorageError as unreachable:
+            away = away or unreachable
+        if away is not None:
             result = Result(work.id, "failed", None, (), runner.reason(error))
             yield Report(0, None, result=result, away=redacted(str(away)))
             return
-        result = Result(work.id, "failed", None, begun(work), runner.reason(error), _is_disk_full(error))
+        result = Result(work.id, "failed", None, runs, runner.reason(error), _is_disk_full(error))
         with suppress(OSError, StorageError):  # the disk may be full; the report carries the result, too
             sweep.record(result, redacted("".join(traceback.format_exception(error))))
         report = Report(0, None, result=result)

@@ -1,5 +1,6 @@
 """Connects this process to Ray: a cluster, or a local one, and before that what would keep it from starting."""
 
+import gc
 import logging
 import os
 import re
@@ -75,6 +76,7 @@ def connected(resources: ResourceSettings) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        gc.collect()  # handles that are freed after the shutdown, by any thread, let Ray end the process
         ray.shutdown()
 
 

@@ -261,7 +261,7 @@ def test_a_killed_sweep_continues_on_another_machine_with_nothing_but_its_uri(tm
     assert SweepFolder.open(sweep).state == "finished"
     assert [result.state for result in SweepFolder.open(sweep).results().values()] == ["finished"] * 3
     assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in kept.glob("runs/*/summary.json")}.items()
-    (root,) = (home / ".cache" / "fedpgp").glob("kept-*")
+    (root,) = (home / ".cache" / "fedpgp").glob("*-kept-*")
     assert numbers(root) == undisturbed
     assert not list(kept.rglob(".claims/*"))
 
