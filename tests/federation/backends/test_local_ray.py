@@ -82,8 +82,8 @@ def test_left_early_it_waits_for_no_actor():
 
 
 SMALL = [
-    "protocol.shots=1", "partition.clients=4", "federation.block_size=2", "federation.rounds=3", "method.n_ctx=1", "method.rank=1",
-    "federation.local_epochs=1", "resources.actors=2", "--resume",
+    "protocol.shots=1", "partition.clients=4", "federation.block_size=2", "federation.rounds=3", "method.n_ctx=1",
+    "method.rank=1", "federation.local_epochs=1", "resources.actors=2", "--resume",
 ]  # fmt: skip
 
 
