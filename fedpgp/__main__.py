@@ -1,15 +1,11 @@
 """The command `fedpgp`, also as `python -m fedpgp`: runs the command line in a process of its own."""
 
 import atexit
-import gc
 import os
 import sys
 from contextlib import suppress
 
 from fedpgp import cli
-
-COLLECT_AFTER = 50_000
-"""New objects between two collections of garbage: with Python's 700 they are a fifth of the time of all imports."""
 
 
 def main() -> None:
@@ -17,7 +13,6 @@ def main() -> None:
 
     Before that threads are joined and functions of `atexit` are called as usual, such as Ray's.
     """
-    gc.set_threshold(COLLECT_AFTER)
     status = 1  # of an exception that nobody expected
 
     def leave() -> None:

@@ -16,14 +16,12 @@ from fedpgp.clip.model import (
     ICON_CLIP,
     ICON_CLIP_FOLDER,
     ICON_CLIP_WEIGHTS,
-    PAD,
-    START,
-    UNKNOWN,
     Backbone,
     load,
     read_config,
 )
 from fedpgp.clip.text_backbone import freeze
+from fedpgp.clip.tokens import PAD, START, UNKNOWN
 from fedpgp.config import BackboneSettings, DataSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.data import manifest

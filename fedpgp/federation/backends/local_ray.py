@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -29,6 +30,7 @@ class LocalRay:
 
     def __enter__(self) -> LocalRay:
         """Begin to start Ray and the actors."""
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         self._thread.start()
         return self
 
@@ -51,6 +53,8 @@ class LocalRay:
 
     def _actors(self) -> ActorPool:
         self._started.wait()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)  # ray's own handler ends the process at once
         if self._pool is None:
             raise self._error or RuntimeError("Ray was not started")
         return self._pool
