@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from ports import free_ports
 
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import default_uri
@@ -100,14 +100,6 @@ def folder(tmp_path):
     sweep = {"base": TINY, "space": {"method.mu": {"grid_search": [0.0, 0.5]}}, "folds": {"seeds": [1, 2]}}
     (path / "mine.yaml").write_text(yaml.safe_dump(sweep))
     return path
-
-
-def free_ports(count):
-    with ExitStack() as stack:
-        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in taken:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in taken]
 
 
 def answers(url):

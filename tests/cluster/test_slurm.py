@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from fedpgp import config
 from fedpgp.core.callbacks import RunCallback
@@ -98,14 +99,6 @@ def running(command, **options):
     finally:
         process.terminate()
         process.wait(30)
-
-
-def free_ports(count):
-    with ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 from ray.tune.search import Searcher
+from tiny_sweep import tiny_base
 
 from fedpgp.core.callbacks import EventStream
 from fedpgp.experiments.sweeps import search, trial_runner
@@ -18,12 +19,7 @@ from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.sweep_folder import Result, SweepFolder
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 1, "lr": 0.1, "local_epochs": 1, "batch_size": 4}, "resources": {"backend": "serial"},
-    "tracking": {"mlflow": False},
-}  # fmt: skip
+BASE = tiny_base(rounds=1, resources={"backend": "serial"}, tracking={"mlflow": False})
 KEY = "federation.lr"
 
 

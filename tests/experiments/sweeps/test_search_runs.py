@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from mlflow.artifacts import list_artifacts
 from mlflow.tracking import MlflowClient
+from tiny_sweep import tiny_base
 
 from fedpgp import tracking
 from fedpgp.core.callbacks import EventStream
@@ -13,19 +14,12 @@ from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.tracking import MLflowTracker, views
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
-    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
-}  # fmt: skip
 RATES = {"federation.lr": {"loguniform": [0.001, 0.5]}}
 BOTH = ["val/local", "val/novel"]
 
 
 def sweep(root, mlflow=False, space=RATES, rounds=2, **tune):
-    tree = {**BASE, "storage": {"root": str(root)}, "tracking": {"mlflow": mlflow}}
-    tree["federation"] = {**BASE["federation"], "rounds": rounds}
+    tree = tiny_base(rounds, storage={"root": str(root)}, tracking={"mlflow": mlflow})
     return sweep_settings.Sweep.model_validate({"base": tree, "space": space, "tune": {"search": "optuna", **tune}})
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tiny_sweep import BASE, tiny_base
 
 from fedpgp import config, tracking
 from fedpgp.analysis import loading
@@ -19,12 +20,6 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold
 from fedpgp.tracking import MLflowTracker
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
-    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
-}  # fmt: skip
 VARIANTS = {
     "PromptFL": {"method.name": "promptfl"},
     "FedPGP": {"method.name": "fedpgp", "method.rank": 1, "method.mu": {"grid_search": [0.0, 1.0]}},
@@ -32,9 +27,8 @@ VARIANTS = {
 
 
 def sweep(root, rounds=2, mlflow=False, **tree):
-    base = {**BASE, "storage": {"root": str(root)}, "tracking": {"mlflow": mlflow}}
-    base["federation"] = {**BASE["federation"], "rounds": rounds}
-    return sweep_settings.load({"base": base, **tree})[0]
+    tiny = tiny_base(rounds, storage={"root": str(root)}, tracking={"mlflow": mlflow})
+    return sweep_settings.load({"base": tiny, **tree})[0]
 
 
 def run(settings, rerun=None):

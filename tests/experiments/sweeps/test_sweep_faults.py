@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 from s3_server import SECRET, serving
+from tiny_sweep import tiny_base
 
 from fedpgp import tracking
 from fedpgp.bench.measurement import descendants
@@ -25,12 +26,7 @@ from fedpgp.storage.sweep_folder import SweepFolder
 
 pytestmark = pytest.mark.slow
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 8, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
-    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
-}  # fmt: skip
+BASE = tiny_base(rounds=8)
 ACTORS = {"actors": 1, "cpus_per_actor": 0.5}
 """Resources of a sweep whose trials have an actor each; those of the others compute in their process, the same bits."""
 PATIENCE = 400

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tiny_sweep import tiny_base
 
 from fedpgp import tracking
 from fedpgp.core.callbacks import EventStream
@@ -16,17 +17,9 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Result, SweepFolder
 from fedpgp.tracking import MLflowTracker
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 2, "lr": 0.1, "local_epochs": 1, "batch_size": 4},
-    "resources": {"backend": "serial", "cpus_per_actor": 0.5},
-}  # fmt: skip
-
 
 def sweep(root, rates, mlflow=False, seeds=(1,), rounds=2, **tune):
-    tree = {**BASE, "storage": {"root": str(root)}, "tracking": {"mlflow": mlflow}}
-    tree["federation"] = {**BASE["federation"], "rounds": rounds}
+    tree = tiny_base(rounds, storage={"root": str(root)}, tracking={"mlflow": mlflow})
     space = {"federation.lr": {"grid_search": list(rates)}}
     return sweep_settings.Sweep.model_validate(
         {"base": tree, "space": space, "folds": {"seeds": list(seeds)}, "tune": tune}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from tiny_sweep import tiny_base
 
 from fedpgp import config
 from fedpgp.analysis import coverage
@@ -28,12 +29,7 @@ from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.run_index import RunIndex
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialSpec
 
-BASE = {
-    "name": "tiny", "data": {"name": "shapes"}, "backbone": {"name": "tiny", "weights": "random"},
-    "protocol": {"shots": 1}, "partition": {"clients": 2}, "method": {"name": "promptfl", "n_ctx": 1},
-    "federation": {"rounds": 3, "lr": 0.1, "local_epochs": 1, "batch_size": 4}, "resources": {"backend": "serial"},
-    "tracking": {"mlflow": False},
-}  # fmt: skip
+BASE = tiny_base(rounds=3, resources={"backend": "serial"}, tracking={"mlflow": False})
 
 
 @pytest.fixture(scope="module")
