@@ -74,9 +74,9 @@ class Claim:
         self._lost: str | None = None
 
     def acquire(self, what: str) -> None:
-        """Write the claim and return once no other one counts."""
+        """Write the claim, return once no other one counts, and remove those that no longer do."""
         seen: dict[str, Object] = {}
-        while others := self._write_and_list(self._store):
+        while others := self._living(found := self._write_and_list(self._store)):
             self.release()  # a process that waits does not keep others waiting
             for name, (item, age) in others.items():
                 if seen.get(name, item) != item or age is None:
@@ -89,6 +89,9 @@ class Claim:
                     )  # fmt: skip
                 seen[name] = item
             time.sleep(POLL_SECONDS)
+        for name in found:
+            with suppress(StorageError):
+                self._store.once().delete(name)
 
     def keep(self) -> None:
         """Renew the claim until it has `ended`; a failure is seen by the next `check`."""
@@ -112,7 +115,7 @@ class Claim:
         with self._mutex:
             if time.time() - self._written <= STALE_SECONDS:
                 self._write(store)
-            elif others := self._write_and_list(store):
+            elif others := self._living(self._write_and_list(store)):
                 self._lost = self._holder(next(iter(others)))
 
     def _write(self, store: ObjectStore) -> None:
@@ -122,16 +125,20 @@ class Claim:
         self._written = now
 
     def _write_and_list(self, store: ObjectStore) -> dict[str, tuple[Object, float | None]]:
-        """Write the claim; return those of others that count, with their ages in seconds (None: unknown)."""
+        """Write the claim; return those of others, with their ages in seconds (None: unknown)."""
         self._write(store)
         found = store.objects()
         own = found.pop(self._name, None)
         now = own.time_ns if own else None
-        ages = {
-            name: None if now is None or item.time_ns is None else (now - item.time_ns) / 1e9
+        return {
+            name: (item, None if now is None or item.time_ns is None else (now - item.time_ns) / 1e9)
             for name, item in found.items()
         }
-        return {name: (item, ages[name]) for name, item in found.items() if (ages[name] or 0.0) < STALE_SECONDS}
+
+    @staticmethod
+    def _living(claims: dict[str, tuple[Object, float | None]]) -> dict[str, tuple[Object, float | None]]:
+        """Those that count."""
+        return {name: (item, age) for name, (item, age) in claims.items() if (age or 0.0) < STALE_SECONDS}
 
     def _holder(self, name: str) -> str:
         """The process that wrote a claim, for messages."""

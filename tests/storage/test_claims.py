@@ -51,12 +51,12 @@ def test_a_claim_that_is_renewed_refuses_others_and_goes_away(folder):
 
 
 @pytest.mark.usefixtures("hurry")
-def test_the_claim_of_a_killed_process_is_waited_for_and_then_ignored(folder, caplog):
+def test_the_claim_of_a_killed_process_is_waited_for_and_then_removed(folder, caplog):
     folder.put(".claims/dead.json", json.dumps({"host": "far", "pid": 7}).encode())
     begun = time.monotonic()
     with claimed(folder, "two", "this sweep"):
         assert time.monotonic() - begun > 0.8
-        assert sorted(there(folder)) == [".claims/dead.json", ".claims/two.json"]
+        assert there(folder) == [".claims/two.json"]
     (told,) = [record.message for record in caplog.records]
     assert told.startswith("this sweep was run by pid 7 on far 0 s ago: waiting up to ")
 
