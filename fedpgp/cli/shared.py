@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,9 @@ from fedpgp.core.files import in_the_way
 if TYPE_CHECKING:
     from fedpgp.analysis.report.progress_bar import ProgressDisplay
 
-out = Console()
+PIPED_COLUMNS = 120
+"""Width of what is written to a file or a pipe, which has none; in Rich's 80 columns wide tables lose content."""
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS)
 err = Console(stderr=True)
 
 

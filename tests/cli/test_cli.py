@@ -379,6 +379,15 @@ def test_a_signal_ends_a_run_on_ray_and_all_its_processes(tmp_path, signals):
     assert stopped or at_once or sending, err  # the second signal may come when it has stopped, and while it does
 
 
+def test_tables_in_a_file_are_wider_than_a_narrow_terminal():
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = [sys.executable, "-m", "fedpgp", "methods"]
+    written = subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    ).stdout
+    assert 80 < max(len(line.rstrip()) for line in written.splitlines()) <= 120
+
+
 def test_refuses_a_label_out_of_range(fedpgp, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
