@@ -172,6 +172,7 @@ def test_a_continued_run_gives_the_same_bits(root, tmp_path, kind):
     assert len(set(norms)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_actors_give_the_same_bits(root, tmp_path, ray_cluster, kind):
     serial = run(settings(*KINDS[kind], root=root))

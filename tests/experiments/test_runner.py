@@ -243,6 +243,7 @@ def train_rows(path):
     return rows.filter(pc.field("metric") == "train").to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_with_absent_clients_actors_give_the_bits_of_the_serial_backend(root, absent):
     wanted = settings(root, resources__backend="ray", resources__actors=2, **ABSENT)
@@ -376,6 +377,7 @@ def test_zero_shot_has_one_round_and_sends_nothing(root):
     assert row.metrics["test/base"] >= 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_on_another_machine_with_only_the_uri(reference, tmp_path):
     """SIGKILL after a round is there; another machine, which has nothing, ends with the uninterrupted run's bits."""
     uri = (tmp_path / "kept").as_uri()

@@ -81,6 +81,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(root, name):
     same_when_resumed(settings(root, {"name": name, **RUNS[name]}, rounds=3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_fedtpg_as_in_its_paper_on_ray_and_resumed(root):
     """Own classes, the unweighted mean, a sample of the clients, and momentum that stays with each of them."""
@@ -124,8 +125,9 @@ def same_bits(one, other):
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", ["dp_fpl", pytest.param("fedmgp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["dp_fpl", "fedmgp"])
 def test_actors_give_the_bits_of_the_serial_backend(tmp_path, name):
     """Methods that draw random numbers of their own, in blocks of two of three clients."""
     runs = []

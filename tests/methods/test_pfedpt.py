@@ -257,6 +257,7 @@ def test_the_network_without_a_frame_is_tested_if_asked_for(federation, method, 
     assert rows["total"].to_pylist() == [sum(COUNTS)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_actors_give_the_bits_of_the_serial_backend(federation, method, features, labels):
     from fedpgp.federation.backends.actors import ActorPool

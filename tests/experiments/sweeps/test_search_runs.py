@@ -62,6 +62,7 @@ def test_a_search_that_has_ended_is_ranked_again_without_work(done):
     assert message == "4 of 4 trials finished before"
 
 
+@pytest.mark.slow
 def test_a_longer_search_suggests_the_same_first_and_runs_only_what_is_new(done):
     """Another sweep of the same storage root: its first trials are answered from the rows of the finished ones."""
     root, settings, folder = done
@@ -117,6 +118,7 @@ def test_starting_over_runs_every_trial_again(done):
     assert len(stored(root)) == len(before) + 4
 
 
+@pytest.mark.slow
 def test_a_space_whose_trials_repeat_ends_the_search(ray_cluster, tmp_path):
     settings = sweep(tmp_path, space={"federation.lr": {"choice": [0.1, 0.2]}}, num_samples=5, metric="val/hm")
     folder, messages = run(settings)
@@ -126,6 +128,7 @@ def test_a_space_whose_trials_repeat_ends_the_search(ray_cluster, tmp_path):
     assert message == "2 of 2 trials finished before"
 
 
+@pytest.mark.slow
 def test_settings_that_change_the_features_are_searched(ray_cluster, tmp_path):
     """The views of images have features of their own, which are extracted before the trials that need them."""
     space = {"data.views": {"randint": [1, 5]}, **RATES}

@@ -44,6 +44,7 @@ def done(ray_cluster, tmp_path_factory):
     return root, settings, run(settings)[0]
 
 
+@pytest.mark.slow
 def test_every_trial_runs_on_every_split(done):
     _, _, folder = done
     labels = ["PromptFL", "FedPGP, mu=0", "FedPGP, mu=1"]
@@ -62,11 +63,13 @@ def test_every_trial_runs_on_every_split(done):
     )
 
 
+@pytest.mark.slow
 def test_images_are_encoded_once_for_all_splits(done):
     root, _, _ = done
     assert len(list((root / "features").glob("*.arrow"))) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_on_one_of_the_splits_takes_its_runs(done, monkeypatch):
     root, settings, folder = done
     monkeypatch.setattr(tune_runner, "run", None)
@@ -82,6 +85,7 @@ def test_a_sweep_on_one_of_the_splits_takes_its_runs(done, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_dry_run_shows_the_splits(done):
     _, settings, _ = done
     drawn = sampling.draw(settings)
@@ -91,6 +95,7 @@ def test_the_dry_run_shows_the_splits(done):
     assert {row[2].text for row in table.rows} == {"seed 1 x splits 1, 2"}
 
 
+@pytest.mark.slow
 def test_reports_pair_by_split(done):
     _, _, folder = done
     found = loading.find([folder.path]).compare()
@@ -107,6 +112,7 @@ def test_reports_pair_by_split(done):
     assert any(",1/1 1/2," in line for line in lines)
 
 
+@pytest.mark.slow
 def test_mlflow_names_folds_by_their_split(done):
     root, _, folder = done
     client = MlflowClient(tracking.default_uri(root))

@@ -70,6 +70,7 @@ def test_a_killed_driver_restarts_with_a_warning(caplog):
     assert "restarts from its last checkpoint" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_driver_that_keeps_dying_is_an_error_with_advice():
     with pytest.raises(FedPGPError, match=r"driver actor died.*--resume"):
         driver.drive(die, name="die", callback=RunCallback())

@@ -52,6 +52,7 @@ def test_an_error_of_the_plan_comes_before_one_of_ray(tmp_path, bad_plan):
     assert not list(tmp_path.glob("store/runs/*"))
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_while_ray_starts_leaves_no_process(tmp_path):
     with subprocess.Popen(command(tmp_path / "store", *BAD_PLAN), stderr=subprocess.PIPE, text=True) as process:
         started = {}
