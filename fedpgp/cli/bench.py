@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -142,6 +143,26 @@ def search(as_json: JsonOption = False) -> None:
     from fedpgp.bench import search as bench
 
     _show(bench.measure(_progress, bench.load()), as_json)
+
+
+@app.command()
+def suite(
+    only: Annotated[str | None, typer.Option(help="Benches, with commas between; default: all of the suite.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Figures of --save; default: those of the last release.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every bench, each ratio beside that of the last release, so that a regression is seen. About an hour."""
+    from fedpgp import __version__
+    from fedpgp.bench import suite as bench
+
+    names = only.split(",") if only else list(bench.RATIOS)
+    if unknown := [name for name in names if name not in bench.RATIOS]:
+        raise typer.BadParameter(f"--only: no bench {unknown[0]!r} in the suite; known: {', '.join(bench.RATIOS)}")
+    found, figures = bench.measure(names, bench.read(against) if against else bench.released(), _progress)
+    if save is not None:
+        bench.write(save, __version__, figures)
+    _show(found, as_json)
 
 
 @app.command()
