@@ -18,8 +18,8 @@ class Fault(NamedTuple):
     """bytes after which the connection is closed"""
     times: int | None = None
     """number of requests that go wrong; None: all"""
-    headers: tuple[tuple[str, str], ...] = ()
-    """further headers, or other values of these"""
+    headers: tuple[tuple[str, str | None], ...] = ()
+    """further headers, other values of these, or None: without this one"""
     methods: tuple[str, ...] = ("GET", "HEAD")
 
 
@@ -111,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body[: fault.cut])
