@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.files import is_full
-from fedpgp.core.text import one_line
+from fedpgp.core.text import one_line, redacted
 
 SHA256 = re.compile("[0-9a-f]{64}")
 """Name of a large file's content in the cache, its digest; that of a small file is shorter."""
@@ -44,8 +45,8 @@ def find(what: str, repository: str, *files: str) -> Path | None:
                 if found := [path for path in cached if isinstance(path, str)]:
                     return Path(found[0])
             raise BackboneError(
-                f"backbone.weights: {what} cannot be fetched: {_explained(error, repository)}, or download the "
-                "checkpoint elsewhere and give backbone.weights=FILE with the open_clip name and "
+                f"backbone.weights: {what} cannot be fetched: {redacted(_explained(error, repository))}, or download "
+                "the checkpoint elsewhere and give backbone.weights=FILE with the open_clip name and "
                 "backbone.activation=gelu or quick_gelu"
             ) from error
     return None
@@ -54,12 +55,12 @@ def find(what: str, repository: str, *files: str) -> Path | None:
 def _fetched(repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    known = isinstance(try_to_load_from_cache(repository, file), str)
+    known = try_to_load_from_cache(repository, file)
     path = Path(hf_hub_download(repository, file))
-    content = path.resolve()
-    if known or not SHA256.fullmatch(content.name):
+    content = path.parent / os.readlink(path) if path.is_symlink() else path
+    if known == str(path) or not SHA256.fullmatch(content.name):
         return path
-    with content.open("rb") as opened:
+    with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != content.name:
         content.unlink()
@@ -96,6 +97,7 @@ def _explained(error: Exception, repository: str) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -108,6 +110,8 @@ def _explained(error: Exception, repository: str) -> str:
     token = "set HF_TOKEN or run `hf auth login`"
     if isinstance(error, OSError) and is_full(error):
         return f"no space left in {constants.HF_HUB_CACHE}; free some, set HF_HOME to a folder on another disk"
+    if isinstance(cause, HFValidationError):
+        return f"{repository!r} is not OWNER/MODEL; give such an id"
     if isinstance(cause, OfflineModeIsEnabled):
         return f"it is not in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; unset it, copy that folder here"
     if isinstance(cause, GatedRepoError) or status == FORBIDDEN:

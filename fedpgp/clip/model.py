@@ -135,11 +135,14 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if name == "tiny":
         return deepcopy(TINY), {}
     if name == ICON_CLIP or name.startswith(HUB):
-        path = ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, CONFIG, hugging_face.CONFIG)
+        repository = name.removeprefix(HUB)
+        path = (
+            ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, repository, CONFIG, hugging_face.CONFIG)
+        )
         described = hugging_face.read_json(path)
         if "model_cfg" in described:
             return described["model_cfg"], described.get("preprocess_cfg", {})
-        hub.find(name, name.removeprefix(HUB), hugging_face.PREPROCESSOR)  # the file is optional
+        hub.find(name, repository, hugging_face.PREPROCESSOR)  # the file is optional
         return hugging_face.model_config(described, str(path)), hugging_face.preprocessing_beside(path)
     import open_clip
 
@@ -184,7 +187,8 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
     if complete:
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
-        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name, *WEIGHTS, *hugging_face.WEIGHTS)
+        files = (*WEIGHTS, *hugging_face.WEIGHTS)
+        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name, name.removeprefix(HUB), *files)
         return _Source(activation, checkpoints.read(path).tensors)
     if weights == "random":
         return _Source(activation)
@@ -245,12 +249,12 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
         raise _disagreement(name, f"tag {tag}", trained)
     repository, _, file = published["hf_hub"].rpartition("/")
     files = (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHTS
-    return _Source(activation, checkpoints.read(_from_hub(f"{name} {tag}", *files, at=repository)).tensors, published)
+    path = _from_hub(f"{name} {tag}", repository, *files)
+    return _Source(activation, checkpoints.read(path).tensors, published)
 
 
-def _from_hub(what: str, *files: str, at: str | None = None) -> Path:
-    """Fetch the first of the files that a model's repository has."""
-    repository = at or what.removeprefix(HUB)
+def _from_hub(what: str, repository: str, *files: str) -> Path:
+    """Fetch the first of the files that a model's repository has; it must have one of them."""
     if (path := hub.find(what, repository, *files)) is None:
         raise BackboneError(f"backbone.name: {what} has none of the files {', '.join(files)}; give another model")
     return path

@@ -215,8 +215,7 @@ def test_other_weights_do_not_stand_in_for_those_that_cannot_come(hub):
 
 def test_unknown_repositories_and_files(hub):
     assert f"there is no {hub.address}/owner/none, or it is private" in refusal("owner/none")
-    told = refusal("owner/open@other")
-    assert "owner/open@other" in told
+    assert "cannot be fetched: 'owner/open@other' is not OWNER/MODEL; give such an id" in refusal("owner/open@other")
     del hub.files[path_of(OPEN, "open_clip_model.safetensors")]
     assert refusal() == (
         "backbone.name: hf-hub:owner/open has none of the files open_clip_model.safetensors, "
@@ -229,6 +228,17 @@ def test_a_mirror_without_the_codes_of_the_hub(hub, model, tmp_path):  # noqa: F
     for file in ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
         hub.faults[path_of(FOREIGN, file)] = Fault(404, headers=(("X-Error-Code", None), ("X-Repo-Commit", None)))
     assert fetched(FOREIGN).fingerprint == expected(model, tmp_path).fingerprint
+
+
+def test_the_password_of_an_endpoint_is_not_shown(hub, monkeypatch):
+    with_password = hub.address.replace("//", "//user:S3CRET@")
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+        monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.address, with_password))
+    hub.faults[path_of(OPEN, "open_clip_config.json")] = Fault(cut=20, methods=("GET",))
+    hub.ranges = False
+    told = refusal()
+    assert "S3CRET" not in told
+    assert f"{hub.address.replace('//', '//***@')}/{OPEN}" in told
 
 
 def test_a_server_that_is_no_hub(hub):
