@@ -64,7 +64,7 @@ def hub(server, model, theirs, tmp_path, monkeypatch):  # noqa: F811
         constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.address),
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
     return server
 
@@ -97,22 +97,30 @@ def cached(tmp_path):
     return {path.name for path in tmp_path.glob("cache/*/blobs/*")}
 
 
-def expected(model, tmp_path):  # noqa: F811
-    """The backbone of a local file."""
-    torch.save(model.state_dict(), tmp_path / "local.pt")
-    return load(BackboneSettings(name="tiny", weights=str(tmp_path / "local.pt"), activation="quick_gelu"))
+@pytest.fixture(scope="module")
+def local_file(model, tmp_path_factory):  # noqa: F811
+    """The same weights in a local file."""
+    path = tmp_path_factory.mktemp("local") / "local.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(local_file):
+    """The backbone of the local file."""
+    return load(BackboneSettings(name="tiny", weights=str(local_file), activation="quick_gelu"))
 
 
 @pytest.mark.parametrize("name", [OPEN, FOREIGN])
 @pytest.mark.parametrize("pickled", [False, True])
-def test_a_repository_gives_the_numbers_of_a_local_file(name, pickled, hub, model, tmp_path):  # noqa: F811
+def test_a_repository_gives_the_numbers_of_a_local_file(name, pickled, hub, tmp_path, local):
     if pickled:
         content = hub.files.pop(path_of(name, FILES[name][-1]))
         path = tmp_path / "weights.pt"
         torch.save(loaded(content), path)
         other = {OPEN: "open_clip_pytorch_model.bin", FOREIGN: "pytorch_model.bin"}[name]
         hub.files[path_of(name, other)] = path.read_bytes()
-    backbone, local = fetched(name), expected(model, tmp_path)
+    backbone = fetched(name)
     assert backbone.fingerprint == local.fingerprint
     assert backbone.image.mean == (0.1, 0.2, 0.3)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -122,15 +130,14 @@ def test_a_repository_gives_the_numbers_of_a_local_file(name, pickled, hub, mode
     assert {method for method, _, _ in hub.requests} == {"HEAD"}
 
 
-def test_tags_give_the_same_numbers(tags, hub, model, tmp_path):  # noqa: F811
-    local = expected(model, tmp_path).fingerprint
-    assert load(BackboneSettings(name="small-quickgelu", weights="whole")).fingerprint == local
-    hub.files[path_of(OPEN, "weights.bin")] = (tmp_path / "local.pt").read_bytes()
-    assert load(BackboneSettings(name="small-quickgelu", weights="named")).fingerprint == local
+def test_tags_give_the_same_numbers(tags, hub, local_file, local):
+    assert load(BackboneSettings(name="small-quickgelu", weights="whole")).fingerprint == local.fingerprint
+    hub.files[path_of(OPEN, "weights.bin")] = local_file.read_bytes()
+    assert load(BackboneSettings(name="small-quickgelu", weights="named")).fingerprint == local.fingerprint
     assert path_of(OPEN, "weights.safetensors") in [path for _, path, _ in hub.requests]
     hub.files[path_of(OPEN, "weights.safetensors")] = hub.files[path_of(OPEN, "open_clip_model.safetensors")]
     hub.reset()
-    assert load(BackboneSettings(name="small-quickgelu", weights="named")).fingerprint == local
+    assert load(BackboneSettings(name="small-quickgelu", weights="named")).fingerprint == local.fingerprint
     assert path_of(OPEN, "weights.bin") not in [path for _, path, _ in hub.requests]
 
 
@@ -140,18 +147,18 @@ def test_every_tag_of_open_clip_names_a_repository():
 
 
 @pytest.mark.parametrize("name", [OPEN, FOREIGN])
-def test_a_cut_connection_is_continued(name, hub, model, tmp_path):  # noqa: F811
+def test_a_cut_connection_is_continued(name, hub, local):
     path = path_of(name, FILES[name][-1])
-    hub.faults[path] = Fault(cut=5000, times=1, methods=("GET",))
-    assert fetched(name).fingerprint == expected(model, tmp_path).fingerprint
-    assert hub.starts(path) == [0, 5000]
+    hub.faults[path] = Fault(cut=500_000, times=1, methods=("GET",))
+    assert fetched(name).fingerprint == local.fingerprint
+    assert hub.starts(path) == [0, 500_000]
 
 
 EVERY_FILE = [(name, file) for name, files in FILES.items() for file in files]
 
 
 @pytest.mark.parametrize(("name", "file"), EVERY_FILE)
-def test_what_breaks_off_is_never_used(name, file, hub, model, tmp_path):  # noqa: F811
+def test_what_breaks_off_is_never_used(name, file, hub, tmp_path, local):
     """Not in this call, and not in the next one."""
     path = path_of(name, file)
     hub.faults[path] = Fault(cut=20, methods=("GET",))
@@ -162,7 +169,7 @@ def test_what_breaks_off_is_never_used(name, file, hub, model, tmp_path):  # noq
     assert WAY_OUT in told
     assert not [blob for blob in cached(tmp_path) if "incomplete" in blob]
     hub.reset()
-    assert fetched(name).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(name).fingerprint == local.fingerprint
 
 
 ANSWERS = {
@@ -185,7 +192,7 @@ ANSWERS = {
     ("name", "file", "answer"),
     [*((OPEN, FILES[OPEN][-1], answer) for answer in ANSWERS), *((*one, "failing") for one in EVERY_FILE)],
 )
-def test_a_hub_that_refuses_is_explained(name, file, answer, hub, model, tmp_path):  # noqa: F811
+def test_a_hub_that_refuses_is_explained(name, file, answer, hub, local):
     """Nothing stands in for the file: not other weights, and not the usual preprocessing."""
     hub.faults[path_of(name, file)], why = ANSWERS[answer]
     told = refusal(name)
@@ -193,7 +200,7 @@ def test_a_hub_that_refuses_is_explained(name, file, answer, hub, model, tmp_pat
     assert f"{hub.address}/{name}" in told
     assert WAY_OUT in told
     hub.reset()
-    assert fetched(name).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(name).fingerprint == local.fingerprint
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
@@ -223,11 +230,11 @@ def test_unknown_repositories_and_files(hub):
     )
 
 
-def test_a_mirror_without_the_codes_of_the_hub(hub, model, tmp_path):  # noqa: F811
+def test_a_mirror_without_the_codes_of_the_hub(hub, local):
     """It answers 404 to a missing file, and says no more."""
     for file in ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
         hub.faults[path_of(FOREIGN, file)] = Fault(404, headers=(("X-Error-Code", None), ("X-Repo-Commit", None)))
-    assert fetched(FOREIGN).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(FOREIGN).fingerprint == local.fingerprint
 
 
 def test_the_password_of_an_endpoint_is_not_shown(hub, monkeypatch):
@@ -247,15 +254,15 @@ def test_a_server_that_is_no_hub(hub):
 
 
 @pytest.mark.parametrize("size", ["1000", "99999999"])
-def test_another_size_than_published_is_refused(size, hub, model, tmp_path):  # noqa: F811
+def test_another_size_than_published_is_refused(size, hub, local):
     path = path_of(OPEN, "open_clip_model.safetensors")
     hub.faults[path] = Fault(headers=(("X-Linked-Size", size),))
     assert f"Consistency check failed: file should be of size {size}" in refusal()
     hub.reset()
-    assert fetched(OPEN).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(OPEN).fingerprint == local.fingerprint
 
 
-def test_another_content_than_published_is_refused(hub, model, tmp_path):  # noqa: F811
+def test_another_content_than_published_is_refused(hub, local):
     path = path_of(OPEN, "open_clip_model.safetensors")
     whole = hub.files[path]
     hub.digests[path] = hashlib.sha256(whole).hexdigest()
@@ -263,7 +270,7 @@ def test_another_content_than_published_is_refused(hub, model, tmp_path):  # noq
     for _ in range(2):
         assert "open_clip_model.safetensors arrived damaged: SHA-256" in refusal()
     hub.files[path] = whole
-    assert fetched(OPEN).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(OPEN).fingerprint == local.fingerprint
 
 
 def test_a_full_disk_is_named(hub, tmp_path, monkeypatch):
@@ -277,7 +284,7 @@ def test_a_full_disk_is_named(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [OPEN, FOREIGN])
 @pytest.mark.parametrize("how", ["offline", "unreachable", "failing"])
-def test_without_a_hub_the_cache_is_used(name, how, hub, model, tmp_path, monkeypatch):  # noqa: F811
+def test_without_a_hub_the_cache_is_used(name, how, hub, tmp_path, monkeypatch, local):
     def cut_off():
         if how == "offline":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -300,18 +307,18 @@ def test_without_a_hub_the_cache_is_used(name, how, hub, model, tmp_path, monkey
     assert why[how] in refusal(name)
     (tmp_path / "kept").rename(tmp_path / "again")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "again"))
-    assert fetched(name).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(name).fingerprint == local.fingerprint
     for path in tmp_path.glob("again/*/.no_exist/*/*"):  # as after `hf download`
         path.unlink()
-    assert fetched(name).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(name).fingerprint == local.fingerprint
 
 
-def test_half_a_file_of_a_killed_process_is_not_used(hub, model, tmp_path):  # noqa: F811
+def test_half_a_file_of_a_killed_process_is_not_used(hub, tmp_path, local):
     fetched(OPEN)
     (blob,) = (path for path in tmp_path.glob("cache/*/blobs/*") if len(path.name) == 64)
     blob.rename(blob.with_name(f"{blob.name}.12345678.incomplete"))
     os.truncate(blob.with_name(f"{blob.name}.12345678.incomplete"), 5000)
-    assert fetched(OPEN).fingerprint == expected(model, tmp_path).fingerprint
+    assert fetched(OPEN).fingerprint == local.fingerprint
 
 
 @pytest.mark.slow
