@@ -128,8 +128,9 @@ class _Tree:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attend with queries (P, Q, D) to keys and values (P, N, D) under a mask (Q, N); returns (P, Q, D)."""
-        heads = (split_heads(part, self.tower.heads) for part in (q, k, v))
-        return merge_heads((fused_attention if q.is_cuda else attention)(*heads, mask))
+        attend = fused_attention if q.is_cuda else attention
+        q, k, v = (split_heads(part, self.tower.heads) for part in (q, k, v))
+        return merge_heads(attend(q, k, v, mask))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -137,7 +138,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     heads = q.shape[1]
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     scores = torch.baddbmm(mask, q, k.mT, alpha=float(q.shape[-1] ** -0.5))
-    return (torch.softmax(scores, dim=-1) @ v).unflatten(0, (-1, heads))
+    mixed: Tensor = torch.softmax(scores, dim=-1) @ v
+    return mixed.view(-1, heads, *mixed.shape[1:])
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

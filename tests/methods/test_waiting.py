@@ -40,9 +40,9 @@ KERNELS = {"aten::_linalg_svd", "aten::_linalg_eigh", "aten::_local_scalar_dense
 
 
 UNORDERED = (
-    "adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward",
-    "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "reflection_pad", "grid_sampler_2d_backward", "nll_loss2d", "ctc_loss_backward",
-    "put_", "histc", "bincount", "median",
+    "adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "reflection_pad",
+    "upsample_bilinear2d_backward", "upsample_bicubic2d_backward", "grid_sampler_2d_backward", "nll_loss2d",
+    "ctc_loss_backward", "put_", "histc", "bincount", "median",
 )  # fmt: skip
 """Operators that add up in no fixed order on a GPU, and raise there: torch has no other form of them."""
 
