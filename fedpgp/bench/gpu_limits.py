@@ -80,25 +80,17 @@ class Filling:
         self._device = device
         return self
 
-    def fill(self, call: None) -> float:
-        """The part of the GPU's memory that this process could take."""
+    def fill(self, beyond: bool) -> float:
+        """The part of the GPU's memory that this process can take; with `beyond` raise `torch.OutOfMemoryError`."""
         taken = list[torch.Tensor]()
         total = torch.cuda.get_device_properties(self._device).total_memory
         try:
-            while len(taken) * CHUNK < total:
-                taken.append(self._allocate())
+            while len(taken) * CHUNK < total or beyond:
+                taken.append(torch.empty(CHUNK, dtype=torch.uint8, device=self._device))
         except torch.OutOfMemoryError:
-            pass
+            if beyond:
+                raise
         return len(taken) * CHUNK / total
-
-    def overfill(self, call: None) -> Any:
-        """Take more than there is; raise `torch.OutOfMemoryError`."""
-        taken = list[torch.Tensor]()
-        while True:
-            taken.append(self._allocate())
-
-    def _allocate(self) -> torch.Tensor:
-        return torch.empty(CHUNK, dtype=torch.uint8, device=self._device)
 
 
 def memory(job: Any, gpus: float) -> Figures:
@@ -112,10 +104,10 @@ def memory(job: Any, gpus: float) -> Figures:
     """
     with closing(ActorPool(ResourceSettings(actors=1, gpus_per_actor=SHARE * gpus))) as pool:
         pool.load(job)
-        (taken,) = pool.map("fill", [None])
+        (taken,) = pool.map("fill", [False])
         yield Figure("memory_of_a_quarter", taken, SHARE, WASTE * SHARE)
         try:
-            list(pool.map("overfill", [None]))
+            list(pool.map("fill", [True]))
             error = ""
         except FedPGPError as found:
             error = str(found)

@@ -29,8 +29,9 @@ SHARE, ACTORS = 0.25, (1, 4)
 class Precision:
     """A dtype of the towers, and the largest relative differences from the CPU in float32 that pass.
 
-    Of a ViT-B/16 with random weights on a CPU, logits and gradients in bfloat16 differ by 0.02 and 0.11 and those in
-    float16 by 0.003 and 0.02; in float32 only the order of sums differs.
+    Of a ViT-B/16 with random weights on a CPU, logits, gradients and trajectory in bfloat16 differ by 0.02, 0.11 and
+    0.27, logits and gradients in float16 by 0.003 and 0.02. A trajectory that stays at its start differs by 1. In
+    float32 only the order of sums differs.
     """
 
     dtype: torch.dtype
@@ -46,8 +47,8 @@ class Precision:
 
 PRECISIONS = (
     Precision(torch.float32, logits=1e-4, gradients=1e-3, trajectory=5e-3),
-    Precision(torch.bfloat16, logits=0.05, gradients=0.25, trajectory=0.25),
-    Precision(torch.float16, logits=0.01, gradients=0.05, trajectory=0.05),
+    Precision(torch.bfloat16, logits=0.05, gradients=0.25, trajectory=0.7),
+    Precision(torch.float16, logits=0.01, gradients=0.05, trajectory=0.25),
 )
 
 

@@ -80,12 +80,12 @@ def test_wrong_logits_and_gradients_are_named(workload, monkeypatch):
 
 
 def test_a_trajectory_is_compared_in_relation_to_its_length(workload):
-    """In bfloat16 it differs by more than float32 may, and with a tower of other weights by more than that."""
+    """In bfloat16 it differs by more than float32 may; a difference of 1 would be no training at all."""
     strict = replace(BF16, trajectory=FP32.trajectory)
     with gpu_parity.small_federation(workload) as wanted:
         same, rounded, too_far = gpu_parity.trajectory_parity(wanted, 1, 0, [FP32, BF16, strict])
     assert (same.value, same.passed, rounded.passed, too_far.passed) == (0, True, True, False)
-    assert 1e-3 < rounded.value == too_far.value < 1
+    assert 0.05 < rounded.value == too_far.value < 0.7
 
 
 def test_other_bits_are_counted():
@@ -141,12 +141,10 @@ class Limited:
     def build(self, device):
         return self
 
-    def fill(self, call):
-        return self.part
-
-    def overfill(self, call):
-        if self.error is not None:
+    def fill(self, beyond):
+        if beyond and self.error is not None:
             raise self.error
+        return self.part
 
 
 @pytest.mark.slow
