@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from math import inf, nan
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
 from typer.testing import CliRunner
 
-from fedpgp.bench import gpu, gpu_limits, gpu_parity, gpu_speed
+from fedpgp.bench import gpu, gpu_limits, gpu_parity, gpu_speed, measurement
 from fedpgp.bench.gpu_parity import PRECISIONS, Figure, Precision
 from fedpgp.bench.gpu_speed import Setting
+from fedpgp.bench.measurement import Measurement
 from fedpgp.bench.workload import CPU
-from fedpgp.cli.bench import app
-from fedpgp.core.errors import ResourceError
+from fedpgp.cli import bench
+from fedpgp.core import provenance
+from fedpgp.core.errors import FedPGPError, ResourceError
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.state import State
 
@@ -164,8 +168,9 @@ def test_memory_beyond_the_share_or_without_advice_is_named(part, error, expecte
     assert found == {"memory_of_a_quarter": expected[0], "out_of_memory_without_advice": expected[1]}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_is_one_line():
-    outcome = CliRunner().invoke(app, ["gpu", "--json"])
+    outcome = CliRunner().invoke(bench.app, ["gpu", "--json"])
     assert isinstance(outcome.exception, ResourceError)
     assert outcome.exception.exit_code == 2
     assert str(outcome.exception).startswith("bench gpu needs an NVIDIA GPU, and torch can use none here (")
@@ -191,7 +196,9 @@ def test_figures(workload, ray_cluster):
     assert [row[-1] for row in outcome.rows] == ["passed"] * 11 + [""] * (len(figures) - 11)
 
 
-def test_an_error_ends_one_stage_and_is_named(workload, monkeypatch, ray_cluster):
+def test_an_error_ends_one_stage_and_is_named(workload, monkeypatch):
+    monkeypatch.setattr(gpu.ray_cluster, "connected", lambda resources: nullcontext())
+
     def stages(device, size):
         yield "broken", (Figure("a", 1 / divisor) for divisor in (1, 0))
         yield "outside", iter([Figure("b", 2.0, most=1.0)])
@@ -222,3 +229,23 @@ def test_time_of_a_run_is_a_mean_after_a_first_run(monkeypatch):
     runs, clock = [], iter([10.0, 16.0])
     monkeypatch.setattr(gpu_speed.time, "perf_counter", lambda: next(clock))
     assert (gpu_speed.timed(lambda: runs.append(1), 3, CPU), len(runs)) == (2.0, 4)
+
+
+def test_a_failed_check_is_an_error_after_table_and_json(capsys):
+    found = Measurement("gpu", {"a": 2.0}, ("figure",), [["a"]], failures=["a is 2, not at most 1", "b: broken"])
+    with pytest.raises(FedPGPError) as error:
+        bench._show(found, True)
+    assert (str(error.value), error.value.exit_code) == ("bench gpu: a is 2, not at most 1; b: broken", 1)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["figures"] == {"a": 2.0}
+
+
+def test_the_machine_of_a_gpu_has_its_name_and_its_versions(monkeypatch):
+    properties = SimpleNamespace(name="NVIDIA H200", total_memory=150 * 2**30)
+    kernel = ["NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build", "GCC version:  12.2"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(provenance, "lines", lambda path: kernel if "driver/nvidia/version" in path else [])
+    found = measurement.machine()
+    assert {key: found[key] for key in ("gpu", "gpu_memory_gb", "driver", "cuda")} == {
+        "gpu": "NVIDIA H200", "gpu_memory_gb": 150.0, "driver": "570.86.15", "cuda": torch.version.cuda,
+    }  # fmt: skip
