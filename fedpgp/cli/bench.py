@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpgp.cli.shared import err, out
+from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
     from fedpgp.bench.measurement import Measurement
@@ -124,6 +125,15 @@ def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def gpu(as_json: JsonOption = False) -> None:
+    """Parity with the CPU, equal bits, memory and speed of a GPU. At most five minutes."""
+    from fedpgp.bench import gpu as bench
+
+    device = bench.require()
+    _show(bench.measure(_progress, device, bench.full()), as_json)
+
+
+@app.command()
 def sweep(
     quick: Annotated[bool, typer.Option("--quick", help="Little of everything: about a minute, and rough.")] = False,
     as_json: JsonOption = False,
@@ -189,3 +199,5 @@ def _show(found: Measurement, as_json: bool) -> None:
     out.print(Table(f"bench {found.bench}", found.headings, found.rows, caption="\n".join(found.notes)))
     if as_json:
         typer.echo(found.as_json())
+    if found.failures:
+        raise FedPGPError(f"bench {found.bench}: {'; '.join(found.failures)}")
