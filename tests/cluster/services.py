@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pwd
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,6 +140,20 @@ class PostgreSQL:
         """Stop the service, and cut its connections."""
         self._control("stop", "--mode=fast")
 
+    def query(self, sql, *values):
+        """The rows of a query."""
+        import psycopg2
+
+        with closing(psycopg2.connect(self.uri.replace("+psycopg2", ""))) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, values)
+                return cursor.fetchall()
+
+    def text(self):
+        """The content of all tables."""
+        names = self.query("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+        return "\n".join(row[0] for (name,) in names for row in self.query(f'SELECT t::text FROM "{name}" t'))
+
     def _control(self, *arguments):
         _as_postgres("pg_ctl", f"--pgdata={self._folder}/data", "--wait", *arguments)
 
@@ -156,6 +171,54 @@ def serving_postgresql(password):
             yield service
         finally:
             service.stop()
+
+
+@dataclass(frozen=True)
+class TrackingServer:
+    """MLflow's server with basic authentication; `admin` is the name of the user who may do everything."""
+
+    port: int
+    password: str
+    admin: str = "admin"
+
+    @property
+    def uri(self):
+        """The address of the server."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def add_user(self, name, password):
+        """Create a user, who may read everything and write what is their own."""
+        content = json.dumps({"username": name, "password": password}).encode()
+        token = base64.b64encode(f"{self.admin}:{self.password}".encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}"}
+        request = urllib.request.Request(f"{self.uri}/api/2.0/mlflow/users/create", content, headers, method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
+
+@contextmanager
+def serving_mlflow(database, s3, folder, password):
+    """Run MLflow's server on a database, with its artifacts in the folder of a bucket."""
+    with tempfile.TemporaryDirectory(prefix="fedpgp-mlflow-") as name:
+        settings = {
+            "default_permission": "READ", "database_uri": f"sqlite:///{name}/users.db",
+            "admin_username": TrackingServer.admin, "admin_password": password,
+        }  # fmt: skip
+        lines = ["[mlflow]", *(f"{key} = {value}" for key, value in settings.items())]
+        (Path(name) / "auth.ini").write_text("\n".join(lines))
+        environment = {
+            **os.environ, **s3.admin.environment, "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": password, "MLFLOW_AUTH_CONFIG_PATH": f"{name}/auth.ini",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
+        (port,) = free_ports(1)
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--backend-store-uri", database.uri, "--artifacts-destination", f"s3://{BUCKET}/{folder}",
+            "--app-name", "basic-auth",
+        ]  # fmt: skip
+        server = TrackingServer(port, password)
+        with running(command, f"{server.uri}/health", env=environment, cwd=name):
+            yield server
 
 
 def _as_postgres(program, *arguments):
