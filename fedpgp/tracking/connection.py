@@ -16,7 +16,7 @@ from fedpgp.config.tracking_uri import ID_VARIABLE, experiment_id, experiment_of
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError
 from fedpgp.core.files import check_readable, check_writable, explain, locked, make_folder, share_with_group
 from fedpgp.core.text import cause_line, redacted
-from fedpgp.tracking.uri_check import is_server
+from fedpgp.tracking.uri_check import is_database, is_server
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, RunInfo
@@ -121,9 +121,15 @@ def is_deleted(entry: Experiment | RunInfo) -> bool:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Connect to the store; raise `AccessError` for a file that may not be read, which MLflow would retry for long."""
+    """Connect to the store.
+
+    Raises `AccessError` for a file that may not be read, and SQLAlchemy's error for a database that does not accept the
+    connection: MLflow would try again for minutes.
+    """
     if (database := local_path(uri)) is not None:
         check_readable(database)
+    elif is_database(uri):
+        _check_database(uri)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -131,6 +137,18 @@ def connect(uri: str) -> MlflowClient:
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def _check_database(uri: str) -> None:
+    """Connect once to a database that this process has not connected to before; later MLflow does not wait either."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @contextmanager

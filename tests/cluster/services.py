@@ -144,10 +144,9 @@ class PostgreSQL:
         """The rows of a query."""
         import psycopg2
 
-        with closing(psycopg2.connect(self.uri.replace("+psycopg2", ""))) as connection:
-            with connection.cursor() as cursor:
-                cursor.execute(sql, values)
-                return cursor.fetchall()
+        with closing(psycopg2.connect(self.uri.replace("+psycopg2", ""))) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, values)
+            return cursor.fetchall()
 
     def text(self):
         """The content of all tables."""

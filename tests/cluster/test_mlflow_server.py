@@ -1,12 +1,13 @@
-"""MLflow's server on PostgreSQL, with passwords and its artifacts in S3: runs and sweeps are there once, come what may."""
+"""MLflow's server on PostgreSQL, with passwords and its artifacts in S3: every row is there once."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -81,11 +82,12 @@ class Services:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory):
-    with serving_s3() as s3, serving_postgresql(DATABASE_PASSWORD) as database:
-        with serving_mlflow(database, s3, ARTIFACTS, PASSWORD) as server, in_front_of(server.port) as proxy:
-            for name in (USER, OTHER):
-                server.add_user(name, PASSWORD)
-            yield Services(s3, database, proxy)
+    with ExitStack() as stack:
+        s3, database = stack.enter_context(serving_s3()), stack.enter_context(serving_postgresql(DATABASE_PASSWORD))
+        server = stack.enter_context(serving_mlflow(database, s3, ARTIFACTS, PASSWORD))
+        for name in (USER, OTHER):
+            server.add_user(name, PASSWORD)
+        yield Services(s3, database, stack.enter_context(in_front_of(server.port)))
 
 
 @pytest.fixture(autouse=True)
@@ -150,13 +152,13 @@ def test_an_exported_prompt_is_registered_and_downloaded(services, first, fedpgp
     assert (code, errors) == (0, "")
     assert said.splitlines()[-1] == f"registered: models:/prompt@best (version 1) in {services.uri}"
     mlflow.set_tracking_uri(services.uri)
-    there = mlflow.artifacts.download_artifacts("models:/prompt@best", dst_path=str(tmp_path / "there"))
+    there = Path(mlflow.artifacts.download_artifacts("models:/prompt@best", dst_path=str(tmp_path / "there")))
     for path in (path for path in (out / "mlflow-model").rglob("*") if path.is_file()):
-        copy = os.path.join(there, path.relative_to(out / "mlflow-model"))
+        copy = there / path.relative_to(out / "mlflow-model")
         if path.name == "MLmodel":  # MLflow adds where it is
-            assert yaml.safe_load(path.read_text()).items() <= yaml.safe_load(open(copy).read()).items()
+            assert yaml.safe_load(path.read_text()).items() <= yaml.safe_load(copy.read_text()).items()
         else:
-            assert open(copy, "rb").read() == path.read_bytes(), path
+            assert copy.read_bytes() == path.read_bytes(), path
 
 
 def test_a_server_that_is_down_for_a_while_gets_the_rest_by_itself(services, tmp_path):
