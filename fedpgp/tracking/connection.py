@@ -79,8 +79,20 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
                     experiment,
                 )
             return str(found.experiment_id)
-        location = None if remote else artifacts.as_uri()
+        return _create(client, experiment, None if remote else artifacts.as_uri())
+
+
+def _create(client: MlflowClient, experiment: str, location: str | None) -> str:
+    """Create an experiment, unless another process has just done so; return its id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
+    except MlflowException as error:
+        found = client.get_experiment_by_name(experiment)
+        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(found.experiment_id)
 
 
 def experiment_name(uri: str, setting: str | None) -> str:

@@ -200,7 +200,7 @@ def serving_mlflow(database, s3, folder, password):
     with tempfile.TemporaryDirectory(prefix="fedpgp-mlflow-") as name:
         settings = {
             "default_permission": "READ", "database_uri": f"sqlite:///{name}/users.db",
-            "admin_username": TrackingServer.admin, "admin_password": password,
+            "admin_username": TrackingServer.admin, "admin_password": password, "auth_cache_ttl_seconds": 600,
         }  # fmt: skip
         lines = ["[mlflow]", *(f"{key} = {value}" for key, value in settings.items())]
         (Path(name) / "auth.ini").write_text("\n".join(lines))

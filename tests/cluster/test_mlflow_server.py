@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import launch
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import SweepFolder
-from fedpgp.tracking import MLflowTracker, views
+from fedpgp.tracking import MLflowTracker, prepare, views
 from fedpgp.tracking.names import PARENT_TAG, RUN_TAG, SWEEP_TAG, metric_key
 
 pytestmark = [pytest.mark.slow, NEEDS_S3, NEEDS_POSTGRESQL]
@@ -148,7 +149,7 @@ def test_a_run_is_there_with_its_artifacts_and_views(services, first):
 
 def test_an_exported_prompt_is_registered_and_downloaded(services, first, fedpgp, tmp_path):
     out = tmp_path / "out"
-    code, said, errors = fedpgp("export", first.path, "--out", out, "--register", "prompt")
+    code, said, errors = fedpgp("export", first.path, "--client", "global", "--out", out, "--register", "prompt")
     assert (code, errors) == (0, "")
     assert said.splitlines()[-1] == f"registered: models:/prompt@best (version 1) in {services.uri}"
     mlflow.set_tracking_uri(services.uri)
@@ -189,7 +190,13 @@ def test_an_experiment_that_is_deleted_meanwhile_is_restored_by_a_sync(services,
     services.assert_mirrored(store, "deleted")
 
 
-def test_two_sweeps_at_once(services, tmp_path):
+def test_processes_that_create_one_experiment_at_once_get_the_same(services, tmp_path):
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: prepare(tmp_path, services.uri, "raced"), range(4)))
+    assert found == [services.client.get_experiment_by_name("raced").experiment_id] * 4
+
+
+def test_two_sweeps_at_once(services, tmp_path, fedpgp):
     tracking = {"uri": services.uri, "experiment": "sweeps"}
     base = yaml.safe_load(config.dump(config.load("shapes", SETTINGS)))
     base |= {"storage": {"root": str(tmp_path / "store")}, "tracking": tracking}
@@ -203,10 +210,11 @@ def test_two_sweeps_at_once(services, tmp_path):
                 stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
-    for process in processes:
-        said = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == 0, said
-        assert PASSWORD not in said
+    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert not any(PASSWORD in text for text in said)
+    if any("MLflow at" in text for text in said):  # on a busy machine a mirror may give up after a minute, and says so
+        assert fedpgp("track", "sync", tmp_path / "store")[0] == 0
     found = services.entries("sweeps", SWEEP_TAG)
     assert sorted(run.info.run_name.rpartition("-")[0] for run in found.values()) == ["one", "two"]
     runs = RunFolder.find(tmp_path / "store")
@@ -215,7 +223,7 @@ def test_two_sweeps_at_once(services, tmp_path):
     above = [services.client.get_run(trial).data.tags[PARENT_TAG] for trial in trials]
     assert sorted(above) == sorted(2 * [run.info.run_id for run in found.values()])
     assert len(SweepFolder.find(tmp_path / "store")) == 2
-    assert set(views.save(services.uri)) > {"Single runs"}
+    assert next(iter(views.save(services.uri))).startswith(("Trials of one-", "Trials of two-"))
 
 
 @pytest.mark.parametrize(
@@ -238,11 +246,12 @@ def test_wrong_credentials_are_one_line(services, first, tmp_path, monkeypatch, 
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_of_somebody_else_is_one_line(services, first, monkeypatch, fedpgp):
+def test_an_experiment_of_somebody_else_is_one_line(services, first, made_run, monkeypatch, fedpgp):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", OTHER)
-    line = error_of(*fedpgp("track", "sync", first.path)[::2])
+    store = made_run("tracking.experiment=first", f"tracking.uri={services.uri}", test_local=[50])
+    line = error_of(*fedpgp("track", "sync", store)[::2])
     assert "error code 403" in line
-    assert "permission" in line
+    assert "ermission denied" in line
 
 
 def test_a_database_that_is_down_ends_no_run_and_is_one_line(services, tmp_path, fedpgp):
