@@ -33,6 +33,7 @@ ENVIRONMENT = {
 """Environment variables of MLflow, unless the user has set them."""
 
 QUIET = {
+    "mlflow.store.model_registry.abstract_store": logging.WARNING,  # a line per version that a server registers
     "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store; errors are reported below
     "alembic.runtime.migration": logging.WARNING,
     "mlflow.utils.databricks_utils": logging.ERROR,
