@@ -150,9 +150,8 @@ def test_an_exported_prompt_is_registered(services, first, fedpgp, tmp_path):
     code, said, errors = fedpgp("export", first.path, "--client", "global", "--out", out, "--register", "prompt")
     assert (code, errors) == (0, "")
     assert said.splitlines()[-1] == f"registered: models:/prompt@best (version 1) in {services.uri}"
-    version = services.client.get_model_version_by_alias("prompt", "best")
-    model = services.client.get_logged_model(version.model_id)
-    folder = model.artifact_location.replace("mlflow-artifacts:", ARTIFACTS)
+    source = services.client.get_model_version_by_alias("prompt", "best").source
+    folder = source.replace("mlflow-artifacts:", ARTIFACTS)
     for path in (path for path in (out / "mlflow-model").rglob("*") if path.is_file()):
         content = services.s3.read(f"{folder}/{path.relative_to(out / 'mlflow-model').as_posix()}")
         if path.name == "MLmodel":  # MLflow adds where it is
