@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from pyarrow import fs
 
 from fedpgp.core.errors import RunError, StorageError
 from fedpgp.core.files import TEMPORARY, is_full, make_folder
+from fedpgp.core.remote_errors import RemoteFailure, remote_failure
+from fedpgp.core.text import one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,24 +31,6 @@ DOWNLOADS = 32
 """Objects that are copied at a time."""
 LAST = "status.json"
 """The object of a run or a sweep that is copied last: it changes when a writer begins or ends."""
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role of this machine",
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or a service account of this machine",
-    "abfs": "AZURE_STORAGE_ACCOUNT_KEY in the URI, or an identity of this machine",
-}
-LASTING = {
-    r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket '?[^ ]*'? (was )?(not found|does not exist)": (
-        "no such bucket; create it, or correct the URI"
-    ),
-    r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|EXPIRED|Expired|"
-    r"CLIENT_TOKEN|AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|INVALID_SIGNATURE": (
-        "the credentials are wrong or have expired; set {credentials}"
-    ),
-    r"ACCESS_DENIED|AccessDenied|HTTP status 40[013]|FORBIDDEN|Forbidden|[Pp]ermission": (
-        "access denied: there are no credentials, or they do not permit it; set {credentials}"
-    ),
-}
-"""Failures that another attempt does not help, by what pyarrow says, and what to do."""
 
 
 class Object(NamedTuple):
@@ -80,7 +63,7 @@ class ObjectStore:
             what = str(error).replace(uri, shown)
             raise RunError(f"{what}; use a URI that pyarrow.fs knows, such as s3:// or file://") from None
         except OSError as error:
-            raise RunError(f"{shown}: {_explain(error, uri.partition('://')[0])[0].replace(uri, shown)}") from None
+            raise RunError(f"{shown}: {_explain(error, uri.partition('://')[0]).what.replace(uri, shown)}") from None
 
     def __truediv__(self, name: str) -> ObjectStore:
         return ObjectStore(self._fs, f"{self._path}/{name}")
@@ -233,13 +216,10 @@ def _in_one_request(uri: str) -> str:
     return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
-def _explain(error: OSError, kind: str) -> tuple[str, bool]:
-    """What a failure means, in one line, and whether it lasts until somebody mends it."""
-    text = " ".join(str(error).split())
-    for pattern, what in LASTING.items() if kind in CREDENTIALS else ():
-        if re.search(pattern, text):
-            return what.format(credentials=CREDENTIALS[kind]), True
-    return text, is_full(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+def _explain(error: OSError, kind: str) -> RemoteFailure:
+    """What a failure means, and whether it lasts."""
+    lasting = is_full(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+    return remote_failure(error, kind) or RemoteFailure(one_line(error), lasting)
 
 
 def _is_hidden(name: str) -> bool:

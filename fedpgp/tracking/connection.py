@@ -16,7 +16,7 @@ from fedpgp.config.tracking_uri import ID_VARIABLE, experiment_id, experiment_of
 from fedpgp.core.errors import AccessError, ConfigError, FedPGPError
 from fedpgp.core.files import check_readable, check_writable, explain, locked, make_folder, share_with_group
 from fedpgp.core.text import cause_line, redacted
-from fedpgp.tracking.uri_check import is_server
+from fedpgp.tracking.uri_check import is_database, is_server
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, RunInfo
@@ -33,6 +33,7 @@ ENVIRONMENT = {
 """Environment variables of MLflow, unless the user has set them."""
 
 QUIET = {
+    "mlflow.store.model_registry.abstract_store": logging.WARNING,  # a line per version that a server registers
     "mlflow.store.db.utils": logging.CRITICAL,  # a line per table of a new store; errors are reported below
     "alembic.runtime.migration": logging.WARNING,
     "mlflow.utils.databricks_utils": logging.ERROR,
@@ -79,8 +80,20 @@ def prepare(root: Path, uri: str, experiment: str) -> str:
                     experiment,
                 )
             return str(found.experiment_id)
-        location = None if remote else artifacts.as_uri()
+        return _create(client, experiment, None if remote else artifacts.as_uri())
+
+
+def _create(client: MlflowClient, experiment: str, location: str | None) -> str:
+    """Create an experiment, unless another process has just done so; return its id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         return client.create_experiment(experiment, artifact_location=location, tags=KIND)
+    except MlflowException as error:
+        found = client.get_experiment_by_name(experiment)
+        if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(found.experiment_id)
 
 
 def experiment_name(uri: str, setting: str | None) -> str:
@@ -121,9 +134,15 @@ def is_deleted(entry: Experiment | RunInfo) -> bool:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Connect to the store; raise `AccessError` for a file that may not be read, which MLflow would retry for long."""
+    """Connect to the store.
+
+    Raises `AccessError` for a file that may not be read, and SQLAlchemy's error for a database that does not accept the
+    connection: MLflow would try again for minutes.
+    """
     if (database := local_path(uri)) is not None:
         check_readable(database)
+    elif is_database(uri):
+        _check_database(uri)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -131,6 +150,18 @@ def connect(uri: str) -> MlflowClient:
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def _check_database(uri: str) -> None:
+    """Connect once to a database that this process has not connected to before; later MLflow does not wait either."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -41,6 +41,11 @@ def check_uri(uri: str, given: str, option: str) -> None:
         )
 
 
+def is_database(uri: str) -> bool:
+    """Whether a tracking URI is that of a database."""
+    return urlsplit(uri).scheme.partition("+")[0] in DATABASES
+
+
 def is_server(uri: str) -> bool:
     """Whether a tracking URI is that of a server, which keeps the artifacts itself."""
     return uri.lower().startswith(("http:", "https:", "databricks"))
@@ -58,7 +63,7 @@ def _reason(uri: str) -> str | None:
         return None
     if scheme in SERVERS:
         return None if host else "names no server"
-    if scheme.partition("+")[0] in DATABASES:
+    if is_database(uri):
         return _database_reason(uri)
     more = {entry.name for entry in entry_points(group=PLUGINS)}
     if scheme in more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import pytest
 
@@ -94,3 +95,13 @@ def test_a_damaged_file_is_to_be_moved_away_but_not_a_locked_one():
     with pytest.raises(FedPGPError) as caught, connection.mlflow_errors("sqlite:////a/b.db"):
         raise ValueError("x") from sqlite3.OperationalError("database is locked")
     assert str(caught.value) == "MLflow at sqlite:////a/b.db: x: database is locked"
+
+
+def test_a_database_that_does_not_answer_is_found_at_once(tmp_path):
+    uri, began = "postgresql+psycopg2://me:planted@127.0.0.1:9/runs", time.monotonic()
+    with pytest.raises(FedPGPError, match=r"^MLflow at postgresql\+psycopg2://\*\*\*@127.0.0.1:9/runs: ") as caught:
+        tracking.prepare(tmp_path, uri, "any")
+    assert time.monotonic() - began < 10  # MLflow alone tries for 100 seconds
+    assert "refused" in str(caught.value)
+    assert "planted" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -21,7 +21,8 @@ from PIL import Image
 from pyarrow import fs
 
 from fedpgp.config import DataSettings
-from fedpgp.core.errors import DataError
+from fedpgp.core.errors import DataError, StorageError
+from fedpgp.core.remote_errors import remote_failure
 from fedpgp.core.text import one_line, redacted
 from fedpgp.data.class_names import in_order
 from fedpgp.data.sources import base
@@ -69,7 +70,8 @@ class ParquetSource(Source):
             self._fs, self._path = fs.FileSystem.from_uri(root)
             kind = self._fs.get_file_info(self._path).type
         except (ValueError, OSError, ImportError) as error:
-            what = " ".join(str(error).replace(str(root), self.root).split())
+            self._check_remote(error, str(root).partition("://")[0], f"data.root: {self.root}")
+            what = one_line(error).replace(str(root), self.root)
             raise DataError(f"data.root: {self.root}: {what}; give a folder, or a URI for pyarrow.fs") from None
         if kind != fs.FileType.Directory:
             raise DataError(f"data.root: {self.root}: no such folder; give data.root=FOLDER or a URI of one")
@@ -130,12 +132,19 @@ class ParquetSource(Source):
                     else:
                         others.append(name)
         except OSError as error:
+            self._check_remote(error, self._fs.type_name, self.root)
             raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
         return {name: found[name] for name in sorted(found)}, Counter(map(kind, others))
 
     def _where(self, file: str) -> str:
         """Return the name of a file for messages."""
         return f"{self.root.rstrip('/')}/{file}"
+
+    @staticmethod
+    def _check_remote(error: Exception, kind: str, place: str) -> None:
+        """Raise what a failure of remote storage means, `StorageError` if it can pass; another error returns."""
+        if (failure := remote_failure(error, kind)) is not None:
+            raise (DataError if failure.lasting else StorageError)(f"{place}: {failure.what}") from None
 
     @contextmanager
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
@@ -145,6 +154,7 @@ class ParquetSource(Source):
             with self._fs.open_input_file(path) as opened, pq.ParquetFile(opened) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
+            self._check_remote(error, self._fs.type_name, self._where(file))
             what = f"{self._where(file)}: not a complete Parquet file ({one_line(error)})"
             raise DataError(f"{what}; fetch it again") from error
 
