@@ -148,7 +148,10 @@ class PreparesRound(Protocol):
     """A method that computes something once per round from what the server sends."""
 
     def prepare(self, received: ParamTree, frozen: ClassSet) -> ParamTree:
-        """Further entries of `received` for all steps of the round; constants, without gradients."""
+        """Further entries of `received` for all steps of the round; constants, without gradients.
+
+        They have the client axis (K, ...) if the server sends something to each client alone, and not otherwise.
+        """
 
 
 @runtime_checkable

@@ -31,8 +31,8 @@ def drawing(method, frozen, clients=range(3)):
         return None
     generators = [torch.Generator().manual_seed(10 + client) for client in clients]
 
-    def drawn():
-        each = [method.draws(frozen, generator) for generator in generators]
+    def drawn(chosen=range(len(generators))):
+        each = [method.draws(frozen, generators[client]) for client in chosen]
         return {key: torch.stack([one[key] for one in each]) for key in each[0]}
 
     return drawn
@@ -86,7 +86,8 @@ def train(method, frozen, features, labels, clients=range(3)):
     phases, sgd = [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4)
     received = {key: value if key in own else value[list(clients)] for key, value in received.items()}
     draws = drawing(method, frozen, clients)
-    return local_update(method, frozen, own, received, data, phases, sgd, draws=draws)
+    alone = received.keys() - own.keys()
+    return local_update(method, frozen, own, received, data, phases, sgd, draws=draws, sent=alone)
 
 
 def learned(params):
