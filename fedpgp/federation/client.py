@@ -112,6 +112,15 @@ def batches(
     return order
 
 
+def expected_steps(images: np.ndarray, federation: FederationSettings) -> np.ndarray:
+    """The local steps of clients with so many images in a round, if they are no stragglers (K,)."""
+    if federation.local_steps is not None:
+        return np.full(len(images), federation.local_steps)
+    size = federation.batch_size
+    epoch = np.maximum(1, images // size) if federation.drop_last else -(-images // size)
+    return epoch * federation.local_epochs
+
+
 def local_update(
     method: Method,
     frozen: ClassSet,

@@ -17,7 +17,7 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.client import initial_momentum
+from fedpgp.federation.client import expected_steps, initial_momentum
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -83,8 +83,15 @@ def block_size(method: Method, federation: FederationSettings) -> int:
 
 
 def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
-    """The sorted clients in blocks of `block_size`, independent of the number of workers."""
-    return [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
+    """The sorted clients in blocks of `block_size`, independent of the number of workers.
+
+    The last two of five or more are cut in half, so that at the end no worker waits long for another.
+    """
+    parts = [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
+    if len(parts) < 5:
+        return parts
+    halves = [half for part in parts[-2:] for half in np.array_split(part, 2)]
+    return parts[:-2] + [half for half in halves if len(half)]
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Server:
         self.rounds = job.federation.rounds if job.method.phases else 0
         self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
+        self.steps = expected_steps(np.array([len(own) for own in job.data.train_rows]), job.federation)
 
     def initial_state(self) -> State:
         """The state of round 0: all clients start from the same parameters, a function of the seed."""
@@ -229,6 +237,7 @@ class Server:
         Total and stack are filled as the results arrive.
         """
         calls, common, bytes_down = self._calls(state, number, blocks(sampled, self.block_size))
+        calls = [replace(call, work=int(self.steps[call.clients].sum())) for call in calls]
         results: list[TrainResult] = []
         total: ParamTree = {}
         stacked = Stack(len(sampled))
