@@ -77,6 +77,13 @@ def sample_clients(seed: int, round: int, clients: int, federation: FederationSe
     return np.sort(generator.choice(clients, participants(clients, participation), replace=False))
 
 
+def sample_tested(seed: int, round: int, clients: np.ndarray, most: int | None, group: str) -> np.ndarray:
+    """Which of the clients of a group are tested after `round`, sorted: at most `most` of them; None: all."""
+    if most is None or most >= len(clients):
+        return clients
+    return np.sort(numpy_generator(seed, "evaluated", group, round).choice(clients, most, replace=False))
+
+
 def block_size(method: Method, federation: FederationSettings) -> int:
     """Clients of a block: `federation.block_size`, unless the method limits it."""
     return min(federation.block_size, method.max_block) if isinstance(method, LimitsBlocks) else federation.block_size
@@ -284,12 +291,16 @@ class Server:
         return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
-        """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
+        """Counts of honest clients and of those that never train; after the last round also confusion matrices."""
         state = replace(state, kept={})  # which no model needs
+        honest, unseen = (
+            sample_tested(self.job.seed, state.round, clients, self.job.federation.eval_clients, group)
+            for group, clients in (("honest", self.honest), ("unseen", np.array(self.job.data.unseen_clients)))
+        )
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
-        personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
+        personalised = self.job.rule.broadcast(state.server, state.shared, honest[:1])[1]
         several = state.personal or personalised or self.job.federation.finetune_epochs
-        parts = blocks(self.honest, self.block_size) if several else [self.honest]
+        parts = blocks(honest, self.block_size) if several else [honest]
         calls, common, _ = self._calls(state, state.round, parts, confusion=last)
         counts: list[Counts] = []
         matrices: dict[tuple[str, str, tuple[int, ...]], np.ndarray] = {}
@@ -299,8 +310,7 @@ class Server:
                     key = (part.split, part.metric, part.pooled.labels)
                     matrices[key] = matrices.get(key, 0) + part.confusion
                 counts.append(replace(part, confusion=None))
-        unseen = blocks(np.array(self.job.data.unseen_clients), self.block_size)
-        calls, common, _ = self._calls(state, state.round, unseen)
+        calls, common, _ = self._calls(state, state.round, blocks(unseen, self.block_size))
         for result in self.backend.map("evaluate_new", calls, common) if calls else ():
             counts += result
         return counts, confusion_table(matrices) if last else None

@@ -31,7 +31,7 @@ def drawing(method, frozen, clients=range(3)):
         return None
     generators = [torch.Generator().manual_seed(10 + client) for client in clients]
 
-    def drawn(chosen=range(len(generators))):
+    def drawn(chosen):
         each = [method.draws(frozen, generators[client]) for client in chosen]
         return {key: torch.stack([one[key] for one in each]) for key in each[0]}
 
@@ -41,7 +41,7 @@ def drawing(method, frozen, clients=range(3)):
 def step(method, frozen, features, labels):
     """All images of each client in the form that the method takes, with its random numbers."""
     drawn = drawing(method, frozen)
-    return batch(features[method.image_inputs], labels, drawn() if drawn else None)
+    return batch(features[method.image_inputs], labels, drawn(range(len(COUNTS))) if drawn else None)
 
 
 def distinct_params(method, frozen):

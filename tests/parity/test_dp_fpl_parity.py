@@ -75,7 +75,9 @@ def test_steps(golden, backbone, class_set, settings, variant):
     for steps in (1, len(losses)):
         draws = iter([recorded(arrays, [prefix], str(step)) for step in range(steps)])
         orders, sgd = [[[np.arange(len(labels))] * steps]], Optimizer(lr, 0.0, 0.0)
-        update = local_update(method, frozen, own, {}, data, orders, sgd, draws=lambda clients, draws=draws: next(draws))
+        update = local_update(
+            method, frozen, own, {}, data, orders, sgd, draws=lambda clients, draws=draws: next(draws)
+        )
         same_logits(update.loss[0], losses[:steps].mean())
         for key, value in golden_tree(arrays, f"{prefix}param{steps}/", IN_STEP).items():
             same_params(update.params[key][0], value)
