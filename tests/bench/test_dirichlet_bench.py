@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rounds import check_same_bits
 
 from fedpgp.bench import dirichlet as bench
 from fedpgp.bench.workload import BASE, job
+from fedpgp.config import ResourceSettings
+from fedpgp.federation.backends.actors import ActorPool
+from fedpgp.federation.backends.base import SerialBackend
+from fedpgp.federation.server import Server
 
 
 @pytest.fixture
@@ -59,6 +65,24 @@ def test_figures(small):
     kinds = ("cost_over_sum_of_steps", "cpu_cost_over_sum_of_steps", "cost_of_whole_blocks", "seconds")
     assert set(found["figures"]) == {f"{kind}_{beta:g}" for kind in kinds for beta in bench.BETAS}
     assert all(value > 0 for value in found["figures"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_three_actors_give_the_bits_of_one_process(small, tmp_path):
+    """Eleven blocks, of which the actors start the longest first; clients leave the batch after 1 to many steps."""
+    wanted = job(small, tmp_path, 1, 80, 4, (0, 0))
+    wanted = bench.divided(wanted, bench.shares(np.concatenate(wanted.data.train_labels), 18, 0.3))
+    wanted = replace(wanted, federation=wanted.federation.model_copy(update={"block_size": 2}))
+    assert len(set(bench.steps(wanted).tolist())) > 5
+    states = []
+    for backend in (SerialBackend(1), ActorPool(ResourceSettings(actors=3, threads_per_actor=1))):
+        with closing(backend):
+            backend.load(wanted)
+            server = Server(wanted, backend)
+            state = server.step(server.initial_state()).state
+            states.append(server.step(state).state)
+    check_same_bits(*states)
 
 
 @pytest.mark.slow
