@@ -185,8 +185,8 @@ def local_update(
                 if reserved := RESERVED_PARTS & parts.keys():
                     raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
                 for name, value in {"loss": loss, **parts}.items():
-                    total = sums.setdefault(name, value.new_zeros(len(longest)))
-                    total[:count] += torch.where(active, value.detach(), 0.0)
+                    counted = torch.where(active, value.detach(), 0.0)
+                    sums.setdefault(name, counted.new_zeros(len(longest)))[:count] += counted
                 active &= torch.isfinite(loss)
                 gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
                 scale = factor if isinstance(factor, float) else by_step[step, place[:count]]

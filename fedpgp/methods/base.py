@@ -30,7 +30,10 @@ Classifier = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images for K clients. Rows where `mask` is False are padding and must not count."""
+    """One step's images for the K clients of a block that have a batch left, fewer from step to step.
+
+    Rows where `mask` is False are padding and must not count.
+    """
 
     features: Tensor  # (K, B, ...)
     labels: Tensor  # (K, B)
