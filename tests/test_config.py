@@ -189,6 +189,7 @@ def test_the_digest_covers_what_can_change_a_number():
         {"storage": {"root": "/elsewhere"}},
         {"tracking": {"mlflow": False}},
         {"backbone": {"class_chunk": 5}},
+        {"federation": {"eval_clients": None}},
     ]
     different = [
         {"seed": 2},
@@ -197,6 +198,7 @@ def test_the_digest_covers_what_can_change_a_number():
         {"data": {"template": "{}"}},
         {"federation": {"attack": {"kind": "gaussian", "fraction": 0.2}}},
         {"federation": {"dropout": 0.2}},
+        {"federation": {"eval_clients": 5}},
         {"partition": {"unseen_clients": 0.2}},
     ]
     assert {config.digest(config.parse(tree)) for tree in same} == {base}

@@ -26,7 +26,7 @@ class Coverage:
     missing: int
     """the most clients that any of the means is without"""
     tested: bool
-    """every client that is neither unseen nor an attacker was tested, not only those that trained"""
+    """every client that is neither unseen nor an attacker was tested, not only some of them"""
     attack: int = 0
     """those that attack, which are left out"""
     unseen: int = 0
@@ -48,7 +48,7 @@ class Coverage:
         """`mean over 6 of 8 clients (2 have no test image)`."""
         reasons = [f"{self.attack} attack" * bool(self.attack), f"{self.unseen} never train" * bool(self.unseen)]
         if not self.tested:
-            reasons.append(f"those that trained in the round and have a {images} image")
+            reasons.append(f"those tested in the round that have a {images} image")
         elif self.least < self.most:
             reasons.append(f"some have no {images} image")
         elif self.missing:

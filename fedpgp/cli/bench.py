@@ -70,11 +70,35 @@ def step(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: Js
 
 
 @app.command(name="round")
-def round_(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: JsonOption = False) -> None:
+def round_(
+    threads: ThreadsOption = 2,
+    profile: ProfileOption = False,
+    actors: Annotated[
+        str | None, typer.Option(help="Instead: unequal clients on so many actors, for example 2,4.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """A FedPGP round of 10 clients with its tests against the authors' way of it."""
+    from fedpgp.bench import dirichlet
     from fedpgp.bench import round as bench
 
-    _show(bench.profile(threads) if profile else bench.measure(threads, _progress), as_json)
+    if actors:
+        found = dirichlet.actors(_numbers(actors), _progress)
+    else:
+        found = bench.profile(threads) if profile else bench.measure(threads, _progress)
+    _show(found, as_json)
+
+
+@app.command()
+def dirichlet(
+    threads: ThreadsOption = 2,
+    images: Annotated[int, typer.Option(help="Images of the 100 clients together.", min=1000)] = 10_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Rounds of 100 unequal clients against the sum of their steps. About five minutes."""
+    from fedpgp.bench import dirichlet as bench
+
+    _show(bench.measure(threads, _progress, images), as_json)
 
 
 @app.command()

@@ -79,6 +79,9 @@ class FederationSettings(Settings):
     """clients trained as one batch; the unit of work of an actor"""
     eval_every: int = Field(1, ge=1)
     """rounds between evaluations; the last round is always evaluated"""
+    eval_clients: int | None = Field(None, ge=1)
+    """most clients tested in an evaluation, a seeded choice of each round, and as many of those that never train; rows
+    and means are theirs. null: all"""
     chunk_size: int | None = Field(None, ge=1)
     """clients of a block trained at once, to limit memory; null: the whole block"""
     policy: Literal["fail", "exclude", "clip"] = "fail"

@@ -23,7 +23,7 @@ NEUTRAL = {
     "federation": {
         "lr_schedule", "lr_schedule_per", "lr_warmup_rounds", "lr_step_rounds", "lr_step_factor", "sampling", "server",
         "attack", "dropout", "dropout_keeps_personal", "straggler", "new_client_epochs", "local_steps",
-        "keep_momentum",
+        "keep_momentum", "eval_clients",
     },
     "privacy": set(PrivacySettings.model_fields),
 }  # fmt: skip

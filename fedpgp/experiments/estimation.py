@@ -185,7 +185,9 @@ def _size(experiment: Experiment, found: Manifest | None) -> tuple[int, float, i
     workers = min(resources.workers, -(-trained // federation.block_size))
     rate = workers * (FLOPS_PER_GPU * resources.gpus_per_actor or FLOPS_PER_THREAD * resources.threads)
     accuracies = 2 * (rounds / federation.eval_every + 1) * ACCURACIES
-    rows = accuracies * clients * (1 + domains * (domains > 1))
+    most = federation.eval_clients or clients
+    tested = min(most, training) + min(most, clients - training)
+    rows = accuracies * tested * (1 + domains * (domains > 1))
     pooled = accuracies * domains * (classes + BINS)
     state = num_bytes(shared) + held + clients * (num_bytes(personal) + kept)
     disk_bytes = int(2 * rows * ROW_BYTES + pooled * POOLED_BYTES + KEPT_CHECKPOINTS * state)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from types import MappingProxyType
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch import Tensor
 from fedpgp.clip.text_backbone import ClassSet
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError, ConfigError
-from fedpgp.core.tree import ParamTree, choose, select
+from fedpgp.core.tree import ParamTree, choose, rows, select
 from fedpgp.federation.messages import Call
 from fedpgp.methods.base import Batch, Method, Phase
 
 Order = list[np.ndarray]  # one client's batches in order, each an array of indices into its own rows
-Draws = Callable[[], ParamTree]  # makes the random numbers of a step (K, ...)
+Draws = Callable[[np.ndarray], ParamTree]  # makes the random numbers of a step of these clients of the block (K, ...)
 RESERVED_PARTS = frozenset({"loss", "train"})  # not for parts of a loss: rows of a run use them for the loss itself
 
 
@@ -30,6 +31,11 @@ class LocalData:
     labels: Tensor  # (N,)
     starts: np.ndarray  # (K,) first row of each client
     own: Tensor | None = None  # (K, C) see `Batch`
+
+    def reordered(self, clients: np.ndarray) -> LocalData:
+        """The same images, with the clients in another order."""
+        own = None if self.own is None else self.own[torch.as_tensor(clients, device=self.own.device)]
+        return replace(self, starts=self.starts[clients], own=own)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,15 @@ def batches(
     return order
 
 
+def expected_steps(images: np.ndarray, federation: FederationSettings) -> np.ndarray:
+    """The local steps of clients with so many images in a round, if they are no stragglers (K,)."""
+    if federation.local_steps is not None:
+        return np.full(len(images), federation.local_steps)
+    size = federation.batch_size
+    epoch = np.maximum(1, images // size) if federation.drop_last else -(-images // size)
+    return epoch * federation.local_epochs
+
+
 def local_update(
     method: Method,
     frozen: ClassSet,
@@ -119,63 +134,86 @@ def local_update(
     correction: ParamTree | None = None,
     draws: Draws | None = None,
     kept: Mapping[str, Tensor] = MappingProxyType({}),
+    sent: Collection[str] = (),
 ) -> Update:
     """Train the clients of a block together, each as it would be trained alone.
 
-    A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
-    does a client whose loss is not finite. No step waits for the device: nothing is read from it, and the only copies
-    to it, of `draws`, are asynchronous. (Some methods wait in their loss, as their docstrings say.)
-    Raises `ConfigError` if the method gives a part of its loss a reserved name.
+    <<<<<<< HEAD
+        A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
+        does a client whose loss is not finite. No step waits for the device: nothing is read from it, and the only copies
+        to it, of `draws`, are asynchronous. (Some methods wait in their loss, as their docstrings say.)
+        Raises `ConfigError` if the method gives a part of its loss a reserved name.
+    =======
+        A client leaves the batch after its last step, so that a block costs the steps of its clients. For this, each phase
+        has them in order of their steps, the longest first. A client whose loss is not finite stays in the batch, but
+        changes no more (no gradient, momentum or weight decay). No step waits for the device: nothing is read from it, or
+        copied to it. Raises `ConfigError` if the method gives a part of its loss a reserved name.
+    >>>>>>> compaction
 
-    Args:
-        params: stacked parameters (K, ...), the received shared ones included; not changed.
-        received: what the server sent, see `Method.loss`.
-        orders: for each phase of the method, each client's batches.
-        optimizer: settings of SGD, which those of a phase override.
-        round: counted from 1, for learning rates that decay.
-        factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
-        correction: added to the gradients of its keys in every step (K, ...); None: nothing.
-        draws: called once per step; None: the method uses no random numbers.
-        kept: momentum at the start (K, ...), as `initial_momentum` names it; not changed. Empty: 0, and not returned.
+        Args:
+            params: stacked parameters (K, ...), the received shared ones included; not changed.
+            received: what the server sent, see `Method.loss`.
+            orders: for each phase of the method, each client's batches.
+            optimizer: settings of SGD, which those of a phase override.
+            round: counted from 1, for learning rates that decay.
+            factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
+            correction: added to the gradients of its keys in every step (K, ...); None: nothing.
+            draws: called once per step; None: the method uses no random numbers.
+            kept: momentum at the start (K, ...), as `initial_momentum` names it; not changed. Empty: 0, and not returned.
+            sent: keys of `received` that have the client axis.
     """
     device = data.labels.device
-    params = {key: value.clone() for key, value in params.items()}
     finite = torch.ones(len(data.starts), dtype=torch.bool, device=device)
     means = {"loss": torch.zeros(len(data.starts), device=device)}
     ends: ParamTree = {}
     for index, (phase, phase_orders) in enumerate(zip(method.phases, orders, strict=True)):
+        lengths = np.array([len(order) for order in phase_orders])
+        longest = np.argsort(-lengths, kind="stable")  # of the clients, in this order until the end of the phase
+        place = torch.as_tensor(longest, device=device)
+        back, steps = place.argsort(), torch.as_tensor(lengths, device=device)
         factor = 1.0 if factors is None else factors[index]
         by_step = torch.as_tensor(factor, dtype=torch.float32, device=device)
-        settings, trained, sums = optimizer.within(phase, round), finite.clone(), dict[str, Tensor]()
-        learned = {key: value.requires_grad_() for key, value in select(params, phase.keys).items()}
-        names = {key: _momentum_key(index, key) for key in learned}
-        momentum = {key: kept[name].clone() if kept else torch.zeros_like(learned[key]) for key, name in names.items()}
-        steps = torch.tensor([len(order) for order in phase_orders], device=device)
-        for step, batch in enumerate(schedule(data, phase_orders)):
-            if draws is not None:
-                batch = replace(batch, draws=draws())
-            loss, parts = method.loss(params, received, frozen, batch)
-            if reserved := RESERVED_PARTS & parts.keys():
-                raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
-            active = batch.mask.any(1) & finite
-            for name, value in {"loss": loss, **parts}.items():
-                own = torch.where(active, value.detach(), 0.0)
-                sums[name] = sums[name] + own if name in sums else own
-            finite &= ~active | torch.isfinite(loss)
-            active &= finite
-            gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
-            scale = factor if isinstance(factor, float) else by_step[step]
-            with torch.no_grad():
-                for (key, value), gradient in zip(learned.items(), gradients, strict=True):
-                    if correction is not None and key in correction:
-                        gradient = gradient + correction[key]
-                    _sgd(value, gradient, momentum[key], active, settings.of(key) * scale, settings)
-        for value in learned.values():
-            value.requires_grad_(False)
+        settings, trained, sums = optimizer.within(phase, round), finite, dict[str, Tensor]()
+        params, finite = rows(params, place), finite[place]
+        alone, extra = rows(select(received, sent), place), rows(select(correction or {}, phase.keys), place)
+        momentum = {
+            key: kept[_momentum_key(index, key)][place] if kept else torch.zeros_like(value)
+            for key, value in select(params, phase.keys).items()
+        }
+        scheduled = schedule(data.reordered(longest), [phase_orders[client] for client in longest])
+        for count, stretch in groupby(enumerate(scheduled), key=lambda item: len(item[1].labels)):
+            now, velocity, change, own = (_first(tree, count) for tree in (params, momentum, extra, alone))
+            learned = {key: value.requires_grad_() for key, value in select(now, phase.keys).items()}
+            active = finite[:count]
+            for step, batch in stretch:
+                if draws is not None:
+                    batch = replace(batch, draws=draws(longest[:count]))
+                loss, parts = method.loss(now, received | own, frozen, batch)
+                if reserved := RESERVED_PARTS & parts.keys():
+                    raise ConfigError(f"method {method.name}: rename the part {min(reserved)!r} of its loss: reserved")
+                for name, value in {"loss": loss, **parts}.items():
+                    counted = torch.where(active, value.detach(), 0.0)
+                    sums.setdefault(name, counted.new_zeros(len(longest)))[:count] += counted
+                active &= torch.isfinite(loss)
+                gradients = torch.autograd.grad(torch.where(active, loss, 0.0).sum(), list(learned.values()))
+                scale = factor if isinstance(factor, float) else by_step[step, place[:count]]
+                with torch.no_grad():
+                    for (key, value), gradient in zip(learned.items(), gradients, strict=True):
+                        if key in change:
+                            gradient = gradient + change[key]
+                        _sgd(value, gradient, velocity[key], active, settings.of(key) * scale, settings)
+        params, finite = rows(params, back), finite[back]
         if kept:
-            ends |= {name: momentum[key] for key, name in names.items()}
-        means |= {name: torch.where(trained, sums[name] / steps, means.get(name, torch.nan)) for name in sums}
+            ends |= {_momentum_key(index, key): value[back] for key, value in momentum.items()}
+        means |= {
+            name: torch.where(trained, total[back] / steps, means.get(name, torch.nan)) for name, total in sums.items()
+        }
     return Update(params, means.pop("loss"), finite, means, ends)
+
+
+def _first(tree: ParamTree, count: int) -> ParamTree:
+    """The first clients of stacked entries: leaves of the graph that share memory with `tree`."""
+    return {key: value[:count].detach() for key, value in tree.items()}
 
 
 def initial_momentum(method: Method, params: ParamTree) -> ParamTree:
@@ -215,25 +253,27 @@ def travel(steps: np.ndarray, factors: float | np.ndarray, momentum: float) -> n
 
 
 def schedule(data: LocalData, orders: Sequence[Order]) -> Iterator[Batch]:
-    """The batches of all steps: one of each client, padded to the largest; padding alone for a client without one.
+    """The batches of all steps: one of each client that has one, padded to the largest.
 
-    All indices are copied to the device before the first step, in one piece.
+    The clients must be in order of their number of steps, the longest first: those of a batch are the first ones. All
+    indices are copied to the device before the first step, in one piece.
     """
     steps = [_padded(orders, data.starts, step) for step in range(max(len(order) for order in orders))]
-    sizes = [index.size for index, _ in steps]
+    shapes = [index.shape for index, _ in steps]
     indices, masks = (
-        torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(data.labels.device).split(sizes)
+        torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(data.labels.device)
         for arrays in zip(*steps, strict=True)
     )
-    for index, mask in zip(indices, masks, strict=True):
-        chosen = index.view(len(orders), -1)
-        yield Batch(data.features[chosen], data.labels[chosen], mask.view(len(orders), -1), data.own)
+    sizes = [clients * images for clients, images in shapes]
+    for shape, index, mask in zip(shapes, indices.split(sizes), masks.split(sizes), strict=True):
+        chosen = index.view(shape)
+        own = None if data.own is None else data.own[: len(chosen)]
+        yield Batch(data.features[chosen], data.labels[chosen], mask.view(shape), own)
 
 
 def _padded(orders: Sequence[Order], starts: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the images of a step (K, B), and which of them are real."""
-    none = np.arange(0)
-    parts = [order[step] + start if step < len(order) else none for order, start in zip(orders, starts, strict=True)]
+    """Rows of the images of a step (K, B) of the clients that have it, and which of them are real."""
+    parts = [order[step] + start for order, start in zip(orders, starts, strict=True) if step < len(order)]
     counts = np.array([len(part) for part in parts])
     mask = np.arange(counts.max()) < counts[:, None]
     index = np.zeros(mask.shape, dtype=np.int64)

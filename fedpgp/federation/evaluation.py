@@ -68,6 +68,7 @@ class Evaluator:
         Args:
             class_set: the frozen model of some classes, given by their labels among all.
         """
+        classifiers: dict[int, Classifier] = {}
         counts = []
         for images in self.data.evaluation_sets:
             if images.members is None:
@@ -76,8 +77,10 @@ class Evaluator:
             for client in clients[images.tested(clients)]:
                 classes = self.data.training_classes(int(client))
                 rows = images.members[client][np.isin(labels[images.members[client]], classes)]
-                frozen, models = class_set(classes), _of(params, clients == client)
-                answers = self._answers(self.method.classifier(models, frozen), images.rows[rows], 1, len(classes))
+                if client not in classifiers:
+                    models = _of(params, clients == client)
+                    classifiers[client] = self.method.classifier(models, class_set(classes))
+                answers = self._answers(classifiers[client], images.rows[rows], 1, len(classes))
                 own = replace(
                     images, rows=images.rows[rows], labels=np.searchsorted(classes, labels[rows]),
                     domains=images.domains[rows],

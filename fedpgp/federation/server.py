@@ -17,7 +17,7 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
 from fedpgp.federation.backends.base import Backend
-from fedpgp.federation.client import initial_momentum
+from fedpgp.federation.client import expected_steps, initial_momentum
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -77,14 +77,28 @@ def sample_clients(seed: int, round: int, clients: int, federation: FederationSe
     return np.sort(generator.choice(clients, participants(clients, participation), replace=False))
 
 
+def sample_tested(seed: int, round: int, clients: np.ndarray, most: int | None, group: str) -> np.ndarray:
+    """Which of the clients of a group are tested after `round`, sorted: at most `most` of them; None: all."""
+    if most is None or most >= len(clients):
+        return clients
+    return np.sort(numpy_generator(seed, "evaluated", group, round).choice(clients, most, replace=False))
+
+
 def block_size(method: Method, federation: FederationSettings) -> int:
     """Clients of a block: `federation.block_size`, unless the method limits it."""
     return min(federation.block_size, method.max_block) if isinstance(method, LimitsBlocks) else federation.block_size
 
 
 def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
-    """The sorted clients in blocks of `block_size`, independent of the number of workers."""
-    return [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
+    """The sorted clients in blocks of `block_size`, independent of the number of workers.
+
+    The last two of five or more are cut in half, so that at the end no worker waits long for another.
+    """
+    parts = [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
+    if len(parts) < 5:
+        return parts
+    halves = [half for part in parts[-2:] for half in np.array_split(part, 2)]
+    return parts[:-2] + [half for half in halves if len(half)]
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,7 @@ class Server:
         self.rounds = job.federation.rounds if job.method.phases else 0
         self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
+        self.steps = expected_steps(np.array([len(own) for own in job.data.train_rows]), job.federation)
 
     def initial_state(self) -> State:
         """The state of round 0: all clients start from the same parameters, a function of the seed."""
@@ -229,6 +244,7 @@ class Server:
         Total and stack are filled as the results arrive.
         """
         calls, common, bytes_down = self._calls(state, number, blocks(sampled, self.block_size))
+        calls = [replace(call, work=int(self.steps[call.clients].sum())) for call in calls]
         results: list[TrainResult] = []
         total: ParamTree = {}
         stacked = Stack(len(sampled))
@@ -275,12 +291,16 @@ class Server:
         return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
-        """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
+        """Counts of honest clients and of those that never train; after the last round also confusion matrices."""
         state = replace(state, kept={})  # which no model needs
+        honest, unseen = (
+            sample_tested(self.job.seed, state.round, clients, self.job.federation.eval_clients, group)
+            for group, clients in (("honest", self.honest), ("unseen", np.array(self.job.data.unseen_clients)))
+        )
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
-        personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
+        personalised = self.job.rule.broadcast(state.server, state.shared, honest[:1])[1]
         several = state.personal or personalised or self.job.federation.finetune_epochs
-        parts = blocks(self.honest, self.block_size) if several else [self.honest]
+        parts = blocks(honest, self.block_size) if several else [honest]
         calls, common, _ = self._calls(state, state.round, parts, confusion=last)
         counts: list[Counts] = []
         matrices: dict[tuple[str, str, tuple[int, ...]], np.ndarray] = {}
@@ -290,8 +310,7 @@ class Server:
                     key = (part.split, part.metric, part.pooled.labels)
                     matrices[key] = matrices.get(key, 0) + part.confusion
                 counts.append(replace(part, confusion=None))
-        unseen = blocks(np.array(self.job.data.unseen_clients), self.block_size)
-        calls, common, _ = self._calls(state, state.round, unseen)
+        calls, common, _ = self._calls(state, state.round, blocks(unseen, self.block_size))
         for result in self.backend.map("evaluate_new", calls, common) if calls else ():
             counts += result
         return counts, confusion_table(matrices) if last else None

@@ -60,11 +60,12 @@ class Trainer:
             orders = [self.orders(purpose, phase, call.round, clients, epochs) for phase in range(len(method.phases))]
             frozen, data = self.local_data(purpose, call.round, clients)
             own = {key: value[part] if key in call.sent else value for key, value in received.items()}
+            prepared = self._prepared(own, frozen)
             update = local_update(
                 method,
                 frozen,
                 {key: value[part] for key, value in start.items()},
-                self._prepared(own, frozen),
+                prepared,
                 data,
                 orders,
                 Optimizer(federation.lr, federation.momentum, federation.weight_decay),
@@ -73,6 +74,7 @@ class Trainer:
                 None if correction is None else {key: value[part] for key, value in correction.items()},
                 self._draws(frozen, purpose, call.round, clients),
                 {key: value[part] for key, value in (momentum or {}).items()},
+                sent={*call.sent, *(prepared.keys() - own.keys())} if call.sent else (),
             )
             if purpose == TRAINING and isinstance(method, FinishesTraining):
                 generators = self._generators("after_training", call.round, clients)
@@ -92,9 +94,11 @@ class Trainer:
     def first_step(self, call: Call, received: ParamTree) -> tuple[ClassSet, ParamTree, Batch]:
         """The frozen model, what the server sent, and the batch of the first step of a call's clients."""
         frozen, data = self.local_data(TRAINING, call.round, call.clients)
-        batch = next(schedule(data, self.orders(TRAINING, 0, call.round, call.clients, epochs=1)))
+        orders = self.orders(TRAINING, 0, call.round, call.clients, epochs=1)
+        batch = next(schedule(data, [order[:1] for order in orders]))
         draws = self._draws(frozen, TRAINING, call.round, call.clients)
-        return frozen, self._prepared(received, frozen), replace(batch, draws=draws() if draws else {})
+        drawn = draws(np.arange(len(call.clients))) if draws else {}
+        return frozen, self._prepared(received, frozen), replace(batch, draws=drawn)
 
     def _prepared(self, received: ParamTree, frozen: ClassSet) -> ParamTree:
         """What the steps of a round get of what the server sent: with what the method computes of it beforehand."""
@@ -197,14 +201,14 @@ class Trainer:
         return found
 
     def _draws(self, frozen: ClassSet, purpose: str, round: int, clients: np.ndarray) -> Draws | None:
-        """The random numbers of each step (K, ...), if the method needs any."""
+        """The random numbers of each step, if the method needs any: a client draws its own in its own steps alone."""
         method = self.job.method
         if not isinstance(method, HasDraws):
             return None
         generators = self._generators(f"draws of {purpose}", round, clients)
 
-        def drawn() -> ParamTree:
-            each = [method.draws(frozen, generator) for generator in generators]
+        def drawn(chosen: np.ndarray) -> ParamTree:
+            each = [method.draws(frozen, generators[client]) for client in chosen]
             return {key: to_device(torch.stack([one[key] for one in each]), self._device) for key in each[0]}
 
         return drawn

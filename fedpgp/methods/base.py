@@ -30,7 +30,10 @@ Classifier = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images for K clients. Rows where `mask` is False are padding and must not count."""
+    """One step's images for the K clients of a block that have a batch left, fewer from step to step.
+
+    Rows where `mask` is False are padding and must not count.
+    """
 
     features: Tensor  # (K, B, ...)
     labels: Tensor  # (K, B)
@@ -148,7 +151,10 @@ class PreparesRound(Protocol):
     """A method that computes something once per round from what the server sends."""
 
     def prepare(self, received: ParamTree, frozen: ClassSet) -> ParamTree:
-        """Further entries of `received` for all steps of the round; constants, without gradients."""
+        """Further entries of `received` for all steps of the round; constants, without gradients.
+
+        They have the client axis (K, ...) if the server sends something to each client alone, and not otherwise.
+        """
 
 
 @runtime_checkable

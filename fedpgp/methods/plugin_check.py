@@ -101,8 +101,14 @@ def dry_run(target: str, method: Method, frozen: ClassSet, image: ImageSpec, rul
         sent, own = checks.attempt("what the server rule sends", partial(_sent, rule, shared))
         received = {**sent, **own}
         if isinstance(method, PreparesRound):
-            prepared = checks.attempt("prepare", partial(method.prepare, received, frozen))
-            received = {**received, **checks.tree("prepare", prepared)}
+            prepared = checks.tree("prepare", checks.attempt("prepare", partial(method.prepare, received, frozen)))
+            checks.refuse(
+                f"prepare: {key!r} has {form_of(value)}, not (K, ...) with K = {CLIENTS}, although the server sends "
+                "something to each client alone"
+                for key, value in prepared.items()
+                if own and value.shape[:1] != (CLIENTS,)
+            )
+            received = {**received, **prepared}
         for phase in method.phases:
             checks.attempt("loss", partial(_train, checks, method, frozen, params, received, batch, phase))
         with torch.no_grad():

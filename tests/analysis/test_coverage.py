@@ -34,7 +34,7 @@ def text(*runs, **kinds):
         ),
         (
             [([3, None, 1], [None, None, 2])],
-            "mean over 1 to 2 of 3 clients (those that trained in the round and have a test image, "
+            "mean over 1 to 2 of 3 clients (those tested in the round that have a test image, "
             "not the same for all rounds and runs)",
         ),
     ],

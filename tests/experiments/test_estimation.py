@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from fedpgp.experiments import estimation
@@ -12,14 +14,14 @@ ONE = 4 * 16 * 512
 """Bytes of a context of 16 tokens of width 512, all that PromptFL shares and keeps."""
 
 
-def estimate(rule, method="promptfl", **searched):
+def estimate(rule, method="promptfl", federation=MappingProxyType({}), **searched):
     base = {
         "method": {"name": method},
         "data": {"name": "shapes"},
         "backbone": {"name": "tiny", "weights": "random"},
         "partition": {"clients": 5, "unseen_clients": 0.2},
         "protocol": {"shots": 2},
-        "federation": {"rounds": 3, "participation": 0.5, "server": {"name": rule}},
+        "federation": {"rounds": 3, "participation": 0.5, "server": {"name": rule}, **federation},
     }
     sweep = Sweep.model_validate({"base": base, **searched})
     found = estimation.of_sweep(sweep, sampling.draw(sweep))
@@ -52,3 +54,11 @@ def test_nothing_shared_is_nothing_sent_or_kept_by_the_server():
     disk, wire = estimate("scaffold", "coop")
     assert wire == 0
     assert disk == estimate("fedavg", "coop")[0]
+
+
+def test_clients_that_are_not_tested_have_no_rows():
+    """4 clients train and one does not: of each kind at most 4, 3 or 2 leave 5, 4 or 3 clients with rows."""
+    five, four, three = (estimate("fedavg", federation={"eval_clients": most})[0] for most in (4, 3, 2))
+    assert five == estimate("fedavg")[0]
+    assert five > four
+    assert five - four == pytest.approx(four - three, abs=1)  # bytes are whole

@@ -275,6 +275,16 @@ def test_blocks_are_cut_from_the_sorted_clients():
 
 
 @pytest.mark.parametrize(
+    ("clients", "size", "sizes"),
+    [(100, 10, [10] * 8 + [5] * 4), (41, 10, [10] * 3 + [5, 5, 1]), (40, 10, [10] * 4), (6, 1, [1] * 6), (0, 10, [])],
+)
+def test_the_last_two_of_many_blocks_are_cut_in_half(clients, size, sizes):
+    cut = blocks(np.arange(clients), size)
+    assert [len(part) for part in cut] == sizes
+    assert [client for part in cut for client in part] == list(range(clients))
+
+
+@pytest.mark.parametrize(
     ("clients", "participation", "count", "line"),
     [
         (100, 0.1, 10, None),

@@ -66,7 +66,11 @@ def world(bind, features, labels):
 
     def made(method):
         frozen = bind(method)
-        return frozen, distinct_params(method, frozen)[0], batch(features["pooled"], labels, drawing(method, frozen)())
+        return (
+            frozen,
+            distinct_params(method, frozen)[0],
+            batch(features["pooled"], labels, drawing(method, frozen)(range(3))),
+        )
 
     return made
 

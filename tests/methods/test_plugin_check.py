@@ -52,6 +52,11 @@ BROKEN = {
         "loss does not depend on 'ctx', which a phase trains"),
     "draws that are no tensors": ("def draws(self, frozen, generator):\n        return {'noise': 1}",
         "draws is a dict, not a dict of tensors"),
+    "prepares something that is not of each client": (
+        "def server_rule(self, federation):\n"
+        "        return PFedMoAP(PFedMoAP.settings_type()).server_rule(federation)\n\n"
+        "    def prepare(self, received, frozen):\n        return {'all': received['expert_ids'].sum()}",
+        "prepare: 'all' has shape (), not (K, ...) with K = 2, although the server sends something to each client"),
     "a server rule that cannot be made": ("def server_rule(self, federation):\n        raise KeyError('rule')",
         "server_rule raised KeyError: 'rule' ("),
     "a server rule that is none": ("def server_rule(self, federation):\n        return None",

@@ -31,8 +31,8 @@ def drawing(method, frozen, clients=range(3)):
         return None
     generators = [torch.Generator().manual_seed(10 + client) for client in clients]
 
-    def drawn():
-        each = [method.draws(frozen, generator) for generator in generators]
+    def drawn(chosen):
+        each = [method.draws(frozen, generators[client]) for client in chosen]
         return {key: torch.stack([one[key] for one in each]) for key in each[0]}
 
     return drawn
@@ -41,7 +41,7 @@ def drawing(method, frozen, clients=range(3)):
 def step(method, frozen, features, labels):
     """All images of each client in the form that the method takes, with its random numbers."""
     drawn = drawing(method, frozen)
-    return batch(features[method.image_inputs], labels, drawn() if drawn else None)
+    return batch(features[method.image_inputs], labels, drawn(range(len(COUNTS))) if drawn else None)
 
 
 def distinct_params(method, frozen):
@@ -86,7 +86,8 @@ def train(method, frozen, features, labels, clients=range(3)):
     phases, sgd = [orders] * len(method.phases), Optimizer(0.003, 0.9, 5e-4)
     received = {key: value if key in own else value[list(clients)] for key, value in received.items()}
     draws = drawing(method, frozen, clients)
-    return local_update(method, frozen, own, received, data, phases, sgd, draws=draws)
+    alone = received.keys() - own.keys()
+    return local_update(method, frozen, own, received, data, phases, sgd, draws=draws, sent=alone)
 
 
 def learned(params):

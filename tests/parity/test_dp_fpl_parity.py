@@ -75,7 +75,9 @@ def test_steps(golden, backbone, class_set, settings, variant):
     for steps in (1, len(losses)):
         draws = iter([recorded(arrays, [prefix], str(step)) for step in range(steps)])
         orders, sgd = [[[np.arange(len(labels))] * steps]], Optimizer(lr, 0.0, 0.0)
-        update = local_update(method, frozen, own, {}, data, orders, sgd, draws=lambda draws=draws: next(draws))
+        update = local_update(
+            method, frozen, own, {}, data, orders, sgd, draws=lambda clients, draws=draws: next(draws)
+        )
         same_logits(update.loss[0], losses[:steps].mean())
         for key, value in golden_tree(arrays, f"{prefix}param{steps}/", IN_STEP).items():
             same_params(update.params[key][0], value)
@@ -112,7 +114,7 @@ def test_rounds_of_one_batch(golden, class_set, variant):
         first = next(schedule(data, orders))
         batch = Batch(first.features, first.labels, first.mask, draws=draws)
         loss, found = gradients(method, params, frozen, batch)
-        update = local_update(method, frozen, params, {}, data, [orders], sgd, draws=lambda draws=draws: draws)
+        update = local_update(method, frozen, params, {}, data, [orders], sgd, draws=lambda clients, draws=draws: draws)
         for client, prefix in enumerate(prefixes):
             for key, value in golden_tree(arrays, f"{prefix}start/", NAMES).items():
                 same_params(params[key][client], value)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4  # per block, and failed starts of actors in a row, before the run fails
 INLINE_BYTES = 100 * 1024  # Ray puts larger arguments into the object store, one copy per call
+AHEAD = 4  # calls per actor, from the next result on, of which the longest starts first: so many results may wait
 POLL_SECONDS = 0.5  # interval at which requests to stop and late blocks are noticed
 
 
@@ -104,6 +106,7 @@ class ActorPool:
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """Yield the results of the calls in order, each as soon as it and all before it are complete.
 
+        Of the next few calls the one with the most `work` (see `Call`) starts first, so that all actors end together.
         `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
         small that Ray sends it with each call. Raises `FedPGPError` if a call raised it, or if its actors died or were
         late `ATTEMPTS` times; `Interrupted` if `stop` was set.
@@ -117,7 +120,9 @@ class ActorPool:
         try:
             while next_index < len(calls):
                 while waiting and self._idle:
-                    index, actor = waiting.popleft(), self._idle.pop()
+                    index = _longest(waiting, calls, next_index + AHEAD * self._resources.actors)
+                    actor = self._idle.pop()
+                    waiting.remove(index)
                     attempts[index] += 1
                     reference = actor.handle.call.remote(method, calls[index], shared)
                     running[reference] = _Running(index, actor, time.monotonic())
@@ -234,6 +239,12 @@ def stored_bytes() -> float:
     """Bytes of objects in the shared memory of all nodes."""
     kind = "object_store_memory"
     return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
+
+
+def _longest(waiting: Sequence[int], calls: Sequence[Any], end: int) -> int:
+    """The first waiting call; if it is before `end`, the one with the most work of those before `end`."""
+    near = list(takewhile(lambda index: index < end, waiting)) or [waiting[0]]
+    return max(near, key=lambda index: getattr(calls[index], "work", 0))
 
 
 def _block(index: int, calls: Sequence[Any]) -> str:

@@ -19,7 +19,7 @@ from ray.exceptions import OutOfMemoryError
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ClientError, FedPGPError, Interrupted, ResourceError
 from fedpgp.federation.backends import actors, device
-from fedpgp.federation.backends.actors import ATTEMPTS, ActorPool, _Client
+from fedpgp.federation.backends.actors import ATTEMPTS, ActorPool, _Client, _longest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -62,8 +62,19 @@ class Worker:
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB. Process 7 has"
         )
 
+    def started(self, call):
+        """When the call started, on the clock of this machine."""
+        start = time.monotonic()
+        time.sleep(0.3)
+        return start
+
     def fail(self, call):
         raise ClientError("local training", 3, call, "loss is nan")
+
+
+@dataclass(frozen=True)
+class Sized:
+    work: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,19 @@ def test_results_come_in_the_order_of_the_calls(pool):
     results = list(pool.map("late_first", range(5)))
     assert [value for value, _ in results] == [0, 10, 20, 30, 40]
     assert len({process for _, process in results}) == 2
+
+
+def test_the_calls_with_the_most_work_start_first(pool):
+    first, longest, second, last = pool.map("started", [Sized(2), Sized(9), Sized(4), Sized(1)])
+    assert max(longest, second) < min(first, last)
+
+
+def test_only_the_next_calls_are_compared_so_that_few_results_wait():
+    """Of many calls in rising order the last of the first four, not of all; of a call that is far off, that one."""
+    calls = [Sized(work) for work in range(100)]
+    assert _longest(range(100), calls, end=4) == 3
+    assert _longest([50, 60], calls, end=4) == 50
+    assert _longest(range(3), [5, 6, 7], end=4) == 0  # calls without a size keep their order
 
 
 @pytest.mark.parametrize("size", [2, 50_000])
