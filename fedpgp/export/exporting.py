@@ -59,7 +59,7 @@ def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
     else:
         rule = rule_needs.rule_of(method, experiment.federation)
         common, sent = rule.broadcast(state.server, state.shared, np.array([number]))
-        own = {key: value[number] for key, value in state.personal.items()}
+        own = {key: value[0] for key, value in _of_client(state, number).items()}
         params = select(common, state.shared) | own | {key: value[0] for key, value in sent.items()}
     weights = experiment.backbone.weights
     there = weights if weights and Path(weights).is_file() else None
@@ -119,8 +119,15 @@ def _global(state: State, method: Method) -> ParamTree:
     if not state.shared or not isinstance(method, HasGlobalModel):
         why = "all of it stays with the clients" if not state.shared else "its shared part is no model by itself"
         raise RunError(f"{method.name} has no global model: {why}; give --client ID")
-    first = {key: value[:1] for key, value in state.personal.items()}
-    return {key: value[0] for key, value in method.global_model(repeated(state.shared, 1) | first).items()}
+    model = method.global_model(repeated(state.shared, 1) | _of_client(state, 0))
+    return {key: value[0] for key, value in model.items()}
+
+
+def _of_client(state: State, client: int) -> ParamTree:
+    """The personal parameters of one client (1, ...)."""
+    import torch
+
+    return {key: torch.from_numpy(value) for key, value in state.personal.of(np.array([client])).items()}
 
 
 def _card(

@@ -15,9 +15,10 @@ import torch
 
 from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
-from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
+from fedpgp.core.tree import ParamTree, num_bytes, select, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.client import initial_momentum
+from fedpgp.federation.client_rows import IN_MEMORY, ClientRows, FirstRows, InMemory, Place
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -104,11 +105,15 @@ class Server:
 
     The personal parameters of 10,000 clients take hundreds of MB, so a step writes them into the state that it was
     given once all results of the round have arrived. That state must not be used afterwards.
+
+    Args:
+        place: where the rows of the clients are held.
     """
 
-    def __init__(self, job: FederationJob, backend: Backend) -> None:
+    def __init__(self, job: FederationJob, backend: Backend, place: Place = IN_MEMORY) -> None:
         self.job = job
         self.backend = backend
+        self.place = place
         self.rounds = job.federation.rounds if job.method.phases else 0
         self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
@@ -120,15 +125,13 @@ class Server:
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
         shared, clients = select(tree, job.method.shared_keys), job.data.num_clients
         kept = job.rule.init_kept(shared) if isinstance(job.rule, ClientHalf) else {}
-        personal = stack(own := without(tree, shared), clients)
-        if isinstance(job.method, DiffersByClient):
-            for client in range(clients):
-                for key, value in job.method.personal_of(client, own).items():
-                    personal[key][client] = value
         if job.federation.keep_momentum:
             kept = initial_momentum(job.method, tree)
+        personal_of = job.method.personal_of if isinstance(job.method, DiffersByClient) else None
+        firsts = FirstRows(without(tree, shared), personal_of), FirstRows(kept)
+        personal_rows, kept_rows = self.place.hold(clients, *firsts)
         private = job.privacy.initial() if job.privacy else {}
-        return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients), private)
+        return State(0, shared, personal_rows, job.rule.init(shared, clients), kept_rows, private)
 
     def memory(self, state: State) -> int | None:
         """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
@@ -217,8 +220,8 @@ class Server:
             everyone, sent = to_arrays(common), to_arrays(own)
             alone = self.job.rule.sent_bytes(own) if isinstance(self.job.rule, SendsToEach) else num_bytes(own)
             bytes_down += num_bytes(without(common, own)) * len(block) + alone
-            personal, kept = _rows_of(state.personal, block), _rows_of(state.kept, block)
-            calls.append(Call(number, block, personal, kept, sent, clip_norm, confusion))
+            own_rows = state.personal.of(block), state.kept.of(block)
+            calls.append(Call(number, block, *own_rows, sent, clip_norm, confusion))
         return calls, everyone, bytes_down
 
     def _train(
@@ -240,11 +243,10 @@ class Server:
 
     def _aggregate(self, state: State, results: Sequence[TrainResult], total: ParamTree, stacked: ParamTree) -> State:
         """The next state: the rule's for the shared parameters; those of each client are written back in place."""
-        for result in results:
-            for tree, own in ((state.personal, result.personal), (state.kept, result.kept)):
-                for key, value in own.items():
-                    tree[key].numpy()[_index(result.clients)] = value
         number = state.round + 1
+        for result in results:
+            state.personal.write(number, result.clients, result.personal)
+            state.kept.write(number, result.clients, result.kept)
         clients = np.concatenate([np.arange(0), *(result.clients[result.accepted] for result in results)])
         weights = np.concatenate([np.arange(0), *(result.weights[result.accepted] for result in results)])
         private = state.privacy
@@ -271,12 +273,12 @@ class Server:
         )
         server, shared = self.job.rule.aggregate(state.server, state.shared, received)
         if isinstance(self.job.method, FinishesRound):
-            _finish(self.job.method, state.personal, shared, results)
+            _finish(self.job.method, state.personal, shared, results, number)
         return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
-        state = replace(state, kept={})  # which no model needs
+        state = replace(state, kept=InMemory({}))  # which no model needs
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
         several = state.personal or personalised or self.job.federation.finetune_epochs
@@ -297,14 +299,15 @@ class Server:
         return counts, confusion_table(matrices) if last else None
 
 
-def _finish(method: FinishesRound, personal: ParamTree, shared: ParamTree, results: Sequence[TrainResult]) -> None:
-    """Let the clients whose updates count change their personal parameters, in place."""
+def _finish(
+    method: FinishesRound, personal: ClientRows, shared: ParamTree, results: Sequence[TrainResult], number: int
+) -> None:
+    """Let the clients whose updates count in a round change their personal parameters, in place."""
     for result in results:
         clients = result.clients[result.accepted]
         if len(clients):
-            own = {key: value[clients] for key, value in personal.items()}
-            for key, value in method.after_aggregation(own, shared).items():
-                personal[key][clients] = value
+            own = {key: torch.from_numpy(np.array(value)) for key, value in personal.of(clients).items()}
+            personal.write(number, clients, to_arrays(method.after_aggregation(own, shared)))
 
 
 @contextmanager
@@ -312,13 +315,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-def _rows_of(tree: ParamTree, clients: np.ndarray) -> Arrays:
-    return {key: value.numpy()[_index(clients)] for key, value in tree.items()}
-
-
-def _index(clients: np.ndarray) -> np.ndarray | slice:
-    """The sorted clients as an index: a slice, which copies nothing, if they are consecutive."""
-    first, last = int(clients[0]), int(clients[-1])
-    return slice(first, last + 1) if last - first + 1 == len(clients) else clients

@@ -126,7 +126,7 @@ def _learned(store: RunFolder, folder: Path) -> None:
         if num_bytes(state.shared) > SMALL:
             continue
         tensors = {f"shared/{key}": value.contiguous() for key, value in state.shared.items()}
-        whole = num_bytes(state.shared) + num_bytes(state.personal) <= SMALL
+        whole = num_bytes(state.shared) + state.personal.num_bytes <= SMALL
         if whole:
             tensors |= {f"personal/{key}": value.contiguous() for key, value in state.personal.items()}
         metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole else "left out"}
