@@ -20,7 +20,7 @@ from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation import rule_needs
 from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.state import State
-from fedpgp.methods.base import HasGlobalModel, Method
+from fedpgp.methods.base import DiffersByClient, HasGlobalModel, Method
 from fedpgp.storage.run_folder import RunFolder
 
 GLOBAL = "global"
@@ -52,8 +52,9 @@ def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
     """
     store = RunFolder.open(run)
     experiment, method = _checked(store)
-    state = store.state_at(_round(store, which))
-    number = None if client == GLOBAL else _number(store, client)
+    round, number = _round(store, which), None if client == GLOBAL else _number(store, client)
+    personal_of = method.personal_of if isinstance(method, DiffersByClient) else None
+    state = store.state_at(round, personal_of=personal_of, clients=np.array([number or 0]))
     if number is None:
         params = _global(state, method)
     else:

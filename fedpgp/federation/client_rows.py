@@ -1,4 +1,4 @@
-"""The parameters that belong to single clients, stacked by client: in memory, or in a file that grows as clients train."""
+"""The parameters of single clients, stacked by client: in memory, or in a file that grows as clients train."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNK_BYTES = 2**26
 
 
 class ClientRows(Mapping[str, "Tensor"]):
-    """A parameter tree with a client axis: `rows[key]` is (K, ...) for all K clients, `rows.of(clients)` those of some."""
+    """A parameter tree with a client axis in front: `rows[key]` is (K, ...), of all clients."""
 
     @property
     @abstractmethod
@@ -143,6 +143,11 @@ class OnDisk(ClientRows):
     def num_bytes(self) -> int:
         """See `ClientRows.num_bytes`."""
         return len(self._slots) * self._row.itemsize
+
+    @property
+    def num_clients(self) -> int:
+        """Number of all clients, K."""
+        return len(self.changed)
 
     @property
     def row_bytes(self) -> int:

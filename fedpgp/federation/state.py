@@ -27,7 +27,7 @@ class State:
     shared: ParamTree  # the server's parameters
     personal: ClientRows  # the clients' parameters, stacked: every entry is (K, ...)
     server: ParamTree = field(default_factory=dict)  # the server rule's own state
-    kept: ClientRows = field(default_factory=lambda: InMemory({}))  # (K, ...) what the rule lets clients keep, or their momentum
+    kept: ClientRows = field(default_factory=lambda: InMemory({}))  # (K, ...) what the rule lets them keep, or momentum
     privacy: ParamTree = field(default_factory=dict)  # the clip norm, if it adapts
 
     def __post_init__(self) -> None:
