@@ -29,6 +29,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.federated import FederatedData
+from fedpgp.data.ragged import Ragged
 from fedpgp.experiments import features, planning, runner
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends import ray_cluster
@@ -96,15 +97,15 @@ class IdleJob(FederationJob):
 
 def idle_job(clients: int, actors: int, rule: ServerRule = FEDAVG) -> IdleJob:
     """Idle clients, one block per actor."""
-    nothing = np.zeros(1, dtype=np.int64)
+    nothing = Ragged(np.zeros(clients, np.int64), np.arange(1, clients + 1))
     data = FederatedData(
         client_names=tuple(f"client {client}" for client in range(clients)),
         class_names=("a",),
         domains=("only",),
         class_sets={"all": (0,)},
         train_set="all",
-        train_rows=(nothing,) * clients,
-        train_labels=(nothing,) * clients,
+        train_rows=nothing,
+        train_labels=nothing,
         evaluation_sets=(),
         manifest_digest="idle",
     )
@@ -256,13 +257,13 @@ def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
 
 def crowd(data: FederatedData, count: int) -> FederatedData:
     """`count` clients that each draw images from all training images. They overlap, which does not change the cost."""
-    rows, labels = np.concatenate(data.train_rows), np.concatenate(data.train_labels)
-    drawn = numpy_generator(1, "crowd").integers(len(rows), size=(count, IMAGES_PER_CLIENT))
+    drawn = numpy_generator(1, "crowd").integers(len(data.train_rows.flat), size=count * IMAGES_PER_CLIENT)
+    images = Ragged(drawn, np.arange(1, count + 1) * IMAGES_PER_CLIENT)
     return replace(
         data,
         client_names=tuple(f"client {client}" for client in range(count)),
-        train_rows=tuple(rows[drawn]),
-        train_labels=tuple(labels[drawn]),
+        train_rows=images.taken(data.train_rows.flat),
+        train_labels=images.taken(data.train_labels.flat),
         evaluation_sets=(),
     )
 

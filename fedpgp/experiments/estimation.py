@@ -204,7 +204,7 @@ def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, in
     """Clients, those that train, training classes, images of a client, domains; assumed if the data are missing."""
     if found is not None and experiment.protocol.held_out != protocol.EVERY_DOMAIN:
         data = protocol.build(found, experiment.partition, experiment.protocol, experiment.seed)
-        images = sum(map(len, data.train_rows)) // len(data.train_rows)
+        images = len(data.train_rows.flat) // len(data.train_rows)
         training = len(data.training_clients)
         return data.num_clients, training, len(data.class_sets[data.train_set]), images, len(data.domains)
     partition = experiment.partition

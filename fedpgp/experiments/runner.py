@@ -263,7 +263,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "client_names": list(plan.data.client_names),
         "class_names": list(plan.data.class_names),
         **({"parts": _parts(plan)} if plan.manifest.parts else {}),
-        "num_examples": [len(rows) for rows in plan.data.train_rows],
+        "num_examples": plan.data.train_rows.counts.tolist(),
         "manifest_digest": plan.manifest.digest,
         **({"content_digest": plan.content} if plan.content else {}),
         "partition_digest": plan.data.digest,
