@@ -227,8 +227,8 @@ class RunFolder(StatusFolder):
         path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
             raise FedPGPError(f"{path}: round {row.round} is already committed")
-        for file in checkpoint.written_in(row.round, reference) if self._remote else ():
-            self._send(self._name(self.checkpoints / file), (self.checkpoints / file).read_bytes())
+        for file in checkpoint.written_in(row.round, reference):
+            self._send_file(self._name(self.checkpoints / file))
         if pooled is not None and pooled.num_rows:
             make_folder(self.path / "pooled")  # which runs of older versions lack
             self._put(f"pooled/{path.name}", round_files.arrow_bytes(pooled.cast(POOLED_SCHEMA)))
@@ -314,7 +314,8 @@ class RunFolder(StatusFolder):
         """Write all rounds and client rows as one file each, then the summary and the status `finished`."""
         lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rounds()]
         self._put("rounds.jsonl", "".join(lines).encode())
-        self._put("clients.arrow", round_files.arrow_bytes(self.clients().combine_chunks()))
+        round_files.join(self._round_paths(), self.path / "clients.arrow")
+        self._send_file("clients.arrow")
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
         self.set_status("finished")
 
