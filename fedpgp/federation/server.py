@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import inf
 from types import MappingProxyType
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -211,7 +212,7 @@ class Server:
 
     def _calls(
         self, state: State, number: int, parts: Sequence[np.ndarray], *, confusion: bool = False
-    ) -> tuple[list[Call], Arrays, int]:
+    ) -> tuple[Sequence[Call], Arrays, int]:
         """A call for each block of clients, what the server sends to all of them, and the bytes that it sends."""
         clip_norm = self.job.privacy.clip_norm_of(state) if self.job.privacy else inf
         calls, everyone, bytes_down = [], to_arrays(state.shared), 0
@@ -220,9 +221,8 @@ class Server:
             everyone, sent = to_arrays(common), to_arrays(own)
             alone = self.job.rule.sent_bytes(own) if isinstance(self.job.rule, SendsToEach) else num_bytes(own)
             bytes_down += num_bytes(without(common, own)) * len(block) + alone
-            own_rows = state.personal.of(block), state.kept.of(block)
-            calls.append(Call(number, block, *own_rows, sent, clip_norm, confusion))
-        return calls, everyone, bytes_down
+            calls.append(Call(number, block, {}, {}, sent, clip_norm, confusion))
+        return _WithRows(calls, state), everyone, bytes_down
 
     def _train(
         self, state: State, number: int, sampled: np.ndarray
@@ -278,6 +278,8 @@ class Server:
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of the honest clients and of those that never train; after the last round also confusion matrices."""
+        if not self.job.data.evaluation_sets:
+            return [], confusion_table({}) if last else None
         state = replace(state, kept=InMemory({}))  # which no model needs
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         personalised = self.job.rule.broadcast(state.server, state.shared, self.honest[:1])[1]
@@ -297,6 +299,28 @@ class Server:
         for result in self.backend.map("evaluate_new", calls, common) if calls else ():
             counts += result
         return counts, confusion_table(matrices) if last else None
+
+
+class _WithRows(Sequence[Call]):
+    """Calls that get the clients' rows when they are sent: those of all clients may not fit into memory."""
+
+    def __init__(self, calls: Sequence[Call], state: State) -> None:
+        self._calls, self._state = calls, state
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Call]: ...
+
+    def __getitem__(self, index: int | slice) -> Call | Sequence[Call]:
+        if isinstance(index, slice):
+            return _WithRows(self._calls[index], self._state)
+        call, state = self._calls[index], self._state
+        return replace(call, personal=state.personal.of(call.clients), kept=state.kept.of(call.clients))
 
 
 def _finish(
