@@ -225,7 +225,7 @@ class _Watched(FederationWorker):
         return os.getpid(), resident()
 
 
-def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+def growth(clients: Sequence[int], actors: int, report: Report) -> Measurement:
     """Measure seconds per participant for each number of clients, and growth of memory over rounds at the largest."""
     rows, per_participant = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -252,18 +252,18 @@ def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
     }
     notes = [f"{name}: {value:.2f}" for name, value in figures.items()]
     headings = ("clients", "seconds per round", "ms per participant")
-    return Measurement("scale", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
+    return Measurement("growth", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
 
 
-def crowd(data: FederatedData, count: int) -> FederatedData:
-    """`count` clients that each draw images from all training images. They overlap, which does not change the cost."""
-    drawn = numpy_generator(1, "crowd").integers(len(data.train_rows.flat), size=count * IMAGES_PER_CLIENT)
-    images = Ragged(drawn, np.arange(1, count + 1) * IMAGES_PER_CLIENT)
+def crowd(data: FederatedData, count: int, images: int = IMAGES_PER_CLIENT) -> FederatedData:
+    """`count` clients that each draw `images` of all training images. They overlap, which does not change the cost."""
+    drawn = numpy_generator(1, "crowd").integers(len(data.train_rows.flat), size=count * images)
+    own = Ragged(drawn, np.arange(1, count + 1) * images)
     return replace(
         data,
         client_names=tuple(f"client {client}" for client in range(count)),
-        train_rows=images.taken(data.train_rows.flat),
-        train_labels=images.taken(data.train_labels.flat),
+        train_rows=own.taken(data.train_rows.flat),
+        train_labels=own.taken(data.train_labels.flat),
         evaluation_sets=(),
     )
 
