@@ -25,7 +25,7 @@ from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_e
 from fedpgp.federation import attacks, rule_needs
 from fedpgp.federation.backends.base import Backend, OnDemand, SerialBackend
 from fedpgp.federation.backends.choice import choose
-from fedpgp.federation.client_rows import Place
+from fedpgp.federation.client_rows import OnDisk, Place
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import RoundRow, summarize
 from fedpgp.federation.server import Server, rounding
@@ -205,6 +205,9 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
         lines.append(f"federation.attack: {attack.kind} by {attackers}; accuracies are those of the others")
     if plan.privacy is not None:
         lines.append(privacy_planning.describe(plan.privacy, federation))
+    if any(isinstance(rows, OnDisk) for rows in (state.personal, state.kept)):
+        size = state.personal.num_bytes + state.kept.num_bytes
+        lines.append(f"resources.personal_memory: {memory_size(size)} of the clients are held in a file, as they train")
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):

@@ -8,7 +8,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +120,8 @@ class OnDisk(ClientRows):
     def __getitem__(self, key: str) -> Tensor:
         import torch
 
+        self.check_fits()
         shape = (len(self._slots), *self.first.common[key].shape)
-        size = prod(shape) * self.first.common[key].element_size()
-        if (free := memory.free()) is not None and size > free:
-            raise RunError(
-                f"{key} of all {len(self._slots)} clients takes {memory_size(size)} of memory and {memory_size(free)} "
-                "are free; use the rows of single clients"
-            )
         found = np.empty(shape, self._row[key].base)
         for start in range(0, len(found), step := max(1, CHUNK_BYTES // self._row.itemsize)):
             clients = np.arange(start, min(start + step, len(found)))
@@ -158,6 +153,14 @@ class OnDisk(ClientRows):
     def file_bytes(self) -> int:
         """Bytes that the file takes on disk."""
         return os.fstat(self._file.fileno()).st_blocks * 512
+
+    def check_fits(self) -> None:
+        """Raise `RunError` if the rows of all clients do not fit into memory."""
+        if (free := memory.free()) is not None and self.num_bytes > free:
+            raise RunError(
+                f"the parameters of all {self.num_clients} clients take {memory_size(self.num_bytes)} of memory and "
+                f"{memory_size(free)} are free; use those of single clients"
+            )
 
     def changed_after(self, round: int) -> np.ndarray:
         """The clients whose rows changed in later rounds, ascending."""

@@ -150,7 +150,7 @@ def _load_segments(
     wanted: np.ndarray | None,
 ) -> State:
     *older, item = reference["files"]
-    if reference["differs"] and personal_of is None:
+    if reference["differs"] and personal_of is None and (wanted is None or len(wanted)):
         raise RunError(f"{folder / item['file']}: the first rows of clients differ by method; export single clients")
     newest = _read(folder, item, arrays=False)
     trees = {}
@@ -159,6 +159,8 @@ def _load_segments(
             first = segments.first_rows(newest, name, keys)
             first = replace(first, personal_of=personal_of) if name == "personal" else first
             trees[name] = OnDisk(scratch, reference["clients"], first)
+    for tree in trees.values() if arrays else ():
+        tree.check_fits()
     for one in older:
         segments.restore(trees, one["segment"], _read(folder, one, arrays=True), wanted)
     content = {name: value.numpy() for name, value in newest.items()}

@@ -66,7 +66,7 @@ def test_clients_that_were_never_written_take_no_space(tmp_path):
 def test_all_rows_are_refused_where_they_would_not_fit(tmp_path, monkeypatch):
     (rows,) = Place(0, tmp_path).hold(10**6, FirstRows({"v": torch.zeros(4096)}))
     monkeypatch.setattr(memory, "free", lambda: 2**30)
-    with pytest.raises(RunError, match=r"v of all 1000000 clients takes 15\.3 GiB of memory and 1\.0 GiB are free"):
+    with pytest.raises(RunError, match=r"of all 1000000 clients take 15\.3 GiB of memory and 1\.0 GiB are free"):
         rows["v"]
 
 

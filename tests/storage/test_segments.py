@@ -163,6 +163,7 @@ def test_single_clients_are_loaded_alone_and_first_rows_that_differ_need_the_met
     reference = checkpoint.save(tmp_path, State(1, {}, rows), "d")
     with pytest.raises(RunError, match=r"000001\.safetensors: the first rows of clients differ by method"):
         checkpoint.load(tmp_path, reference, "d")
+    assert checkpoint.load(tmp_path, reference, "d", clients=np.arange(0)).personal.num_bytes == 4 * 8  # reads none
     few = {"personal_of": first.personal_of, "clients": np.array([1])}
     own = checkpoint.load(tmp_path, reference, "d", **few).personal
     assert own["u"][:, 0].tolist() == [0, 9, 2, 3]  # client 3 was not asked for
