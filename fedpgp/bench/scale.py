@@ -26,7 +26,7 @@ from fedpgp.storage.run_folder import RunFolder
 N_CTX, RANK = 16, 8
 IMAGES = 2
 """Training images of a client; several clients may have the same one."""
-BLOCK = 50
+BLOCK = 20
 """Clients of a block."""
 WARM_UP, MEASURED = 1, 5
 """Rounds that are not counted, with the start of the run, and that are."""
