@@ -149,11 +149,6 @@ class OnDisk(ClientRows):
         """Bytes of the row of one client."""
         return self._row.itemsize
 
-    @property
-    def file_bytes(self) -> int:
-        """Bytes that the file takes on disk."""
-        return os.fstat(self._file.fileno()).st_blocks * 512
-
     def check_fits(self) -> None:
         """Raise `RunError` if the rows of all clients do not fit into memory."""
         if (free := memory.free()) is not None and self.num_bytes > free:
