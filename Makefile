@@ -14,6 +14,7 @@ CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),on_trial_*,iteration,trial_id,stop_all,s
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),set_search_properties,save_to_dir,checkpoint_dir,session_str,search_space
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),calibration,transform,evaluate,evaluate_new,_teacher,_vit,_joint,_context,partition_digest,weights_fingerprint,content_digest
 CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),yaml_implicit_resolvers,layer_norm_eps,num_channels,model_type,do_resize,do_normalize
+CALLED_BY_OTHERS := $(CALLED_BY_OTHERS),fill_uninitialized_memory,allow_tf32
 
 .PHONY: demo test test-all check bad-inputs clean
 

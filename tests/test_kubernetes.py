@@ -123,3 +123,12 @@ def test_the_pinned_versions_are_those_installed_and_satisfy_the_package():
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
     for name in ("ray", "mlflow", "torch", "pydantic"):
         assert version(name).partition("+")[0] == pinned[name]
+
+
+def test_the_readme_has_the_commands_of_the_manifest():
+    def commands(path):
+        lines = [line.strip("# ") for line in path.read_text().splitlines()]
+        return [re.split(r"\s{2,}#", line)[0] for line in lines if line.startswith("kubectl ")]
+
+    assert commands(ROOT / "README.md") == commands(PIPELINES / "kuberay.yaml")
+    assert len(commands(ROOT / "README.md")) == 5

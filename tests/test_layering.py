@@ -35,7 +35,7 @@ ONLY_IN = {
 """The files, or the folders ending in /, in which alone a library is imported."""
 
 LATE = {
-    "": {"open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
+    "": {"huggingface_hub", "open_clip", "PIL", "safetensors", "scipy", "timm", "torch", "torchvision"},
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "federation/accountant": {"dp_accounting"},

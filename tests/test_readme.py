@@ -172,9 +172,14 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 300
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", ["README.md", "pipelines/README.md", "CONTRIBUTING.md", "BENCHMARKS.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or ((ROOT / name).parent / target).exists(), target
+
+
+def test_sections_that_are_referred_to_exist():
     headings = {
         re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", README, re.M)
     }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
 from fedpgp.analysis.coverage import Coverage, lines
-from fedpgp.analysis.labels import is_scenario, labels, named, texts
+from fedpgp.analysis.labels import is_scenario, labels, scenario_name, texts
+from fedpgp.analysis.statistic import Statistic, in_order
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.measures import split_name
@@ -101,43 +101,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """One number per seed; of runs that also differ in the split of the data, one per seed and split.
-
-    With several of both, two numbers can share a seed or a split. They count as independent all the same, so that the
-    interval is a little too narrow.
-    """
-
-    by_seed: Mapping[Repetition, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return fmean(self.by_seed.values())
-
-    @property
-    def std(self) -> float | None:
-        """Standard deviation over the seeds (ddof 1); None for one seed."""
-        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95% confidence interval of the mean, by Student's t with n - 1 degrees of freedom; None for one seed."""
-        if self.std is None:
-            return None
-        from scipy.special import stdtrit  # the quantile of Student's t, without the weight of scipy.stats
-
-        count = len(self.by_seed)
-        half = float(stdtrit(count - 1, 0.975)) * self.std / math.sqrt(count)
-        return self.mean - half, self.mean + half
-
-    def minus(self, other: Statistic) -> Statistic | None:
-        """Paired difference over the seeds that both have; None if there are none."""
-        seeds = sorted(self.by_seed.keys() & other.by_seed.keys(), key=in_order)
-        return Statistic({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds}) if seeds else None
-
-
-@dataclass(frozen=True)
 class Group:
     """Runs of the same settings with different seeds, splits of the data and held-out domains."""
 
@@ -149,6 +112,8 @@ class Group:
     """the folds that groups of this scenario should have"""
     marks: tuple[str, ...] = ()
     """why its numbers do not compare with those of others"""
+    family: str = ""
+    """its variant of a sweep or its method, of which there may be groups with other settings"""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -232,6 +197,12 @@ class Comparison:
         found = self.metrics()
         return next((metric for metric in MAIN if metric in found), None)
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether some scenario has several methods, one of them with several settings."""
+        counts = [list(map(len, families(groups).values())) for groups in self.scenarios.values()]
+        return self.main is not None and any(len(own) > 1 and max(own) > 1 for own in counts)
+
     @cached_property
     def differing(self) -> list[str]:
         """Keys of the settings that are not the same in all groups."""
@@ -249,45 +220,50 @@ class Comparison:
         return lines
 
     def baseline(self, label: str | None) -> str:
-        """Return the given label, or by default the first one.
+        """Return the given label, or by default the first one; a family's name stands for the settings `chosen` of it.
 
         Raises:
             ConfigError: no group has this label.
         """
-        if label is not None and label not in self.labels:
-            raise ConfigError(f"--baseline {label!r}: no such group; known: {', '.join(map(repr, self.labels))}")
+        known = dict.fromkeys([*self.labels, *(group.family for group in self.groups if group.family)])
+        if label is not None and label not in known:
+            raise ConfigError(f"--baseline {label!r}: no such group; known: {', '.join(map(repr, known))}")
         return label or self.labels[0]
+
+    def reference(self, scenario: str, baseline: str) -> Group | None:
+        """The group of a scenario that a baseline means; None: the scenario has none."""
+        groups = self.scenarios[scenario]
+        named = next((group for group in groups if group.label == baseline), None)
+        return named or chosen(groups, self.main or "").get(baseline)
 
     def difference(self, group: Group, baseline: str, metric: str, reading: Reading = "last") -> Statistic | None:
         """Paired difference on test images to the baseline in the same scenario; None for the baseline itself."""
-        other = next((one for one in self.scenarios[group.scenario] if one.label == baseline), None)
+        other = self.reference(group.scenario, baseline)
         if other is None or other is group:
             return None
         own, theirs = group.statistic(metric, "test", reading), other.statistic(metric, "test", reading)
         return own.minus(theirs) if own and theirs else None
 
 
-def in_order(repetition: Repetition) -> tuple[int, ...]:
-    """The key by which seeds, and pairs of seed and split, are sorted."""
-    return repetition if isinstance(repetition, tuple) else (repetition,)
+def families(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """The groups of each variant or method."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family, []).append(group)
+    return found
 
 
-def repeated(repetition: Repetition) -> str:
-    """`1`, or with a split `1/2`."""
-    return "/".join(map(str, in_order(repetition)))
+def chosen(groups: Sequence[Group], metric: str) -> dict[str, Group]:
+    """By family, the group with the highest mean of a metric on validation images, after the last round.
 
-
-def over(repetitions: Collection[Repetition]) -> str:
-    """What a mean is over: `one seed`, `3 seeds`, `3 splits`, `2 seeds x 3 splits`."""
-    pairs = [in_order(one) for one in repetitions]
-    counts = [len({pair[place] for pair in pairs if len(pair) > place}) for place in range(2)]
-    found = [f"{count} {name}" for count, name in zip(counts, ("seeds", "splits"), strict=True) if count > 1]
-    return " x ".join(found) or "one seed"
-
-
-def counted(repetitions: Collection[Repetition]) -> str:
-    """The cell of a column `seeds`: `3`, or with splits what `over` says."""
-    return over(repetitions) if any(isinstance(one, tuple) for one in repetitions) else str(len(repetitions))
+    Families of which no group measured it are left out.
+    """
+    best: dict[str, tuple[float, Group]] = {}
+    for group in groups:
+        found = group.statistic(metric, "val")
+        if found is not None and (group.family not in best or found.mean > best[group.family][0]):
+            best[group.family] = found.mean, group
+    return {family: group for family, (_, group) in best.items()}
 
 
 def measured(groups: Sequence[Group]) -> list[str]:
@@ -315,7 +291,7 @@ def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) ->
     samples = [next(iter(runs.values())) for runs in kinds]
     keys = [] if merge_scenarios else differing([run.scenario for run in samples])
     shown = texts([run.settings for run in samples])
-    scenarios = [named(own, keys) for own in shown]
+    scenarios = [scenario_name(own, shown, keys) for own in shown]
     names = [(name, scenario) for (name, _), scenario in zip(by_settings, scenarios, strict=True)]
     found = labels(names, [run.settings for run in samples], shown, merge_scenarios)
     folds: dict[str, set[Fold]] = {}
@@ -323,9 +299,9 @@ def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) ->
         folds.setdefault(scenario, set()).update(runs)
     groups = []
     first: dict[str, tuple[str, Mapping[Fold, Run]]] = {}
-    for label, scenario, runs in zip(found, scenarios, kinds, strict=True):
+    for label, (family, scenario), runs in zip(found, names, kinds, strict=True):
         marks = _marks(runs, *first.setdefault(scenario, (label, runs)))
-        groups.append(Group(label, scenario, runs, frozenset(folds[scenario]), marks))
+        groups.append(Group(label, scenario, runs, frozenset(folds[scenario]), marks, family))
     return groups, notes
 
 

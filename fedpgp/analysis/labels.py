@@ -15,7 +15,7 @@ NO_SCENARIO = ("data.template", "data.views")
 """Settings in these sections that do not."""
 DIGESTS = ("digest", "fingerprint", "content")
 """Last parts of keys of settings that are digests of files."""
-CHOICES = (".name", ".kind", ".level")
+CHOICES = (".name", ".kind", ".level", ".scheme")
 """Ends of keys that choose what the other keys of their section mean."""
 
 
@@ -75,6 +75,22 @@ def texts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     keys = differing(settings)
     columns = [distinct([tree.get(key, "-") for tree in settings]) for key in keys]
     return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] if keys else [{} for _ in settings]
+
+
+def scenario_name(texts: Mapping[str, str], others: Sequence[Mapping[str, str]], keys: Sequence[str]) -> str:
+    """As `named`, without settings that have one value in all scenarios of the same choice: `scheme=dirichlet, beta=1`.
+
+    Args:
+        texts: of the scenario.
+        others: of all scenarios.
+        keys: the settings that differ between scenarios.
+    """
+
+    def tells(key: str) -> bool:
+        choice = choice_of(key, keys)
+        return choice is None or len({one[key] for one in others if one[choice] == texts[choice]}) > 1
+
+    return named(texts, [key for key in keys if tells(key)])
 
 
 def named(texts: Mapping[str, str], keys: Sequence[str]) -> str:

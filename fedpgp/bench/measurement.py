@@ -58,6 +58,8 @@ class Measurement:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = field(default_factory=tuple)
+    failures: Sequence[str] = field(default_factory=tuple)
+    """checks that failed, each in a few words"""
 
     def as_json(self) -> str:
         """`{"bench", "machine", "figures"}` on one line."""
@@ -73,6 +75,18 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "ray")},
+        **(_gpu() if torch.cuda.is_available() else {}),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """Describe the first GPU."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gb": round(properties.total_memory / 2**30, 1),
+        "driver": provenance.gpu_driver() or "unknown",
+        "cuda": torch.version.cuda,
     }
 
 

@@ -48,6 +48,7 @@ NOVEL = _words(
 )
 BASE_TEST, NOVEL_TEST = 1549, 916
 """Numbers of test images of Caltech101 in CoOp's split."""
+CPU = torch.device("cpu")
 MODEL = "ViT-B-16"
 TEMPLATE = "a photo of a {}."
 MU, TAU = 0.5, 0.5
@@ -128,15 +129,15 @@ class Workload:
         """The frozen text tower over base and novel classes."""
         return freeze(self.backbone, [*self.base, *self.novel], TEMPLATE, ("X",))
 
-    def on_base(self, dtype: torch.dtype = torch.float32) -> ClassSet:
+    def on_base(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> ClassSet:
         """The text tower on the base classes."""
-        return self.text.to("cpu", dtype).on(range(len(self.base)))
+        return self.text.to(device, dtype).on(range(len(self.base)))
 
-    def params(self, clients: int = 1) -> ParamTree:
+    def params(self, clients: int = 1, device: torch.device = CPU) -> ParamTree:
         """Initial parameters of the clients, each with its own random draw."""
         method, frozen = self.method, self.on_base()
         trees = [method.init(frozen, torch_generator(1, "bench", client)) for client in range(clients)]
-        return {key: torch.stack([tree[key] for tree in trees]).requires_grad_() for key in trees[0]}
+        return {key: torch.stack([tree[key] for tree in trees]).to(device).requires_grad_() for key in trees[0]}
 
     def images(self, count: int) -> tuple[Tensor, Tensor]:
         """Normalised pixels (count, 3, H, W) of noise, and labels."""
@@ -144,18 +145,30 @@ class Workload:
         pixels = torch.randn(count, 3, size, size, generator=generator)
         return pixels, torch.randint(len(self.base), (count,), generator=generator)
 
-    def step(self, batch: int, clients: int = 1, class_chunk: int | None = None) -> Callable[[], list[Tensor]]:
+    def step(
+        self,
+        batch: int,
+        clients: int = 1,
+        class_chunk: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> Callable[[], list[Tensor]]:
         """One step of a block of clients: loss (K,) and gradients of ctx, U and V (K, ...)."""
-        frozen = replace(self.text, class_chunk=class_chunk).on(range(len(self.base)))
-        generator, params = torch.Generator().manual_seed(1), self.params(clients)
-        features = torch.randn(clients, batch, frozen.joint_width, generator=generator)
-        images = one_batch(features, torch.randint(len(self.base), (clients, batch), generator=generator))
+        frozen = replace(self.text, class_chunk=class_chunk).to(device, dtype).on(range(len(self.base)))
+        params, images = self.params(clients, device), self.batch(batch, clients, device)
 
         def run() -> list[Tensor]:
             loss, _ = self.method.loss(params, {}, frozen, images)
             return [loss.detach(), *torch.autograd.grad(loss.sum(), list(params.values()))]
 
         return run
+
+    def batch(self, batch: int, clients: int, device: torch.device = CPU) -> Batch:
+        """Noise in place of the features of `batch` images of each client."""
+        generator, width = torch.Generator().manual_seed(1), self.on_base().joint_width
+        features = torch.randn(clients, batch, width, generator=generator)
+        labels = torch.randint(len(self.base), (clients, batch), generator=generator)
+        return one_batch(features.to(device), labels.to(device))
 
 
 def vit_b_16() -> Workload:
@@ -165,7 +178,7 @@ def vit_b_16() -> Workload:
 
 def one_batch(features: Tensor, labels: Tensor) -> Batch:
     """A batch of K clients without padding: features (K, B, E), labels (K, B)."""
-    return Batch(features, labels, torch.ones(labels.shape, dtype=torch.bool))
+    return Batch(features, labels, torch.ones_like(labels, dtype=torch.bool))
 
 
 def job(

@@ -77,6 +77,7 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     if version:
         typer.echo(fedpgp.__version__)
         raise typer.Exit

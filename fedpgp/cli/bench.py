@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpgp.cli.shared import err, out
+from fedpgp.core.errors import FedPGPError
 
 if TYPE_CHECKING:
     from fedpgp.bench.measurement import Measurement
@@ -145,6 +146,15 @@ def features(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def gpu(as_json: JsonOption = False) -> None:
+    """Parity with the CPU, equal bits, memory and speed of a GPU. At most five minutes."""
+    from fedpgp.bench import gpu as bench
+
+    device = bench.require()
+    _show(bench.measure(_progress, device, bench.full()), as_json)
+
+
+@app.command()
 def sweep(
     quick: Annotated[bool, typer.Option("--quick", help="Little of everything: about a minute, and rough.")] = False,
     as_json: JsonOption = False,
@@ -164,6 +174,26 @@ def search(as_json: JsonOption = False) -> None:
     from fedpgp.bench import search as bench
 
     _show(bench.measure(_progress, bench.load()), as_json)
+
+
+@app.command()
+def suite(
+    only: Annotated[str | None, typer.Option(help="Benches, with commas between; default: all of the suite.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Figures of --save; default: those of the last release.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every bench, each ratio beside that of the last release, so that a regression is seen. About an hour."""
+    from fedpgp import __version__
+    from fedpgp.bench import suite as bench
+
+    names = only.split(",") if only else list(bench.RATIOS)
+    if unknown := [name for name in names if name not in bench.RATIOS]:
+        raise typer.BadParameter(f"--only: no bench {unknown[0]!r} in the suite; known: {', '.join(bench.RATIOS)}")
+    found, figures = bench.measure(names, bench.read(against) if against else bench.released(), _progress)
+    if save is not None:
+        bench.write(save, __version__, figures)
+    _show(found, as_json)
 
 
 @app.command()
@@ -190,3 +220,5 @@ def _show(found: Measurement, as_json: bool) -> None:
     out.print(Table(f"bench {found.bench}", found.headings, found.rows, caption="\n".join(found.notes)))
     if as_json:
         typer.echo(found.as_json())
+    if found.failures:
+        raise FedPGPError(f"bench {found.bench}: {'; '.join(found.failures)}")

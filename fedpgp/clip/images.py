@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,16 @@ def encode(visual: nn.Module, spec: ImageSpec, pixels: Tensor, variant: Variant,
 
 def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
     """Normalize cached pixels, uint8 (..., 3, H, W), to inputs of the image tower, float32 of the same shape."""
-    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (spec.mean, spec.std))
+    mean, std = _channels(spec, pixels.device)
     return (pixels.float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _channels(spec: ImageSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3, 1, 1); cached, so that a step does not wait until they are copied to its GPU."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (spec.mean, spec.std))
+    return mean, std
 
 
 def _evaluation_crop(spec: ImageSpec) -> Callable[[Image], Tensor]:

@@ -6,22 +6,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fedpgp.clip import hugging_face
+from fedpgp.clip import hub, hugging_face
 from fedpgp.clip import weights as checkpoints
 from fedpgp.clip.tokens import ReducedTokenizer, reduced_ids
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
 from fedpgp.core.seeding import derive_seed
-from fedpgp.core.text import did_you_mean, first_of, one_line
+from fedpgp.core.text import did_you_mean, first_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +35,8 @@ ICON_CLIP_WEIGHTS = ICON_CLIP_FOLDER / "open_clip_model.safetensors"
 
 HUB = "hf-hub:"
 CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Names of open_clip's files in a hub repository."""
 QUICK = "-quickgelu"  # how open_clip names a model with QuickGELU
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 TINY: dict[str, Any] = {
@@ -135,12 +135,14 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if name == "tiny":
         return deepcopy(TINY), {}
     if name == ICON_CLIP or name.startswith(HUB):
-        path = ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, CONFIG, hugging_face.CONFIG)
+        repository = name.removeprefix(HUB)
+        path = (
+            ICON_CLIP_FOLDER / CONFIG if name == ICON_CLIP else _from_hub(name, repository, CONFIG, hugging_face.CONFIG)
+        )
         described = hugging_face.read_json(path)
         if "model_cfg" in described:
             return described["model_cfg"], described.get("preprocess_cfg", {})
-        with suppress(BackboneError):  # the file is optional
-            _from_hub(name, hugging_face.PREPROCESSOR)
+        hub.find(name, repository, hugging_face.PREPROCESSOR)  # the file is optional
         return hugging_face.model_config(described, str(path)), hugging_face.preprocessing_beside(path)
     import open_clip
 
@@ -185,7 +187,8 @@ def _find_weights(name: str, settings: BackboneSettings, configured: Activation)
     if complete:
         if weights is not None:
             raise BackboneError(f"backbone.weights: {name} includes weights; give null (given: {weights!r})")
-        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name, None, *hugging_face.WEIGHTS)
+        files = (*WEIGHTS, *hugging_face.WEIGHTS)
+        path = ICON_CLIP_WEIGHTS if name == ICON_CLIP else _from_hub(name, name.removeprefix(HUB), *files)
         return _Source(activation, checkpoints.read(path).tensors)
     if weights == "random":
         return _Source(activation)
@@ -244,31 +247,17 @@ def _from_tag(name: str, tag: str | None, activation: Activation) -> _Source:
     trained = _activation(published)
     if activation != trained:
         raise _disagreement(name, f"tag {tag}", trained)
-    path = _fetch(f"{name} {tag}", lambda: pretrained.download_pretrained(published))
+    repository, _, file = published["hf_hub"].rpartition("/")
+    files = (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHTS
+    path = _from_hub(f"{name} {tag}", repository, *files)
     return _Source(activation, checkpoints.read(path).tensors, published)
 
 
-def _from_hub(name: str, *files: str | None) -> Path:
-    """Fetch the first of the files that the repository has. None: open_clip's weights, in any of their formats."""
-    from open_clip import pretrained
-
-    errors = []
-    for file in files:
-        try:
-            return _fetch(name, partial(pretrained.download_pretrained_from_hf, name.removeprefix(HUB), file))
-        except BackboneError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def _fetch(what: str, download: Callable[[], str]) -> Path:
-    try:
-        return Path(download())
-    except Exception as error:  # networks, hubs and proxies raise anything
-        raise BackboneError(
-            f"backbone.weights: {what} cannot be fetched ({one_line(error)[:200]}); download the checkpoint elsewhere "
-            "and give backbone.weights=FILE with the open_clip name and backbone.activation=gelu or quick_gelu"
-        ) from error
+def _from_hub(what: str, repository: str, *files: str) -> Path:
+    """Fetch the first of the files that a model's repository has; it must have one of them."""
+    if (path := hub.find(what, repository, *files)) is None:
+        raise BackboneError(f"backbone.name: {what} has none of the files {', '.join(files)}; give another model")
+    return path
 
 
 def _disagreement(name: str, what: str, trained: Activation) -> BackboneError:

@@ -106,6 +106,12 @@ def gpus() -> list[str]:
     return [named(str(path), "Model") or "unknown" for path in found]
 
 
+def gpu_driver() -> str | None:
+    """Return the version of NVIDIA's driver; None: there is none, or it does not say."""
+    words = " ".join(lines("/proc/driver/nvidia/version")).split()
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
+
+
 def git_commit() -> str | None:
     """Return the commit of the package's git checkout, else that of the working folder; `+`: with changes.
 

@@ -49,6 +49,11 @@ def choose(mask: torch.Tensor, chosen: ParamTree, other: ParamTree) -> ParamTree
     }
 
 
+def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to a device without waiting for that; to a GPU from page-locked memory."""
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+
 def num_bytes(tree: ParamTree) -> int:
     """Count the bytes of all entries."""
     return sum(value.numel() * value.element_size() for value in tree.values())

@@ -1,24 +1,28 @@
 """Downloads a data set if torchvision supports it, and checks it; else prints the manual steps."""
 
-import tarfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fedpgp.config import DataSettings
 from fedpgp.core.errors import DataError
+from fedpgp.core.files import in_the_way, is_full, locked
 from fedpgp.core.text import one_line
-from fedpgp.data import manifest
+from fedpgp.data import manifest, transfers
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.sources import SOURCES
 from fedpgp.data.sources.base import Source
+
+LOCK, UNPACKED = "lock", "unpacked"
+"""A file and a folder in the hidden folder of a download, beside its archives."""
 
 
 def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
     """Download a data set to `root`, unless `root` has a usable copy.
 
-    A download is unpacked in a hidden folder of `root`, which is removed on failure, and then moved. Raise `DataError`,
-    with the manual steps, if the data set is unknown, there is no network, or the download is unusable.
+    Archives are transferred to a hidden folder of `root`, unpacked there and then moved. After an interruption the
+    next call continues with what has arrived; damaged archives are removed. Raise `DataError`, with the manual steps,
+    if the data set is unknown, there is no network, or the download is unusable.
     """
     source = SOURCES.get(name)
     if source is None or not source.steps:
@@ -31,10 +35,12 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
         except DataError as error:
             say(f"not usable yet: {error}")
     if source.download is Source.download:
-        raise DataError(_by_hand(source, root, "cannot be downloaded automatically"))
-    in_the_way = [str(root / folder) for folder in source.folders if (root / folder).exists()]
-    if in_the_way:
-        raise DataError(f"{name}: {', '.join(in_the_way)} is there already but not usable; complete it or move it away")
+        raise DataError(_by_hand(source, root, "cannot be downloaded automatically; by hand"))
+    unusable = [str(root / own) for own in source.names_in_root() if (root / own).exists()]
+    if unusable:
+        raise DataError(f"{name}: {', '.join(unusable)} is there already but not usable; complete it or move it away")
+    if (obstacle := in_the_way(root)) is not None:
+        raise DataError(f"{name}: {obstacle} is not a folder that you may write to; give another --root")
     say(f"downloading {name} to {root}")
     _download(source, root)
     return manifest.build(settings)
@@ -42,23 +48,54 @@ def prepare(name: str, root: Path, say: Callable[[str], None]) -> Manifest:
 
 def _download(source: type[Source], root: Path) -> None:
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
-    extraction_filter = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # reject members outside the target folder
+    hidden = root / f".download-{source.name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as fresh:
-            source.download(Path(fresh))
-            for entry in sorted(Path(fresh).iterdir()):
-                entry.replace(root / entry.name)
-    except Exception as error:  # torchvision raises anything from URLError to RuntimeError
+        hidden.mkdir(parents=True, exist_ok=True)
+        with locked(hidden / LOCK, wait=False):
+            try:
+                _fill(source, hidden, root)
+            finally:
+                shutil.rmtree(hidden / UNPACKED, ignore_errors=True)
+                if not any(path.name != LOCK for path in hidden.iterdir()):
+                    shutil.rmtree(hidden)
+    except Exception as error:  # torchvision raises anything
         for folder in new:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        raise DataError(_by_hand(source, root, f"could not be downloaded ({one_line(error)})")) from error
-    finally:
-        tarfile.TarFile.extraction_filter = extraction_filter
+        raise DataError(_failure(source, root, error)) from error
+
+
+def _fill(source: type[Source], hidden: Path, root: Path) -> None:
+    """Unpack in the hidden folder, and move to the root what came out."""
+    unpacked = hidden / UNPACKED
+    shutil.rmtree(unpacked, ignore_errors=True)  # of a killed process
+    unpacked.mkdir()
+    try:
+        with transfers.resumable(hidden):
+            source.download(unpacked)
+    except transfers.DamagedError:
+        _remove_archives(hidden)
+        raise
+    for entry in sorted(unpacked.iterdir()):
+        entry.replace(root / entry.name)
+    _remove_archives(hidden)
+
+
+def _remove_archives(hidden: Path) -> None:
+    for path in hidden.iterdir():
+        if path.is_file() and path.name != LOCK:
+            path.unlink()
+
+
+def _failure(source: type[Source], root: Path, error: Exception) -> str:
+    if isinstance(error, BlockingIOError):
+        return f"{source.name}: another process is downloading it to {root}; wait for that one"
+    if isinstance(error, OSError) and is_full(error):
+        return f"{source.name}: no space left in {root}; free some and run this again, which continues"
+    again = "run this again, which continues" if isinstance(error, transfers.TransferError) else "run this again"
+    return _by_hand(source, root, f"could not be downloaded ({one_line(error)}); {again}, or by hand")
 
 
 def _by_hand(source: type[Source], root: Path, what: str) -> str:
     steps = "".join(f"\n  {step.replace('ROOT', str(root))}" for step in source.steps)
-    return f"{source.name}: {what}; by hand:{steps}\nthen: fedpgp data check {source.name} --root {root}"
+    return f"{source.name}: {what}:{steps}\nthen: fedpgp data check {source.name} --root {root}"

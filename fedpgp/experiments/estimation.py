@@ -80,7 +80,7 @@ def of_memory(plan: Plan) -> int | None:
 
 def _backend(plan: Plan) -> SerialBackend:
     resources = plan.experiment.resources
-    return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0)
+    return SerialBackend(resources.threads, gpus=resources.gpus_per_actor)
 
 
 @dataclass(frozen=True)

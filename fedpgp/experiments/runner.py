@@ -47,7 +47,7 @@ def make_backend(resources: ResourceSettings, stop: threading.Event) -> Backend:
     """
     resources = choose(resources, resources.actors).resources
     if resources.backend == "serial":
-        return SerialBackend(resources.threads, gpu=resources.gpus_per_actor > 0, stop=stop)
+        return SerialBackend(resources.threads, gpus=resources.gpus_per_actor, stop=stop)
     from fedpgp.federation.backends.actors import ActorPool
 
     return ActorPool(resources, stop)

@@ -123,7 +123,8 @@ def local_update(
     """Train the clients of a block together, each as it would be trained alone.
 
     A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
-    does a client whose loss is not finite. No step waits for the device: nothing is read from it, or copied to it.
+    does a client whose loss is not finite. No step waits for the device: nothing is read from it, and the only copies
+    to it, of `draws`, are asynchronous. (Some methods wait in their loss, as their docstrings say.)
     Raises `ConfigError` if the method gives a part of its loss a reserved name.
 
     Args:

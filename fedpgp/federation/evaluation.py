@@ -9,7 +9,7 @@ import torch
 
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet
-from fedpgp.core.tree import ParamTree
+from fedpgp.core.tree import ParamTree, to_device
 from fedpgp.data.federated import EvaluationSet, FederatedData
 from fedpgp.federation.messages import Call, Counts
 from fedpgp.federation.pooled_counts import Answers, confidences, pool
@@ -114,7 +114,7 @@ class Evaluator:
         size = max(1, VALUES_PER_CHUNK // max(models * num_classes, prod(self.cache.shape)))
         classes, confidence = [], []
         for start in range(0, max(1, len(rows)), size):
-            features = torch.from_numpy(self.cache.gather(rows[start : start + size])).to(self.device)
+            features = to_device(torch.from_numpy(self.cache.gather(rows[start : start + size])), self.device)
             logits = classifier(features.unsqueeze(0))
             best, answers = logits.max(-1)
             classes.append(answers.int().masked_fill_(~best.isfinite(), -1))  # max prefers NaN to any number

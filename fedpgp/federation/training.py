@@ -13,7 +13,7 @@ from torch import Tensor
 from fedpgp.clip.feature_cache import FeatureCache
 from fedpgp.clip.text_backbone import ClassSet, FrozenText
 from fedpgp.core.seeding import numpy_generator, torch_generator
-from fedpgp.core.tree import ParamTree, repeated, select, without
+from fedpgp.core.tree import ParamTree, repeated, select, to_device, without
 from fedpgp.federation import absence, attacks
 from fedpgp.federation.client import Draws, LocalData, Optimizer, Order, Update, batches, local_update, schedule, travel
 from fedpgp.federation.learning_rates import factors
@@ -205,7 +205,7 @@ class Trainer:
 
         def drawn() -> ParamTree:
             each = [method.draws(frozen, generator) for generator in generators]
-            return {key: torch.stack([one[key] for one in each]).to(self._device) for key in each[0]}
+            return {key: to_device(torch.stack([one[key] for one in each]), self._device) for key in each[0]}
 
         return drawn
 

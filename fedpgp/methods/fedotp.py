@@ -49,6 +49,8 @@ class FedOTP(PromptMethod):
     Shared: `ctx`, which travels up and down in every round and is averaged by numbers of images. `local` stays with the
     client.
 
+    Whether to stop is read from the device in every iteration.
+
     Departs from the authors' code: each image stops its iterations separately, so its result does not depend on the
     rest of the batch (`stop: batch` gives theirs); the solver runs in fp32, on kernels divided by their largest entry,
     which changes no plan and prevents underflow at a small `eps`. With `stop: batch`, up to 100 consecutive images of

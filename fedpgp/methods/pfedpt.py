@@ -86,6 +86,8 @@ class PFedPT:
     fixed. `use_prompt: false` has no frame and no first phase: FedAvg. The network has no output for novel classes, so
     Novel is not measured.
 
+    The images that are not padding are selected by a mask, so every step waits for the device.
+
     Departs from the authors' code: each round has fresh optimizers (theirs keep the frame's momentum); running
     statistics are averaged (theirs stay with the client and are used with the averaged weights); the frame's rate
     decays by rounds (theirs by batches, and not at all by default).

@@ -128,7 +128,7 @@ class Registration:
 
 
 def described(card: Mapping[str, Any]) -> str:
-    """The card of a prompt in Markdown: what it is, its accuracies, and what it was trained on and with."""
+    """The card of a prompt in Markdown: what it is, what it was trained on and with, and its accuracies."""
     trained, backbone, method = card["trained_on"], card["backbone"], card["method"]
     paper = f" ({method['paper']})" if method.get("paper") else ""
     facts = {
@@ -143,6 +143,6 @@ def described(card: Mapping[str, Any]) -> str:
     if (clients := trained.get("clients")) is not None:
         facts["trained on"] += f", {trained['images']} images of {clients} client{'' if clients == 1 else 's'}"
     accuracies = [(name, f"{value:.2f}") for name, value in card["metrics"].items()]
-    tables = [Table("", ["percent", "accuracy"], accuracies).markdown()] if accuracies else []
-    tables += [Table("", ["", ""], list(facts.items())).markdown()]
+    tables = [Table("", ["", ""], list(facts.items())).markdown()]
+    tables += [Table("", ["metric", "percent"], accuracies).markdown()] if accuracies else []
     return "\n\n".join([f"**{card['what']}**", *tables])[:MAX_DESCRIPTION]

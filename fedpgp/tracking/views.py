@@ -124,15 +124,15 @@ def searched(sweep: Run) -> list[str]:
 
 
 def _charts(metrics: Sequence[str], params: Sequence[str], trials: Sequence[Run]) -> list[dict[str, Any]]:
-    """Bars by trial, a scatter plot, parallel coordinates, and the contour of the first two numeric settings."""
+    """Bars by trial, a scatter plot, parallel coordinates of what varies, and the contour of the first two numbers."""
     across, up = metrics if len(metrics) == 2 else TRADEOFF
     charts = [_chart("BAR", metricKey=name, selectedMetricKeys=[name]) for name in metrics]
     if all(any(name in run.data.metrics for run in trials) for name in (across, up)):
         charts.append(_chart("SCATTER", xaxis=_axis(across), yaxis=_axis(up)))
-    if params:
-        shown = {"selectedParams": list(params), "selectedMetrics": [metrics[0]]}
+    if varied := [key for key in params if len(_values(key, trials)) > 1]:
+        shown = {"selectedParams": varied, "selectedMetrics": [metrics[0]]}
         charts.append(_chart("PARALLEL", **shown, showAllRuns=True))
-    numeric = [key for key in params if _is_numeric([run.data.params.get(key) for run in trials])]
+    numeric = [key for key in varied if _are_numbers(_values(key, trials))]
     if len(numeric) > 1:
         axes = {"xaxis": _axis(numeric[0], "PARAM"), "yaxis": _axis(numeric[1], "PARAM"), "zaxis": _axis(metrics[0])}
         charts.append(_chart("CONTOUR", **axes))
@@ -152,13 +152,17 @@ def _axis(key: str, kind: str = "METRIC") -> dict[str, str]:
     return {"key": key, "type": kind}
 
 
-def _is_numeric(values: Iterable[str | None]) -> bool:
-    """Whether a setting has several values and all of them are numbers."""
-    found = {value for value in values if value is not None}
+def _values(key: str, runs: Iterable[Run]) -> set[str]:
+    """The values that a setting has in the runs that have it."""
+    return {run.data.params[key] for run in runs if key in run.data.params}
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
     try:
-        return len({float(value) for value in found}) > 1
+        list(map(float, values))
     except ValueError:
         return False
+    return True
 
 
 def _tested(runs: Iterable[Run]) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from fedpgp.analysis.comparison import Comparison, Group, Run, Statistic, counted, grouped, over
+from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.analysis.loading import Entry, compare, read
 from fedpgp.analysis.report import comparison_tables
+from fedpgp.analysis.statistic import Statistic, counted, over
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.metrics import CLIENT_SCHEMA

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fedpgp.clip import hub as hub_files
 from fedpgp.clip.model import TINY, load
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
@@ -189,13 +190,11 @@ def hub(folder, theirs, monkeypatch):
     """A hub repository of that format; returns its folder."""
     save_file(theirs, folder / "model.safetensors")
 
-    def download(model_id, filename=None):
-        path = folder / (filename or "open_clip_pytorch_model.bin")
-        if model_id != "openai/clip-tiny" or not path.is_file():
-            raise FileNotFoundError(f"no {path.name} in {model_id}")
-        return str(path)
+    def find(what, repository, *files):
+        assert (what, repository) == ("hf-hub:openai/clip-tiny", "openai/clip-tiny")
+        return next((folder / file for file in files if (folder / file).is_file()), None)
 
-    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
+    monkeypatch.setattr(hub_files, "find", find)
     return folder
 
 

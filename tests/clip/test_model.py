@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedpgp.clip import checkpoint_files
+from fedpgp.clip import hub as hub_files
 from fedpgp.clip.model import TINY, load
 from fedpgp.config import BackboneSettings
 from fedpgp.core.errors import BackboneError
@@ -72,8 +73,8 @@ def small_models(monkeypatch):
     monkeypatch.setitem(configs, "small", copy.deepcopy(TINY))
     monkeypatch.setitem(configs, "small-quickgelu", copy.deepcopy(TINY) | {"quick_gelu": True})
     tags = {
-        "quick": {"url": "http://nowhere/quick.pt", "hf_hub": "", "quick_gelu": True, "mean": (0.1, 0.2, 0.3)},
-        "plain": {"url": "http://nowhere/plain.pt", "hf_hub": "", "resize_mode": "squash"},
+        "quick": {"hf_hub": "some/quick/", "quick_gelu": True, "mean": (0.1, 0.2, 0.3)},
+        "plain": {"hf_hub": "some/plain/", "resize_mode": "squash"},
     }
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "small", tags)
 
@@ -333,7 +334,7 @@ def test_unknown_tags_are_refused_with_the_known_ones():
 
 
 def test_a_tag_brings_weights_activation_and_preprocessing(small_models, tiny_file, monkeypatch):
-    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", lambda published: str(tiny_file))
+    monkeypatch.setattr(hub_files, "find", lambda what, repository, *files: tiny_file)
     quick = load(described(name="small-quickgelu", weights="quick"))
     assert quick.activation == "quick_gelu"
     assert quick.image.mean == (0.1, 0.2, 0.3)
@@ -350,8 +351,7 @@ def test_without_network_the_way_out_is_told(small_models, monkeypatch):
     def offline(*_, **__):
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", offline)
-    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr(hub_files, "_fetched", offline)
     for told in (refusal(name="small", weights="plain"), refusal(name="hf-hub:some/model", weights=None)):
         assert "cannot be fetched" in told
         assert "Name or service not known" in told
@@ -364,14 +364,15 @@ def hub(tmp_path, tiny_file, monkeypatch):
     """A hub of one model; returns its config, to be changed."""
     config = {"model_cfg": copy.deepcopy(TINY) | {"quick_gelu": True}, "preprocess_cfg": {"interpolation": "bilinear"}}
 
-    def download(model_id, filename=None):
-        assert model_id == "some/model"
-        assert filename in (None, "open_clip_config.json")
-        path = tmp_path / "open_clip_config.json"
+    def find(what, repository, *files):
+        assert (what, repository) == ("hf-hub:some/model", "some/model")
+        if files[0] == "open_clip_model.safetensors":
+            return tiny_file
+        path = tmp_path / files[0]
         path.write_text(json.dumps(config))
-        return str(path if filename else tiny_file)
+        return path
 
-    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", download)
+    monkeypatch.setattr(hub_files, "find", find)
     return config
 
 

@@ -9,6 +9,7 @@ import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
+from fedpgp.clip import prompt_encoder
 from fedpgp.clip.model import Backbone, ImageSpec
 from fedpgp.clip.prompt_encoder import arrange
 from fedpgp.clip.text_backbone import freeze
@@ -199,3 +200,18 @@ def test_a_map_with_its_features_in_rows(bias):
     added = [0, 0] if bias is None else [10, 20]
     assert affine.transposed(x).tolist() == [[4 + added[0], 13 + added[0]], [3 + added[1], 12 + added[1]]]
     assert torch.equal(affine.transposed(x).T, affine.linear(x))
+
+
+def test_the_attention_of_gpus_gives_the_same_features_and_gradients(model, monkeypatch):
+    ctx = torch.randn(3, L, D, generator=torch.Generator().manual_seed(1))
+
+    def features_and_gradient():
+        own = ctx.clone().requires_grad_()
+        features = freeze(backbone(model), NAMES, "a {}.").on(range(len(NAMES))).encode(own)
+        return features.detach(), torch.autograd.grad(features.square().sum(), own)[0]
+
+    expected = features_and_gradient()
+    monkeypatch.setattr(prompt_encoder, "attention", prompt_encoder.fused_attention)
+    for found, plain in zip(features_and_gradient(), expected, strict=True):
+        assert float(plain.norm()) > 0
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)

@@ -49,7 +49,7 @@ def test_without_a_network_the_steps_are_told(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError) as caught:
         prepare("cifar10", tmp_path, lambda line: None)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "cifar10: could not be downloaded (<urlopen error no route>); by hand:"
+    assert lines[0] == "cifar10: could not be downloaded (<urlopen error no route>); run this again, or by hand:"
     assert lines[1].startswith("  https://www.cs.toronto.edu") and str(tmp_path) in lines[1]  # noqa: PT018
     assert lines[-1] == f"then: fedpgp data check cifar10 --root {tmp_path}"
 
@@ -128,7 +128,9 @@ def test_what_torchvision_offers_is_downloaded(name: str, tmp_path: Path, monkey
 
     for module in (utils, datasets.fgvc_aircraft, datasets.sun397, datasets.eurosat):
         monkeypatch.setattr(module, "download_and_extract_archive", fetch)
-    with pytest.raises(DataError, match=rf"^{name}: could not be downloaded \(no network\); by hand:\n  http"):
+    with pytest.raises(
+        DataError, match=rf"^{name}: could not be downloaded \(no network\); run this again, or by hand:\n  http"
+    ):
         prepare(name, tmp_path, lambda line: None)
     assert len(fetched) == 1
     assert list(tmp_path.iterdir()) == []

@@ -140,7 +140,7 @@ def test_charts_show_bars_a_tradeoff_parallel_coordinates_and_a_contour(stores):
         "SCATTER", {"key": "test/local", "type": "METRIC"}, {"key": "test/novel", "type": "METRIC"},
     )  # fmt: skip
     assert (parallel["type"], parallel["selectedParams"], parallel["selectedMetrics"]) == (
-        "PARALLEL", ["method.name", "method.rank", "method.mu", "data.name"], ["val/hm"],
+        "PARALLEL", ["method.rank", "method.mu"], ["val/hm"],
     )  # fmt: skip
     assert (contour["type"], contour["xaxis"]["key"], contour["yaxis"]["key"], contour["zaxis"]["key"]) == (
         "CONTOUR", "method.rank", "method.mu", "val/hm",

@@ -14,14 +14,12 @@ from fedpgp.analysis.comparison import (
     Comparison,
     Group,
     Run,
-    Statistic,
-    counted,
     measured,
-    over,
 )  # fmt: skip
 from fedpgp.analysis.loading import client_accuracies
-from fedpgp.analysis.report import measure_tables, privacy_tables, tables
+from fedpgp.analysis.report import measure_tables, privacy_tables, tables, tuned_tables
 from fedpgp.analysis.report.tables import Table, mean_std, ranked, starred, statistic_columns, statistic_text, titled
+from fedpgp.analysis.statistic import Statistic, counted, over
 from fedpgp.config import differing
 from fedpgp.core.text import disk_size
 from fedpgp.federation.metrics import METRICS, NEW_CLIENT, SEEN, TESTED
@@ -35,7 +33,7 @@ CSV_HEADINGS = "scenario,group,split,metric,reading,mean,std,seeds,values,baseli
 
 def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
     """All tables of a comparison that have rows."""
-    found = []
+    found = tuned_tables.of_scenarios(comparison)
     for scenario in comparison.scenarios:
         found += [accuracies(comparison, scenario), differences(comparison, scenario, baseline)]
     for build in (*measure_tables.BUILDERS, new_clients, readings, privacy_tables.of_groups, costs):

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedpgp.analysis.comparison import Statistic, repeated
+from fedpgp.analysis.statistic import Statistic, repeated
 
 STYLES = {1: "bold green", 2: "underline"}
 TAGS = {1: "**{}**", 2: "<u>{}</u>"}

@@ -13,9 +13,10 @@ from rich.console import Group as Lines
 from rich.text import Text
 
 from fedpgp.analysis import coverage, loading
-from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group, Statistic, over
+from fedpgp.analysis.comparison import METRIC_TITLES, READING_TITLES, Group
 from fedpgp.analysis.report import measure_tables, privacy_tables
 from fedpgp.analysis.report.tables import Cell, Table, mean_std, starred, statistic_text
+from fedpgp.analysis.statistic import Statistic, over
 from fedpgp.core import provenance
 from fedpgp.core.callbacks import Event
 from fedpgp.core.errors import RunError

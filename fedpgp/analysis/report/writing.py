@@ -9,11 +9,12 @@ from typing import Any, Literal
 import jinja2
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group, over
-from fedpgp.analysis.report import comparison_tables, pareto
+from fedpgp.analysis.comparison import METRIC_TITLES, Comparison, Group
+from fedpgp.analysis.report import comparison_tables, pareto, tuned_figures
 from fedpgp.analysis.report.figures import ReportFigure, all_figures
 from fedpgp.analysis.report.style import Drawing
 from fedpgp.analysis.report.tables import Table, as_markdown
+from fedpgp.analysis.statistic import over
 from fedpgp.config.values import dump_yaml, load_yaml
 from fedpgp.core import provenance
 from fedpgp.core.text import first_of
@@ -42,7 +43,8 @@ def write(
     chosen = comparison.baseline(baseline)
     fronts = list(pareto.of_paths(runs))
     figures, notes = all_figures(comparison) if folder is not None or form == "html" else ([], [])
-    first, figures = [table for table, _ in fronts], [*(figure for _, figure in fronts), *figures]
+    tuned = tuned_figures.figures(comparison, chosen) if folder is not None or form == "html" else ()
+    first, figures = [table for table, _ in fronts], [*(figure for _, figure in fronts), *tuned, *figures]
     if form == "csv":
         text = comparison_tables.as_csv(comparison, chosen)
     elif form == "md":
@@ -141,7 +143,7 @@ def _commands(runs: Sequence[Path], baseline: str) -> list[str]:
 
 def _margin(comparison: Comparison, best: Group, baseline: str, metric: str) -> str:
     """A sentence on the best group's lead over the baseline."""
-    if best.label == baseline:
+    if comparison.reference(best.scenario, baseline) is best:
         return "That is the baseline."
     found = comparison.difference(best, baseline, metric)
     if found is None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpgp.analysis import loading
-from fedpgp.analysis.comparison import METRIC_TITLES, Statistic, over
+from fedpgp.analysis.comparison import METRIC_TITLES
 from fedpgp.analysis.report import tables
 from fedpgp.analysis.report.tables import mean_std, statistic_columns, statistic_text
 from fedpgp.analysis.reproduce.layouts import AVERAGE, MEAN, NEIGHBOR, OVERLAP, SPECTRUM, SPREAD, Member
 from fedpgp.analysis.reproduce.planning import Part, Plan
 from fedpgp.analysis.reproduce.published import Key, Printed, Published
+from fedpgp.analysis.statistic import Statistic, over
 from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.storage.sweep_folder import SweepFolder
 

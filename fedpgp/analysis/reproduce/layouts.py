@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, harmonic_mean, stdev
 
 from fedpgp.analysis import adapters, learned
-from fedpgp.analysis.comparison import Run, in_order
+from fedpgp.analysis.comparison import Run
 from fedpgp.analysis.loading import client_accuracies, client_counts
 from fedpgp.analysis.reproduce.published import Key
+from fedpgp.analysis.statistic import in_order
 from fedpgp.storage.sweep_folder import Fold, Repetition
 
 AVERAGE = "average"

@@ -109,6 +109,11 @@ class Source(ABC):
         """Download the data set to an empty folder. Without this method it must be downloaded manually."""
         raise NotImplementedError
 
+    @classmethod
+    def names_in_root(cls) -> tuple[str, ...]:
+        """What is looked for in the root: a copy there would be read instead of a download."""
+        return cls.folders
+
 
 def existing_root(settings: DataSettings) -> Path:
     """Return the folder of the data set as an absolute path with links resolved."""

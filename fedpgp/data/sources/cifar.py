@@ -40,6 +40,11 @@ class CifarSource(Source):
         file, md5 = cls.archive
         download_and_extract_archive(f"https://www.cs.toronto.edu/~kriz/{file}", str(root), filename=file, md5=md5)
 
+    @classmethod
+    def names_in_root(cls) -> tuple[str, ...]:
+        """The unpacked folder, or the batches inside it."""
+        return (*cls.folders, *cls.batches)
+
     def __init__(self, settings: DataSettings) -> None:
         """Find the layout; raise `DataError` if the root has none of them."""
         self._source = self._found(settings)

@@ -35,6 +35,11 @@ class CoOpSource(ImageFiles):
     has_ids: ClassVar[bool] = False  # the official annotations number the classes
     not_classes: ClassVar[tuple[str, ...]] = ()  # folders that CoOp leaves out
 
+    @classmethod
+    def names_in_root(cls) -> tuple[str, ...]:
+        """The unpacked folder, or what is inside it."""
+        return (*cls.folders, *(folder for layout in cls.layouts or [(cls.images,)] for folder in layout if folder))
+
     def __init__(self, settings: DataSettings) -> None:
         super().__init__(settings)
         self.root, found = own_folder(self.root, type(self), *(self.layouts or [(self.images,)]))

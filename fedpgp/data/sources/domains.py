@@ -202,8 +202,8 @@ class DomainNet(DomainsSource):
     domains = DOMAINNET_DOMAINS
     folders = ("domainnet", "DomainNet")
     steps = (
-        "http://ai.bu.edu/M3SDA/ (the cleaned version, six zip files) -> ROOT/clipart, ..., ROOT/sketch",
-        "from the same page DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
+        f"http://ai.bu.edu/M3SDA/ (the cleaned version, six zip files) -> ROOT/{', '.join(DOMAINNET_DOMAINS)}",
+        "from the same page DOMAIN_train.txt and DOMAIN_test.txt of each -> ROOT",
     )
 
 
@@ -214,6 +214,7 @@ class DomainNet10(DomainsSource):
     domains, class_names, only_these = DOMAINNET_DOMAINS, DOMAINNET10_CLASSES, True
     folders = ("domainnet", "DomainNet")
     steps = (
-        "DomainNet.zip, linked from https://github.com/med-air/FedBN -> ROOT/clipart, ..., ROOT/DOMAIN_train.pkl",
-        "or all of DomainNet, http://ai.bu.edu/M3SDA/, with DOMAIN_train.txt and DOMAIN_test.txt -> ROOT",
+        "DomainNet.zip, linked from https://github.com/med-air/FedBN -> "
+        f"ROOT/{', '.join(DOMAINNET_DOMAINS)}, DOMAIN_train.pkl and DOMAIN_test.pkl of each",
+        "or all of DomainNet, http://ai.bu.edu/M3SDA/, with DOMAIN_train.txt and DOMAIN_test.txt of each -> ROOT",
     )

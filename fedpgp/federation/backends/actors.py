@@ -20,7 +20,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from fedpgp.core import plugins
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.core.plugins import Code
-from fedpgp.federation.backends.base import Common, Job, invoke
+from fedpgp.federation.backends.base import Common, Job, build, invoke
+from fedpgp.federation.backends.device import open_device
 from fedpgp.federation.resources import shortfall
 
 if TYPE_CHECKING:
@@ -39,15 +40,13 @@ class _Client:
     def __init__(self, code: Sequence[Code], threads: int, gpus: float) -> None:
         """`code` makes plug-ins importable: Ray unpickles it before any job."""
         torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-        if self._device.type == "cuda" and gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
+        self._device = open_device(gpus)
         self._worker: Any = None
 
     def load(self, job: Job | None) -> dict[str, Any]:
         """Replace the job, if there is one yet; return the node and the device of this actor."""
         if job is not None:
-            self._worker = job.build(self._device)
+            self._worker = build(job, self._device)
         node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
         return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 

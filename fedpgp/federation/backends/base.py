@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedpgp.core.errors import Interrupted
+from fedpgp.federation.backends.device import memory_advice, open_device
 
 Common = Mapping[str, np.ndarray]  # arrays that all calls of a map share
 
@@ -38,25 +39,33 @@ class Backend(Protocol):
 def invoke(worker: Any, method: str, call: Any, common: Common | None) -> Any:
     """Run one call of a map on a worker."""
     function = getattr(worker, method)
-    return function(call) if common is None else function(call, common)
+    with memory_advice(method):
+        return function(call) if common is None else function(call, common)
+
+
+def build(job: Job, device: torch.device) -> Any:
+    """Create the worker of a job on a device."""
+    with memory_advice("loading"):
+        return job.build(device)
 
 
 class SerialBackend:
-    """Runs every call in this process, on the CPU or, with `gpu`, on the first GPU if there is one.
+    """Runs every call in this process, on the CPU or, with a share of `gpus`, on the first GPU if there is one.
 
-    While it is open, torch has `threads` threads; equal numbers give equal bits. `stop` is set from outside.
+    While it is open, torch has `threads` threads; equal numbers give equal bits. `gpus`: see `open_device`. `stop` is
+    set from outside.
     """
 
-    def __init__(self, threads: int, gpu: bool = False, stop: threading.Event | None = None) -> None:
+    def __init__(self, threads: int, gpus: float = 0.0, stop: threading.Event | None = None) -> None:
         self._stop = stop or threading.Event()
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        self._device = open_device(gpus)
         self._worker: Any = None
 
     def load(self, job: Job) -> None:
         """Create the worker."""
-        self._worker = job.build(self._device)
+        self._worker = build(job, self._device)
 
     def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
         """Run the calls one after another, lazily; raise `Interrupted` if `stop` was set."""

@@ -18,7 +18,7 @@ from ray.exceptions import OutOfMemoryError
 
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ClientError, FedPGPError, Interrupted, ResourceError
-from fedpgp.federation.backends import actors
+from fedpgp.federation.backends import actors, device
 from fedpgp.federation.backends.actors import ATTEMPTS, ActorPool, _Client
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -56,6 +56,11 @@ class Worker:
 
     def scaled_sum(self, call, common):
         return call * self.factor * float(common["x"].sum())
+
+    def fill_gpu(self, call):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB. Process 7 has"
+        )
 
     def fail(self, call):
         raise ClientError("local training", 3, call, "loss is nan")
@@ -98,8 +103,18 @@ def test_a_part_of_a_gpu_is_held_to_its_part_of_the_memory(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    monkeypatch.setattr(device, "reproducible", lambda: None)
     devices = [_Client(code=(), threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
     assert (devices, limits) == (["cpu", "cuda", "cuda"], [0.3])
+
+
+def test_a_full_gpu_of_an_actor_is_one_line_with_advice(pool):
+    with pytest.raises(FedPGPError) as error:
+        list(pool.map("fill_gpu", [0]))
+    assert str(error.value).startswith(
+        "fill_gpu: the memory of the GPU is full (Tried to allocate 2.00 GiB; GPU 0 has 1.00 GiB); lower federation."
+    )
+    assert "\n" not in str(error.value)
 
 
 def test_results_come_in_the_order_of_the_calls(pool):
