@@ -112,6 +112,7 @@ CASES = {
         f"{RUN} data.template=photo",
         f"{RUN} resources.gpus_per_actor=1.5",
         f"{RUN} resources.backend=threads",
+        f"{RUN} resources.personal_memory=lots",
     ],
     "Privacy": [
         f"{RUN} privacy.level=client",

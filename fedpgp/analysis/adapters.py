@@ -67,7 +67,7 @@ def adapters(run: Path, rank: int | None = None) -> dict[str, Overlap]:
     width, most = rank or method.settings.rank, tower.width
     if not 1 <= width <= most:
         raise ConfigError(f"--rank: {width}: the weights have 1 to {most} singular directions")
-    params = state.personal or {key: value.unsqueeze(0) for key, value in state.shared.items()}
+    params = dict(state.personal) or {key: value.unsqueeze(0) for key, value in state.shared.items()}
     found: dict[str, Overlap] = {}
     for target, (down, up) in method.adapters(params).items():
         changes = (up @ down).flatten(0, 1)  # (K layers, D, D), layers fastest

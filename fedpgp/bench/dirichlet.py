@@ -17,12 +17,14 @@ from fedpgp.bench.measurement import Measurement, Report, alternated
 from fedpgp.bench.workload import Workload, job, vit_b_16
 from fedpgp.config import PartitionSettings, ResourceSettings
 from fedpgp.data.partition import Labelled, assign
+from fedpgp.data.ragged import Ragged
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import Backend, SerialBackend
 from fedpgp.federation.client import expected_steps
+from fedpgp.federation.cohorts import blocks
 from fedpgp.federation.resources import keep_freed_memory
-from fedpgp.federation.server import Server, blocks
+from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -50,8 +52,8 @@ def divided(wanted: FederationJob, parts: Sequence[np.ndarray]) -> FederationJob
     data = replace(
         wanted.data,
         client_names=tuple(f"client {client}" for client in range(len(parts))),
-        train_rows=tuple(parts),
-        train_labels=tuple(labels[part] for part in parts),
+        train_rows=Ragged.of(parts),
+        train_labels=Ragged.of(labels[part] for part in parts),
         evaluation_sets=(),
     )
     changes = {"block_size": BLOCK, "local_epochs": 1, "drop_last": False, "evaluate_before_aggregation": False}

@@ -29,6 +29,7 @@ from fedpgp.core.seeding import numpy_generator
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, select
 from fedpgp.data.federated import FederatedData
+from fedpgp.data.ragged import Ragged
 from fedpgp.experiments import features, planning, runner
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends import ray_cluster
@@ -96,15 +97,15 @@ class IdleJob(FederationJob):
 
 def idle_job(clients: int, actors: int, rule: ServerRule = FEDAVG) -> IdleJob:
     """Idle clients, one block per actor."""
-    nothing = np.zeros(1, dtype=np.int64)
+    nothing = Ragged(np.zeros(clients, np.int64), np.arange(1, clients + 1))
     data = FederatedData(
         client_names=tuple(f"client {client}" for client in range(clients)),
         class_names=("a",),
         domains=("only",),
         class_sets={"all": (0,)},
         train_set="all",
-        train_rows=(nothing,) * clients,
-        train_labels=(nothing,) * clients,
+        train_rows=nothing,
+        train_labels=nothing,
         evaluation_sets=(),
         manifest_digest="idle",
     )
@@ -224,7 +225,7 @@ class _Watched(FederationWorker):
         return os.getpid(), resident()
 
 
-def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
+def growth(clients: Sequence[int], actors: int, report: Report) -> Measurement:
     """Measure seconds per participant for each number of clients, and growth of memory over rounds at the largest."""
     rows, per_participant = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,18 +252,18 @@ def scale(clients: Sequence[int], actors: int, report: Report) -> Measurement:
     }
     notes = [f"{name}: {value:.2f}" for name, value in figures.items()]
     headings = ("clients", "seconds per round", "ms per participant")
-    return Measurement("scale", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
+    return Measurement("growth", figures, headings, rows, (f"{actors} actors, 10% per round", *notes))
 
 
-def crowd(data: FederatedData, count: int) -> FederatedData:
-    """`count` clients that each draw images from all training images. They overlap, which does not change the cost."""
-    rows, labels = np.concatenate(data.train_rows), np.concatenate(data.train_labels)
-    drawn = numpy_generator(1, "crowd").integers(len(rows), size=(count, IMAGES_PER_CLIENT))
+def crowd(data: FederatedData, count: int, images: int = IMAGES_PER_CLIENT) -> FederatedData:
+    """`count` clients that each draw `images` of all training images. They overlap, which does not change the cost."""
+    drawn = numpy_generator(1, "crowd").integers(len(data.train_rows.flat), size=count * images)
+    own = Ragged(drawn, np.arange(1, count + 1) * images)
     return replace(
         data,
         client_names=tuple(f"client {client}" for client in range(count)),
-        train_rows=tuple(rows[drawn]),
-        train_labels=tuple(labels[drawn]),
+        train_rows=own.taken(data.train_rows.flat),
+        train_labels=own.taken(data.train_labels.flat),
         evaluation_sets=(),
     )
 

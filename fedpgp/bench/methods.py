@@ -25,6 +25,7 @@ from fedpgp.core import memory
 from fedpgp.core.errors import ConfigError
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.data.federated import FederatedData
+from fedpgp.data.ragged import Ragged
 from fedpgp.federation import rule_needs
 from fedpgp.federation.backends.base import SerialBackend
 from fedpgp.federation.messages import Features
@@ -81,8 +82,8 @@ class Setting:
             domains=("only",),
             class_sets={"all": tuple(range(self.classes))},
             train_set="all",
-            train_rows=tuple(np.split(rows, self.clients)),
-            train_labels=tuple(np.split(labels, self.clients)),
+            train_rows=Ragged.of(np.split(rows, self.clients)),
+            train_labels=Ragged.of(np.split(labels, self.clients)),
             evaluation_sets=(),
             manifest_digest="bench",
         )

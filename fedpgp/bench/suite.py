@@ -30,10 +30,11 @@ RATIOS: Mapping[str, Mapping[str, Better]] = {
     },
     "search": {"optuna_trials": SMALLER},
     "faults": {"rounds_lost": SMALLER, "rows_doubled": SMALLER, "final_equal": LARGER},
+    "scale": {"seconds_ratio": SMALLER, "kill_bit_equal": LARGER},
     "sweep": {"overhead_percent": SMALLER, "driver_growth_percent": SMALLER, "disk_per_trial_mb": SMALLER},
 }
 """The figures of each bench that do not depend on the speed of a machine, or hardly."""
-ARGUMENTS: Mapping[str, Sequence[str]] = {"faults": ("--kills", "6")}
+ARGUMENTS: Mapping[str, Sequence[str]] = {"faults": ("--kills", "6"), "scale": ("--kill",)}
 """Arguments of benches in the suite, where they are not the default ones."""
 NOISE = 0.1
 """Share by which a figure may be worse than in the last release before it counts as a regression."""

@@ -20,6 +20,7 @@ from fedpgp.config import BackboneSettings, FederationSettings
 from fedpgp.core.seeding import numpy_generator, torch_generator
 from fedpgp.core.tree import ParamTree
 from fedpgp.data.federated import EvaluationSet, FederatedData
+from fedpgp.data.ragged import Ragged
 from fedpgp.federation.messages import Features
 from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
@@ -209,8 +210,8 @@ def job(
         domains=("only",),
         class_sets={"base": tuple(range(classes)), "novel": tuple(range(classes, classes + len(workload.novel)))},
         train_set="base",
-        train_rows=tuple(np.split(np.arange(first_test), ends[:-1])),
-        train_labels=tuple(labels),
+        train_rows=Ragged(np.arange(first_test), ends),
+        train_labels=Ragged(np.concatenate(labels), ends),
         evaluation_sets=(replace(base, members=members), novel),
         manifest_digest="bench",
     )

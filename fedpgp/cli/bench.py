@@ -40,15 +40,36 @@ def overhead(
 
 
 @app.command()
-def scale(
+def growth(
     clients: Annotated[str, typer.Option(help="Numbers of clients, smallest first.")] = "100,1000,10000",
     actors: Annotated[int, typer.Option(help="Client actors.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Time per participant and growth of memory, from hundreds to thousands of FedPGP clients."""
+    """Time per participant and growth of memory, from hundreds to thousands of FedPGP clients on actors."""
     from fedpgp.bench import engine
 
-    _show(engine.scale(_numbers(clients), actors, _progress), as_json)
+    _show(engine.growth(_numbers(clients), actors, _progress), as_json)
+
+
+@app.command()
+def scale(
+    clients: Annotated[str, typer.Option(help="Numbers of clients, smallest first.")] = "100,10000,1000000",
+    participants: Annotated[int, typer.Option(help="Clients that train in a round.", min=1)] = 1000,
+    personal_memory: Annotated[str, typer.Option(help="As resources.personal_memory.")] = "512MiB",
+    kill: Annotated[bool, typer.Option("--kill", help="Also kill the largest run, resume and compare it.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Write time per round by clients as PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of a round, memory and disk of up to a million FedPGP clients, of whom a thousand train in a round."""
+    from fedpgp.bench import scale as bench
+
+    found = bench.measure(_numbers(clients), participants, _progress, personal_memory, kill)
+    if figure is not None:
+        from fedpgp.analysis.report.growth import growth_figure
+        from fedpgp.analysis.report.style import encoded
+
+        figure.write_bytes(encoded(growth_figure(bench.curves(found), "clients", "seconds per round"), "png"))
+    _show(found, as_json)
 
 
 @app.command()

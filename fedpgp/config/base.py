@@ -1,8 +1,20 @@
-"""The bases of settings: frozen models whose docstrings are comments."""
+"""The bases of settings: frozen models whose docstrings are comments, and a number of bytes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ByteSize, ConfigDict, WrapValidator
+
+
+def _size(given: Any, parse: Callable[[Any], ByteSize]) -> ByteSize:
+    try:
+        return parse(given)
+    except ValueError:
+        raise ValueError("give a number of bytes, or one with a unit such as 8GB or 500MiB") from None
+
+
+Size = Annotated[ByteSize, WrapValidator(_size)]
+"""Bytes: a number, or one with a unit of powers of 1000 (kB, MB, GB) or of 1024 (KiB, MiB, GiB)."""
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from fedpgp.config.base import Named, Settings
+from fedpgp.config.base import Named, Settings, Size
 from fedpgp.config.federation import FederationSettings, PrivacySettings
 from fedpgp.core.uris import CACHE, cache_name, is_uri
 
@@ -245,6 +245,9 @@ class ResourceSettings(Settings):
     """seconds in which all actors must start"""
     block_timeout: float | None = Field(None, gt=0)
     """seconds after which a block is sent to another actor; null: never"""
+    personal_memory: Size | None = None
+    """most memory for what all clients keep, as 8GB or in bytes; more is held in a file under storage.root, which grows
+    as clients train; null: a quarter of the machine's"""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> ResourceSettings:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from fedpgp.data.partition import Labelled
+from fedpgp.data.ragged import Ragged
 
 OF_PART = "/"
 """Between the kind of a class set and the title of its part in a union: `base/dtd`."""
@@ -23,7 +24,7 @@ class EvaluationSet(Labelled):
     split: str  # val | test
     class_set: str  # a key of `FederatedData.class_sets`
     rows: np.ndarray  # manifest rows, ascending. int64 [n]
-    members: tuple[np.ndarray, ...] | None = None  # per client, positions of its Local images; None: novel or held out
+    members: Sequence[np.ndarray] | None = None  # per client, positions of its Local images; None: novel or held out
     held_out: bool = False  # whether these are the images of a held-out domain or data set
     clients: np.ndarray | None = None  # the clients whose models are tested on it, ascending; None: all
 
@@ -44,7 +45,10 @@ class EvaluationSet(Labelled):
 
 @dataclass(frozen=True)
 class FederatedData:
-    """The data of an experiment, divided among clients: manifest rows and labels, no images."""
+    """The data of an experiment, divided among clients: manifest rows and labels, no images.
+
+    Arrays given as `train_rows` or `train_labels` are put one after the other.
+    """
 
     client_names: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -53,14 +57,18 @@ class FederatedData:
         str, tuple[int, ...]
     ]  # ascending global labels of `base` and `novel`, or of `all`, of each part
     train_set: str  # class set for training: `base` or `all`; in a union that of the first clients, see `train_sets`
-    train_rows: tuple[np.ndarray, ...]  # per client, its training images. int64 [n_k]
-    train_labels: tuple[np.ndarray, ...]  # per client, their labels within their `train_set_of`. int64 [n_k]
+    train_rows: Ragged  # per client, its training images. int64 [n_k]
+    train_labels: Ragged  # per client, their labels within their `train_set_of`. int64 [n_k]
     evaluation_sets: tuple[EvaluationSet, ...]  # non-empty sets for validation and testing
     manifest_digest: str
     unseen_clients: tuple[int, ...] = ()  # those that never train, ascending
     own_classes: bool = False  # whether each client trains among the classes of its own images alone
     train_sets: tuple[str, ...] = ()  # per client, its class set for training; empty: `train_set`
     part_of: Mapping[str, str] = field(default_factory=dict)  # of a union, the part that a domain belongs to
+
+    def __post_init__(self) -> None:
+        for name in ("train_rows", "train_labels"):
+            object.__setattr__(self, name, Ragged.of(getattr(self, name)))
 
     @property
     def num_clients(self) -> int:
@@ -95,7 +103,7 @@ class FederatedData:
     @cached_property
     def training_rows(self) -> np.ndarray:
         """Training rows of all clients, ascending. int64 [n]"""
-        return np.unique(np.concatenate(self.train_rows))
+        return np.unique(self.train_rows.flat)
 
     @cached_property
     def evaluation_rows(self) -> np.ndarray:
@@ -110,14 +118,18 @@ class FederatedData:
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits over all fields."""
-        arrays = [*self.train_rows, *self.train_labels]
+        divided, arrays = [self.train_rows, self.train_labels], [self.train_rows.flat, self.train_labels.flat]
+        lengths = [count for one in divided for count in one.counts.tolist()]
         for pool in self.evaluation_sets:
-            arrays += [pool.rows, pool.labels, pool.domains, *(pool.members or ())]
+            of_pool = [pool.rows, pool.labels, pool.domains]
+            of_clients = Ragged.of(pool.members or ())
+            arrays += [*of_pool, of_clients.flat]
+            lengths += [*map(len, of_pool), *of_clients.counts.tolist()]
         named = (self.client_names, self.class_names, self.domains, self.class_sets, self.train_set)
         names = [*named, self.manifest_digest, *([self.unseen_clients] if self.unseen_clients else [])]
         names += ["own"] * self.own_classes + [[self.train_sets, self.part_of]] * bool(self.part_of)
         evaluation_sets = [(pool.split, pool.metric, pool.members is not None) for pool in self.evaluation_sets]
-        digest = hashlib.sha256(json.dumps([names, evaluation_sets, [len(array) for array in arrays]]).encode())
+        digest = hashlib.sha256(json.dumps([names, evaluation_sets, lengths]).encode())
         for array in arrays:
-            digest.update(array.astype("<i8").tobytes())
+            digest.update(np.ascontiguousarray(array, "<i8").data)
         return digest.hexdigest()[:16]

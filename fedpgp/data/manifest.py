@@ -30,6 +30,9 @@ from fedpgp.data.sources.union import SEPARATOR
 
 log = logging.getLogger(__name__)
 
+SEPARATOR_OF_TEXTS, DIGEST_ROWS = "\0", 2**16
+"""What is between two texts in a digest, and rows whose texts are Python objects at a time."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -96,7 +99,9 @@ class Manifest:
         for name in columns:
             column = self.table[name]
             if pa.types.is_string(column.type):
-                digest.update("\0".join(column.to_pylist()).encode())
+                for start in range(0, len(column), DIGEST_ROWS):
+                    texts = column.slice(start, DIGEST_ROWS).to_pylist()
+                    digest.update((SEPARATOR_OF_TEXTS * (start > 0) + SEPARATOR_OF_TEXTS.join(texts)).encode())
             else:
                 digest.update(pc.fill_null(column, -1).to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]

@@ -6,13 +6,13 @@ The partitions of the FedPGP and FedOTP authors are reproduced exactly, for comp
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from fedpgp.config import PartitionSettings
 from fedpgp.core.errors import DataError
 from fedpgp.core.seeding import numpy_generator, shuffled_order
+from fedpgp.data.ragged import Ragged
 
 NOBODY = -1
 ATTEMPTS = 100
@@ -33,11 +33,11 @@ BySplit = Mapping[str, np.ndarray]
 
 def assign(
     settings: PartitionSettings, splits: Mapping[str, Labelled], num_clients: int, seed: int
-) -> Mapping[str, tuple[np.ndarray, ...]]:
+) -> Mapping[str, Ragged]:
     """Divide the images of every split among the clients, all splits in the same way as `train`.
 
     Returns:
-        Per split, one ascending array of positions per client; arrays are disjoint. With scheme `domain`, which
+        Per split, an ascending array of positions for each client; they are disjoint. With scheme `domain`, which
         expects domains 0, 1, ..., `clients_per_domain` consecutive clients share a domain.
 
     Raises:
@@ -62,7 +62,7 @@ def assign(
     for split, owner in owners.items():
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(num_clients + 1))
-        positions[split] = tuple(order[start:end] for start, end in pairwise(bounds))
+        positions[split] = Ragged(order[bounds[0] : bounds[-1]], bounds[1:] - bounds[0])
     return positions
 
 
@@ -110,13 +110,13 @@ def _deal(classes: np.ndarray, num_clients: int, per_client: int, generator: np.
     """Assign distinct classes to each client; the classes' numbers of clients differ by at most one. [K, k]"""
     if per_client > len(classes):
         raise DataError(f"partition.classes_per_client: {per_client}, but only {len(classes)} classes are trained on")
-    dealt = classes
-    while len(dealt) < num_clients * per_client:
-        begun = dealt[len(dealt) - len(dealt) % per_client :]  # classes of the client that is not complete yet
+    parts = [classes]
+    for count in range(len(classes), num_clients * per_client, len(classes)):
+        begun = parts[-1][len(classes) - count % per_client :]  # classes of the client that is not complete yet
         fresh = generator.permutation(classes)
         has = np.isin(fresh, begun)
-        dealt = np.concatenate([dealt, fresh[~has], fresh[has]])
-    return dealt[: num_clients * per_client].reshape(num_clients, per_client)
+        parts.append(np.concatenate([fresh[~has], fresh[has]]))
+    return np.concatenate(parts)[: num_clients * per_client].reshape(num_clients, per_client)
 
 
 def _share(labels: BySplit, classes_Kk: np.ndarray, generator: np.random.Generator) -> BySplit:

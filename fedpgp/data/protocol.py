@@ -14,6 +14,7 @@ from fedpgp.core.seeding import derive_seed, numpy_generator, share_of, shuffled
 from fedpgp.core.text import did_you_mean, first_of
 from fedpgp.data.federated import OF_PART, EvaluationSet, FederatedData
 from fedpgp.data.partition import Labelled, assign
+from fedpgp.data.ragged import Ragged
 
 if TYPE_CHECKING:
     from fedpgp.data.manifest import Manifest
@@ -82,8 +83,8 @@ class _Divided:
 
     client_names: tuple[str, ...]
     train_set: str
-    train_rows: tuple[np.ndarray, ...]
-    train_labels: tuple[np.ndarray, ...]
+    train_rows: Ragged
+    train_labels: Ragged
     evaluation_sets: tuple[EvaluationSet, ...]  # `members` of these clients alone
 
 
@@ -150,13 +151,9 @@ def _divide(
     divided_by = {split: Labelled(labels=pool.labels, domains=slots[pool.domains]) for split, pool in divided.items()}
     local = assign(partition, divided_by, len(client_names), seed)
     train = evaluation_sets["train", train_set]
-    chosen = list(local["train"])
-    if protocol.shots is not None:  # the first of each class, in a random order of the client's images
-        for client, own in enumerate(chosen):
-            ranks = shuffled_ranks(train.labels[own], numpy_generator(seed, "shots", client))
-            chosen[client] = own[ranks < protocol.shots]
-    idle = [name for name, own in zip(client_names, chosen, strict=True) if not len(own)]
-    if idle:
+    chosen = _shots(local["train"], train.labels, protocol.shots, seed)
+    if len(empty := np.flatnonzero(chosen.counts == 0)):
+        idle = [client_names[client] for client in empty]
         raise DataError(
             f"partition: no training image for {first_of(idle, 20)} ({len(train.rows)} images in "
             f"{train_set} classes); give a smaller partition.clients or another partition.scheme"
@@ -172,10 +169,28 @@ def _divide(
     return _Divided(
         client_names=client_names,
         train_set=train_set,
-        train_rows=tuple(train.rows[own] for own in chosen),
-        train_labels=tuple(train.labels[own] for own in chosen),
+        train_rows=chosen.taken(train.rows),
+        train_labels=chosen.taken(train.labels),
         evaluation_sets=tuple(tested),
     )
+
+
+def _shots(images: Ragged, labels: np.ndarray, shots: int | None, seed: int) -> Ragged:
+    """The first `shots` images of each class of each client, in a random order of the client's images; None: all.
+
+    Args:
+        labels: those at the positions that `images` has.
+    """
+    if shots is None:
+        return images
+    own, owners = labels[images.flat], images.owners
+    kept, cells = np.ones(len(own), bool), owners * (1 + own.max(initial=0)) + own
+    found, counts = np.unique(cells, return_counts=True)
+    ends = images.ends
+    for client in np.unique(found[counts > shots] // (1 + own.max(initial=0))):  # others keep all in any order
+        part = slice(ends[client - 1] if client else 0, ends[client])
+        kept[part] = shuffled_ranks(own[part], numpy_generator(seed, "shots", int(client))) < shots
+    return images.only(kept)
 
 
 def _joined(
@@ -193,12 +208,8 @@ def _joined(
     for one in divided:
         own = np.arange(first, first + len(one.client_names))
         first += len(own)
-        nothing = np.empty(0, np.int64)
         for pool in one.evaluation_sets:
-            members = None
-            if pool.members is not None:
-                held = dict(zip(own.tolist(), pool.members, strict=True))
-                members = tuple(held.get(client, nothing) for client in range(num_clients))
+            members = None if pool.members is None else Ragged.of(pool.members).placed(own, num_clients)
             tested.append(replace(pool, members=members, clients=own if manifest.parts else None))
     if not any(len(pool.rows) for pool in tested):
         raise DataError("protocol: no image is left to validate or to test on; see data.train_fraction")
@@ -208,8 +219,8 @@ def _joined(
         domains=manifest.domains,
         class_sets=class_sets,
         train_set=divided[0].train_set,
-        train_rows=tuple(rows for one in divided for rows in one.train_rows),
-        train_labels=tuple(labels for one in divided for labels in one.train_labels),
+        train_rows=Ragged.joined([one.train_rows for one in divided]),
+        train_labels=Ragged.joined([one.train_labels for one in divided]),
         evaluation_sets=tuple(pool for pool in tested if len(pool.rows)),
         manifest_digest=manifest.digest,
         unseen_clients=_unseen(num_clients, partition.unseen_clients, seed),

@@ -16,6 +16,7 @@ from fedpgp.data.exif import orientation
 from fedpgp.data.federated import FederatedData
 from fedpgp.data.manifest import Manifest
 from fedpgp.data.protocol import SPLITS
+from fedpgp.data.ragged import Ragged
 
 CHUNK = 512
 
@@ -40,14 +41,14 @@ def partition_table(manifest: Manifest, data: FederatedData) -> pa.Table:
     held = [("train", data.train_rows)]
     for pool in data.evaluation_sets:
         if pool.members is not None:
-            held.append((pool.split, tuple(pool.rows[own] for own in pool.members)))
+            held.append((pool.split, Ragged.of(pool.members).taken(pool.rows)))
     tables = []
     for split, rows in held:
-        images = np.concatenate(rows)
+        images = rows.flat
         tables.append(
             _counted(
                 {
-                    "client": (data.client_names, np.repeat(np.arange(len(rows)), [len(own) for own in rows])),
+                    "client": (data.client_names, rows.owners),
                     "split": ([split], np.zeros_like(images)),
                     "class": (manifest.class_names, manifest.labels[images]),
                     "domain": (manifest.domains, manifest.domain_ids[images]),
@@ -107,10 +108,12 @@ def read_all(manifest: Manifest, settings: DataSettings, progress: Callable[[int
 
 def _counted(keys: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> pa.Table:
     """Count the distinct combinations of keys, ascending; a key has its names and, per image, the index of one."""
-    found, images = np.unique(np.stack([ids for _, ids in keys.values()]), axis=1, return_counts=True)
-    columns = {}
-    for (key, (names, _)), ids in zip(keys.items(), found, strict=True):
-        columns[key] = pa.array([names[number] for number in ids], pa.string())
+    sizes = [len(names) for names, _ in keys.values()]
+    found, images = np.unique(np.ravel_multi_index([ids for _, ids in keys.values()], sizes), return_counts=True)
+    columns = {
+        key: pa.array(names, pa.string()).take(pa.array(ids))
+        for (key, (names, _)), ids in zip(keys.items(), np.unravel_index(found, sizes), strict=True)
+    }
     return pa.table({**columns, "images": images})
 
 

@@ -27,10 +27,11 @@ from fedpgp.experiments.sweeps.sampling import SampledTrials, Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.federation import extraction, rule_needs, traffic
 from fedpgp.federation.backends.base import SerialBackend
+from fedpgp.federation.cohorts import participants, rounding
 from fedpgp.federation.extraction import Forecast
 from fedpgp.federation.messages import Features
 from fedpgp.federation.pooled_counts import BINS
-from fedpgp.federation.server import Server, participants, rounding
+from fedpgp.federation.server import Server
 from fedpgp.methods.size import parameters
 from fedpgp.server_rules.base import ClientHalf, ServerRule
 from fedpgp.storage.run_folder import RunFolder
@@ -206,7 +207,7 @@ def _shape(experiment: Experiment, found: Manifest | None) -> tuple[int, int, in
     """Clients, those that train, training classes, images of a client, domains; assumed if the data are missing."""
     if found is not None and experiment.protocol.held_out != protocol.EVERY_DOMAIN:
         data = protocol.build(found, experiment.partition, experiment.protocol, experiment.seed)
-        images = sum(map(len, data.train_rows)) // len(data.train_rows)
+        images = len(data.train_rows.flat) // len(data.train_rows)
         training = len(data.training_clients)
         return data.num_clients, training, len(data.class_sets[data.train_set]), images, len(data.domains)
     partition = experiment.partition

@@ -9,7 +9,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.experiments import features
 from fedpgp.experiments.planning import Plan
 from fedpgp.federation.backends.choice import Choice, choose
-from fedpgp.federation.server import block_size
+from fedpgp.federation.cohorts import block_size
 from fedpgp.methods.base import Method
 
 

@@ -6,8 +6,8 @@ from fedpgp.config import Experiment, FederationSettings, PrivacySettings
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation import rule_needs
 from fedpgp.federation.accountant import Accountant
+from fedpgp.federation.cohorts import participants
 from fedpgp.federation.privacy import Mechanism
-from fedpgp.federation.server import participants
 from fedpgp.methods.base import Method
 from fedpgp.server_rules.base import ClientHalf, ServerRule
 

@@ -12,7 +12,7 @@ import torch
 
 from fedpgp import config
 from fedpgp.config import Experiment, ResourceSettings
-from fedpgp.core import provenance
+from fedpgp.core import memory, provenance
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import FedPGPError, Interrupted, StorageError
 from fedpgp.core.files import is_full
@@ -25,13 +25,18 @@ from fedpgp.experiments.planning import Plan, describe_resources, plan, refuse_e
 from fedpgp.federation import attacks, rule_needs
 from fedpgp.federation.backends.base import Backend, OnDemand, SerialBackend
 from fedpgp.federation.backends.choice import choose
+from fedpgp.federation.client_rows import OnDisk, Place
+from fedpgp.federation.cohorts import rounding
 from fedpgp.federation.messages import Features
 from fedpgp.federation.metrics import RoundRow, summarize
-from fedpgp.federation.server import Server, rounding
+from fedpgp.federation.server import Server
 from fedpgp.federation.worker import FederationJob
+from fedpgp.methods.base import DiffersByClient
 from fedpgp.storage import checkpoint
 from fedpgp.storage.run_folder import RunFolder
 
+DEFAULT_SHARE = 1 / 4
+"""Of the machine's memory, for the personal parameters of all clients, where `resources.personal_memory` is null."""
 OpenWorkers = Callable[[ResourceSettings, threading.Event], Backend]
 """Starts workers, which stop when the event is set."""
 
@@ -120,8 +125,15 @@ def advance(
         workers.load(job)
         store = earlier or _create(plan)
         with _ending(store, callback):
-            yield from _rounds(plan, Server(job, workers), store, callback, resumed=earlier is not None)
+            server = Server(job, workers, _place(plan.experiment.resources, store.path))
+            yield from _rounds(plan, server, store, callback, resumed=earlier is not None)
     return store.path
+
+
+def _place(resources: ResourceSettings, folder: Path) -> Place:
+    """Where the parameters of the clients are held."""
+    limit = resources.personal_memory
+    return Place(memory.total() * DEFAULT_SHARE if limit is None else limit, folder)
 
 
 def _create(plan: Plan) -> RunFolder:
@@ -168,7 +180,8 @@ def reason(error: BaseException) -> str:
 
 def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback, resumed: bool) -> Iterator[RoundRow]:
     """Run and commit the remaining rounds."""
-    state, reference = store.last_good(plan.digest) or (server.initial_state(), None)
+    personal_of = server.job.method.personal_of if isinstance(server.job.method, DiffersByClient) else None
+    state, reference = store.last_good(plan.digest, personal_of) or (server.initial_state(), None)
     if resumed and state.round < server.rounds:
         changed = store.continue_with(state.round + 1, provenance.describe())
         if changed:
@@ -193,6 +206,9 @@ def _rounds(plan: Plan, server: Server, store: RunFolder, callback: RunCallback,
         lines.append(f"federation.attack: {attack.kind} by {attackers}; accuracies are those of the others")
     if plan.privacy is not None:
         lines.append(privacy_planning.describe(plan.privacy, federation))
+    if any(isinstance(rows, OnDisk) for rows in (state.personal, state.kept)):
+        size = state.personal.num_bytes + state.kept.num_bytes
+        lines.append(f"resources.personal_memory: {memory_size(size)} of the clients are held in a file, as they train")
     callback.on_plan("\n".join(lines))
     callback.on_begin(str(store.path), state.round, server.rounds)
     for result in server.run(state):
@@ -251,7 +267,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "client_names": list(plan.data.client_names),
         "class_names": list(plan.data.class_names),
         **({"parts": _parts(plan)} if plan.manifest.parts else {}),
-        "num_examples": [len(rows) for rows in plan.data.train_rows],
+        "num_examples": plan.data.train_rows.counts.tolist(),
         "manifest_digest": plan.manifest.digest,
         **({"content_digest": plan.content} if plan.content else {}),
         "partition_digest": plan.data.digest,

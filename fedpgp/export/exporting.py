@@ -20,7 +20,7 @@ from fedpgp.export.prompt_file import Prompt
 from fedpgp.federation import rule_needs
 from fedpgp.federation.metrics import per_client_table
 from fedpgp.federation.state import State
-from fedpgp.methods.base import HasGlobalModel, Method
+from fedpgp.methods.base import DiffersByClient, HasGlobalModel, Method
 from fedpgp.storage.run_folder import RunFolder
 
 GLOBAL = "global"
@@ -52,14 +52,15 @@ def learned_prompt(run: Path, client: str, which: Which = "last") -> Prompt:
     """
     store = RunFolder.open(run)
     experiment, method = _checked(store)
-    state = store.state_at(_round(store, which))
-    number = None if client == GLOBAL else _number(store, client)
+    round, number = _round(store, which), None if client == GLOBAL else _number(store, client)
+    personal_of = method.personal_of if isinstance(method, DiffersByClient) else None
+    state = store.state_at(round, personal_of=personal_of, clients=np.array([number or 0]))
     if number is None:
         params = _global(state, method)
     else:
         rule = rule_needs.rule_of(method, experiment.federation)
         common, sent = rule.broadcast(state.server, state.shared, np.array([number]))
-        own = {key: value[number] for key, value in state.personal.items()}
+        own = {key: value[0] for key, value in _of_client(state, number).items()}
         params = select(common, state.shared) | own | {key: value[0] for key, value in sent.items()}
     weights = experiment.backbone.weights
     there = weights if weights and Path(weights).is_file() else None
@@ -119,8 +120,15 @@ def _global(state: State, method: Method) -> ParamTree:
     if not state.shared or not isinstance(method, HasGlobalModel):
         why = "all of it stays with the clients" if not state.shared else "its shared part is no model by itself"
         raise RunError(f"{method.name} has no global model: {why}; give --client ID")
-    first = {key: value[:1] for key, value in state.personal.items()}
-    return {key: value[0] for key, value in method.global_model(repeated(state.shared, 1) | first).items()}
+    model = method.global_model(repeated(state.shared, 1) | _of_client(state, 0))
+    return {key: value[0] for key, value in model.items()}
+
+
+def _of_client(state: State, client: int) -> ParamTree:
+    """The personal parameters of one client (1, ...)."""
+    import torch
+
+    return {key: torch.from_numpy(value) for key, value in state.personal.of(np.array([client])).items()}
 
 
 def _card(

@@ -138,29 +138,23 @@ def local_update(
 ) -> Update:
     """Train the clients of a block together, each as it would be trained alone.
 
-    <<<<<<< HEAD
-        A client without a batch left changes no more (no gradient, momentum or weight decay) while others continue, and so
-        does a client whose loss is not finite. No step waits for the device: nothing is read from it, and the only copies
-        to it, of `draws`, are asynchronous. (Some methods wait in their loss, as their docstrings say.)
-        Raises `ConfigError` if the method gives a part of its loss a reserved name.
-    =======
-        A client leaves the batch after its last step, so that a block costs the steps of its clients. For this, each phase
-        has them in order of their steps, the longest first. A client whose loss is not finite stays in the batch, but
-        changes no more (no gradient, momentum or weight decay). No step waits for the device: nothing is read from it, or
-        copied to it. Raises `ConfigError` if the method gives a part of its loss a reserved name.
-    >>>>>>> compaction
+    A client leaves the batch after its last step, so that a block costs the steps of its clients. For this, each phase
+    has them in order of their steps, the longest first. A client whose loss is not finite stays in the batch, but
+    changes no more (no gradient, momentum or weight decay). No step waits for the device: nothing is read from it, and
+    the only copies to it, of `draws`, are asynchronous. (Some methods wait in their loss, as their docstrings say.)
+    Raises `ConfigError` if the method gives a part of its loss a reserved name.
 
-        Args:
-            params: stacked parameters (K, ...), the received shared ones included; not changed.
-            received: what the server sent, see `Method.loss`.
-            orders: for each phase of the method, each client's batches.
-            optimizer: settings of SGD, which those of a phase override.
-            round: counted from 1, for learning rates that decay.
-            factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
-            correction: added to the gradients of its keys in every step (K, ...); None: nothing.
-            draws: called once per step; None: the method uses no random numbers.
-            kept: momentum at the start (K, ...), as `initial_momentum` names it; not changed. Empty: 0, and not returned.
-            sent: keys of `received` that have the client axis.
+    Args:
+        params: stacked parameters (K, ...), the received shared ones included; not changed.
+        received: what the server sent, see `Method.loss`.
+        orders: for each phase of the method, each client's batches.
+        optimizer: settings of SGD, which those of a phase override.
+        round: counted from 1, for learning rates that decay.
+        factors: for each phase, the factor on its learning rates, see `learning_rates.factors`; None: 1.
+        correction: added to the gradients of its keys in every step (K, ...); None: nothing.
+        draws: called once per step; None: the method uses no random numbers.
+        kept: momentum at the start (K, ...), as `initial_momentum` names it; not changed. Empty: 0, and not returned.
+        sent: keys of `received` that have the client axis.
     """
     device = data.labels.device
     finite = torch.ones(len(data.starts), dtype=torch.bool, device=device)

@@ -10,7 +10,7 @@ from fedpgp.core.errors import ConfigError
 from fedpgp.core.text import memory_size
 from fedpgp.core.tree import ParamTree, num_bytes
 from fedpgp.federation.client import initial_momentum
-from fedpgp.federation.server import participants
+from fedpgp.federation.cohorts import participants
 from fedpgp.methods import plugin_check
 from fedpgp.methods.base import HasServerRule, Method
 from fedpgp.server_rules.base import ClientHalf, SendsToEach, ServerRule

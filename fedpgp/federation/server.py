@@ -5,19 +5,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from math import inf
 from types import MappingProxyType
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from fedpgp.config import FederationSettings
-from fedpgp.core.seeding import numpy_generator, torch_generator
-from fedpgp.core.tree import ParamTree, num_bytes, select, stack, without
+from fedpgp.core.seeding import torch_generator
+from fedpgp.core.tree import ParamTree, num_bytes, select, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.client import expected_steps, initial_momentum
+from fedpgp.federation.client_rows import IN_MEMORY, ClientRows, FirstRows, InMemory, Place
+from fedpgp.federation.cohorts import block_size, blocks, sample_clients, sample_tested
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -32,73 +33,10 @@ from fedpgp.federation.metrics import (
 from fedpgp.federation.state import Stack, State, add, average
 from fedpgp.federation.usage import Usage, measured, of_round
 from fedpgp.federation.worker import FederationJob
-from fedpgp.methods.base import DiffersByClient, FinishesRound, LimitsBlocks, Method
+from fedpgp.methods.base import DiffersByClient, FinishesRound
 from fedpgp.server_rules.base import ClientHalf, Received, SendsToEach
 
 log = logging.getLogger(__name__)
-
-
-def participants(clients: int, participation: float) -> int:
-    """The number of clients that train in a round: `max(1, floor(participation * clients))`.
-
-    The product is that of the machine: 0.29 of 100 is 28.99..., so 28 clients.
-    """
-    return max(1, int(participation * clients))
-
-
-def rounding(clients: int, federation: FederationSettings) -> str | None:
-    """Say how many clients train in a round if that is not exactly the fraction asked for; None: it is.
-
-    Args:
-        clients: the number of those that ever train.
-        federation: with the fraction and the kind of sampling.
-    """
-    participation = federation.participation
-    count = participants(clients, participation)
-    if federation.sampling == "poisson" or Decimal(repr(participation)) * clients == count:
-        return None
-    trained = f"{count} client{'' if count == 1 else 's'} of {clients}"
-    return f"federation.participation={participation:g}: {trained} in a round, a fraction of {count / clients:.3g}"
-
-
-def sample_clients(seed: int, round: int, clients: int, federation: FederationSettings) -> np.ndarray:
-    """Which of the clients train in `round` (1, 2, ...), sorted: a function of the seed and the round.
-
-    All for `participation` 1, and in round 1 with `everyone_first` (as in the authors' code). Otherwise `fixed` draws
-    `participants` of them without replacement, and `poisson` each client by itself with probability `participation`:
-    their number differs from round to round, and can be 0.
-    """
-    participation = federation.participation
-    generator = numpy_generator(seed, "cohort", round)
-    if participation == 1 or (federation.everyone_first and round == 1):
-        return np.arange(clients)
-    if federation.sampling == "poisson":
-        return np.flatnonzero(generator.random(clients) < participation)
-    return np.sort(generator.choice(clients, participants(clients, participation), replace=False))
-
-
-def sample_tested(seed: int, round: int, clients: np.ndarray, most: int | None, group: str) -> np.ndarray:
-    """Which of the clients of a group are tested after `round`, sorted: at most `most` of them; None: all."""
-    if most is None or most >= len(clients):
-        return clients
-    return np.sort(numpy_generator(seed, "evaluated", group, round).choice(clients, most, replace=False))
-
-
-def block_size(method: Method, federation: FederationSettings) -> int:
-    """Clients of a block: `federation.block_size`, unless the method limits it."""
-    return min(federation.block_size, method.max_block) if isinstance(method, LimitsBlocks) else federation.block_size
-
-
-def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
-    """The sorted clients in blocks of `block_size`, independent of the number of workers.
-
-    The last two of five or more are cut in half, so that at the end no worker waits long for another.
-    """
-    parts = [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
-    if len(parts) < 5:
-        return parts
-    halves = [half for part in parts[-2:] for half in np.array_split(part, 2)]
-    return parts[:-2] + [half for half in halves if len(half)]
 
 
 @dataclass(frozen=True)
@@ -118,11 +56,15 @@ class Server:
 
     The personal parameters of 10,000 clients take hundreds of MB, so a step writes them into the state that it was
     given once all results of the round have arrived. That state must not be used afterwards.
+
+    Args:
+        place: where the rows of the clients are held.
     """
 
-    def __init__(self, job: FederationJob, backend: Backend) -> None:
+    def __init__(self, job: FederationJob, backend: Backend, place: Place = IN_MEMORY) -> None:
         self.job = job
         self.backend = backend
+        self.place = place
         self.rounds = job.federation.rounds if job.method.phases else 0
         self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
@@ -135,15 +77,13 @@ class Server:
         tree = job.method.init(frozen, torch_generator(job.seed, "init"))
         shared, clients = select(tree, job.method.shared_keys), job.data.num_clients
         kept = job.rule.init_kept(shared) if isinstance(job.rule, ClientHalf) else {}
-        personal = stack(own := without(tree, shared), clients)
-        if isinstance(job.method, DiffersByClient):
-            for client in range(clients):
-                for key, value in job.method.personal_of(client, own).items():
-                    personal[key][client] = value
         if job.federation.keep_momentum:
             kept = initial_momentum(job.method, tree)
+        personal_of = job.method.personal_of if isinstance(job.method, DiffersByClient) else None
+        firsts = FirstRows(without(tree, shared), personal_of), FirstRows(kept)
+        personal_rows, kept_rows = self.place.hold(clients, *firsts)
         private = job.privacy.initial() if job.privacy else {}
-        return State(0, shared, personal, job.rule.init(shared, clients), stack(kept, clients), private)
+        return State(0, shared, personal_rows, job.rule.init(shared, clients), kept_rows, private)
 
     def memory(self, state: State) -> int | None:
         """Bytes that a worker needs to train a block, as one of them measures; None: nothing is trained."""
@@ -223,7 +163,7 @@ class Server:
 
     def _calls(
         self, state: State, number: int, parts: Sequence[np.ndarray], *, confusion: bool = False
-    ) -> tuple[list[Call], Arrays, int]:
+    ) -> tuple[Sequence[Call], Arrays, int]:
         """A call for each block of clients, what the server sends to all of them, and the bytes that it sends."""
         clip_norm = self.job.privacy.clip_norm_of(state) if self.job.privacy else inf
         calls, everyone, bytes_down = [], to_arrays(state.shared), 0
@@ -232,9 +172,8 @@ class Server:
             everyone, sent = to_arrays(common), to_arrays(own)
             alone = self.job.rule.sent_bytes(own) if isinstance(self.job.rule, SendsToEach) else num_bytes(own)
             bytes_down += num_bytes(without(common, own)) * len(block) + alone
-            personal, kept = _rows_of(state.personal, block), _rows_of(state.kept, block)
-            calls.append(Call(number, block, personal, kept, sent, clip_norm, confusion))
-        return calls, everyone, bytes_down
+            calls.append(Call(number, block, {}, {}, sent, clip_norm, confusion))
+        return _WithRows(calls, state), everyone, bytes_down
 
     def _train(
         self, state: State, number: int, sampled: np.ndarray
@@ -256,11 +195,10 @@ class Server:
 
     def _aggregate(self, state: State, results: Sequence[TrainResult], total: ParamTree, stacked: ParamTree) -> State:
         """The next state: the rule's for the shared parameters; those of each client are written back in place."""
-        for result in results:
-            for tree, own in ((state.personal, result.personal), (state.kept, result.kept)):
-                for key, value in own.items():
-                    tree[key].numpy()[_index(result.clients)] = value
         number = state.round + 1
+        for result in results:
+            state.personal.write(number, result.clients, result.personal)
+            state.kept.write(number, result.clients, result.kept)
         clients = np.concatenate([np.arange(0), *(result.clients[result.accepted] for result in results)])
         weights = np.concatenate([np.arange(0), *(result.weights[result.accepted] for result in results)])
         private = state.privacy
@@ -287,12 +225,14 @@ class Server:
         )
         server, shared = self.job.rule.aggregate(state.server, state.shared, received)
         if isinstance(self.job.method, FinishesRound):
-            _finish(self.job.method, state.personal, shared, results)
+            _finish(self.job.method, state.personal, shared, results, number)
         return State(number, shared, state.personal, server, state.kept, private)
 
     def _evaluate(self, state: State, last: bool) -> tuple[list[Counts], pa.Table | None]:
         """Counts of honest clients and of those that never train; after the last round also confusion matrices."""
-        state = replace(state, kept={})  # which no model needs
+        if not self.job.data.evaluation_sets:
+            return [], confusion_table({}) if last else None
+        state = replace(state, kept=InMemory({}))  # which no model needs
         honest, unseen = (
             sample_tested(self.job.seed, state.round, clients, self.job.federation.eval_clients, group)
             for group, clients in (("honest", self.honest), ("unseen", np.array(self.job.data.unseen_clients)))
@@ -316,14 +256,37 @@ class Server:
         return counts, confusion_table(matrices) if last else None
 
 
-def _finish(method: FinishesRound, personal: ParamTree, shared: ParamTree, results: Sequence[TrainResult]) -> None:
-    """Let the clients whose updates count change their personal parameters, in place."""
+class _WithRows(Sequence[Call]):
+    """Calls that get the clients' rows when they are sent: those of all clients may not fit into memory."""
+
+    def __init__(self, calls: Sequence[Call], state: State) -> None:
+        self._calls, self._state = calls, state
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Call]: ...
+
+    def __getitem__(self, index: int | slice) -> Call | Sequence[Call]:
+        if isinstance(index, slice):
+            return _WithRows(self._calls[index], self._state)
+        call, state = self._calls[index], self._state
+        return replace(call, personal=state.personal.of(call.clients), kept=state.kept.of(call.clients))
+
+
+def _finish(
+    method: FinishesRound, personal: ClientRows, shared: ParamTree, results: Sequence[TrainResult], number: int
+) -> None:
+    """Let the clients whose updates count in a round change their personal parameters, in place."""
     for result in results:
         clients = result.clients[result.accepted]
         if len(clients):
-            own = {key: value[clients] for key, value in personal.items()}
-            for key, value in method.after_aggregation(own, shared).items():
-                personal[key][clients] = value
+            own = {key: torch.from_numpy(np.array(value)) for key, value in personal.of(clients).items()}
+            personal.write(number, clients, to_arrays(method.after_aggregation(own, shared)))
 
 
 @contextmanager
@@ -331,13 +294,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-def _rows_of(tree: ParamTree, clients: np.ndarray) -> Arrays:
-    return {key: value.numpy()[_index(clients)] for key, value in tree.items()}
-
-
-def _index(clients: np.ndarray) -> np.ndarray | slice:
-    """The sorted clients as an index: a slice, which copies nothing, if they are consecutive."""
-    first, last = int(clients[0]), int(clients[-1])
-    return slice(first, last + 1) if last - first + 1 == len(clients) else clients

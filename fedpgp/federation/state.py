@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedpgp.core.tree import ParamTree
+from fedpgp.federation.client_rows import ClientRows, InMemory
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Everything that a federation keeps from one round to the next."""
+    """Everything that a federation keeps from one round to the next.
+
+    Stacked tensors given as `personal` or `kept` are held in memory.
+    """
 
     round: int  # last completed round; 0: none
     shared: ParamTree  # the server's parameters
-    personal: ParamTree  # the clients' parameters, stacked: every entry is (K, ...)
+    personal: ClientRows  # the clients' parameters, stacked: every entry is (K, ...)
     server: ParamTree = field(default_factory=dict)  # the server rule's own state
-    kept: ParamTree = field(default_factory=dict)  # (K, ...) what the rule lets clients keep, or their momentum
+    kept: ClientRows = field(default_factory=lambda: InMemory({}))  # (K, ...) what the rule lets them keep, or momentum
     privacy: ParamTree = field(default_factory=dict)  # the clip norm, if it adapts
+
+    def __post_init__(self) -> None:
+        for name in ("personal", "kept"):
+            if not isinstance(rows := getattr(self, name), ClientRows):
+                object.__setattr__(self, name, InMemory(rows))
 
 
 def weighted_sum(shared: ParamTree, weights: torch.Tensor) -> ParamTree:

@@ -32,7 +32,7 @@ class Trainer:
 
     def __init__(self, job: FederationJob, text: FrozenText, device: torch.device) -> None:
         self.job = job
-        self.num_examples = np.array([len(own) for own in job.data.train_rows])
+        self.num_examples = job.data.train_rows.counts
         self.attackers = job.attackers
         self._text, self._device = text, device
         self._cache = FeatureCache.open(job.train_features.path, job.train_features.key)

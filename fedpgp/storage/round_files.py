@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from fedpgp.core.errors import AccessError, RunError
-from fedpgp.core.files import access_errors
+from fedpgp.core.files import access_errors, durable_file
 from fedpgp.federation.metrics import CLIENT_SCHEMA, RoundRow
 
 log = logging.getLogger(__name__)
+
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def encode(row: RoundRow, clients: pa.Table, reference: Mapping[str, Any]) -> bytes:
@@ -55,9 +57,16 @@ def is_intact(path: Path) -> bool:
 def arrow_bytes(table: pa.Table) -> bytes:
     """Encode a table as a compressed Arrow file."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_file(sink, table.schema, options=COMPRESSED) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
+
+
+def join(paths: Sequence[Path], target: Path) -> None:
+    """Write the client rows of rounds into one Arrow file durably, one round after the other."""
+    with durable_file(target) as file, pa.ipc.new_file(file, CLIENT_SCHEMA, options=COMPRESSED) as writer:
+        for path in paths:
+            writer.write_table(table(path))
 
 
 def _read(path: Path) -> pa.RecordBatchFileReader:

@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ import pyarrow.csv
 from fedpgp.core import provenance
 from fedpgp.core.errors import AccessError, FedPGPError, RunError
 from fedpgp.core.files import TEMPORARY, access_errors, check_readable, folders_with, make_folder, sync_folder
+from fedpgp.federation.client_rows import PersonalOf
 from fedpgp.federation.measures import POOLED_SCHEMA
 from fedpgp.federation.metrics import CLIENT_SCHEMA, CONFUSION_SCHEMA, PARTITION_SCHEMA, RoundRow, selection_score
 from fedpgp.federation.state import State
@@ -226,9 +227,8 @@ class RunFolder(StatusFolder):
         path = self._rounds / f"{row.round:06d}.arrow"
         if path.exists():
             raise FedPGPError(f"{path}: round {row.round} is already committed")
-        if self._remote and reference["files"]:
-            newest = self.checkpoints / reference["files"][-1]["file"]
-            self._send(self._name(newest), newest.read_bytes())
+        for file in checkpoint.written_in(row.round, reference):
+            self._send_file(self._name(self.checkpoints / file))
         if pooled is not None and pooled.num_rows:
             make_folder(self.path / "pooled")  # which runs of older versions lack
             self._put(f"pooled/{path.name}", round_files.arrow_bytes(pooled.cast(POOLED_SCHEMA)))
@@ -255,7 +255,9 @@ class RunFolder(StatusFolder):
         found = [round_files.table(path) for path in paths if path.exists()]
         return pa.concat_tables([POOLED_SCHEMA.empty_table(), *found])
 
-    def last_good(self, config_digest: str) -> tuple[State, dict[str, Any]] | None:
+    def last_good(
+        self, config_digest: str, personal_of: PersonalOf | None = None
+    ) -> tuple[State, dict[str, Any]] | None:
         """Return the newest readable state with its reference; None: start from the beginning.
 
         Later rounds are removed with a warning and will be run again. Requires `lock`. Raises `RunError` if the run
@@ -268,7 +270,8 @@ class RunFolder(StatusFolder):
         while good and found is None:
             try:
                 reference = round_files.reference(good[-1])
-                found = checkpoint.load(self.checkpoints, reference, config_digest), reference
+                load = partial(checkpoint.load, scratch=self.path, personal_of=personal_of)
+                found = load(self.checkpoints, reference, config_digest), reference
             except AccessError:  # not a reason to drop the round
                 raise
             except RunError as error:
@@ -288,13 +291,14 @@ class RunFolder(StatusFolder):
         scores = {number: score for number, (score, _) in self._known.items() if score is not None}
         return max(scores, key=lambda number: (scores[number], -number), default=None)
 
-    def state_at(self, number: int, arrays: bool = False) -> State:
-        """Load the state after one of the last two rounds or the best one; see `checkpoint.load`."""
+    def state_at(self, number: int, arrays: bool = False, **which: Any) -> State:
+        """Load the state after one of the last two rounds or the best one; `which`: see `checkpoint.load`."""
         if number not in self._known:
             raise RunError(f"{self.path}: has no round {number}")
         if not self.checkpoints.is_dir():
             raise RunError(f"{self.path.name}: its checkpoints are not here, this is a copy for reading rows")
-        return checkpoint.load(self.checkpoints, self._known[number][1], self.identity["config_digest"], arrays)
+        reference, digest = self._known[number][1], self.identity["config_digest"]
+        return checkpoint.load(self.checkpoints, reference, digest, arrays, **which)
 
     def save_confusion(self, table: pa.Table) -> None:
         """Write the confusion matrix after the last round, in `metrics.CONFUSION_SCHEMA`."""
@@ -310,7 +314,8 @@ class RunFolder(StatusFolder):
         """Write all rounds and client rows as one file each, then the summary and the status `finished`."""
         lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in self.rounds()]
         self._put("rounds.jsonl", "".join(lines).encode())
-        self._put("clients.arrow", round_files.arrow_bytes(self.clients().combine_chunks()))
+        round_files.join(self._round_paths(), self.path / "clients.arrow")
+        self._send_file("clients.arrow")
         self._write_json("summary.json", {"run": self.path.name, "status": "finished", **summary})
         self.set_status("finished")
 

@@ -200,6 +200,11 @@ class StatusFolder:
         if self._remote:
             self._remote.put(name, content)
 
+    def _send_file(self, name: str) -> None:
+        """Copy a file of the folder to the remote copy, if there is one."""
+        if self._remote:
+            self._send(name, (self.path / name).read_bytes())
+
     def _remove(self, path: Path) -> None:
         """Delete a file or a folder below, or a file in the remote copy, too."""
         with access_errors(path):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import safetensors.torch
@@ -120,13 +121,14 @@ def _learned(store: RunFolder, folder: Path) -> None:
     rounds = [row.round for row in store.rounds()]
     for file, number in (("prompt", store.best or rounds[-1]), ("checkpoint", rounds[-1])) if rounds else ():
         try:
-            state = store.state_at(number)
+            state = store.state_at(number, clients=np.arange(0))  # rows on disk are read if they are few
+            if whole := num_bytes(state.shared) + state.personal.num_bytes <= SMALL:
+                state = store.state_at(number)
         except RunError:  # the last checkpoint of a killed run may be truncated
             continue
         if num_bytes(state.shared) > SMALL:
             continue
         tensors = {f"shared/{key}": value.contiguous() for key, value in state.shared.items()}
-        whole = num_bytes(state.shared) + num_bytes(state.personal) <= SMALL
         if whole:
             tensors |= {f"personal/{key}": value.contiguous() for key, value in state.personal.items()}
         metadata = {"round": str(state.round), "personal": "all clients, stacked" if whole else "left out"}

@@ -35,8 +35,8 @@ def test_overhead_of_rules_that_keep_every_update_shows_their_memory(ray_cluster
 
 
 @pytest.mark.slow
-def test_scale_has_its_figures(ray_cluster, monkeypatch):
+def test_growth_has_its_figures(ray_cluster, monkeypatch):
     monkeypatch.setattr(engine, "GROWTH_ROUNDS", 2)
-    outcome = engine.scale([20, 40], actors=1, report=quiet)
+    outcome = engine.growth([20, 40], actors=1, report=quiet)
     assert set(outcome.figures) == {"linearity", "driver_growth_percent", "actor_growth_percent"}
     assert outcome.figures["linearity"] > 0

@@ -12,7 +12,7 @@ from fedpgp.core import memory
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation import rule_needs
 from fedpgp.federation.absence import lost
-from fedpgp.federation.server import sample_clients
+from fedpgp.federation.cohorts import sample_clients
 from fedpgp.methods.base import Phase
 
 KEPT = {"momentum": 0.5, "keep_momentum": True}

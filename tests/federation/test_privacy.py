@@ -13,9 +13,9 @@ from scipy.stats import chi2
 
 from fedpgp.core.seeding import torch_generator
 from fedpgp.federation.accountant import Accountant
+from fedpgp.federation.cohorts import sample_clients
 from fedpgp.federation.messages import Call
 from fedpgp.federation.privacy import CLIP_NORM, Mechanism, clipped
-from fedpgp.federation.server import sample_clients
 from fedpgp.federation.state import State
 from fedpgp.server_rules import create
 

@@ -10,8 +10,8 @@ import torch
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.federation.client import Update, validate
+from fedpgp.federation.cohorts import blocks, participants, rounding, sample_clients
 from fedpgp.federation.messages import Call
-from fedpgp.federation.server import blocks, participants, rounding, sample_clients
 
 
 def test_all_shared(server):

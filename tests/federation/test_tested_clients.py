@@ -12,9 +12,10 @@ import torch
 from one_weight import Sum
 from rounds import check_same_bits, run
 
+from fedpgp.federation.cohorts import sample_tested
 from fedpgp.federation.evaluation import Evaluator
 from fedpgp.federation.metrics import NEW_CLIENT
-from fedpgp.federation.server import Server, sample_tested
+from fedpgp.federation.server import Server
 
 IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0], [2.0], [-1.0, 6.0]]
 
@@ -98,7 +99,9 @@ def test_a_model_among_the_clients_own_classes_is_made_once(server):
     job = server("", IMAGES, rounds=1).job
     (images,) = job.data.evaluation_sets
     data = replace(job.data, evaluation_sets=(images, replace(images, split="val")), own_classes=True)
-    evaluator = Evaluator(Counting(""), data, {}, server("", IMAGES).backend._worker._evaluator.cache, "cpu")
+    evaluator = Evaluator(
+        Counting(""), data, {}, server("", IMAGES).backend._worker._evaluator.cache, torch.device("cpu")
+    )
     params = {"a": torch.arange(5.0)[:, None], "b": torch.zeros(5, 1)}
     counts = evaluator.own_counts(params, np.arange(5), lambda classes: None)
     assert len(counts) == 10

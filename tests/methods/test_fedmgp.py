@@ -15,7 +15,7 @@ from fedpgp.core.callbacks import RunCallback
 from fedpgp.core.errors import ConfigError
 from fedpgp.experiments import planning, runner
 from fedpgp.federation import rule_needs
-from fedpgp.federation.server import sample_clients
+from fedpgp.federation.cohorts import sample_clients
 from fedpgp.methods.base import HasGlobalModel
 from fedpgp.methods.fedmgp import MODALITIES, closeness, probabilities, similarity, with_drawn
 from fedpgp.storage.run_folder import RunFolder

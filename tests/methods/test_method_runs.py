@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
+from rounds import check_same_bits
 from test_fedotp import plain
 
 from fedpgp import config
@@ -18,6 +19,7 @@ from fedpgp.config import ProtocolSettings
 from fedpgp.core.callbacks import EventStream, RunCallback
 from fedpgp.core.errors import BackboneError, ConfigError, Interrupted, UserError
 from fedpgp.experiments import planning, runner
+from fedpgp.federation.client_rows import OnDisk
 from fedpgp.storage.run_folder import RunFolder
 
 RUNS = {
@@ -123,6 +125,28 @@ def same_bits(one, other):
         assert values.keys() == others.keys()
         assert all(torch.equal(value, others[key]) for key, value in values.items())
     return left
+
+
+@pytest.mark.parametrize("name", ["fedpha", "fedmgp"])
+def test_parameters_held_on_disk_give_the_bits_of_those_in_memory(tmp_path, name):
+    """Of methods whose clients start from different parameters, or change theirs at the end of a round; resumed."""
+    memory = settings(tmp_path / "memory", {"name": name, **RUNS[name]}, rounds=2)
+    memory = memory.model_copy(update={"federation": memory.federation.model_copy(update={"participation": 0.4})})
+    disk = config.parse(memory.model_dump() | {"resources": {"backend": "serial", "personal_memory": 0}})
+    disk = disk.model_copy(update={"storage": settings(tmp_path / "disk", {"name": name}).storage})
+    assert memory.resources.personal_memory is None
+    whole, stop = runner.run(memory, False, RunCallback(), threading.Event()), threading.Event()
+    with pytest.raises(Interrupted):
+        runner.run(disk, False, EventStream(lambda event: event.method == "on_round" and stop.set()), stop)
+    resumed = RunFolder.open(runner.run(disk, True, RunCallback(), threading.Event()))
+    expected = RunFolder.open(whole)
+    assert resumed.clients().equals(expected.clients())
+    assert [dict(row.metrics) for row in resumed.rounds()] == [dict(row.metrics) for row in expected.rounds()]
+    method = planning.settle(disk)[1]
+    found = resumed.state_at(2, personal_of=getattr(method, "personal_of", None))
+    assert isinstance(found.personal, OnDisk)
+    assert (found.personal.changed == 0).any()  # a client that never trained
+    check_same_bits(found, expected.state_at(2))
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ from fedpgp.experiments import estimation, placement, privacy_planning
 from fedpgp.experiments.planning import Library, Plan, describe_resources, plan
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.choice import cluster_address, on_cluster
+from fedpgp.federation.cohorts import rounding
 from fedpgp.federation.resources import shortfall
-from fedpgp.federation.server import rounding
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import StatusFolder
 from fedpgp.storage.sweep_folder import SweepFolder

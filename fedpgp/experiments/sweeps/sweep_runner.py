@@ -26,8 +26,8 @@ from fedpgp.experiments.tracker import Tracker
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.base import OnDemand
+from fedpgp.federation.cohorts import rounding
 from fedpgp.federation.resources import capacity, shortfall
-from fedpgp.federation.server import rounding
 from fedpgp.storage.sweep_folder import SweepFolder, TrialSpec
 
 Rerun = Literal["missing", "failed", "all"]
