@@ -20,6 +20,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from fedpgp.core import plugins
 from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
 from fedpgp.core.plugins import Code
+from fedpgp.federation.backends import versions
 from fedpgp.federation.backends.base import Common, Job, invoke
 from fedpgp.federation.resources import shortfall
 
@@ -48,8 +49,9 @@ class _Client:
         """Replace the job, if there is one yet; return the node and the device of this actor."""
         if job is not None:
             self._worker = job.build(self._device)
-        node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
-        return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
+        node_id = ray.get_runtime_context().get_node_id()
+        node = f"node {node_id[:8]} at {ray.util.get_node_ip_address()}"
+        return {"node": node, "node_id": node_id, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""
@@ -77,7 +79,7 @@ class ActorPool:
     """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
     `stop` is set from outside to interrupt the pool. Raises `ResourceError` if the actors do not fit the cluster or are
-    not ready in time.
+    not ready in time, or if a node has other versions than this process.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -89,6 +91,7 @@ class ActorPool:
         self._failed_starts = 0
         if short := shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes()):
             raise ResourceError(short)
+        versions.check(versions.alive(), own=False)
         for _ in range(resources.actors):
             self._start()
         self._await_all()
@@ -211,11 +214,14 @@ class ActorPool:
         """Add a ready actor to the pool, or start another if it died."""
         handle = self._starting.pop(reference)
         try:
-            self._idle.append(_Actor(handle, ray.get(reference)))
+            actor = _Actor(handle, ray.get(reference))
+            versions.check([actor.location["node_id"]], own=False)  # the node may have joined later
+            self._idle.append(actor)
             self._failed_starts = 0
         except RayTaskError as error:
             raise cause(error) from None
         except (RayActorError, OutOfMemoryError) as error:
+            versions.check(versions.alive(), own=False)
             self._failed_starts += 1
             if self._failed_starts == ATTEMPTS:
                 raise FedPGPError(f"{ATTEMPTS} worker actors died while starting: {_why(error)}") from None

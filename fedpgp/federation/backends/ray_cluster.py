@@ -21,6 +21,7 @@ from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
 from fedpgp.core.files import denied, explain, in_the_way
 from fedpgp.core.text import disk_size
+from fedpgp.federation.backends import versions
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.resources import share_heaps
@@ -195,6 +196,8 @@ def _check_reachable(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> ResourceError:
     what = " ".join(str(error).split())[:200] or type(error).__name__
+    if "ersion mismatch" in what:
+        return ResourceError(f"Ray at {address}: {what}; {versions.ADVICE}")
     return ResourceError(
         f"Ray at {address}: {what}; check that the head runs, and if it uses token authentication set "
         "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
@@ -207,10 +210,14 @@ def own_cpus(resources: ResourceSettings) -> int:
 
 
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
-    """The resources of each node of the cluster; None: a local one would be started. Raises as `connected` does."""
+    """The resources of each node of the cluster; None: a local one would be started.
+
+    Raises as `connected` and `versions.check` do.
+    """
     if not on_cluster(resources):
         return None
     with connected(resources):
+        versions.check(versions.alive())
         return nodes()
 
 
