@@ -46,11 +46,12 @@ LATE = {
     "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
+    "federation/backends/versions": {"fedpgp.core.provenance"},
     "tracking/": {"mlflow", "sqlalchemy", "werkzeug", "fedpgp.analysis"},
     "tracking/__init__": {"fedpgp.tracking.mirror"},
 }
-"""All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
-every file), a module and what lies below it."""
+"""All that may be imported inside functions, so that what does not need it starts fast, or because the function is
+sent to other machines: by file or folder (empty: by every file), a module and what lies below it."""
 
 
 def name_of(path, package):

@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from fedpgp.core import plugins
-from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
+from fedpgp.core.errors import FedPGPError, Interrupted, MissingCacheError, ResourceError
 from fedpgp.core.plugins import Code
 from fedpgp.federation.backends import versions
 from fedpgp.federation.backends.base import Common, Job, invoke
@@ -255,12 +255,12 @@ def cause(error: RayTaskError) -> BaseException:
     A file that only another node lacks is a folder that the nodes do not share.
     """
     original = error.cause
-    if isinstance(original, FileNotFoundError) and original.filename and len(nodes()) > 1:
+    if isinstance(original, FileNotFoundError | MissingCacheError) and original.filename and len(nodes()) > 1:
         path = Path(str(original.filename))
         if path.exists() or path.parent.is_dir():
             return ResourceError(
-                f"{path.parent}: a node of the cluster has no such folder; storage.root and data.root must be folders "
-                "that all nodes share, such as a network file system"
+                f"{path}: is missing on the node at {error.ip}; storage.root (also with storage.uri) and data.root "
+                "must be folders that all nodes share, such as a network file system"
             )
     return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error
 

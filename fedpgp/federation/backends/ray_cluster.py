@@ -189,19 +189,22 @@ def _check_reachable(address: str) -> None:
     except TimeoutError:
         answer = b""
     except (OSError, OverflowError) as error:
-        raise _unreachable(address, error) from None
+        what = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(
+            f"Ray at {address}: {what}; check the address, and that the head runs (`ray start --head`)"
+        ) from None
     if answer[3:4] != HTTP2_SETTINGS[3:4]:
         raise ResourceError(f"Ray at {address}: what listens there is not Ray; give the address of its head")
 
 
 def _unreachable(address: str, error: Exception) -> ResourceError:
-    what = " ".join(str(error).split())[:200] or type(error).__name__
+    what = " ".join(str(error).split()) or type(error).__name__
     if "ersion mismatch" in what:
         return ResourceError(f"Ray at {address}: {what}; {versions.ADVICE}")
-    return ResourceError(
-        f"Ray at {address}: {what}; check that the head runs, and if it uses token authentication set "
-        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
-    )
+    if "authentication token" in what:
+        what = "this machine has no token of the cluster"
+    advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head"
+    return ResourceError(f"Ray at {address}: {what[:200]}; if the cluster uses token authentication, {advice}")
 
 
 def own_cpus(resources: ResourceSettings) -> int:
