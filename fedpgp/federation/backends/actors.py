@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -258,8 +259,9 @@ def cause(error: RayTaskError) -> BaseException:
     if isinstance(original, FileNotFoundError | MissingCacheError) and original.filename and len(nodes()) > 1:
         path = Path(str(original.filename))
         if path.exists() or path.parent.is_dir():
+            where = re.search(r"\bip=([^,)\s]+)", str(error))  # Ray's exceptions have no attribute for it
             return ResourceError(
-                f"{path}: is missing on the node at {error.ip}; storage.root (also with storage.uri) and data.root "
+                f"{path}: is missing on {f'the node at {where[1]}' if where else 'a node'}; storage.root (also with storage.uri) and data.root "
                 "must be folders that all nodes share, such as a network file system"
             )
     return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error
