@@ -65,7 +65,16 @@ class Host:
 
     def enter(self, *command: str) -> list[str]:
         """A command as it is run on this host."""
-        return ["nsenter", f"--target={self.inside}", "--mount", "--uts", "--net", "--pid", f"--wd={self.home}", *command]
+        return [
+            "nsenter",
+            f"--target={self.inside}",
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            f"--wd={self.home}",
+            *command,
+        ]
 
     def run(self, *command: str, timeout: float = 300, **changed: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -197,7 +206,9 @@ def _host(number: int, folder: Path, shared: Path, token: str) -> Iterator[Host]
         "PATH": f"{PYTHON.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     flags = ["--mount", "--uts", "--net", "--pid", "--fork", "--kill-child=KILL"]
-    process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", *flags, "bash", "-c", script], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig=KILL", "unshare", *flags, "bash", "-c", script], stderr=subprocess.PIPE
+    )
     host = Host(f"host{number}", f"{NETWORK}.{number}", home, process, env)
     try:
         host.inside = _child(process)

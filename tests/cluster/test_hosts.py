@@ -188,13 +188,9 @@ def test_a_host_with_other_versions_is_refused_by_name(hosts, roots):
     assert line.endswith("; install the same version on every node")
 
 
-@pytest.mark.parametrize(
-    ("token", "told"),
-    [("", "this machine has no token of the cluster; "), ("0" * 32, "Failed to connect to Ray cluster at ")],
-)
-def test_without_the_right_token_there_is_advice(hosts, token, told):
-    refused = hosts.hosts[3].fedpgp("runs", "--address", hosts.address, RAY_AUTH_TOKEN=token)
+def test_without_the_token_there_is_advice(hosts):
+    refused = hosts.hosts[3].fedpgp("runs", "--address", hosts.address, RAY_AUTH_TOKEN="")
     assert refused.returncode == 2
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert told in line
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: Ray at {hosts.address}: this machine has no token of the cluster; ")
     assert line.endswith("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head")
