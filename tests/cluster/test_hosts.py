@@ -156,7 +156,7 @@ def test_a_claim_of_a_host_with_another_clock_counts_as_long_as_it_is_renewed(ho
 
 
 def test_a_host_with_other_versions_is_refused_by_name(hosts, roots):
-    """The fourth host has an edited fedpgp and an older torch; a command with another Ray does not connect."""
+    """The fourth host has an edited fedpgp and an older torch."""
     root, other = roots("versions"), hosts.hosts[3]
     shutil.copytree(ROOT / "fedpgp", other.home / "edited" / "fedpgp", ignore=shutil.ignore_patterns("__pycache__"))
     with (other.home / "edited" / "fedpgp" / "core" / "seeding.py").open("a") as file:
@@ -179,13 +179,6 @@ def test_a_host_with_other_versions_is_refused_by_name(hosts, roots):
     assert "host4 (10.77.0.4) has fedpgp" in doctor.stdout
     other.run("pkill", "-9", "-f", "ray")
     hosts.wait(3)
-
-    script = "import sys, ray; ray.__version__ = '2.40.0'; sys.argv[0] = 'fedpgp'; import fedpgp.cli; fedpgp.cli.main()"
-    refused = other.run(str(PYTHON), "-c", script, "runs", "--address", hosts.address)
-    assert refused.returncode == 2
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert "Ray: 2.40.0" in line
-    assert line.endswith("; install the same version on every node")
 
 
 def test_without_the_token_there_is_advice(hosts):

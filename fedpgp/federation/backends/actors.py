@@ -259,10 +259,11 @@ def cause(error: RayTaskError) -> BaseException:
     if isinstance(original, FileNotFoundError | MissingCacheError) and original.filename and len(nodes()) > 1:
         path = Path(str(original.filename))
         if path.exists() or path.parent.is_dir():
-            where = re.search(r"\bip=([^,)\s]+)", str(error))  # Ray's exceptions have no attribute for it
+            found = re.search(r"\bip=([^,)\s]+)", str(error))  # Ray's exceptions have no attribute for it
+            where = f"the node at {found[1]}" if found else "a node"
             return ResourceError(
-                f"{path}: is missing on {f'the node at {where[1]}' if where else 'a node'}; storage.root (also with storage.uri) and data.root "
-                "must be folders that all nodes share, such as a network file system"
+                f"{path}: is missing on {where}; storage.root (also with storage.uri) and data.root must be folders that "
+                "all nodes share, such as a network file system"
             )
     return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error
 
