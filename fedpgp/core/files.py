@@ -134,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, which is created if missing, never removed, and names the holder's pid and host.
+    """Hold an exclusive lock on `path`, which is created if missing, never removed, and has the holder's pid and host.
 
     If another process holds it and `wait` is false, raise `BlockingIOError`. A lock that another user created is held
     without the pid if it is only readable. Raises `AccessError` if it is not even that.

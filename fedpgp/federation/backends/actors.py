@@ -262,8 +262,8 @@ def cause(error: RayTaskError) -> BaseException:
             found = re.search(r"\bip=([^,)\s]+)", str(error))  # Ray's exceptions have no attribute for it
             where = f"the node at {found[1]}" if found else "a node"
             return ResourceError(
-                f"{path}: is missing on {where}; storage.root (also with storage.uri) and data.root must be folders that "
-                "all nodes share, such as a network file system"
+                f"{path}: is missing on {where}; storage.root (also with storage.uri) and data.root must be folders "
+                "that all nodes share, such as a network file system"
             )
     return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error
 
