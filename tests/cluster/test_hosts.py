@@ -70,10 +70,10 @@ def test_a_root_that_the_hosts_do_not_share_is_refused(hosts, serial, cached):
     if cached:
         where.append(f"storage.uri=file://{hosts.shared}/objects")
         store = head.home.parent / "tmp" / "store"
-        shutil.rmtree(store)
+        shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(serial[0] / "features", store / "features")
         for other in hosts.hosts[1:3]:
-            (other.home.parent / "tmp" / "store" / "features").mkdir(parents=True)
+            (other.home.parent / "tmp" / "store" / "features").mkdir(parents=True, exist_ok=True)
     done = head.fedpgp("run", "shapes", *SETTINGS, *where)
     assert done.returncode == 2
     last = done.stderr.rstrip().splitlines()[-1]
