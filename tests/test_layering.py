@@ -21,8 +21,8 @@ ROOT = {"__init__", "__main__"}
 ONLY_IN = {
     "ray": (
         "federation/backends/actors", "federation/backends/ray_cluster", "federation/backends/driver",
-        "experiments/sweeps/schedulers", "experiments/sweeps/tune_runner", "experiments/sweeps/search",
-        "experiments/sweeps/optuna_search",
+        "federation/backends/versions", "experiments/sweeps/schedulers", "experiments/sweeps/tune_runner",
+        "experiments/sweeps/search", "experiments/sweeps/optuna_search",
     ),
     "optuna": ("experiments/sweeps/optuna_search",),
     "mlflow": ("export/mlflow_model", "tracking/"),
@@ -39,16 +39,19 @@ LATE = {
     "__init__": {"fedpgp", "rich"},
     "cli/": {"fedpgp", "webbrowser", "yaml"},
     "federation/accountant": {"dp_accounting"},
-    "experiments/launch": {f"fedpgp.federation.backends.{name}" for name in ("ray_cluster", "driver", "local_ray")},
+    "experiments/launch": {
+        f"fedpgp.federation.backends.{name}" for name in ("ray_cluster", "driver", "local_ray", "versions")
+    },
     "experiments/runner": {"fedpgp.federation.backends.actors"},
     "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
+    "federation/backends/versions": {"fedpgp.core.provenance"},
     "tracking/": {"mlflow", "sqlalchemy", "werkzeug", "fedpgp.analysis"},
     "tracking/__init__": {"fedpgp.tracking.mirror"},
 }
-"""All that may be imported inside functions, so that what does not need it starts fast: by file or folder (empty: by
-every file), a module and what lies below it."""
+"""All that may be imported inside functions, so that what does not need it starts fast, or because the function is
+sent to other machines: by file or folder (empty: by every file), a module and what lies below it."""
 
 
 def name_of(path, package):

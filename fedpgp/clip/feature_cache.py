@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fedpgp.core.errors import AccessError, CacheError
+from fedpgp.core.errors import AccessError, CacheError, MissingCacheError
 from fedpgp.core.files import TEMPORARY, access_errors, check_readable, durable_file, locked, make_folder
 from fedpgp.core.text import first_of
 
@@ -212,7 +212,7 @@ def _read(path: Path, key: FeatureKey | None = None) -> pa.Table:
     """Map a cache or shard, which must be complete and belong to `key` or, without one, to the key stored in it."""
     check_readable(path)
     if not path.is_file():
-        raise CacheError(f"{path}: no such feature cache; run `fedpgp features CONFIG` first")
+        raise MissingCacheError(str(path))
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         found = json.loads(table.schema.metadata[b"key"])

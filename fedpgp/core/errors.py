@@ -29,6 +29,17 @@ class CacheError(UserError):
     """A feature cache is damaged or belongs to another key."""
 
 
+class MissingCacheError(CacheError):
+    """There is no feature cache. Built from its path, so that it can be sent from an actor to the driver."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename)
+        self.filename = filename
+
+    def __str__(self) -> str:
+        return f"{self.filename}: no such feature cache; run `fedpgp features CONFIG` first"
+
+
 class RunError(UserError):
     """A run folder is missing, damaged, in use, or not a run."""
 

@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import socket
 import stat
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     It is synced before the rename, and its folder after it: after a kill `path` is the old file or the new one.
     Raises `AccessError` if this user may not write there.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")  # hosts share a folder
     with access_errors(path):
         try:
             with temporary.open("wb") as file:
@@ -132,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, which is created if missing, never removed, and contains the holder's pid.
+    """Hold an exclusive lock on `path`, which is created if missing, never removed, and has the holder's pid and host.
 
     If another process holds it and `wait` is false, raise `BlockingIOError`. A lock that another user created is held
     without the pid if it is only readable. Raises `AccessError` if it is not even that.
@@ -144,7 +146,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             _lock_now(file)
         if file.writable():
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
         yield
 

@@ -88,6 +88,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
+def software() -> dict[str, str]:
+    """Return the versions that must be equal on all nodes of a run, of fedpgp with the digest of its code.
+
+    Without their local part, such as `+cpu` or `+cu128`, which differs between machines with and without a GPU.
+    """
+    found = versions()
+    required = {name: found[name].partition("+")[0] for name in (*COMPUTE, "ray")}
+    return required | {"fedpgp": f"{required['fedpgp']} (code {code_digest()[:8]})"}
+
+
 def hardware() -> dict[str, Any]:
     """Return processor, cores, memory and GPUs of this node, including GPUs that Ray hides from this process."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

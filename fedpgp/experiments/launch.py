@@ -51,7 +51,7 @@ def forecast(experiment: Experiment, callback: RunCallback) -> list[Forecast]:
 def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     """Start an experiment and return its driver's name; raise `ResourceError` if Ray would end with this command."""
     check_variables()
-    from fedpgp.federation.backends import driver, ray_cluster
+    from fedpgp.federation.backends import driver, ray_cluster, versions
 
     if experiment.resources.backend == "serial" or cluster_address(experiment.resources) is None:
         raise ResourceError(
@@ -61,6 +61,7 @@ def detach(experiment: Experiment, resume: bool, tracker: Tracker) -> str:
     settle(experiment)
     experiment = tracker.settled(experiment)
     with ray_cluster.connected(experiment.resources):
+        versions.check(versions.alive())
         name = _driver_name(experiment)
         driver.start(run_tracked, placed(experiment), resume, tracker, name=name, detached=True)
         return name
@@ -119,9 +120,10 @@ def _do(
         _, method = settle(experiment)  # before Ray starts; code that is loaded here is sent to the other processes
     if resources.backend != "serial" and on_cluster(resources):
         check_variables()
-        from fedpgp.federation.backends import driver, ray_cluster
+        from fedpgp.federation.backends import driver, ray_cluster, versions
 
         with ray_cluster.connected(resources):
+            versions.check(versions.alive())
             return driver.drive(function, placed(experiment), *args, name=_driver_name(experiment), callback=callback)
     stop = threading.Event()
     try:

@@ -1,5 +1,6 @@
 """Local copies of the runs and sweeps at a URI, for reading: rows and small files, and checkpoints on request."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from fedpgp.storage.object_store import Object, ObjectStore, before_work
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.status_folder import LOCK
 from fedpgp.storage.sweep_folder import SweepFolder
+
+log = logging.getLogger(__name__)
 
 FOLDER = CACHE / "read"
 """Below the home folder: the copies, one folder for each URI. They can be removed at any time."""
@@ -96,11 +99,18 @@ def _copy(uri: str, store: ObjectStore, folder: Path, wanted: Callable[[str], bo
         place, mark, _ = f"/{name}".partition(f"/{claims.FOLDER}/")
         if mark:
             claimed[place].append(item)
+    newest, here = max((item.time_ns or 0 for item in found.values()), default=0), time.time_ns()
+    if newest - here > claims.STALE_SECONDS * 1e9:
+        log.warning(
+            "the clock of this machine is at least %d s slow: a run that was killed lately may be listed as running; "
+            "set the clock",
+            (newest - here) / 1e9,
+        )
     for name in found:
         place, _, last = f"/{name}".rpartition("/")
         if last in MARKERS and wanted(name):
             lock = folder / place.lstrip("/") / LOCK
-            if claims.any_alive(claimed[place], time.time_ns()):
+            if claims.any_alive(claimed[place], max(here, newest)):
                 lock.unlink(missing_ok=True)
             else:
                 lock.touch()

@@ -157,7 +157,8 @@ def reopen(client: MlflowClient, run: Run) -> None:
 
 def end(client: MlflowClient, run_id: str, state: str, status: Mapping[str, Any]) -> None:
     """Set the final status and, unless the run has finished, the reason."""
-    client.set_terminated(run_id, STATUS[state], end_time=status["timestamp_ms"])
+    begin = client.get_run(run_id).info.start_time  # perhaps by the clock of another machine
+    client.set_terminated(run_id, STATUS[state], end_time=max(begin, status["timestamp_ms"]))
     reason = "its process was killed" if state == "interrupted" else status["reason"]
     if reason:
         client.set_tag(run_id, REASON_TAG, redacted(reason)[:MAX_LENGTH])

@@ -20,10 +20,17 @@ PYTHON = Path(sys.executable)
 NETWORK = "10.77.0"
 HEAD_PORT = 6379
 READY_SECONDS = 120
-MISSING = [one for one in ("ip", "tc", "unshare", "nsenter", "mount") if shutil.which(one) is None]
+MISSING = [one for one in ("ip", "setpriv", "unshare", "nsenter", "mount") if shutil.which(one) is None]
 NEEDS_ROOT = pytest.mark.skipif(
     os.geteuid() != 0 or bool(MISSING), reason="needs root and iproute2: hosts are network and mount namespaces"
 )
+CLOCK = """
+import time
+
+right, right_ns = time.time, time.time_ns
+time.time = lambda: right() + {seconds}
+time.time_ns = lambda: right_ns() + {seconds} * 10**9
+"""
 SETUP = """
 set -e
 mount --make-rprivate /
@@ -50,11 +57,24 @@ class Host:
     process: subprocess.Popen[bytes]
     env: dict[str, str]
     inside: int = 0
+    switch: str = ""
+    """the network namespace of the switch"""
+    port: str = ""
+    """the end of the host's cable in the switch"""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def enter(self, *command: str) -> list[str]:
         """A command as it is run on this host."""
-        return ["nsenter", f"--target={self.inside}", "--mount", "--uts", "--net", "--pid", *command]
+        return [
+            "nsenter",
+            f"--target={self.inside}",
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            f"--wd={self.home}",
+            *command,
+        ]
 
     def run(self, *command: str, timeout: float = 300, **changed: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -76,20 +96,35 @@ class Host:
         """Run fedpgp's command to its end."""
         return self.run(str(PYTHON), "-m", "fedpgp", *arguments, timeout=timeout, **changed)
 
+    def shift_clock(self, seconds: int) -> None:
+        """Let the clock of all Python processes that are started from now on be wrong; files get the right times."""
+        folder = self.home / "clock"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(CLOCK.format(seconds=seconds))
+        self.env["PYTHONPATH"] = f"{folder}:{self.env['PYTHONPATH']}"
+
     def link(self, state: str) -> None:
         """Pull the network cable (`down`), or put it back (`up`)."""
         self._of_network("ip", "link", "set", "eth0", state)
 
-    def slow(self, delay_ms: int, loss_percent: float) -> bool:
-        """Delay every packet that leaves, and lose some; return whether this kernel can (`netem`)."""
-        netem = ["netem", "delay", f"{delay_ms}ms", "loss", f"{loss_percent}%"]
-        try:
-            self._of_network("tc", "qdisc", "replace", "dev", "eth0", "root", *netem)
-        except subprocess.CalledProcessError as error:
-            if b"unknown" in error.stderr:
-                return False
-            raise
-        return True
+    @contextmanager
+    def slow(self, delay_ms: float, loss_percent: float) -> Iterator[None]:
+        """Delay every packet that leaves during the block, and lose some, by a program between cable and switch."""
+        inner, outer = f"{self.port}i", f"{self.port}o"
+        _ip("-n", self.switch, "link", "add", inner, "type", "veth", "peer", "name", outer)
+        _ip("-n", self.switch, "link", "set", self.port, "nomaster")
+        for name, more in ((outer, ("master", "bridge0")), (inner, ("promisc", "on")), (self.port, ("promisc", "on"))):
+            _ip("-n", self.switch, "link", "set", name, *more, "up")
+        program = [str(PYTHON), str(Path(__file__).with_name("slow_link.py")), self.port, inner]
+        command = ["ip", "netns", "exec", self.switch, *program, str(delay_ms / 1000), str(loss_percent / 100)]
+        with subprocess.Popen(command) as process:
+            try:
+                yield
+                assert process.poll() is None
+            finally:
+                process.kill()
+                _ip("-n", self.switch, "link", "del", inner)
+                _ip("-n", self.switch, "link", "set", self.port, "promisc", "off", "master", "bridge0")
 
     def end(self) -> None:
         """Switch the host off: all its processes are killed."""
@@ -171,7 +206,9 @@ def _host(number: int, folder: Path, shared: Path, token: str) -> Iterator[Host]
         "PATH": f"{PYTHON.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     flags = ["--mount", "--uts", "--net", "--pid", "--fork", "--kill-child=KILL"]
-    process = subprocess.Popen(["unshare", *flags, "bash", "-c", script], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig=KILL", "unshare", *flags, "bash", "-c", script], stderr=subprocess.PIPE
+    )
     host = Host(f"host{number}", f"{NETWORK}.{number}", home, process, env)
     try:
         host.inside = _child(process)
@@ -200,6 +237,7 @@ def _plug(host: Host, switch: str, number: int) -> None:
     port = f"port{number}"
     _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host.inside))
     _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
+    host.switch, host.port = switch, port
     for command in (
         ["ip", "addr", "add", f"{host.address}/24", "dev", "eth0"],
         ["ip", "link", "set", "eth0", "up"],

@@ -1,6 +1,7 @@
 """A file is the old one or the new one, and a lock has one holder."""
 
 import os
+import socket
 import time
 from contextlib import ExitStack
 
@@ -37,7 +38,7 @@ def test_a_write_replaces_the_whole_file_and_leaves_no_other(tmp_path):
 def test_a_lock_has_one_holder_and_names_it(tmp_path):
     path = tmp_path / "lock"
     with files.locked(path):
-        assert path.read_text() == str(os.getpid())
+        assert path.read_text() == f"{os.getpid()} on {socket.gethostname()}"
         with pytest.raises(BlockingIOError), files.locked(path, wait=False):
             pass
     with files.locked(path, wait=False):

@@ -103,6 +103,25 @@ def test_a_killed_run_is_interrupted_and_a_claimed_one_is_running(store):
     assert RunFolder.open(copies.local(name)).state == "interrupted"
 
 
+def test_a_slow_clock_of_this_machine_is_noticed(store, monkeypatch, caplog):
+    """A run that was killed long ago by the clock of the store stays interrupted as long as others write there."""
+    uri, runs, _ = store
+    RunFolder.open(runs[0]).set_status("running")
+    claim = runs[0] / claims.FOLDER / "other.json"
+    claim.parent.mkdir()
+    claim.touch()
+    long_ago = time.time() - 2 * claims.STALE_SECONDS
+    os.utime(claim, (long_ago, long_ago))
+    now = time.time_ns()
+    monkeypatch.setattr(copies.time, "time_ns", lambda: now - 3600 * 10**9)
+    path = copies.local(uri) / "runs" / runs[0].name
+    assert RunFolder.open(path).state == "interrupted"
+    assert [record.message for record in caplog.records] == [
+        "the clock of this machine is at least 3599 s slow: a run that was killed lately may be listed as running; "
+        "set the clock"
+    ]
+
+
 def test_nothing_there_is_said_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other" / "photos").mkdir(parents=True)

@@ -23,9 +23,10 @@ from fedpgp.experiments.sweeps.sampling import Trial
 from fedpgp.experiments.sweeps.sweep_settings import Sweep
 from fedpgp.experiments.sweeps.trial_runner import TrialWork
 from fedpgp.experiments.tracker import Tracker
-from fedpgp.federation.backends import ray_cluster
+from fedpgp.federation.backends import ray_cluster, versions
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.base import OnDemand
+from fedpgp.federation.backends.choice import cluster_address
 from fedpgp.federation.cohorts import rounding
 from fedpgp.federation.resources import capacity, shortfall
 from fedpgp.storage.sweep_folder import SweepFolder, TrialSpec
@@ -92,7 +93,9 @@ def run(sweep: Sweep, rerun: Rerun | None, callback: RunCallback, tracker: Track
             needed = trials if searching else [trial for trial in trials if trial.id in {one.id for one in todo}]
             if needed:
                 resources = [next(iter(plans[trial.id].values())).experiment.resources for trial in needed]
-                with ray_cluster.connected(max(resources, key=ray_cluster.own_cpus)):
+                largest = max(resources, key=ray_cluster.own_cpus)
+                with ray_cluster.connected(largest):
+                    versions.check(versions.alive(), own=cluster_address(largest) is not None)
                     concurrent = _concurrency(resources, sweep.tune.max_concurrent, callback)
                     # Of all trials: bits of a feature depend on the images encoded with it, also on another machine.
                     every = [plan for own in plans.values() for plan in own.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -19,8 +20,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from fedpgp.core import plugins
-from fedpgp.core.errors import FedPGPError, Interrupted, ResourceError
+from fedpgp.core.errors import FedPGPError, Interrupted, MissingCacheError, ResourceError
 from fedpgp.core.plugins import Code
+from fedpgp.federation.backends import versions
 from fedpgp.federation.backends.base import Common, Job, build, invoke
 from fedpgp.federation.backends.device import open_device
 from fedpgp.federation.resources import shortfall
@@ -49,8 +51,9 @@ class _Client:
         """Replace the job, if there is one yet; return the node and the device of this actor."""
         if job is not None:
             self._worker = build(job, self._device)
-        node = f"node {ray.get_runtime_context().get_node_id()[:8]} at {ray.util.get_node_ip_address()}"
-        return {"node": node, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
+        node_id = ray.get_runtime_context().get_node_id()
+        node = f"node {node_id[:8]} at {ray.util.get_node_ip_address()}"
+        return {"node": node, "node_id": node_id, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""
@@ -78,7 +81,7 @@ class ActorPool:
     """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
     `stop` is set from outside to interrupt the pool. Raises `ResourceError` if the actors do not fit the cluster or are
-    not ready in time.
+    not ready in time, or if a node has other versions than this process.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -90,6 +93,7 @@ class ActorPool:
         self._failed_starts = 0
         if short := shortfall(resources.actors, resources.cpus_per_actor, resources.gpus_per_actor, nodes()):
             raise ResourceError(short)
+        versions.check(versions.alive(), own=False)
         for _ in range(resources.actors):
             self._start()
         self._await_all()
@@ -215,11 +219,14 @@ class ActorPool:
         """Add a ready actor to the pool, or start another if it died."""
         handle = self._starting.pop(reference)
         try:
-            self._idle.append(_Actor(handle, ray.get(reference)))
+            actor = _Actor(handle, ray.get(reference))
+            versions.check([actor.location["node_id"]], own=False)  # the node may have joined later
+            self._idle.append(actor)
             self._failed_starts = 0
         except RayTaskError as error:
             raise cause(error) from None
         except (RayActorError, OutOfMemoryError) as error:
+            versions.check(versions.alive(), own=False)
             self._failed_starts += 1
             if self._failed_starts == ATTEMPTS:
                 raise FedPGPError(f"{ATTEMPTS} worker actors died while starting: {_why(error)}") from None
@@ -259,11 +266,13 @@ def cause(error: RayTaskError) -> BaseException:
     A file that only another node lacks is a folder that the nodes do not share.
     """
     original = error.cause
-    if isinstance(original, FileNotFoundError) and original.filename and len(nodes()) > 1:
+    if isinstance(original, FileNotFoundError | MissingCacheError) and original.filename and len(nodes()) > 1:
         path = Path(str(original.filename))
         if path.exists() or path.parent.is_dir():
+            found = re.search(r"\bip=([^,)\s]+)", str(error))  # Ray's exceptions have no attribute for it
+            where = f"the node at {found[1]}" if found else "a node"
             return ResourceError(
-                f"{path.parent}: a node of the cluster has no such folder; storage.root and data.root must be folders "
+                f"{path}: is missing on {where}; storage.root (also with storage.uri) and data.root must be folders "
                 "that all nodes share, such as a network file system"
             )
     return original if isinstance(original, FedPGPError | KeyboardInterrupt) else error

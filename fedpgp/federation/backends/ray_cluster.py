@@ -21,6 +21,7 @@ from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ResourceError
 from fedpgp.core.files import denied, explain, in_the_way
 from fedpgp.core.text import disk_size
+from fedpgp.federation.backends import versions
 from fedpgp.federation.backends.actors import nodes
 from fedpgp.federation.backends.choice import cluster_address, on_cluster
 from fedpgp.federation.resources import share_heaps
@@ -188,17 +189,22 @@ def _check_reachable(address: str) -> None:
     except TimeoutError:
         answer = b""
     except (OSError, OverflowError) as error:
-        raise _unreachable(address, error) from None
+        what = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(
+            f"Ray at {address}: {what}; check the address, and that the head runs (`ray start --head`)"
+        ) from None
     if answer[3:4] != HTTP2_SETTINGS[3:4]:
         raise ResourceError(f"Ray at {address}: what listens there is not Ray; give the address of its head")
 
 
 def _unreachable(address: str, error: Exception) -> ResourceError:
-    what = " ".join(str(error).split())[:200] or type(error).__name__
-    return ResourceError(
-        f"Ray at {address}: {what}; check that the head runs, and if it uses token authentication set "
-        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token)"
-    )
+    what = " ".join(str(error).split()) or type(error).__name__
+    if "ersion mismatch" in what:
+        return ResourceError(f"Ray at {address}: {what}; {versions.ADVICE}")
+    if "authentication token" in what:
+        what = "this machine has no token of the cluster"
+    advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head"
+    return ResourceError(f"Ray at {address}: {what[:200]}; if the cluster uses token authentication, {advice}")
 
 
 def own_cpus(resources: ResourceSettings) -> int:
@@ -207,10 +213,14 @@ def own_cpus(resources: ResourceSettings) -> int:
 
 
 def cluster(resources: ResourceSettings) -> list[Mapping[str, float]] | None:
-    """The resources of each node of the cluster; None: a local one would be started. Raises as `connected` does."""
+    """The resources of each node of the cluster; None: a local one would be started.
+
+    Raises as `connected` and `versions.check` do.
+    """
     if not on_cluster(resources):
         return None
     with connected(resources):
+        versions.check(versions.alive())
         return nodes()
 
 

@@ -179,7 +179,7 @@ def test_without_a_cluster_ray_is_not_started(tmp_path):
 def test_a_cluster_that_does_not_answer_is_a_problem_at_once(address):
     found, nodes = checks.ray(ResourceSettings(address=address))
     assert (found.name, found.state, nodes) == ("ray", State.problem, [])
-    assert f"Ray at {address}: [Errno 111] Connection refused; check that the head runs" in found.what
+    assert f"Ray at {address}: Connection refused; check the address, and that the head runs" in found.what
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -170,6 +170,15 @@ def test_whatever_the_start_raises_is_one_line(short, monkeypatch, error):
     assert caught.value.__suppress_context__
 
 
+def test_another_version_of_ray_is_named_and_a_token_is_not_blamed():
+    text = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\nThis process on node "
+        "10.77.0.4 was started with:\n    Ray: 2.40.0\n    Python: 3.11.7\n"
+    )
+    told = str(ray_cluster._unreachable("10.77.0.1:6379", RuntimeError(text)))
+    assert told == f"Ray at 10.77.0.1:6379: {' '.join(text.split())}; install the same version on every node"
+
+
 def test_a_variable_that_ray_cannot_parse_is_named(monkeypatch):
     backends.check_variables.cache_clear()
     monkeypatch.setenv("RAY_enable_timeline", "1")
