@@ -73,7 +73,7 @@ def webp(picture: torch.Tensor) -> bytes:
 
 
 def write(rows: list[dict[str, Any]], families: list[str], folder: Path) -> None:
-    """One Parquet file, with the names in the metadata as Hugging Face writes them; splits are drawn when it is read."""
+    """One Parquet file, with the names in the metadata as Hugging Face writes them. Splits are drawn by its reader."""
     folder.mkdir(parents=True, exist_ok=True)
     features = {
         "image": {"_type": "Image"},
