@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 
 import fedpgp
 from fedpgp.cli.shared import OutOption, out
@@ -101,8 +102,6 @@ def demo(overrides: OverridesArgument = None) -> None:
 
     `folds.seeds=[1]` runs one seed. Finished trials are not run again.
     """
-    from rich.console import Console
-
     from fedpgp.analysis import loading
     from fedpgp.analysis.report.comparison_tables import standings
     from fedpgp.analysis.report.demo_figure import local_novel_front

@@ -36,7 +36,7 @@ class LiveStandings(ProgressDisplay):
             self._bars.above = self._table()
         else:
             means = zip(METRICS, self._means(trial), strict=True)
-            shown = "  ".join(f"{METRIC_TITLES[metric]} {mean}" for metric, mean in means)
+            shown = "  ".join(f"{METRIC_TITLES[metric]} {mean}" for metric, mean in means if mean)
             self._console.print(f"{trial} {done}/{total}  {shown}", highlight=False, soft_wrap=True)
 
     def on_trials(self, ended: int, total: int, summary: str) -> None:
