@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from fedpgp.analysis.comparison import Group
 from fedpgp.analysis.report.style import item_style, panel, styled, wrapped
@@ -48,7 +49,7 @@ def local_novel_front(groups: Sequence[Group]) -> Figure:
         )
         axes.annotate(
             point.label, point[1:], offset, textcoords="offset points", va="center", color=style["color"],
-            fontsize=10, fontweight="bold",
+            fontsize=10, fontweight="bold", path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
     axes.annotate(
         "better", (0.99, 0.99), (0.87, 0.9), xycoords="axes fraction", color="0.4", ha="center", va="top", fontsize=10,

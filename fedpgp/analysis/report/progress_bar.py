@@ -39,7 +39,7 @@ class ProgressDisplay(RunCallback):
             progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(), "{task.fields[note]}",
         )  # fmt: skip
-        self._bars = Bars(*columns, console=console, disable=not self._animated)
+        self._bars = Bars(*columns, console=console, disable=not self._animated, refresh_per_second=4)
         self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = 0.0
         self._printed: set[tuple[str, int]] = set()
