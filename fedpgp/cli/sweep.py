@@ -121,7 +121,7 @@ def demo(overrides: OverridesArgument = None) -> None:
     out.print(standings(compared))
     typer.echo(f"figure: {figure}")
     typer.echo("Next:")
-    again = [*(overrides or ()), "folds.splits=[1,2,3,4]"]
+    again = [*(one for one in overrides or () if not one.startswith("folds.splits")), "folds.splits=[1,2,3,4]"]
     for arguments, purpose in (
         (["ui", str(root)], "every run and round in MLflow"),
         (["report", str(done.path), "--baseline", "PromptFL"], "paired differences with confidence intervals"),

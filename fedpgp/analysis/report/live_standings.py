@@ -21,11 +21,12 @@ class LiveStandings(ProgressDisplay):
         trials: labels of the trials, each a row from the beginning.
     """
 
+    transient = True
+
     def __init__(self, console: Console, trials: Sequence[str]) -> None:
         super().__init__(console)
         self._done: dict[str, list[Mapping[str, float]]] = {trial: [] for trial in trials}
         self._folds = 0
-        self._bars.live.transient = True
         self._bars.above = self._table()
 
     def on_fold(self, trial: str, done: int, total: int, metrics: Mapping[str, float]) -> None:

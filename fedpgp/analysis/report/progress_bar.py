@@ -33,13 +33,18 @@ class Bars(progress.Progress):
 class ProgressDisplay(RunCallback):
     """Shows the events of experiments and sweeps: bars in a terminal and in notebooks (with ipywidgets), else lines."""
 
+    transient = False
+    """whether what a terminal shows disappears at the end"""
+
     def __init__(self, console: Console) -> None:
         self._console = console
         columns = (
             progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(), "{task.fields[note]}",
         )  # fmt: skip
-        self._bars = Bars(*columns, console=console, disable=not self._animated, refresh_per_second=4)
+        self._bars = Bars(
+            *columns, console=console, disable=not self._animated, refresh_per_second=4, transient=self.transient
+        )
         self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = 0.0
         self._printed: set[tuple[str, int]] = set()
