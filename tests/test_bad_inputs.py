@@ -236,7 +236,7 @@ CASES = {
         f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[]",
         f"sweep HERE/sweep.yaml {SMALL} folds.seeds=[1,1]",
         f"sweep HERE/sweep.yaml {SMALL} folds.splits=[2,2]",
-        f"sweep HERE/sweep.yaml {SMALL} data.name=icons folds.splits=[1,2]",
+        f"sweep HERE/sweep.yaml {SMALL} data.name=folder data.root=HERE/divided folds.splits=[1,2]",
         f'sweep HERE/sweep.yaml {SMALL} data.split_seed={{"grid_search":[1,2]}}',
         f'sweep HERE/sweep.yaml {SMALL} method.mu={{"grid_search":[1,2],"when":{{"method.name":"promptfl"}}}}',
         f'sweep HERE/sweep.yaml {SMALL} method.mu={{"grid_search":[1,2],"when":{{"method.nme":"fedpgp"}}}}',
@@ -288,6 +288,8 @@ def here(tmp_path_factory):
     """A folder with all invalid files."""
     root = tmp_path_factory.mktemp("bad")
     photos(root / "photos")
+    for split in ("train", "test"):
+        photos(root / "divided" / split)
     (root / "empty").mkdir()
     (root / "file").write_text("")
     photos(root / "one_class", ("cat",))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 
 from rich import progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from fedpgp.core.callbacks import RunCallback
@@ -18,8 +18,23 @@ SHOWN = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/h
 """Metrics that are shown after a round that measured them."""
 
 
+class Bars(progress.Progress):
+    """Progress bars, with something above them."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown, from top to bottom."""
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
+
+
 class ProgressDisplay(RunCallback):
     """Shows the events of experiments and sweeps: bars in a terminal and in notebooks (with ipywidgets), else lines."""
+
+    transient = False
+    """whether what a terminal shows disappears at the end"""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -27,7 +42,9 @@ class ProgressDisplay(RunCallback):
             progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(), "{task.fields[note]}",
         )  # fmt: skip
-        self._bars = progress.Progress(*columns, console=console, disable=not self._animated)
+        self._bars = Bars(
+            *columns, console=console, disable=not self._animated, refresh_per_second=4, transient=self.transient
+        )
         self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = 0.0
         self._printed: set[tuple[str, int]] = set()

@@ -35,7 +35,7 @@ def test_without_an_experiment_the_embedded_data_are_looked_at(fedpgp, tmp_path,
     assert code == 0
     assert {"python", "packages", "machine", "gpu", "ray", "disk", "caches", "runs", "sweeps", "tracking"} <= {*names}
     assert names[-1] == "data"
-    assert told["findings"][-1]["what"].startswith("icons: 3,678 images")
+    assert told["findings"][-1]["what"].startswith("icons: 6,930 images")
     assert list(tmp_path.iterdir()) == []
 
 

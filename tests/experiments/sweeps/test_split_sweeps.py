@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from tiny_sweep import BASE, tiny_base
 
 from fedpgp import config, tracking
@@ -130,10 +131,15 @@ def test_mlflow_names_folds_by_their_split(done):
 
 
 def test_data_with_a_split_of_their_own_are_refused_before_work(tmp_path):
-    base = {**BASE, "data": {"name": "icons"}, "storage": {"root": str(tmp_path)}}
+    for place in (f"{split}/{name}" for split in ("train", "test") for name in ("cat", "dog", "emu", "fox")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / "photos" / place / f"{number}.png")
+    data = {"name": "folder", "root": str(tmp_path / "photos")}
+    base = {**BASE, "data": data, "storage": {"root": str(tmp_path)}}
     settings = sweep_settings.load({"base": base, "folds": {"splits": [1, 2]}})[0]
     message = (
-        "^folds.splits: 1 and 2 are the same split of data icons, which have a split of their own; leave out folds"
+        "^folds.splits: 1 and 2 are the same split of data folder, which have a split of their own; leave out folds"
     )
     with pytest.raises(ConfigError, match=message):
         run(settings)
