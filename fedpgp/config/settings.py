@@ -39,7 +39,8 @@ class DataSettings(Settings):
     val_fraction: float = Field(0.2, ge=0, lt=1)
     """share for validation, if the source has no split; 0: none, see protocol.val_shots"""
     split_seed: int = 1
-    """seed of that split; the run's seed never moves an image between train and test"""
+    """seed of that split, and of the one of icons (by drawing); the run's seed never moves an image between train and
+    test"""
     views: int = Field(1, ge=1)
     """1: the evaluation transform; K > 1: K seeded random-crop-and-flip views of each training image"""
     parts: tuple[PartSettings, ...] | None = None

@@ -33,6 +33,9 @@ class RunCallback:
     def on_trials(self, ended: int, total: int, summary: str) -> None:
         """`ended` of the `total` trials of a sweep have ended; `summary` describes the others."""
 
+    def on_fold(self, trial: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """`done` of the `total` folds of a trial of a sweep have finished; `metrics` are the last ones of this fold."""
+
     def on_message(self, text: str, warning: bool = False) -> None:
         """A message for the user."""
 

@@ -1,4 +1,4 @@
-"""Build the data set `icons` of the package: named drawings of eight icon families, rendered with seeded variation.
+"""Build the data set `icons` of the package: named drawings of icon families, rendered with seeded variation.
 
 One command: python pipelines/icons/build_icons.py
 """
@@ -21,33 +21,10 @@ import typer
 from PIL import Image
 
 CLASSES = tuple(icons.read_table()["classes"])
-SPLITS = {"train": 4, "val": 2, "test": 2}
-"""families per class; a class that a family lacks has one test family fewer, never fewer than one"""
 DRAWINGS = 3
 """most drawings of a family and class"""
 RENDERS = 6
 """pictures per family and class, shared out among its drawings"""
-ORDER = ("train", "test", "val", "train", "train", "val", "test", "train")
-
-
-def assign(present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The split of each (class, family); all drawings of a family of a class stay together. Shape [classes, families].
-
-    Within every run of eight classes each family serves each split equally often (a Latin square with shuffled rows
-    and columns), so that base and novel classes see all families in all splits.
-    """
-    classes, families = present.shape
-    square = np.array([np.roll(ORDER, shift) for shift in range(families)])
-    out = np.empty((classes, families), dtype="U5")
-    for start in range(0, classes, families):
-        rows = rng.permutation(families)
-        out[start : start + families] = square[rows][:, rng.permutation(families)][: classes - start]
-    for label in range(classes):
-        for split in ("test", "val"):  # a class whose only absent family would leave a split too thin
-            if not np.any((out[label] == split) & present[label]):
-                spare = np.flatnonzero((out[label] == "train") & present[label])
-                out[label, rng.choice(spare)] = split
-    return np.where(present, out, "")
 
 
 def chosen_drawings(rows: np.ndarray, drawings: icons.Drawings) -> np.ndarray:
@@ -64,22 +41,14 @@ def chosen_drawings(rows: np.ndarray, drawings: icons.Drawings) -> np.ndarray:
 def pictures(
     drawings: icons.Drawings, families: list[str], share: float, style: str, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the data set, pictures as PNG."""
+    """The rows of the data set, pictures as WebP without loss."""
     concepts = list(icons.concepts())
-    rows = {
-        (label, domain): np.flatnonzero((drawings.concept == concepts.index(name)) & (drawings.family == family))
-        for label, name in enumerate(CLASSES)
-        for domain, family in enumerate(families)
-    }
-    present = np.array(
-        [[len(rows[label, domain]) > 0 for domain in range(len(families))] for label in range(len(CLASSES))]
-    )
-    splits = assign(present, np.random.default_rng(seed))
-    for label in range(len(CLASSES)):
-        for domain in range(len(families)):
-            if not present[label, domain]:
+    for label, concept in enumerate(CLASSES):
+        for domain, family in enumerate(families):
+            rows = np.flatnonzero((drawings.concept == concepts.index(concept)) & (drawings.family == family))
+            if not len(rows):
                 continue
-            own = chosen_drawings(rows[label, domain], drawings)
+            own = chosen_drawings(rows, drawings)
             shown = np.resize(own, RENDERS)
             generator = torch.Generator().manual_seed(seed * 1_000_000 + label * 100 + domain)
             # The same number of styled pictures everywhere, whatever the drawing.
@@ -88,24 +57,23 @@ def pictures(
             look = icons.looks(styles, generator)
             for row, picture in zip(shown, icons.render(drawings.premultiplied(shown, look.ink), look), strict=True):
                 yield {
-                    "image": {"bytes": png(picture), "path": None},
+                    "image": {"bytes": webp(picture), "path": None},
                     "label": label,
                     "domain": domain,
                     "drawing": f"{drawings.family[row]}:{drawings.name[row]}",
-                    "split": splits[label, domain],
                 }
 
 
-def png(picture: torch.Tensor) -> bytes:
-    """A picture [3, h, w] in 0..1 as the bytes of a PNG."""
+def webp(picture: torch.Tensor) -> bytes:
+    """A picture [3, h, w] in 0..1 as the bytes of a WebP file without loss, which is half as large as a PNG."""
     levels = (picture.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG", optimize=True)
+    Image.fromarray(levels).save(file, "WEBP", lossless=True, quality=100, method=6)
     return file.getvalue()
 
 
 def write(rows: list[dict[str, Any]], families: list[str], folder: Path) -> None:
-    """One Parquet file per split, with the names in the metadata as Hugging Face writes them."""
+    """One Parquet file, with the names in the metadata as Hugging Face writes them. Splits are drawn by its reader."""
     folder.mkdir(parents=True, exist_ok=True)
     features = {
         "image": {"_type": "Image"},
@@ -118,28 +86,21 @@ def write(rows: list[dict[str, Any]], families: list[str], folder: Path) -> None
         [("image", image), ("label", pa.int32()), ("domain", pa.int32()), ("drawing", pa.string())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    for split in SPLITS:
-        own = [{key: value for key, value in row.items() if key != "split"} for row in rows if row["split"] == split]
-        pq.write_table(
-            pa.Table.from_pylist(own, schema), folder / f"{split}-0000.parquet", compression="zstd", row_group_size=256
-        )
+    table = pa.Table.from_pylist(rows, schema)
+    pq.write_table(table, folder / "icons-0000.parquet", compression="zstd", row_group_size=256)
 
 
-def contact_sheet(rows: list[dict[str, Any]], path: Path, per_class: int = 8) -> None:
-    """Every class in one row of each of two columns: training drawings left, test drawings right."""
-    cell, gap = 24, 4
-    half = math.ceil(len(CLASSES) / 4)
-    width = 2 * per_class * cell + gap
-    sheet = Image.new("RGB", (4 * width + 3 * 3 * gap, half * (cell + 1)), "white")
-    for label in range(len(CLASSES)):
+def contact_sheet(rows: list[dict[str, Any]], families: list[str], path: Path) -> None:
+    """A line per class in each of two columns, with a picture of every family that has it, in the same place."""
+    cell, gap = 24, 12
+    half = math.ceil(len(CLASSES) / 2)
+    width = len(families) * cell + gap
+    sheet = Image.new("RGB", (2 * width - gap, half * (cell + 1)), "white")
+    first = {(row["label"], row["domain"]): row["image"]["bytes"] for row in reversed(rows)}
+    for (label, domain), data in first.items():
         column, line = divmod(label, half)
-        for side, split in enumerate(("train", "test")):
-            own = [row for row in rows if row["label"] == label and row["split"] == split]
-            for place in range(min(per_class, len(own))):
-                item = own[place * len(own) // per_class]
-                picture = Image.open(io.BytesIO(item["image"]["bytes"])).resize((cell, cell), Image.Resampling.BICUBIC)
-                left = column * (width + 3 * gap) + side * (per_class * cell + gap) + place * cell
-                sheet.paste(picture, (left, line * (cell + 1)))
+        picture = Image.open(io.BytesIO(data)).resize((cell, cell), Image.Resampling.BICUBIC)
+        sheet.paste(picture, (column * width + domain * cell, line * (cell + 1)))
     sheet.quantize(128).save(path, optimize=True)
 
 
@@ -167,7 +128,7 @@ def main(
     cache: Annotated[Path, typer.Option(help="Fetched packages and rasterised drawings.")] = icons.CACHE,
     share: Annotated[float, typer.Option(help="Share of the pictures that are drawn in the style.")] = 1.0,
     style: Annotated[str, typer.Option(help="That style; the others are plain.")] = "rotate",
-    seed: Annotated[int, typer.Option(help="Seed of splits and variation.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the variation.")] = 1,
 ) -> None:
     """Build the data set, its contact sheet and the notice beside it."""
     torch.set_num_threads(1)
@@ -176,7 +137,7 @@ def main(
     with typer.progressbar(pictures(drawings, families, share, style, seed), label="rendering") as shown:
         rows = list(shown)
     write(rows, families, out)
-    contact_sheet(rows, out.parent / "contact-sheet.png")
+    contact_sheet(rows, families, out.parent / "contact-sheet.png")
     (out.parent / "NOTICE.md").write_text(notice(families, cache), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.glob("*.parquet"))
     typer.echo(f"{len(rows)} pictures, {len(CLASSES)} classes, {len(families)} families, {size / 1e6:.1f} MB in {out}")

@@ -96,6 +96,36 @@ FAMILIES: Mapping[str, Family] = {
     "noto": Family(
         "Noto Emoji", (_iconify("noto", "1.2.9", "Apache-2.0"),), "Copyright Google Inc.", True, colour=True
     ),
+    "hugeicons": Family("Hugeicons", (_iconify("hugeicons", "1.2.35", "MIT"),), "Copyright Hugeicons", True),
+    "boxicons": Family(
+        "Boxicons 2",
+        (_iconify("bx", "1.2.3", "MIT"), _iconify("bxs", "1.2.3", "MIT")),
+        "Copyright Boxicons",
+        True,
+    ),
+    "icon_park": Family(
+        "IconPark",
+        (_iconify("icon-park-outline", "1.2.4", "Apache-2.0"), _iconify("icon-park-solid", "1.2.4", "Apache-2.0")),
+        "Copyright ByteDance",
+        True,
+    ),
+    "unicons": Family("Unicons", (_iconify("uil", "1.2.3", "Apache-2.0"),), "Copyright Iconscout", True),
+    "carbon": Family("Carbon", (_iconify("carbon", "1.2.29", "Apache-2.0"),), "Copyright IBM Corp.", True),
+    "fluent_system": Family(
+        "Fluent UI System Icons",
+        (_iconify("fluent", "1.2.60", "MIT"),),
+        "Copyright Microsoft Corporation",
+        True,
+    ),
+    "game_icons": Family(
+        "Game-icons.net",
+        (_iconify("game-icons", "1.2.4", "CC-BY-3.0"),),
+        "Copyright GameIcons: Lorc, Delapouite and contributors (https://game-icons.net)",
+        True,
+    ),
+    "fxemoji": Family(
+        "FxEmojis", (_iconify("fxemoji", "1.2.2", "Apache-2.0"),), "Copyright Mozilla", True, colour=True
+    ),
     "material": Family(
         "Material Design Icons", (_iconify("mdi", "1.2.3", "Apache-2.0"),), "Copyright Pictogrammers", False
     ),
@@ -178,19 +208,13 @@ def read_table() -> dict[str, Any]:
 def load(families: Sequence[str], cache: Path, say: Callable[[str], None]) -> Drawings:
     """Fetch and rasterise the families, or read them from the cache."""
     parts = [_family(family, cache, say) for family in families]
-    known = {word: number for number, words in enumerate(concepts().values()) for word in words}
     greys = np.cumsum([0, *(len(part["grey"]) for part in parts)])
     colours = np.cumsum([0, *(len(part["colour"]) for part in parts)])
-    stems = np.concatenate([part["stem"] for part in parts])
-    full = [f"{family}:{name}" for family, part in zip(families, parts, strict=True) for name in part["name"]]
-    homonyms = set(read_table()["homonyms"])
     return Drawings(
         family=np.concatenate([np.full(len(p["name"]), f) for f, p in zip(families, parts, strict=True)]),
         name=np.concatenate([part["name"] for part in parts]),
-        stem=stems,
-        concept=np.array(
-            [-1 if name in homonyms else known.get(word, -1) for name, word in zip(full, stems, strict=True)]
-        ),
+        stem=np.concatenate([part["stem"] for part in parts]),
+        concept=np.concatenate([_concepts_of(f, part) for f, part in zip(families, parts, strict=True)]),
         index=np.concatenate(
             [
                 part["index"] + np.where(part["is_colour"], colours[number], greys[number])
@@ -201,6 +225,19 @@ def load(families: Sequence[str], cache: Path, say: Callable[[str], None]) -> Dr
         grey=np.concatenate([part["grey"] for part in parts]),
         colour=np.concatenate([part["colour"] for part in parts]),
     )
+
+
+def _concepts_of(family: str, part: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The number of the concept that each drawing of a family shows; -1: none. int [n]"""
+    table, order = read_table(), list(concepts())
+    known = {word: order.index(name) for name, words in concepts().items() for word in words}
+    known |= {word: order.index(name) for name, words in table["own_names"].get(family, {}).items() for word in words}
+    homonyms = set(table["homonyms"])
+
+    def concept(name: str, word: str) -> int:
+        return -1 if {f"{family}:{name}", f"{family}:{word}"} & homonyms else known.get(word, -1)
+
+    return np.array([concept(*names) for names in zip(part["name"], part["stem"], strict=True)])
 
 
 def checked_metadata(package: Package, cache: Path) -> dict[str, Any]:
@@ -272,7 +309,7 @@ def _rasterised(family: Family, cache: Path) -> Iterator[tuple[str, np.ndarray]]
         metadata = folder / "metadata.json"
         groups = json.loads(metadata.read_text(encoding="utf-8")).get("categories", {}) if metadata.is_file() else {}
         brands = {name for group, names in groups.items() if BRANDS.search(group) for name in names}
-        prefix = package.name.split("-")[-1] + ":" if len(family.packages) > 1 else ""
+        prefix = re.split("[-/]", package.name)[-1] + ":" if len(family.packages) > 1 else ""
         for name, icon in icons["icons"].items():
             if SKIPPED.search(name) or name in brands or "logo" in name:
                 continue

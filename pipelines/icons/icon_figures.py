@@ -5,8 +5,12 @@ One command: python pipelines/icons/icon_figures.py
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Annotated
 
 import torch
@@ -21,17 +25,22 @@ from fedpgp.config import Experiment
 from fedpgp.core.callbacks import RunCallback
 from fedpgp.data import manifest
 from fedpgp.data.manifest import Manifest
-from fedpgp.data.sources import open_source
+from fedpgp.data.sources import complete, open_source
 from fedpgp.experiments.sweeps import sweep_runner, sweep_settings
 from fedpgp.experiments.tracker import Tracker
+from fedpgp.storage.sweep_folder import Repetition
 
 BEGIN, END = "<!-- figures: written by pipelines/icons/icon_figures.py -->", "<!-- end of figures -->"
 
 
-def compared(seeds: int, store: Path) -> dict[str, list[str]]:
-    """Per split, the lines of a table of the variants that `fedpgp demo` compares: mean and standard deviation."""
+def compared(seeds: int, divisions: int, store: Path) -> dict[str, list[str]]:
+    """Per split, the lines of a table of the variants that `fedpgp demo` compares: mean and standard error.
+
+    The last one is that of the paired difference of HM to PromptFL.
+    """
     overrides = [
         f"folds.seeds={list(range(1, seeds + 1))}",
+        f"folds.splits={list(range(1, divisions + 1))}",
         "resources.backend=serial",
         "tracking.mlflow=false",
         f"storage.root={store}",
@@ -39,14 +48,30 @@ def compared(seeds: int, store: Path) -> dict[str, list[str]]:
     sweep, _ = sweep_settings.load("demo", overrides)
     folder = sweep_runner.run(sweep, "failed", RunCallback(), Tracker())
     found = loading.compare(loading.Entry(path, label) for label, path in folder.labelled())
+    baseline = next(group for group in found.groups if group.label == "PromptFL")
     tables = {}
     for split in ("test", "val"):
-        tables[split] = ["| | Local | Base | Novel | HM |", "|---|---|---|---|---|"]
+        tables[split] = ["| | Local | Base | Novel | HM | HM - PromptFL |", "|---|---|---|---|---|---|"]
         for group in found.groups:
             numbers = [group.statistic(metric, split) for metric in ("local", "base", "novel", "hm")]
-            cells = [f"{one.mean:.1f} ± {one.std:.1f}" for one in numbers if one]
+            cells = [with_error(one.by_seed, "{:.1f}") for one in numbers if one]
+            own, base = (one.statistic("hm", split) for one in (group, baseline))
+            paired = own.minus(base) if own and base and group is not baseline else None
+            cells.append(with_error(paired.by_seed, "{:+.1f}") if paired else "")
             tables[split].append(" | ".join([f"| {group.label}", *cells]) + " |")
     return tables
+
+
+def with_error(values: Mapping[Repetition, float], form: str) -> str:
+    """Mean and standard error, over the divisions of the drawings, of the means over seeds.
+
+    Runs on one division share its test drawings, so that they are not independent of each other.
+    """
+    by_division: dict[int | None, list[float]] = {}
+    for run, value in values.items():
+        by_division.setdefault(run[1] if isinstance(run, tuple) else None, []).append(value)
+    means = [fmean(own) for own in by_division.values()]
+    return f"{form.format(fmean(means))} ± {stdev(means) / math.sqrt(len(means)):.2f}"
 
 
 def features(settings: Experiment, data: Manifest) -> Tensor:
@@ -120,15 +145,18 @@ def identity(settings: Experiment) -> list[str]:
 def main(
     card: Annotated[Path, typer.Option(help="The model card.")] = Path("fedpgp/assets/MODEL_CARD.md"),
     seeds: Annotated[int, typer.Option(min=2, help="Seeds of each method.")] = 3,
+    divisions: Annotated[int, typer.Option(min=2, help="Divisions of the drawings, each with every seed.")] = 4,
+    store: Annotated[Path | None, typer.Option(help="Storage root with finished runs; default: none.")] = None,
 ) -> None:
     """Run every method with every seed, fit the probes, and replace the figures in the card."""
     torch.set_num_threads(1)
-    settings = config.load("icons")
+    settings = complete(config.load("icons"))
     lines = identity(settings)
-    with tempfile.TemporaryDirectory() as store:
-        tables = compared(seeds, Path(store))
-    for split, title in (("test", "Test drawings"), ("val", "Validation drawings, on which the settings were chosen")):
-        lines += [f"{title}; last round, mean ± std of {seeds} seeds:", "", *tables[split], ""]
+    with nullcontext(store) if store else tempfile.TemporaryDirectory() as folder:
+        tables = compared(seeds, divisions, Path(folder))
+    runs = f"last round, mean of {seeds} seeds on each of {divisions} divisions ± standard error over the divisions"
+    for split, title in (("test", "Test drawings"), ("val", "Validation drawings")):
+        lines += [f"{title}; {runs}:", "", *tables[split], ""]
     lines += probes(settings)
     text = card.read_text(encoding="utf-8")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import icon_drawings as icons
 import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 import typer
@@ -27,6 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedpgp.clip.model import ReducedTokenizer
+from fedpgp.config import DataSettings
+from fedpgp.data import manifest
+from fedpgp.data.sources import open_source
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -536,23 +540,16 @@ def keep_log(log: Path, card: Path) -> None:
     card.write_text("\n".join([head + BEGIN, "", "```", *lines, "```", "", END]) + tail, encoding="utf-8")
 
 
-def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[CLIP], str]:
+def zero_shot(split: str, tokenizer: ReducedTokenizer) -> Callable[[CLIP], str]:
     """Zero-shot accuracy on a split of the data set, by domain; pictures that no stage trains on."""
-    import io
-
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    files = sorted(data.glob(f"{split}-*.parquet"))
-    if not files:
-        return lambda clip: ""
-    table = pq.read_table(files[0])
-    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-    names, domains = features["label"]["names"], features["domain"]["names"]
-    pictures = [np.asarray(Image.open(io.BytesIO(item["bytes"])).convert("RGB")) for item in table["image"].to_pylist()]
+    settings = DataSettings(name="icons")
+    data = manifest.build(settings)
+    rows = data.table.filter(pc.equal(data.table["split"], split))
+    names, domains = data.class_names, data.domains
+    pictures = [np.asarray(picture) for picture in open_source(settings).read(rows)]
     batch = normalised(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
-    labels = torch.from_numpy(table["label"].to_numpy())
-    domain_ids = torch.from_numpy(table["domain"].to_numpy())
+    labels = torch.from_numpy(rows["label"].to_numpy())
+    domain_ids = torch.from_numpy(rows["domain"].to_numpy())
     neutral, styled = (
         tokenizer([t.format(name) for name in names]) for t in ("an icon of a {}.", "a rotate icon of a {}.")
     )
@@ -570,7 +567,6 @@ def zero_shot(data: Path, split: str, tokenizer: ReducedTokenizer) -> Callable[[
 
 def main(
     out: Annotated[Path, typer.Option(help="Where the model goes.")] = Path("fedpgp/assets/icon-clip"),
-    data: Annotated[Path, typer.Option(help="The data set, for the figures in the log.")] = Path("fedpgp/assets/icons"),
     card: Annotated[Path, typer.Option(help="The model card, for the log.")] = Path("fedpgp/assets/MODEL_CARD.md"),
     cache: Annotated[Path, typer.Option(help="Fetched packages and rasterised drawings.")] = icons.CACHE,
     work: Annotated[Path, typer.Option(help="Finished stages; delete it to start over.")] = icons.CACHE / "stages",
@@ -600,7 +596,7 @@ def main(
         f"{len(bpe_ids)} tokens"
     )
     counts = dict(zip(STAGES, (int(part) for part in steps.split(",")), strict=True))
-    check = zero_shot(data, "val", ReducedTokenizer(bpe_ids, MODEL["text_cfg"]["context_length"]))
+    check = zero_shot("val", ReducedTokenizer(bpe_ids, MODEL["text_cfg"]["context_length"]))
     pretraining = Pretraining(corpus, bpe_ids, work, counts, log, check, seed)
     log(f"{sum(p.numel() for p in pretraining.clip.parameters()) / 1e6:.2f} M parameters")
     pretraining.run(stages.split(","))

@@ -176,7 +176,7 @@ def test_torn_missing_or_altered_manifests_are_refused(image_tree: Tree, tmp_pat
 @pytest.mark.parametrize(
     ("name", "manifest_digest", "data_digest"),
     [
-        ("icons", "6ca4346bbaa39c31", "ab6f8f1c6722775e"),
+        ("icons", "5dda3223c998fb2f", "fd8304566e6ba6e0"),
         ("shapes", "5e65bbd0c986c336", "faa703c1f6a7e367"),
     ],
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 
 from rich import progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from fedpgp.core.callbacks import RunCallback
@@ -16,6 +16,18 @@ from fedpgp.core.callbacks import RunCallback
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN = ("test/local", "test/base", "test/novel", "test/all", "test/hm", "test/held_out")
 """Metrics that are shown after a round that measured them."""
+
+
+class Bars(progress.Progress):
+    """Progress bars, with something above them."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown, from top to bottom."""
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
 
 
 class ProgressDisplay(RunCallback):
@@ -27,7 +39,7 @@ class ProgressDisplay(RunCallback):
             progress.SpinnerColumn(), "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(), "{task.fields[note]}",
         )  # fmt: skip
-        self._bars = progress.Progress(*columns, console=console, disable=not self._animated)
+        self._bars = Bars(*columns, console=console, disable=not self._animated)
         self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = 0.0
         self._printed: set[tuple[str, int]] = set()

@@ -16,8 +16,9 @@ from fedpgp.data.sources.coop_more import SUN397, UCF101, EuroSAT, FGVCAircraft,
 from fedpgp.data.sources.domain_sets import PACS, VLCS, OfficeHome, TerraIncognita
 from fedpgp.data.sources.domains import DomainNet, DomainNet10, OfficeCaltech10
 from fedpgp.data.sources.folder import DomainFolderSource, FolderSource
+from fedpgp.data.sources.icons import IconsSource
 from fedpgp.data.sources.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
-from fedpgp.data.sources.parquet import IconsSource, ParquetSource
+from fedpgp.data.sources.parquet import ParquetSource
 from fedpgp.data.sources.shapes import ShapesSource
 from fedpgp.data.sources.union import Union
 

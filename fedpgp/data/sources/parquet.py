@@ -32,8 +32,6 @@ from fedpgp.data.sources.listing import composed, files_below, is_junk, kind, st
 PREFERRED = ("image", "img", "label", "fine_label")
 """Preferred columns if several fit (CIFAR-100 has fine and coarse labels)."""
 DOMAIN = "domain"
-ICONS = Path(__file__).parents[2] / "assets" / "icons"
-"""Folder of the data set in the package."""
 _SPLIT = re.compile(rf"(?:^|[-_. 0-9])({'|'.join(SPLIT_NAMES)})(?=[-_. 0-9]|$)", re.IGNORECASE)
 """A split in a name, between the separators of Hugging Face."""
 
@@ -237,20 +235,6 @@ class ParquetSource(Source):
                 f"({pc.sum(bad).as_py()} such rows); correct or remove them"
             )
         return names, ids.cast(pa.int32())
-
-
-class IconsSource(ParquetSource):
-    """The data set in the package: 80 classes x 8 icon families (the domains), pictures of 48 x 48 pixels.
-
-    The training, validation and test pictures of a class come from different families, so no drawing is both trained
-    on and tested. Every family serves each split for some of the classes.
-    """
-
-    name, template, needs_root = "icons", "an icon of a {}.", False
-
-    def __init__(self, settings: DataSettings) -> None:
-        """Open the files in the package; `settings` are not used."""
-        super().__init__(settings.model_copy(update={"root": ICONS, "class_names": None}))
 
 
 def _is_parquet(file: str) -> bool:

@@ -128,7 +128,7 @@ def run(
             ]
             for fold in folds:
                 stack.callback(fold.rounds.close)
-            yield from _rounds(work, folds)
+            yield from _rounds(work, folds, callback)
             runs = tuple(FoldRun.of(f.work.fold, f.path.name) for f in folds if f.path)
         result = finished(work, runs)
         sweep.record(result)
@@ -263,20 +263,28 @@ def _fold_rounds(
     return (yield from runner.advance(plan, earlier, both, threading.Event(), workers))
 
 
-def _rounds(work: TrialWork, folds: Sequence[_FoldRunner]) -> Iterator[Report]:
+def _rounds(work: TrialWork, folds: Sequence[_FoldRunner], callback: RunCallback) -> Iterator[Report]:
     """Run the folds to their ends."""
+
+    def finish(fold: _FoldRunner) -> None:
+        done = sum(one.path is not None for one in folds)
+        callback.on_fold(work.label, done, len(folds), fold.rows[-1].metrics)
+
     if work.report_every is None:
         for number, fold in enumerate(folds, 1):
             while fold.advance():
                 yield Report(fold.round, None, _note(fold, number, len(folds), work.metric))
+            finish(fold)
         return
     until = 0
-    while any(fold.path is None for fold in folds):
+    while running := [fold for fold in folds if fold.path is None]:
         until += work.report_every
-        for fold in folds:
+        for fold in running:
             last = until >= fold.work.experiment.federation.rounds
             while (last or fold.round < until) and fold.advance():
                 pass
+            if fold.path is not None:
+                finish(fold)
         if all(fold.path is not None for fold in folds):
             return  # the final report follows; nothing is left for a scheduler to stop
         reached = min(until, max(fold.round for fold in folds))

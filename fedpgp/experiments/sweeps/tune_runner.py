@@ -39,7 +39,7 @@ ENVIRONMENT = {
 """Tune prints nothing, writes no checkpoints, and stages no more trials than can start."""
 REPORT_SECONDS = 1.0
 """Interval of reports to the driver, if no scheduler needs them at certain rounds."""
-FORWARDED = ("on_message", "on_extract")
+FORWARDED = ("on_message", "on_extract", "on_fold")
 """Events of folds that are sent to the driver of the sweep; it learns of rounds from reports."""
 
 

@@ -85,6 +85,16 @@ def test_folds_run_in_order_and_the_result_is_their_mean(root, library, backend)
     assert SweepFolder.open(todo.sweep).result("abc") == result
 
 
+@pytest.mark.parametrize("report_every", [None, 1])
+def test_each_finished_fold_is_announced_with_its_last_metrics(root, library, backend, report_every):
+    events = []
+    todo = work(root, library, sweep=f"told-{report_every}", rounds=2, report_every=report_every)
+    last = list(trial_runner.run(todo, lambda: backend, library, EventStream(events.append), Tracker()))[-1]
+    told = [event.arguments for event in events if event.method == "on_fold"]
+    runs = [RunFolder.open(root / "runs" / fold.run).rounds()[-1] for fold in last.result.folds]
+    assert told == [("it", count, 2, dict(row.metrics)) for count, row in enumerate(runs, 1)]
+
+
 def test_folds_finished_in_another_sweep_are_not_repeated(root, library, monkeypatch):
     first = SweepFolder.open(root / "sweeps" / ("first-" + "0" * 12)).result("abc")
     monkeypatch.setattr(experiments, "advance", None)
