@@ -548,8 +548,8 @@ def zero_shot(split: str, tokenizer: ReducedTokenizer) -> Callable[[CLIP], str]:
     names, domains = data.class_names, data.domains
     pictures = [np.asarray(picture) for picture in open_source(settings).read(rows)]
     batch = normalised(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
-    labels = torch.from_numpy(rows["label"].to_numpy())
-    domain_ids = torch.from_numpy(rows["domain"].to_numpy())
+    labels = torch.tensor(rows["label"].to_numpy())
+    domain_ids = torch.tensor(rows["domain"].to_numpy())
     neutral, styled = (
         tokenizer([t.format(name) for name in names]) for t in ("an icon of a {}.", "a rotate icon of a {}.")
     )
