@@ -28,6 +28,7 @@ RATIOS: Mapping[str, Mapping[str, Better]] = {
         "two_actor_speedup": LARGER,
         "batch_read_ratio_to_parquet": LARGER,
     },
+    "dirichlet": {f"cpu_cost_over_sum_of_steps_{beta}": SMALLER for beta in ("0.1", "0.3", "1")},
     "search": {"optuna_trials": SMALLER},
     "faults": {"rounds_lost": SMALLER, "rows_doubled": SMALLER, "final_equal": LARGER},
     "scale": {"seconds_ratio": SMALLER, "kill_bit_equal": LARGER},
