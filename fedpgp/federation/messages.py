@@ -39,7 +39,6 @@ class Call:
     sent: Arrays = field(default_factory=dict)  # (K, ...) what the server sends to each of them alone
     clip_norm: float = inf  # longest update under differential privacy
     confusion: bool = False  # whether an evaluation counts confusion matrices
-    work: int = 0  # expected local steps of all its clients: long calls start first
 
 
 @dataclass(frozen=True)

@@ -182,12 +182,12 @@ class Server:
 
         Total and stack are filled as the results arrive.
         """
-        calls, common, bytes_down = self._calls(state, number, blocks(sampled, self.block_size))
-        calls = [replace(call, work=int(self.steps[call.clients].sum())) for call in calls]
+        parts = blocks(sampled, self.block_size)
+        calls, common, bytes_down = self._calls(state, number, parts)
         results: list[TrainResult] = []
         total: ParamTree = {}
         stacked = Stack(len(sampled))
-        for result in self.backend.map("train", calls, common):
+        for result in self.backend.map("train", calls, common, [int(self.steps[part].sum()) for part in parts]):
             add(total, result.total)
             stacked.append(result.stack)
             results.append(replace(result, total={}, stack={}))

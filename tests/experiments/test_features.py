@@ -29,9 +29,9 @@ class Watched:
     def load(self, job):
         self.backend.load(job)
 
-    def map(self, method, calls, common=None):
+    def map(self, method, calls, common=None, work=()):
         self.calls += calls
-        return self.backend.map(method, calls, common)
+        return self.backend.map(method, calls, common, work)
 
 
 def plan_in(root, *overrides):

@@ -232,9 +232,9 @@ def test_blocks_are_cut_to_one_client(federation, method, features, labels):
     sent = []
 
     class Counting(SerialBackend):
-        def map(self, name, calls, common=None):
+        def map(self, name, calls, common=None, work=()):
             sent.append((name, [len(call.clients) for call in calls], set(common)))
-            return super().map(name, calls, common)
+            return super().map(name, calls, common, work)
 
     server = federation(method, features["pixels"], labels, COUNTS, Counting(threads=1), block_size=10)
     (result,) = server.run(server.initial_state())

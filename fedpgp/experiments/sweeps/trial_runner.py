@@ -207,13 +207,15 @@ class Lease:
         """Keep the job for `map`."""
         self.job = job
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """See `Backend.map`."""
         workers = self.shared.open()
         if self.shared.loaded is not self.job:
             workers.load(self.job)
             self.shared.loaded = self.job
-        return workers.map(method, calls, common)
+        return workers.map(method, calls, common, work)
 
     def close(self) -> None:
         """Do nothing: the workers are shared."""

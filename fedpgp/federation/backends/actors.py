@@ -107,10 +107,12 @@ class ActorPool:
         self._idle, self._starting = [], {handle.load.remote(self._job): handle for handle in handles}
         self._await_all()
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """Yield the results of the calls in order, each as soon as it and all before it are complete.
 
-        Of the next few calls the one with the most `work` (see `Call`) starts first, so that all actors end together.
+        Of the next few calls the one with the most `work` starts first, so that all actors end together.
         `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
         small that Ray sends it with each call. Raises `FedPGPError` if a call raised it, or if its actors died or were
         late `ATTEMPTS` times; `Interrupted` if `stop` was set.
@@ -124,27 +126,27 @@ class ActorPool:
         try:
             while next_index < len(calls):
                 while waiting and self._idle:
-                    index = _longest(waiting, calls, next_index + AHEAD * self._resources.actors)
+                    index = _longest(waiting, work, next_index + AHEAD * self._resources.actors)
                     actor = self._idle.pop()
                     waiting.remove(index)
                     attempts[index] += 1
                     reference = actor.handle.call.remote(method, calls[index], shared)
                     running[reference] = _Running(index, actor, time.monotonic())
                 for reference, lost in self._ended(running):
-                    work = running.pop(reference)
+                    ended = running.pop(reference)
                     try:
-                        results[work.index] = self._result(reference, work.actor, lost)
+                        results[ended.index] = self._result(reference, ended.actor, lost)
                     except _Lost as error:
-                        what = f"{method} {_block(work.index, calls)} on {work.actor.location['node']}: {error}"
-                        if attempts[work.index] == ATTEMPTS:
+                        what = f"{method} {_block(ended.index, calls)} on {ended.actor.location['node']}: {error}"
+                        if attempts[ended.index] == ATTEMPTS:
                             raise FedPGPError(f"{what}; gave up after {ATTEMPTS} attempts") from None
                         log.warning("%s; repeating it on another actor", what)
-                        waiting.appendleft(work.index)
+                        waiting.appendleft(ended.index)
                 while next_index in results:
                     yield results.pop(next_index)
                     next_index += 1
         finally:  # after an error the other actors finish their calls and remain available
-            self._idle += [work.actor for work in running.values()]
+            self._idle += [one.actor for one in running.values()]
 
     def close(self) -> None:
         """End all actors."""
@@ -248,10 +250,10 @@ def stored_bytes() -> float:
     return float(ray.cluster_resources()[kind] - ray.available_resources().get(kind, 0.0))
 
 
-def _longest(waiting: Sequence[int], calls: Sequence[Any], end: int) -> int:
-    """The first waiting call; if it is before `end`, the one with the most work of those before `end`."""
-    near = list(takewhile(lambda index: index < end, waiting)) or [waiting[0]]
-    return max(near, key=lambda index: getattr(calls[index], "work", 0))
+def _longest(waiting: Sequence[int], work: Sequence[int], end: int) -> int:
+    """The first waiting call; if its work is known and it is before `end`, the longest one of those before `end`."""
+    near = list(takewhile(lambda index: index < end, waiting if work else ())) or [waiting[0]]
+    return max(near, key=lambda index: work[index] if work else 0)
 
 
 def _block(index: int, calls: Sequence[Any]) -> str:

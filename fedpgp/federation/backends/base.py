@@ -26,10 +26,14 @@ class Backend(Protocol):
     def load(self, job: Job) -> None:
         """Replace the job of every worker."""
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """The results of `worker.method(call)`, or `worker.method(call, common)`, in the order of the calls.
 
-        `common` is sent once for all calls; workers must not write to it.
+        Args:
+            common: sent once for all calls; workers must not write to it.
+            work: how much work each call is, in any unit: long ones start first; empty: unknown.
         """
 
     def close(self) -> None:
@@ -67,7 +71,9 @@ class SerialBackend:
         """Create the worker."""
         self._worker = build(job, self._device)
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """Run the calls one after another, lazily; raise `Interrupted` if `stop` was set."""
         for call in calls:
             if self._stop.is_set():
@@ -91,11 +97,13 @@ class OnDemand:
         self._backend = self._backend or self._open()
         self._backend.load(job)
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """See `Backend.map`; a job must be loaded."""
         if self._backend is None:
             raise RuntimeError("no job is loaded")
-        return self._backend.map(method, calls, common)
+        return self._backend.map(method, calls, common, work)
 
     def close(self) -> None:
         """End the workers, if there are any."""

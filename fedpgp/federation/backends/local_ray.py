@@ -43,9 +43,11 @@ class LocalRay:
         """See `Backend.load`; waits for the start, and raises its error."""
         self._actors().load(job)
 
-    def map(self, method: str, calls: Sequence[Any], common: Common | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
         """See `Backend.map`."""
-        return self._actors().map(method, calls, common)
+        return self._actors().map(method, calls, common, work)
 
     def close(self) -> None:
         """End them. Returns at once."""

@@ -73,11 +73,6 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Sized:
-    work: int
-
-
-@dataclass(frozen=True)
 class Job:
     factor: int = 10
 
@@ -135,16 +130,15 @@ def test_results_come_in_the_order_of_the_calls(pool):
 
 
 def test_the_calls_with_the_most_work_start_first(pool):
-    first, longest, second, last = pool.map("started", [Sized(2), Sized(9), Sized(4), Sized(1)])
+    first, longest, second, last = pool.map("started", range(4), work=[2, 9, 4, 1])
     assert max(longest, second) < min(first, last)
 
 
 def test_only_the_next_calls_are_compared_so_that_few_results_wait():
     """Of many calls in rising order the last of the first four, not of all; of a call that is far off, that one."""
-    calls = [Sized(work) for work in range(100)]
-    assert _longest(range(100), calls, end=4) == 3
-    assert _longest([50, 60], calls, end=4) == 50
-    assert _longest(range(3), [5, 6, 7], end=4) == 0  # calls without a size keep their order
+    assert _longest(range(100), range(100), end=4) == 3
+    assert _longest([50, 60], range(100), end=4) == 50
+    assert _longest(range(3), [], end=4) == 0  # without their work, calls keep their order
 
 
 @pytest.mark.parametrize("size", [2, 50_000])
