@@ -198,7 +198,7 @@ def test_trajectory(golden, federation):
         prefix = f"round{number}"
         before = rule.broadcast(state.server, state.shared, everyone)[1]
         result = server.step(state)
-        state, own = result.state, result.state.personal
+        state, own = result.state, dict(result.state.personal)
         losses = {row["client"]: row["loss"] for row in result.clients.to_pylist() if row["metric"] == "train"}
         after = rule.broadcast(state.server, state.shared, everyone)[1]
         uploads = {"ctx": state.server["pool"], **own}
