@@ -44,16 +44,17 @@ class _Client:
     def __init__(self, code: Sequence[Code], threads: int, gpus: float) -> None:
         """`code` makes plug-ins importable: Ray unpickles it before any job."""
         torch.set_num_threads(threads)
-        self._device = open_device(gpus)
+        self._gpus = gpus
         self._worker: Any = None
 
     def load(self, job: Job | None) -> dict[str, Any]:
         """Replace the job, if there is one yet; return the node and the device of this actor."""
+        device = open_device(self._gpus)
         if job is not None:
-            self._worker = build(job, self._device)
+            self._worker = build(job, device)
         node_id = ray.get_runtime_context().get_node_id()
         node = f"node {node_id[:8]} at {ray.util.get_node_ip_address()}"
-        return {"node": node, "node_id": node_id, "device": self._device.type, "gpu_ids": ray.get_gpu_ids()}
+        return {"node": node, "node_id": node_id, "device": device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""

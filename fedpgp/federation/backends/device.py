@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from fedpgp.core.errors import FedPGPError
+from fedpgp.core.errors import FedPGPError, ResourceError
+from fedpgp.core.text import one_line
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 ADVICE = (
@@ -18,6 +19,8 @@ ADVICE = (
 def open_device(gpus: float) -> torch.device:
     """The first GPU that this process sees if it has a share of one, else the CPU. On a GPU, see `reproducible`.
 
+    Raises `ResourceError` if the GPU does not work.
+
     Args:
         gpus: GPUs of this process. Below 1 torch refuses to take more than that share of the memory: Ray's fractions do
             not isolate it. 0: the CPU.
@@ -25,8 +28,13 @@ def open_device(gpus: float) -> torch.device:
     if not gpus or not torch.cuda.is_available():
         return torch.device("cpu")
     reproducible()
-    if gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)
+    try:
+        torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
+    except RuntimeError as error:  # its first use: another process has it, or its driver does not fit
+        raise ResourceError(
+            f"the GPU cannot be used ({one_line(error)[:200]}); nvidia-smi shows its processes, mode and driver, and "
+            "resources.gpus_per_actor=0 computes on the CPU"
+        ) from None
     return torch.device("cuda")
 
 

@@ -18,8 +18,8 @@ from ray.exceptions import OutOfMemoryError
 
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ClientError, FedPGPError, Interrupted, ResourceError
-from fedpgp.federation.backends import actors, device
-from fedpgp.federation.backends.actors import ATTEMPTS, ActorPool, _Client, _longest
+from fedpgp.federation.backends import actors
+from fedpgp.federation.backends.actors import ATTEMPTS, ActorPool, _longest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -101,17 +101,6 @@ def test_two_actors_share_each_gpu(caplog):
     assert [record.message for record in caplog.records].count(
         "resources.gpus_per_actor is set, but torch sees no GPU there: running on the CPU"
     ) == 1  # fmt: skip
-
-
-def test_a_part_of_a_gpu_is_held_to_its_part_of_the_memory(monkeypatch):
-    """Ray's fractions do not isolate memory, so torch must. Tests the calls to torch, without a GPU."""
-    limits = []
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
-    monkeypatch.setattr(device, "reproducible", lambda: None)
-    devices = [_Client(code=(), threads=1, gpus=gpus)._device.type for gpus in (0.0, 0.3, 1.0)]
-    assert (devices, limits) == (["cpu", "cuda", "cuda"], [0.3])
 
 
 def test_a_full_gpu_of_an_actor_is_one_line_with_advice(pool):

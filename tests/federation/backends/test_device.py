@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from fedpgp.core.errors import FedPGPError
+from fedpgp.core.errors import FedPGPError, ResourceError
 from fedpgp.federation.backends import device
 from fedpgp.federation.backends.base import SerialBackend
 
@@ -31,7 +31,7 @@ def gpu(monkeypatch):
     torch.backends.cudnn.allow_tf32, torch.utils.deterministic.fill_uninitialized_memory = tf32, filled
 
 
-@pytest.mark.parametrize(("gpus", "limited"), [(0.25, [0.25]), (1, []), (2, [])])
+@pytest.mark.parametrize(("gpus", "limited"), [(0.25, [0.25]), (1, [1.0]), (2, [1.0])])
 def test_a_gpu_computes_reproducibly_and_in_float32(gpu, gpus, limited):
     assert device.open_device(gpus) == torch.device("cuda")
     assert gpu == limited
@@ -51,6 +51,15 @@ def test_the_serial_backend_has_the_same_limit(gpu):
     backend = SerialBackend(1, gpus=0.5)
     backend.close()
     assert gpu == [0.5]
+
+
+def test_a_gpu_that_does_not_work_is_one_line_with_advice(gpu, monkeypatch):
+    def busy(fraction):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", busy)
+    with pytest.raises(ResourceError, match=r"devices are busy or unavailable.*nvidia-smi shows"):
+        device.open_device(0.5)
 
 
 class Filling:
