@@ -136,6 +136,8 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     panels = list(grid.flat)
     for unused in panels[count:]:
         unused.set_visible(False)
+    for lowest in panels[max(0, count - columns) : count]:
+        lowest.tick_params(labelbottom=True)
     figure.supxlabel("Local: own classes, test accuracy in percent", fontsize=9)
     figure.supylabel("Novel: unseen classes, percent", fontsize=9)
     return figure, panels

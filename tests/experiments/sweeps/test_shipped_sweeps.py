@@ -35,18 +35,26 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
+def fixed(value):
+    """A fixed value in place of a variant's own term."""
+    return value["grid_search"][0] if isinstance(value, dict) and "grid_search" in value else value
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_runs(name, root, ray_cluster):
     settings, _ = sweep_settings.load(
         name, [*EMBEDDED, *CUT, *FEWER.get(name, []), "resources.backend=serial", f"storage.root={root}"]
     )
-    space = {key: {"grid_search": list(term.values[:1])} for key, term in settings.terms.items()}
+    terms = settings.terms
+    space = {key: {"grid_search": list(terms[key].values[:1])} for key in settings.space if not terms[key].when}
+    variants = {label: {key: fixed(value) for key, value in own.items()} for label, own in settings.variants.items()}
+    settings = settings.model_copy(update={"space": space, "variants": variants})
     if settings.folds.held_out is not None:
         first = manifest.build(DataSettings(name="icons")).domains[:1]
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"held_out": first})})
     events = []
-    folder = sweep_runner.run(settings.model_copy(update={"space": space}), None, EventStream(events.append), Tracker())
+    folder = sweep_runner.run(settings, None, EventStream(events.append), Tracker())
     results = folder.results().values()
     assert len(results) == max(1, len(settings.variants))
     assert {result.state for result in results} == {"finished"}, events
