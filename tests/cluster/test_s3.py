@@ -25,7 +25,7 @@ from services import FULL_ACCESS, NEEDS_S3, NO_WRITES, Key, serving_s3
 from fedpgp import config
 from fedpgp.config import DataSettings
 from fedpgp.core.callbacks import RunCallback
-from fedpgp.core.errors import FedPGPError, Interrupted, StorageError, UserError
+from fedpgp.core.errors import FedPGPError, StorageError, UserError
 from fedpgp.data import manifest
 from fedpgp.data.sources import open_source
 from fedpgp.experiments import launch
@@ -224,9 +224,12 @@ def test_images_are_read_from_parquet_there(s3, images, tmp_path, elsewhere):
 
 def test_images_that_are_replaced_there_are_noticed(s3, images, tmp_path, elsewhere):
     changes = [*PARQUET, f"data.root={images[1]}"]
-    stop = At(1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted):
-        run(s3.uri("replaced"), *changes, callback=stop)
+
+    def break_off():
+        raise ConnectionAbortedError("broken off")
+
+    with pytest.raises(ConnectionAbortedError, match="broken off"):
+        run(s3.uri("replaced"), *changes, callback=At(1, break_off))
     time.sleep(1)  # the times of S3 are seconds
     s3.put("images/train-0.parquet", s3.read("images/train-0.parquet"))
     with pytest.raises(UserError, match="images"):
