@@ -67,7 +67,7 @@ class FileServer(ThreadingHTTPServer):
 
 @contextmanager
 def serving(kind=FileServer):
-    """Run a server in a thread."""
+    """Run the server that `kind()` makes in a thread."""
     with kind() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

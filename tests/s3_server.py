@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from contextlib import contextmanager
 from email.utils import formatdate
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import file_server
 
 KEY, SECRET = "reader", "planted-S3CRET"
 
@@ -33,17 +33,9 @@ class Server(ThreadingHTTPServer):
         return f"s3://{KEY}:{secret}@{bucket}/{folder}?{where}"
 
 
-@contextmanager
 def serving(port=0):
     """Run the server in a thread."""
-    with Server(port) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return file_server.serving(lambda: Server(port))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
-from host_runs import arguments, at_round, metrics, only_run, serial_metrics
+from host_runs import arguments, at_round, metrics, only_run
 from hosts import NEEDS_ROOT, network
 
 pytestmark = [pytest.mark.slow, NEEDS_ROOT]
@@ -26,24 +25,6 @@ def hosts(tmp_path_factory):
             made.ray(host)
         made.wait(3)
         yield made
-
-
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """The storage root of the run in one process, and its metrics."""
-    root = tmp_path_factory.mktemp("serial")
-    return root, serial_metrics(root)
-
-
-@pytest.fixture
-def roots(hosts, serial):
-    """Make a storage root that the hosts share, with all features."""
-
-    def make(name):
-        shutil.copytree(serial[0] / "features", hosts.shared / name / "features")
-        return hosts.shared / name
-
-    return make
 
 
 def test_a_slow_network_that_loses_packets_changes_no_bit(hosts, serial, roots):

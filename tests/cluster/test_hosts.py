@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from host_runs import SETTINGS, arguments, at_round, metrics, only_run, serial_metrics
+from host_runs import SETTINGS, arguments, at_round, metrics, only_run
 from hosts import NEEDS_ROOT, PYTHON, ROOT, network
 from mlflow.tracking import MlflowClient
 
@@ -29,24 +29,6 @@ def hosts(tmp_path_factory):
             made.ray(host)
         made.wait(3)
         yield made
-
-
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory):
-    """The storage root of the run in one process, and its metrics."""
-    root = tmp_path_factory.mktemp("serial")
-    return root, serial_metrics(root)
-
-
-@pytest.fixture
-def roots(hosts, serial):
-    """Make a storage root that the hosts share, with all features."""
-
-    def make(name):
-        shutil.copytree(serial[0] / "features", hosts.shared / name / "features")
-        return hosts.shared / name
-
-    return make
 
 
 def test_features_of_one_host_are_used_by_another(hosts, serial):
