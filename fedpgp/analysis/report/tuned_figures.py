@@ -24,7 +24,8 @@ MAX_SCENARIOS = 12
 COLUMNS = 4
 """Panels side by side."""
 
-Path = tuple[Sequence[float], Sequence[float]]
+Way = tuple[Sequence[float], Sequence[float]]
+"""Local and Novel after each evaluated round."""
 
 
 def figures(comparison: Comparison, baseline: str) -> Iterator[ReportFigure]:
@@ -114,7 +115,7 @@ def reach(
 
 
 @styled
-def paths(ways: Mapping[str, Mapping[str, Path]], methods: Sequence[str]) -> Figure:
+def paths(ways: Mapping[str, Mapping[str, Way]], methods: Sequence[str]) -> Figure:
     """Draw Local (across) against Novel (up) over the rounds, a panel per scenario; the last round is the large one."""
     figure, panels = _panels(len(ways))
     for axes, (scenario, own) in zip(panels, ways.items(), strict=False):
@@ -171,7 +172,7 @@ def _point(group: Group) -> tuple[float, float] | None:
     return (local.mean, novel.mean) if local and novel else None
 
 
-def _ways(groups: Sequence[Group], main: str) -> dict[str, Path]:
+def _ways(groups: Sequence[Group], main: str) -> dict[str, Way]:
     """By method with more than one evaluated round, both metrics over these, with the settings chosen."""
     found = {}
     for name, group in chosen(groups, main).items():
