@@ -80,9 +80,17 @@ class Writer(ABC):
                 if found is not None:
                     self._client.set_tag(found.info.run_id, PARENT_TAG, parent)
             if found is None:
-                every = {**SOURCE, **tags}
-                found = self._client.create_run(self._experiment, start_time=created_ms, tags=every, run_name=name)
+                found = self._create(key, {**SOURCE, **tags}, name, created_ms)
             add_params(self._client, found, params)
+        return found
+
+    def _create(self, key: str, tags: Mapping[str, str], name: str, created_ms: int) -> Run:
+        """Create an MLflow run. If MLflow's client had to ask twice, as the first answer was lost, delete the first."""
+        found = self._client.create_run(self._experiment, start_time=created_ms, tags=tags, run_name=name)
+        for run in find(self._client, self._experiment, key, tags[key]):
+            twin = run.data.tags.get(PARENT_TAG) == tags.get(PARENT_TAG)
+            if twin and run.info.run_id != found.info.run_id:
+                self._client.delete_run(run.info.run_id)
         return found
 
     def _children(self, run: Run) -> int:

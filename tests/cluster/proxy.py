@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a service, which refuses connections or answers them itself while a test says so."""
+"""A TCP proxy in front of a service, which refuses connections, answers itself or loses answers while a test says so."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Proxy:
         self.port, self._target = free_ports(1)[0], target
         self.refused = 0
         self._answers, self._left = b"", 0
+        self._lost = None
         self._loop, self._server, self._open = asyncio.new_event_loop(), None, set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -38,6 +39,10 @@ class Proxy:
         """Cut all connections, and answer the next `count` requests with this instead of asking the service."""
         self._answers, self._left = content, count
         self._call(self._cut())
+
+    def lose_answer(self, to):
+        """Pass on the next request that contains this, and cut its connection in place of the answer."""
+        self._lost = to
 
     def end(self):
         """Go down for good."""
@@ -85,14 +90,26 @@ class Proxy:
 
     async def _pass_on(self, reader, writer):
         from_service, to_service = await asyncio.open_connection("127.0.0.1", self._target)
+        losing = asyncio.Event()
+
+        def ask(content):
+            if self._lost is not None and self._lost in content:
+                self._lost = None
+                losing.set()
+
+        def answer(_):
+            if losing.is_set():
+                raise ConnectionResetError
+
         try:
-            await asyncio.gather(_copy(reader, to_service), _copy(from_service, writer))
+            await asyncio.gather(_copy(reader, to_service, ask), _copy(from_service, writer, answer))
         finally:
             to_service.transport.abort()
 
 
-async def _copy(reader, writer):
+async def _copy(reader, writer, before):
     while content := await reader.read(2**16):
+        before(content)
         writer.write(content)
         await writer.drain()
     writer.write_eof()

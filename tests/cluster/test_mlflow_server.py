@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
+from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 from proxy import Proxy, in_front_of
 from services import NEEDS_POSTGRESQL, NEEDS_S3, S3, PostgreSQL, serving_mlflow, serving_postgresql, serving_s3
@@ -164,6 +165,17 @@ def test_a_server_that_is_down_for_a_while_gets_the_rest_by_itself(services, tmp
     store, warnings = run(tmp_path, services.uri, "back", {2: services.proxy.down, ROUNDS - 1: services.proxy.up})
     assert len(warnings) <= 1
     services.assert_mirrored(store, "back")
+
+
+def test_an_answer_that_is_lost_doubles_no_entry(services, tmp_path):
+    """MLflow's client then asks again for a new run."""
+    services.proxy.lose_answer(to=b"/mlflow/runs/create")
+    store, warnings = run(tmp_path, services.uri, "lost")
+    assert warnings == []
+    services.assert_mirrored(store, "lost")
+    number = services.client.get_experiment_by_name("lost").experiment_id
+    deleted = services.client.search_runs([number], run_view_type=ViewType.DELETED_ONLY)
+    assert [one.data.tags[RUN_TAG] for one in deleted] == [store.identity["id"]]
 
 
 def test_a_server_that_stays_down_gets_the_rest_on_request(services, tmp_path, fedpgp):

@@ -113,11 +113,15 @@ class ProgressDisplay(RunCallback):
             self._bars.update(task.id, total=max(task.completed, 1), completed=max(task.completed, 1))
 
     def _line(self, stage: str, done: int, total: int, note: str) -> None:
-        """Print a line with the time left at the speed so far, unless the last one is recent."""
+        """Print a line with the time left at the speed so far, unless the last one is recent.
+
+        The first line of a stage and the one at its end are always printed.
+        """
         now = time.monotonic()
+        begins = stage not in self._begun
         start, first = self._begun.setdefault(stage, (now, done))
-        ends = done in (0, total) and (stage, done) not in self._printed
-        if not ends and now - self._last_line < SECONDS_BETWEEN_LINES:
+        ends = done == total and (stage, done) not in self._printed
+        if not begins and not ends and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._printed.add((stage, done))
         self._last_line = now

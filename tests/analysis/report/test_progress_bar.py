@@ -23,6 +23,16 @@ def test_lines_say_how_much_time_is_left(monkeypatch):
     ]
 
 
+def test_where_a_run_is_gone_on_with_is_always_printed():
+    log = io.StringIO()
+    with progress_bar.ProgressDisplay(Console(file=log, width=200)) as shown:
+        shown.on_plan("plan")
+        shown.on_prepare()
+        shown.on_begin("folder", 9, 60)
+        shown.on_round("folder", 10, 60, {"test/local": 50.0})
+    assert log.getvalue().splitlines() == ["plan", "preparing  reading data and backbone", "rounds 9/60"]
+
+
 def test_the_first_line_of_a_stage_is_printed_once():
     log = io.StringIO()
     with progress_bar.ProgressDisplay(Console(file=log, width=200)) as shown:
