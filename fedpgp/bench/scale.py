@@ -28,6 +28,8 @@ IMAGES = 2
 """Training images of a client; several clients may have the same one."""
 BLOCK = 20
 """Clients of a block."""
+TESTED = 100
+"""Clients, or all, that are tested after each round, on the novel classes."""
 WARM_UP, MEASURED = 1, 5
 """Rounds that are not counted, with the start of the run, and that are."""
 KILL_AFTER = 2
@@ -46,7 +48,7 @@ class Setting:
     root: Path  # storage root
 
     def plan(self) -> Plan:
-        """FedPGP on the icons, with clients that draw images with replacement, and nobody tested."""
+        """FedPGP on the icons, with clients that draw images with replacement."""
         share = min(1.0, (self.participants + 0.5) / self.clients)
         tree = {
             "name": "scale",
@@ -59,13 +61,14 @@ class Setting:
                 "participation": share,
                 "local_epochs": 1,
                 "block_size": BLOCK,
-                "eval_every": WARM_UP + MEASURED,
+                "eval_clients": TESTED,
             },
             "resources": {"backend": "serial", "personal_memory": self.personal_memory},
             "storage": {"root": str(self.root)},
         }
         found = planning.plan(config.parse(tree))
-        return replace(found, data=crowd(found.data, self.clients, IMAGES))
+        novel = tuple(one for one in found.data.evaluation_sets if one.split == "test" and one.kind == "novel")
+        return replace(found, data=replace(crowd(found.data, self.clients, IMAGES), evaluation_sets=novel))
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Round:
     """A round of a driver."""
 
     seconds: float  # with its rows and its checkpoint on disk
-    training: float  # of these, local training
+    training: float  # of these, local training and tests
     memory: int  # most resident bytes of the process so far
     file: int  # bytes of the file that holds the clients' parameters; 0: they are in memory
 
@@ -134,7 +137,7 @@ def _serve(pipe: Connection, setting: Setting, resume: bool) -> None:
         if (row := next(rounds, None)) is None:
             break
         taken = time.perf_counter() - start
-        pipe.send(Round(taken, row.seconds["train"], peak(), _unnamed_files(setting.root)))
+        pipe.send(Round(taken, row.seconds["train"] + row.seconds["evaluate"], peak(), _unnamed_files(setting.root)))
     pipe.send(None)
 
 
@@ -173,8 +176,8 @@ def measure(
             rows.append(_row(count, own))
         notes = [
             f"FedPGP on the icons, rank {RANK}, {N_CTX} tokens, {IMAGES} images per client, {participants} clients or "
-            f"all train in a round, in blocks of {BLOCK} in the driver's process; median of {MEASURED} rounds, with "
-            "rows and checkpoint",
+            f"all train in a round, in blocks of {BLOCK} in the driver's process, and {TESTED} are tested on the novel "
+            f"classes; median of {MEASURED} rounds, with rows and checkpoint",
             f"in memory up to resources.personal_memory={personal_memory}; disk: run folder and that file",
         ]
         if len(clients) > 1:

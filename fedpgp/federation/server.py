@@ -31,6 +31,7 @@ from fedpgp.federation.metrics import (
     train_tables,
 )
 from fedpgp.federation.state import Stack, State, add, average
+from fedpgp.federation.tested import Tested
 from fedpgp.federation.usage import Usage, measured, of_round
 from fedpgp.federation.worker import FederationJob
 from fedpgp.methods.base import DiffersByClient, FinishesRound
@@ -68,6 +69,7 @@ class Server:
         self.rounds = job.federation.rounds if job.method.phases else 0
         self.block_size = block_size(job.method, job.federation)
         self.honest = np.setdiff1d(job.data.training_clients, job.attackers)  # accuracies are theirs
+        self._tested = Tested()
         self.steps = expected_steps(np.array([len(own) for own in job.data.train_rows]), job.federation)
 
     def initial_state(self) -> State:
@@ -239,12 +241,17 @@ class Server:
         )
         # Without personal parameters all clients have one model, so one call is enough, unless each is fine-tuned.
         personalised = self.job.rule.broadcast(state.server, state.shared, honest[:1])[1]
-        several = state.personal or personalised or self.job.federation.finetune_epochs
-        parts = blocks(honest, self.block_size) if several else [honest]
-        calls, common, _ = self._calls(state, state.round, parts, confusion=last)
+        finetuned = self.job.federation.finetune_epochs
+        parts = blocks(honest, self.block_size) if state.personal or personalised or finetuned else [honest]
         counts: list[Counts] = []
         matrices: dict[tuple[str, str, tuple[int, ...]], np.ndarray] = {}
-        for result in self.backend.map("evaluate", calls, common):
+
+        def evaluated(parts: Sequence[np.ndarray]) -> Iterator[list[Counts]]:
+            calls, common, _ = self._calls(state, state.round, parts, confusion=last)
+            return self.backend.map("evaluate", calls, common)
+
+        alone = not (state.shared or personalised or finetuned or last)  # confusion matrices are counted once
+        for result in self._tested.counts(parts, state.personal, evaluated) if alone else evaluated(parts):
             for part in result:
                 if part.confusion is not None:
                     key = (part.split, part.metric, part.pooled.labels)

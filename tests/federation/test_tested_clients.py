@@ -16,6 +16,7 @@ from fedpgp.federation.cohorts import sample_tested
 from fedpgp.federation.evaluation import Evaluator
 from fedpgp.federation.metrics import NEW_CLIENT
 from fedpgp.federation.server import Server
+from fedpgp.federation.worker import FederationWorker
 
 IMAGES = [[1.0, 3.0], [5.0], [-4.0, -4.0, -4.0], [2.0], [-1.0, 6.0]]
 
@@ -106,3 +107,36 @@ def test_a_model_among_the_clients_own_classes_is_made_once(server):
     counts = evaluator.own_counts(params, np.arange(5), lambda classes: None)
     assert len(counts) == 10
     assert made == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("shared", "spared"), [("", True), ("a", False)])
+def test_a_block_of_models_that_did_not_change_is_not_tested_again(server, monkeypatch, shared, spared):
+    """Two of five clients train in a round. Rows are those of a server that has tested nothing before."""
+    tested = []
+    evaluate = FederationWorker.evaluate
+    monkeypatch.setattr(FederationWorker, "evaluate", lambda worker, call, common: tested.append(
+        (call.round, call.clients.tolist())) or evaluate(worker, call, common))  # fmt: skip
+    made = server(shared, IMAGES, rounds=5, participation=0.4, block_size=2, lr=0.1)
+    state, parts, changed = made.initial_state(), [[0, 1], [2, 3], [4]], []
+    for number in range(1, 6):
+        result = made.step(state)
+        state = result.state
+        expected = [part for part in parts if not spared or number in (1, 5) or set(part) & set(result.changed.tolist())]
+        changed.append(len(expected))
+        assert [clients for round, clients in tested if round == number] == expected
+        counts, confusion = Server(made.job, made.backend)._evaluate(state, last=number == 5)
+        again = made._result(state, [], counts, confusion, result.changed, {})
+        assert result.clients.filter(pc.field("split") == "test").equals(again.clients)
+        assert result.pooled.equals(again.pooled)
+        del tested[:]
+    assert (min(changed) < 3) == spared
+
+
+def test_a_block_is_tested_again_when_its_clients_are_trained_in_another_way(server):
+    """The counts are those of the parameters, not of the rounds: of a server that goes back to an earlier state too."""
+    made = server("", IMAGES, rounds=9, block_size=2)
+    first, second = made.initial_state(), made.initial_state()
+    second.personal["b"][:] = 2.0
+    once = [made._evaluate(state, last=False)[0] for state in (first, second, first)]
+    right = [[part.correct.tolist() for part in counts] for counts in once]
+    assert right[0] == right[2] != right[1]
