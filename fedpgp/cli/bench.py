@@ -123,11 +123,11 @@ def dirichlet(
 
 
 @app.command()
-def clients(threads: ThreadsOption = 2, as_json: JsonOption = False) -> None:
-    """A block of 10 clients as one batch against one at a time."""
-    from fedpgp.bench import step
+def clients(threads: ThreadsOption = 2, profile: ProfileOption = False, as_json: JsonOption = False) -> None:
+    """A block of 10 clients as one batch against one at a time; --profile: against the peak, by kind of operator."""
+    from fedpgp.bench import roofline, step
 
-    _show(step.clients(threads, _progress), as_json)
+    _show((roofline.measure if profile else step.clients)(threads, _progress), as_json)
 
 
 @app.command()

@@ -23,5 +23,5 @@ def growth_figure(curves: Mapping[str, Mapping[float, float]], x_label: str, y_l
         axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True)
-    axes.legend()
+    axes.legend(loc="center right")
     return figure
