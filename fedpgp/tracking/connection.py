@@ -187,6 +187,8 @@ def _explained(error: Exception, uri: str) -> str:
         cause = cause.__cause__
     if type(cause) is sqlite3.DatabaseError:  # not one of its subclasses, such as that of a locked file
         return f"{text}: the file is damaged; move it away, `fedpgp track sync STORAGE_ROOT` writes another one"
+    if "database is locked" in text:
+        return f"{text}: another program is writing to it; try again when that has ended"
     if (found := re.search(r"schema \(found version (\w+), but expected \w+\)", text)) is not None:
         return f"{found[0]}: {_other_schema(found[1], uri)}"
     if "error code 401" in text:

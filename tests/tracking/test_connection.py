@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -89,12 +90,20 @@ def test_errors_that_do_not_pass_say_what_helps(message, advice):
     assert advice in str(caught.value)
 
 
-def test_a_damaged_file_is_to_be_moved_away_but_not_a_locked_one():
+def test_a_damaged_file_is_to_be_moved_away():
     with pytest.raises(FedPGPError, match="damaged; move it away"), connection.mlflow_errors("sqlite:////a/b.db"):
         raise ValueError("x") from sqlite3.DatabaseError("file is not a database")
-    with pytest.raises(FedPGPError) as caught, connection.mlflow_errors("sqlite:////a/b.db"):
-        raise ValueError("x") from sqlite3.OperationalError("database is locked")
-    assert str(caught.value) == "MLflow at sqlite:////a/b.db: x: database is locked"
+
+
+def test_a_file_that_another_program_has_locked_is_to_be_tried_again(tmp_path):
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, closing(sqlite3.connect(path, 0)) as own:
+        other.execute("begin exclusive")
+        with pytest.raises(FedPGPError) as caught, connection.mlflow_errors(f"sqlite:///{path}"):
+            own.execute("create table runs (id integer)")
+    assert str(caught.value) == (
+        f"MLflow at sqlite:///{path}: database is locked: another program is writing to it; try again when that has ended"
+    )
 
 
 def test_a_database_that_does_not_answer_is_found_at_once(tmp_path):
