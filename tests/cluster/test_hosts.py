@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import signal
+import subprocess
+import sysconfig
 import time
 
 import pytest
@@ -18,6 +21,7 @@ from fedpgp.tracking import default_uri
 pytestmark = [pytest.mark.slow, NEEDS_ROOT]
 
 HOUR = 3600
+OTHER_PYTHON = "/usr/bin/python3"
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +167,57 @@ def test_a_host_with_other_versions_is_refused_by_name(hosts, roots):
     hosts.wait(3)
 
 
-def test_without_the_token_there_is_advice(hosts):
-    refused = hosts.hosts[3].fedpgp("runs", "--address", hosts.address, RAY_AUTH_TOKEN="")
+def test_a_host_with_another_python_is_refused_by_name(hosts, roots):
+    """Ray lets it join only if it is told that the last number of the version does not matter."""
+    asked = "import platform; print(platform.python_version())"
+    found = subprocess.run([OTHER_PYTHON, "-c", asked], capture_output=True, text=True).stdout.strip()
+    if found == platform.python_version() or found.split(".")[:2] != platform.python_version().split(".")[:2]:
+        pytest.skip(f"needs another Python {'.'.join(platform.python_version_tuple()[:2])}; {OTHER_PYTHON} is {found}")
+    root, other = roots("python"), hosts.hosts[3]
+    libraries = {"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}"}
+    start = [OTHER_PYTHON, "-c", "from ray.scripts.scripts import main; main()", "start", f"--address={hosts.address}"]
+    start += [f"--node-ip-address={other.address}", "--num-cpus=1", "--disable-usage-stats"]
+    refused = other.run(*start, **libraries)
+    assert refused.returncode == 1
+    assert "RuntimeError: Version mismatch: " in refused.stderr
+    joined = other.run(*start, **libraries, RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL="minor")
+    assert joined.returncode == 0, joined.stderr
+    hosts.wait(4)
+    done = hosts.hosts[0].fedpgp("run", *arguments(hosts, "python"))
+    doctor = hosts.hosts[0].fedpgp("doctor", "shapes", f"resources.address={hosts.address}", "--json")
+    other.run("pkill", "-9", "-f", "ray")
+    about = f"host4 ({other.address}) has python {found}, the driver {platform.python_version()}: "
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {about}install the same version on every node"]
+    assert not (root / "runs").exists()
+    assert about in doctor.stdout
+    hosts.wait(3)
+
+
+@pytest.mark.parametrize("command", ["runs", "run"])
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"RAY_AUTH_TOKEN": ""}, "this machine has no token of the cluster"),
+        ({"RAY_AUTH_MODE": "disabled"}, "this machine has no token of the cluster"),
+        ({"RAY_AUTH_TOKEN": "0123456789abcdef" * 2}, "the token of this machine is not the cluster's"),
+    ],
+)
+def test_without_the_token_of_the_cluster_there_is_advice(hosts, command, changed, what):
+    """Ray itself asks twenty times, and prints a line for each."""
+    about = ["--address", hosts.address] if command == "runs" else arguments(hosts, "token")
+    begin = time.monotonic()
+    refused = hosts.hosts[3].fedpgp(command, *about, **changed)
+    assert time.monotonic() - begin < 60
+    assert refused.returncode == 2
+    advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head"
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: Ray at {hosts.address}: {what}; ")
+    assert line.endswith(advice)
+
+
+def test_a_machine_that_is_no_node_is_told_so(hosts):
+    refused = hosts.hosts[3].fedpgp("runs", "--address", hosts.address)
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert line.startswith(f"error: Ray at {hosts.address}: this machine has no token of the cluster; ")
-    assert line.endswith("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head")
+    assert line.startswith(f"error: Ray at {hosts.address}: this machine is no node of the cluster; run `ray start ")

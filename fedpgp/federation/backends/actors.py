@@ -19,7 +19,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from fedpgp.core import plugins
+from fedpgp.core import plugins, provenance
 from fedpgp.core.errors import FedPGPError, Interrupted, MissingCacheError, ResourceError
 from fedpgp.core.plugins import Code
 from fedpgp.federation.backends import versions
@@ -45,16 +45,18 @@ class _Client:
         """`code` makes plug-ins importable: Ray unpickles it before any job."""
         torch.set_num_threads(threads)
         self._gpus = gpus
+        self._software = provenance.software()
         self._worker: Any = None
 
     def load(self, job: Job | None) -> dict[str, Any]:
-        """Replace the job, if there is one yet; return the node and the device of this actor."""
+        """Replace the job, if there is one yet; return the node, the versions and the device of this actor."""
         device = open_device(self._gpus)
         if job is not None:
             self._worker = build(job, device)
         node_id = ray.get_runtime_context().get_node_id()
         node = f"node {node_id[:8]} at {ray.util.get_node_ip_address()}"
-        return {"node": node, "node_id": node_id, "device": device.type, "gpu_ids": ray.get_gpu_ids()}
+        own = {"node": node, "node_id": node_id, "software": self._software}
+        return {**own, "device": device.type, "gpu_ids": ray.get_gpu_ids()}
 
     def call(self, method: str, call: Any, common: Common | None) -> Any:
         """Run one call."""
@@ -82,7 +84,7 @@ class ActorPool:
     """A pool of worker actors. If an actor is lost, only its call is repeated, by another; a replacement is started.
 
     `stop` is set from outside to interrupt the pool. Raises `ResourceError` if the actors do not fit the cluster or are
-    not ready in time, or if a node has other versions than this process.
+    not ready in time, or if a node or an actor has other versions than this process.
     """
 
     def __init__(self, resources: ResourceSettings, stop: threading.Event | None = None) -> None:
@@ -223,10 +225,11 @@ class ActorPool:
         handle = self._starting.pop(reference)
         try:
             actor = _Actor(handle, ray.get(reference))
-            versions.check([actor.location["node_id"]], own=False)  # the node may have joined later
+            versions.check_answer(actor.location["node_id"], actor.location.get("software", {}))
             self._idle.append(actor)
             self._failed_starts = 0
         except RayTaskError as error:
+            versions.check(versions.alive(), own=False)  # other code may raise anything
             raise cause(error) from None
         except (RayActorError, OutOfMemoryError) as error:
             versions.check(versions.alive(), own=False)

@@ -34,6 +34,10 @@ HEAD_SECONDS = 20.0
 CONNECT_SECONDS = 10.0
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # its type is the fourth byte; servers of HTTP/2 answer with one
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""The first request of a process that connects to a head."""
+NO_TOKEN = "this machine has no token of the cluster"
+TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head"
 MAX_SOCKET_PATH = 107
 """Bytes of the path of a Unix socket."""
 MAX_PORT = 65535
@@ -195,6 +199,25 @@ def _check_reachable(address: str) -> None:
         ) from None
     if answer[3:4] != HTTP2_SETTINGS[3:4]:
         raise ResourceError(f"Ray at {address}: what listens there is not Ray; give the address of its head")
+    _check_token(address)
+
+
+def _check_token(address: str) -> None:
+    """Check that the head takes this machine's token: Ray itself asks twenty times, and then does not say why not."""
+    import grpc  # only where there is a cluster
+
+    try:
+        headers = ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header()
+    except ray.exceptions.AuthenticationError:  # none, though RAY_AUTH_MODE asks for one: Ray says so at once
+        return
+    with grpc.insecure_channel(address.removeprefix("ray://"), options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=CONNECT_SECONDS, metadata=list(headers.items()))
+        except grpc.RpcError as error:  # what else it says, Ray says again
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                return
+            what = "the token of this machine is not the cluster's" if headers else NO_TOKEN
+            raise ResourceError(f"Ray at {address}: {what}; {TOKEN_ADVICE}") from None
 
 
 def _unreachable(address: str, error: Exception) -> ResourceError:
@@ -202,9 +225,13 @@ def _unreachable(address: str, error: Exception) -> ResourceError:
     if "ersion mismatch" in what:
         return ResourceError(f"Ray at {address}: {what}; {versions.ADVICE}")
     if "authentication token" in what:
-        what = "this machine has no token of the cluster"
-    advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) as on the head"
-    return ResourceError(f"Ray at {address}: {what[:200]}; if the cluster uses token authentication, {advice}")
+        what = NO_TOKEN
+    elif "No node info found" in str(error.__cause__):
+        return ResourceError(
+            f"Ray at {address}: this machine is no node of the cluster; run `ray start --address={address}` here, run "
+            "this command on a node, or send it with `ray job submit`"
+        )
+    return ResourceError(f"Ray at {address}: {what[:200]}; if the cluster uses token authentication, {TOKEN_ADVICE}")
 
 
 def own_cpus(resources: ResourceSettings) -> int:

@@ -14,7 +14,7 @@ from fedpgp.core.errors import ResourceError
 from fedpgp.core.text import first_of
 
 ANSWER_SECONDS = 30.0
-"""Time that nodes have to answer; one that does not is asked again before its first actor is used."""
+"""Time that nodes have to answer; of one that does not, each actor says its versions all the same."""
 ADVICE = "install the same version on every node"
 
 _checked: set[str] = set()
@@ -36,7 +36,6 @@ def check(node_ids: Iterable[str], own: bool = True) -> None:
     """
     if not (new := set(node_ids) - _checked - (set() if own else {ray.get_runtime_context().get_node_id()})):
         return
-    names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in ray.nodes()}
     question = ray.remote(_question()).options
     there = {one: NodeAffinitySchedulingStrategy(one, soft=False) for one in new}
     asked = {question(num_cpus=0, max_retries=0, scheduling_strategy=node).remote(): one for one, node in there.items()}
@@ -51,9 +50,24 @@ def check(node_ids: Iterable[str], own: bool = True) -> None:
         if difference is None:
             _checked.add(node)
         else:
-            wrong.append(f"{names.get(node, node)} {difference}")
+            wrong.append(f"{_name(node)} {difference}")
     if wrong:
         raise ResourceError(f"{first_of(sorted(wrong), 3)}: {ADVICE}")
+
+
+def check_answer(node_id: str, found: dict[str, str] | str) -> None:
+    """Raise `ResourceError` if an actor has found other versions than this process.
+
+    Its node may have joined after `check`, or other versions were installed there meanwhile.
+    """
+    if (difference := compare(found)) is not None:
+        raise ResourceError(f"{_name(node_id)} {difference}: {ADVICE}")
+
+
+def _name(node_id: str) -> str:
+    """The name and the address of a node."""
+    node = next((one for one in ray.nodes() if one["NodeID"] == node_id), None)
+    return node_id if node is None else f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def compare(found: dict[str, str] | str) -> str | None:

@@ -8,9 +8,11 @@ import time
 import pytest
 import ray
 
+from fedpgp.config import ResourceSettings
 from fedpgp.core import provenance
 from fedpgp.core.errors import ResourceError
 from fedpgp.federation.backends import versions
+from fedpgp.federation.backends.actors import ActorPool
 
 
 def test_what_differs_is_named_with_both_versions(monkeypatch):
@@ -63,3 +65,20 @@ def test_every_node_is_asked_once(ray_cluster, monkeypatch):
     monkeypatch.setattr(versions, "_checked", set())
     versions.check([node, "0" * 56])  # the second one is gone
     assert versions._checked == {node}
+
+
+def test_an_actor_whose_software_was_changed_meanwhile_is_refused(ray_cluster, monkeypatch):
+    """Also on this process's own node, and on nodes that had the right versions before."""
+    own = provenance.software()
+    monkeypatch.setattr(provenance, "software", lambda: {**own, "fedpgp": "0.1.0 (code 01234567)"})
+    (about,) = ray.nodes()
+    with pytest.raises(ResourceError) as caught:
+        ActorPool(ResourceSettings(actors=1))
+    assert str(caught.value) == (
+        f"{about['NodeManagerHostname']} ({about['NodeManagerAddress']}) has fedpgp {own['fedpgp']}, the driver "
+        "0.1.0 (code 01234567): install the same version on every node"
+    )
+    monkeypatch.undo()
+    ActorPool(ResourceSettings(actors=1)).close()
+    with pytest.raises(ResourceError, match=r"^gone has python of another age and "):
+        versions.check_answer("gone", {})
