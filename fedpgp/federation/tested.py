@@ -39,5 +39,5 @@ def _digest(clients: np.ndarray, personal: ClientRows) -> bytes:
     digest = blake2b(clients.tobytes(), digest_size=16)
     for key, rows in sorted(personal.of(clients).items()):
         digest.update(key.encode())
-        digest.update(np.ascontiguousarray(rows))
+        digest.update(rows.tobytes())
     return digest.digest()

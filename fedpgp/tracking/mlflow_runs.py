@@ -84,7 +84,7 @@ class Writer(ABC):
             add_params(self._client, found, params)
         return found
 
-    def _create(self, key: str, tags: Mapping[str, str], name: str, created_ms: int) -> Run:
+    def _create(self, key: str, tags: dict[str, str], name: str, created_ms: int) -> Run:
         """Create an MLflow run. If MLflow's client had to ask twice, as the first answer was lost, delete the first."""
         found = self._client.create_run(self._experiment, start_time=created_ms, tags=tags, run_name=name)
         for run in find(self._client, self._experiment, key, tags[key]):

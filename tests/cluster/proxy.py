@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a service, which refuses connections, answers itself or loses answers while a test says so."""
+"""A TCP proxy in front of a service, which refuses connections, answers itself or loses answers if a test says so."""
 
 from __future__ import annotations
 

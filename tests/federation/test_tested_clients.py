@@ -121,7 +121,9 @@ def test_a_block_of_models_that_did_not_change_is_not_tested_again(server, monke
     for number in range(1, 6):
         result = made.step(state)
         state = result.state
-        expected = [part for part in parts if not spared or number in (1, 5) or set(part) & set(result.changed.tolist())]
+        expected = [
+            part for part in parts if not spared or number in (1, 5) or set(part) & set(result.changed.tolist())
+        ]
         changed.append(len(expected))
         assert [clients for round, clients in tested if round == number] == expected
         counts, confusion = Server(made.job, made.backend)._evaluate(state, last=number == 5)

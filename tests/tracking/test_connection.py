@@ -101,9 +101,8 @@ def test_a_file_that_another_program_has_locked_is_to_be_tried_again(tmp_path):
         other.execute("begin exclusive")
         with pytest.raises(FedPGPError) as caught, connection.mlflow_errors(f"sqlite:///{path}"):
             own.execute("create table runs (id integer)")
-    assert str(caught.value) == (
-        f"MLflow at sqlite:///{path}: database is locked: another program is writing to it; try again when that has ended"
-    )
+    said = "database is locked: another program is writing to it; try again when that has ended"
+    assert str(caught.value) == f"MLflow at sqlite:///{path}: {said}"
 
 
 def test_a_database_that_does_not_answer_is_found_at_once(tmp_path):

@@ -206,8 +206,10 @@ def _check_token(address: str) -> None:
     """Check that the head takes this machine's token: Ray itself asks twenty times, and then does not say why not."""
     import grpc  # only where there is a cluster
 
+    if (loader := getattr(ray._raylet, "AuthenticationTokenLoader", None)) is None:  # a Ray without tokens
+        return
     try:
-        headers = ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header()
+        headers = loader.instance().get_token_for_http_header()
     except ray.exceptions.AuthenticationError:  # none, though RAY_AUTH_MODE asks for one: Ray says so at once
         return
     with grpc.insecure_channel(address.removeprefix("ray://"), options=[("grpc.enable_http_proxy", 0)]) as channel:
