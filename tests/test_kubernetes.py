@@ -154,8 +154,11 @@ def test_the_image_is_built_with_bytecode_for_login_shells_and_with_the_commit()
     for line in (PIPELINES / "Dockerfile").read_text(encoding="utf-8").splitlines():
         (comments if line.startswith("#") else steps).append(line)
     image = "\n".join(steps)
-    assert "--no-compile" not in image
-    assert "PYTHONDONTWRITEBYTECODE" not in image
+    compiled = re.search(
+        "^RUN .* -m compileall .*--invalidation-mode unchecked-hash /opt/fedpgp/lib", image, re.MULTILINE
+    )
+    assert compiled is not None
+    assert image.index("pip install") < compiled.start() < image.index("COPY --from=build")
     path = re.search(r"^ENV PATH=(\S+):\$PATH ", image, re.MULTILINE)
     assert path is not None
     assert f"echo 'PATH={path[1]}:$PATH' > /etc/profile.d/" in image
