@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import jsonschema
@@ -123,6 +123,47 @@ def test_the_pinned_versions_are_those_installed_and_satisfy_the_package():
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
     for name in ("ray", "mlflow", "torch", "pydantic"):
         assert version(name).partition("+")[0] == pinned[name]
+
+
+def needed(name, extras, found):
+    """Add the names of the installed packages that a package needs, to the last; `found`: names and extras seen."""
+    if (canonicalize_name(name), extras) in found:
+        return
+    try:
+        requirements = [Requirement(line) for line in requires(name) or ()]
+    except PackageNotFoundError:  # the package of another build of PyTorch, as one without CUDA
+        return
+    found.add((canonicalize_name(name), extras))
+    for one in requirements:
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            needed(one.name, frozenset(one.extras), found)
+
+
+def test_all_that_the_image_installs_is_pinned():
+    image = (PIPELINES / "Dockerfile").read_text(encoding="utf-8")
+    source = re.search(r'"/build/source\[(.+)\]"', image)
+    assert source is not None
+    found = set()
+    needed("fedpgp", frozenset(source[1].split(",")), found)
+    pinned = set(re.findall("^(.+)==", (PIPELINES / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name for name, _ in found} - pinned == {"fedpgp"}
+
+
+def test_the_image_is_built_with_bytecode_for_login_shells_and_with_the_commit():
+    comments, steps = [], []
+    for line in (PIPELINES / "Dockerfile").read_text(encoding="utf-8").splitlines():
+        (comments if line.startswith("#") else steps).append(line)
+    image = "\n".join(steps)
+    compiled = re.search(
+        "^RUN .* -m compileall .*--invalidation-mode unchecked-hash /opt/fedpgp/lib", image, re.MULTILINE
+    )
+    assert compiled is not None
+    assert image.index("pip install") < compiled.start() < image.index("COPY --from=build")
+    path = re.search(r"^ENV PATH=(\S+):\$PATH ", image, re.MULTILINE)
+    assert path is not None
+    assert f"echo 'PATH={path[1]}:$PATH' > /etc/profile.d/" in image
+    for argument in re.findall(r"^ARG (\w+)", image, re.MULTILINE):
+        assert f" --build-arg {argument}=" in "\n".join(comments)
 
 
 def test_the_readme_has_the_commands_of_the_manifest():
