@@ -19,10 +19,14 @@ from fedpgp.core.files import write_durably
 Better = Literal["larger", "smaller"]
 LARGER: Better = "larger"
 SMALLER: Better = "smaller"
+COMPARED = ("fedpgp", "fedotp", "fedtpg", "pfedmoap")
+"""Methods whose time per operation is compared with PromptFL's."""
 RATIOS: Mapping[str, Mapping[str, Better]] = {
     "step": {"ratio_fp32_b32": LARGER, "ratio_fp32_b8": LARGER, "ours_peak_fraction": LARGER},
     "round": {"ratio": LARGER, "ratio_full_evaluation": LARGER},
     "clients": {"ratio_block_to_single": LARGER},
+    "classes": {"megabytes_10": SMALLER, "megabytes_50": SMALLER},
+    "methods": {f"seconds_per_flop_ratio_{name}": SMALLER for name in COMPARED},
     "features": {
         "extraction_fraction_of_tower": LARGER,
         "two_actor_speedup": LARGER,
@@ -30,12 +34,17 @@ RATIOS: Mapping[str, Mapping[str, Better]] = {
     },
     "dirichlet": {f"cpu_cost_over_sum_of_steps_{beta}": SMALLER for beta in ("0.1", "0.3", "1")},
     "search": {"optuna_trials": SMALLER},
+    "growth": {"linearity": SMALLER},
     "faults": {"rounds_lost": SMALLER, "rows_doubled": SMALLER, "final_equal": LARGER},
     "scale": {"seconds_ratio": SMALLER, "kill_bit_equal": LARGER},
     "sweep": {"overhead_percent": SMALLER, "driver_growth_percent": SMALLER, "disk_per_trial_mb": SMALLER},
 }
-"""The figures of each bench that do not depend on the speed of a machine, or hardly."""
-ARGUMENTS: Mapping[str, Sequence[str]] = {"faults": ("--kills", "6"), "scale": ("--kill",)}
+"""The figures of each bench that do not depend on the speed of a machine, or hardly. `overhead` has none."""
+ARGUMENTS: Mapping[str, Sequence[str]] = {
+    "methods": ("--method", ",".join(COMPARED)),
+    "faults": ("--kills", "6"),
+    "scale": ("--kill",),
+}
 """Arguments of benches in the suite, where they are not the default ones."""
 NOISE = 0.1
 """Share by which a figure may be worse than in the last release before it counts as a regression."""

@@ -207,7 +207,7 @@ def suite(
     save: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every bench, each ratio beside that of the last release, so that a regression is seen. About an hour."""
+    """Every bench, each ratio beside that of the last release, so that a regression is seen. More than an hour."""
     from fedpgp import __version__
     from fedpgp.bench import suite as bench
 
