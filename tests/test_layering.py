@@ -46,6 +46,7 @@ LATE = {
     "experiments/sweeps/sweep_runner": {"fedpgp.experiments.sweeps.optuna_search"},
     "export/mlflow_model": {"mlflow"},
     "export/results": {"fedpgp.analysis.report.figures"},
+    "federation/backends/ray_cluster": {"grpc"},
     "federation/backends/versions": {"fedpgp.core.provenance"},
     "tracking/": {"mlflow", "sqlalchemy", "werkzeug", "fedpgp.analysis"},
     "tracking/__init__": {"fedpgp.tracking.mirror"},
