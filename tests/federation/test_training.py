@@ -69,8 +69,8 @@ def test_a_client_trains_as_if_there_were_its_own_classes_alone(tmp_path, text):
         start = {"ctx": shared["ctx"].unsqueeze(0)}
         optimizer = Optimizer(0.1, 0.9, 5e-4)
         alone = local_update(method, text.on(classes), start, shared, data, orders, optimizer)
-        torch.testing.assert_close(together.params["ctx"][client], alone.params["ctx"][0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(together.loss[client], alone.loss[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.params["ctx"][client], alone.params["ctx"][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.loss[client], alone.loss[0], atol=1e-5, rtol=0)
     assert together.loss[3] == 0  # one class: nothing to tell apart
 
 

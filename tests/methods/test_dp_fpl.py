@@ -83,8 +83,8 @@ def test_without_noise_the_gradient_is_the_projection_onto_the_tangent_space(wor
     found = gradients(method.loss(own, {}, frozen, images)[0], own)
     u, v = factors(params["local"], images.draws["power_start"])
     full, p_u, p_v = wanted["local"], u @ u.mT, v.mT @ v
-    torch.testing.assert_close(found["local"], full @ p_v + p_u @ full - p_u @ full @ p_v, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(found["ctx"], wanted["ctx"], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found["local"], full @ p_v + p_u @ full - p_u @ full @ p_v, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["ctx"], wanted["ctx"], atol=1e-5, rtol=1e-4)
     assert (found["local"] - full).abs().max() > 1e-3
     assert torch.linalg.matrix_rank(found["local"], rtol=1e-4).tolist() == [4, 4, 4]  # 2 R
 
@@ -95,7 +95,7 @@ def test_with_the_rank_of_the_prompt_the_gradient_is_the_whole_one(world):
     own, wanted = learned(params), full_gradients(method, frozen, params, images)
     found = gradients(method.loss(own, {}, frozen, images)[0], own)
     for key, value in wanted.items():
-        torch.testing.assert_close(found[key], value, atol=2e-6, rtol=1e-3)
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-3)
 
 
 def test_noise_is_added_to_the_clipped_gradients_of_the_factors(world):

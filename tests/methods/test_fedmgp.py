@@ -120,11 +120,11 @@ def test_one_group_without_diversity_is_shallow_maple_with_a_free_image_prompt(b
     own, other = learned(params), learned(coupled)
     loss, parts = method.loss(own, received, frozen, images)
     expected, _ = maple.loss(other, {}, frozen, images)
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     assert not parts["diversity"].any()
     found, wanted = gradients(loss, own), gradients(expected, other)
-    torch.testing.assert_close(found["ctx"], wanted["ctx"], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(found["image"].squeeze(2), wanted["coupling.bias"], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found["ctx"], wanted["ctx"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["image"].squeeze(2), wanted["coupling.bias"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("diversity", "closer"), [("cosine", False), ("released_l1", True)])

@@ -96,7 +96,7 @@ def test_a_client_whose_prompt_is_not_finite_stops_no_other(bind, features, labe
     assert loss.isfinite().tolist() == [True, False, True]
     found, wanted = gradients(torch.where(loss.isfinite(), loss, 0.0), own), gradients(expected, sound)
     for key in wanted:
-        torch.testing.assert_close(found[key][[0, 2]], wanted[key][[0, 2]], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[key][[0, 2]], wanted[key][[0, 2]], atol=1e-5, rtol=0)
 
 
 def test_lengths_that_are_all_equal_change_no_bit(bind, features, labels):

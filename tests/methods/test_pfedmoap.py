@@ -360,7 +360,7 @@ def test_with_one_expert_a_run_is_promptfl(job):
     fedavg = FederationJob(
         plain, made.text, made.data, made.train_features, made.test_features, made.federation, seed=2
     )
-    torch.testing.assert_close(one.shared, run(fedavg)[-1].state.shared, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.shared, run(fedavg)[-1].state.shared, atol=1e-5, rtol=0)
     several = run(made)
     assert not torch.equal(several[-1].state.shared["ctx"], one.shared["ctx"])
 
