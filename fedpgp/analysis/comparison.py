@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fedpgp.analysis.coverage import Coverage, lines
 from fedpgp.analysis.labels import is_scenario, labels, scenario_name, texts
-from fedpgp.analysis.statistic import Statistic, in_order
+from fedpgp.analysis.statistic import Statistic, in_order, varied
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.measures import split_name
@@ -269,6 +269,11 @@ def chosen(groups: Sequence[Group], metric: str) -> dict[str, Group]:
 def measured(groups: Sequence[Group]) -> list[str]:
     """The metrics of tables and figures that any of these groups measured on test images."""
     return [metric for metric in PROTOCOL_METRICS if any(group.statistic(metric) for group in groups)]
+
+
+def repeated_over(groups: Sequence[Group]) -> str:
+    """What differs between the runs that a mean is over: `seeds`, `splits` or `seeds and splits`."""
+    return varied({one for group in groups for one in group.seeds})
 
 
 def grouped(members: Sequence[tuple[str | None, Run]], merge_scenarios: bool) -> tuple[list[Group], list[str]]:

@@ -59,12 +59,21 @@ def repeated(repetition: Repetition) -> str:
 
 def over(repetitions: Collection[Repetition]) -> str:
     """What a mean is over: `one seed`, `3 seeds`, `3 splits`, `2 seeds x 3 splits`."""
-    pairs = [in_order(one) for one in repetitions]
-    counts = [len({pair[place] for pair in pairs if len(pair) > place}) for place in range(2)]
-    found = [f"{count} {name}" for count, name in zip(counts, ("seeds", "splits"), strict=True) if count > 1]
-    return " x ".join(found) or "one seed"
+    return " x ".join(f"{count} {name}" for name, count in _varied(repetitions).items()) or "one seed"
+
+
+def varied(repetitions: Collection[Repetition]) -> str:
+    """What differs between repetitions: `seeds` (also if nothing does), `splits`, or `seeds and splits`."""
+    return " and ".join(_varied(repetitions)) or "seeds"
 
 
 def counted(repetitions: Collection[Repetition]) -> str:
     """The cell of a column `seeds`: `3`, or with splits what `over` says."""
     return over(repetitions) if any(isinstance(one, tuple) for one in repetitions) else str(len(repetitions))
+
+
+def _varied(repetitions: Collection[Repetition]) -> dict[str, int]:
+    """How many seeds and splits there are, of those of which there are several."""
+    pairs = [in_order(one) for one in repetitions]
+    counts = [len({pair[place] for pair in pairs if len(pair) > place}) for place in range(2)]
+    return {name: count for name, count in zip(("seeds", "splits"), counts, strict=True) if count > 1}

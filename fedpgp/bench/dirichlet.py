@@ -4,27 +4,29 @@ import heapq
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from fedpgp.bench.measurement import Measurement, Report, alternated
+from fedpgp.bench.measurement import Measurement, Report, seconds
 from fedpgp.bench.workload import Workload, job, vit_b_16
 from fedpgp.config import PartitionSettings, ResourceSettings
 from fedpgp.data.partition import Labelled, assign
 from fedpgp.data.ragged import Ragged
 from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
-from fedpgp.federation.backends.base import Backend, SerialBackend
+from fedpgp.federation.backends.base import Backend, Common, SerialBackend
 from fedpgp.federation.client import expected_steps
 from fedpgp.federation.cohorts import blocks
 from fedpgp.federation.resources import keep_freed_memory
 from fedpgp.federation.server import Server
+from fedpgp.federation.usage import Usage
 from fedpgp.federation.worker import FederationJob
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -80,6 +82,21 @@ def schedule(work: Sequence[int], actors: int) -> float:
     return sum(work) / (actors * max(ends))
 
 
+class _Timed(ActorPool):
+    """Actors that keep what each call of the last map used."""
+
+    used: list[Usage]
+
+    def map(
+        self, method: str, calls: Sequence[Any], common: Common | None = None, work: Sequence[int] = ()
+    ) -> Iterator[Any]:
+        """See `Backend.map`."""
+        self.used = []
+        for result in super().map(method, calls, common, work):
+            self.used.append(result.usage)
+            yield result
+
+
 def _round(server: Server) -> None:
     server.step(server.initial_state())
 
@@ -89,6 +106,12 @@ def _timed(server: Server) -> np.ndarray:
     start = time.perf_counter(), time.process_time()
     _round(server)
     return np.array([time.perf_counter(), time.process_time()]) - start
+
+
+def _used(pool: _Timed, server: Server) -> tuple[float, float, float]:
+    """Seconds of a round, and seconds and CPU seconds of the actors' work in it."""
+    taken = seconds(partial(_round, server))
+    return taken, sum(one.seconds for one in pool.used), sum(one.cpu_seconds for one in pool.used)
 
 
 def _loaded(wanted: FederationJob, backend: Backend) -> Server:
@@ -166,7 +189,9 @@ def actors(
     """Measure the efficiency of a round of unequal clients on so many actors with a thread each.
 
     It is the seconds on one actor, divided by the seconds on several and by their number, or the machine's cores if
-    these are fewer. `schedule` is the share of time in which the order of the blocks keeps all actors busy.
+    these are fewer. Of its two factors `busy` is the share of the round in which the actors work, for which the order
+    of the blocks allows `schedule`, and `cpu_cost` the CPU seconds of their work by those of one actor: what cores
+    that share caches and memory lose to each other.
     """
     workload, cores = workload or cifar10(), len(os.sched_getaffinity(0))
     counts = sorted({1, *numbers})
@@ -177,23 +202,31 @@ def actors(
         of_clients = steps(wanted)
         work = [int(of_clients[part].sum()) for part in blocks(np.arange(clients), BLOCK)]
         stack.enter_context(ray_cluster.connected(ResourceSettings(actors=max(counts), cpus_per_actor=0.1)))
-        runs = []
+        servers = []
         for count in counts:
             report(f"{count} actors")
-            pool = ActorPool(ResourceSettings(actors=count, cpus_per_actor=0.1, threads_per_actor=1))
-            server = _loaded(wanted, stack.enter_context(closing(pool)))
-            _round(server)  # warm-up
-            runs.append(partial(_round, server))
+            pool = _Timed(ResourceSettings(actors=count, cpus_per_actor=0.1, threads_per_actor=1))
+            servers.append((pool, _loaded(wanted, stack.enter_context(closing(pool)))))
+            _round(servers[-1][1])  # warm-up
         report(f"{ACTORS_REPEATS} rounds of each, alternated")
-        taken = dict(zip(counts, alternated(ACTORS_REPEATS, *runs), strict=True))
+        rounds = [[_used(pool, server) for pool, server in servers] for _ in range(ACTORS_REPEATS)]
+    taken, worked, cpu = np.median(rounds, 0).T
     figures, rows = dict[str, float](), []
-    for count in counts:
-        efficiency, busy = taken[1] / taken[count] / min(count, cores), schedule(work, count)
-        figures |= {f"efficiency_{count}": efficiency, f"schedule_{count}": busy, f"seconds_{count}": taken[count]}
-        rows.append([str(count), f"{taken[count]:.2f}", f"{efficiency:.2f}", f"{busy:.2f}"])
+    for place, count in enumerate(counts):
+        own = {
+            "seconds": taken[place],
+            "efficiency": taken[0] / taken[place] / min(count, cores),
+            "busy": worked[place] / (taken[place] * count),
+            "schedule": schedule(work, count),
+            "cpu_cost": cpu[place] / cpu[0],
+        }
+        figures |= {f"{name}_{count}": float(value) for name, value in own.items()}
+        rows.append([str(count), *(f"{value:.2f}" for value in own.values())])
+    headings = ("efficiency", "busy", "schedule", "CPU cost")
     notes = (
         f"FedPGP, {clients} clients with Dirichlet({ACTORS_BETA:g}) shares of {images} images, {of_clients.sum()} "
         f"steps in {len(work)} blocks, one thread per actor, {cores} cores; medians of {ACTORS_REPEATS}, alternated",
-        "efficiency: of one actor per core; schedule: what the order of the blocks allows, with a core for each actor",
+        "efficiency: of one actor per core; busy: share of the round in which the actors work; schedule: what "
+        "the order of the blocks allows of it; CPU cost: CPU seconds of the work, by those on one actor",
     )
-    return Measurement("round", figures, ("actors", "seconds", "efficiency", "schedule"), rows, notes)
+    return Measurement("round", figures, ("actors", "seconds", *headings), rows, notes)

@@ -10,7 +10,7 @@ import pytest
 from fedpgp.analysis.comparison import Comparison, Group, Run, grouped
 from fedpgp.analysis.loading import Entry, compare, read
 from fedpgp.analysis.report import comparison_tables
-from fedpgp.analysis.statistic import Statistic, counted, over
+from fedpgp.analysis.statistic import Statistic, counted, over, varied
 from fedpgp.config import differing
 from fedpgp.core.errors import ConfigError
 from fedpgp.federation.metrics import CLIENT_SCHEMA
@@ -216,17 +216,17 @@ def test_what_a_choice_determines_is_not_in_the_labels(made_run):
 
 
 @pytest.mark.parametrize(
-    ("repetitions", "text", "cell"),
+    ("repetitions", "text", "cell", "name"),
     [
-        ([1], "one seed", "1"),
-        ([1, 2, 3], "3 seeds", "3"),
-        ([(1, 1)], "one seed", "one seed"),
-        ([(1, 1), (1, 2)], "2 splits", "2 splits"),
-        ([(seed, split) for seed in (1, 2) for split in (1, 2, 3)], "2 seeds x 3 splits", "2 seeds x 3 splits"),
+        ([1], "one seed", "1", "seeds"),
+        ([1, 2, 3], "3 seeds", "3", "seeds"),
+        ([(1, 1)], "one seed", "one seed", "seeds"),
+        ([(1, 1), (1, 2)], "2 splits", "2 splits", "splits"),
+        ([(one, two) for one in (1, 2) for two in (1, 2, 3)], *["2 seeds x 3 splits"] * 2, "seeds and splits"),
     ],
 )
-def test_what_means_are_over(repetitions, text, cell):
-    assert (over(repetitions), counted(repetitions)) == (text, cell)
+def test_what_means_are_over(repetitions, text, cell, name):
+    assert (over(repetitions), counted(repetitions), varied(repetitions)) == (text, cell, name)
 
 
 def test_a_mean_over_domains_for_each_seed_and_split():

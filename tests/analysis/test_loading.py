@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from fedpgp.analysis import loading
+from fedpgp.analysis.comparison import repeated_over
 from fedpgp.analysis.loading import Entry, compare, find, pair, read
-from fedpgp.analysis.report import figures
+from fedpgp.analysis.report import comparison_figures as figures_of_groups
+from fedpgp.analysis.report import comparison_tables, figures
 from fedpgp.core.errors import RunError, UserError
 from fedpgp.federation.metrics import CLIENT_SCHEMA
 from fedpgp.storage.objectives import Objectives
@@ -121,6 +123,9 @@ def test_runs_on_several_splits_form_a_group_and_are_paired_by_seed_and_split(ma
     assert not {"data.split_seed", "data.digest"} & first.settings.keys()
     assert found.difference(first, "promptfl", "hm").by_seed == dict.fromkeys(first.seeds, 10)
     assert second.label == "promptfl"
+    assert "deviation over seeds and splits (ddof 1)" in comparison_tables.accuracies(found, "").caption
+    assert "deviation over seeds and splits" in figures_of_groups.bars(found.groups, ["hm"]).axes[0].get_title()
+    assert repeated_over(compare(strict(*on_splits(made_run))).groups) == "splits"
 
 
 def test_a_missing_split_is_named(made_run):

@@ -89,6 +89,10 @@ def test_three_actors_give_the_bits_of_one_process(small, tmp_path):
 @pytest.mark.usefixtures("ray_cluster")
 def test_figures_of_actors(small):
     found = bench.actors([2], quiet, small, clients=20, images=160)
-    assert set(found.figures) == {f"{kind}_{n}" for kind in ("efficiency", "schedule", "seconds") for n in (1, 2)}
-    assert found.figures["efficiency_1"] == 1
+    assert set(found.figures) == {
+        f"{kind}_{n}" for kind in ("seconds", "efficiency", "busy", "schedule", "cpu_cost") for n in (1, 2)
+    }
+    assert found.figures["efficiency_1"] == found.figures["cpu_cost_1"] == 1
+    assert 0 < found.figures["busy_2"] <= 1
+    assert 0.5 < found.figures["busy_1"] <= 1
     assert [row[0] for row in found.rows] == ["1", "2"]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpgp.analysis.comparison import METRIC_TITLES, Group
+from fedpgp.analysis.comparison import METRIC_TITLES, Group, repeated_over
 from fedpgp.analysis.loading import Curve
 from fedpgp.analysis.report.style import COLORS, annotate, area_style, blank, item_style, panel, short, styled, wrapped
 
@@ -72,7 +72,7 @@ def bars(groups: Sequence[Group], metrics: Sequence[str]) -> Figure:
         )  # fmt: skip
     axes.set_xticks(range(len(metrics)), [METRIC_TITLES[metric] for metric in metrics])
     axes.set(ylim=(0, 100), ylabel="test accuracy in percent")
-    axes.set_title("Mean over clients; bars of one standard deviation over seeds")
+    axes.set_title(f"Mean over clients; bars of one standard deviation over {repeated_over(groups)}")
     figure.legend(loc="outside lower center", ncols=min(4, len(groups)), frameon=False)
     return figure
 
@@ -127,7 +127,7 @@ def client_distribution(accuracies: Mapping[str, Sequence[float]], metric: str) 
 
 @styled
 def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: str) -> Figure:
-    """Draw mean test accuracy over seeds and groups for each pair of values of two settings (dotted keys)."""
+    """Draw mean test accuracy over repetitions and groups for each pair of values of two settings (dotted keys)."""
     rows, columns = (values_of(groups, key) for key in (down, across))
     cells: dict[tuple[int, int], list[float]] = {}
     for group in groups:
@@ -137,7 +137,8 @@ def settings_heat_map(groups: Sequence[Group], down: str, across: str, metric: s
     grid = np.full((len(rows), len(columns)), np.nan)
     for place, values in cells.items():
         grid[place] = np.mean(values)
-    title = f"{groups[0].settings['method.name']}: {METRIC_TITLES[metric]}, test accuracy in percent, mean over seeds"
+    what = f"{METRIC_TITLES[metric]}, test accuracy in percent, mean over {repeated_over(groups)}"
+    title = f"{groups[0].settings['method.name']}: {what}"
     names_down, names_across = ([_value_name(value) for value in values] for values in (rows, columns))
     return _heat_map(grid, names_down, names_across, _setting_name(down), _setting_name(across), title)
 
@@ -172,7 +173,7 @@ def against_setting(groups: Sequence[Group], key: str, metric: str) -> Figure:
         axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         axes.minorticks_off()
     axes.set(xlabel=_setting_name(key), ylabel=f"{METRIC_TITLES[metric]}, test accuracy in percent")
-    axes.set_title("Mean over seeds; bars of one standard deviation")
+    axes.set_title(f"Mean over {repeated_over(groups)}; bars of one standard deviation")
     figure.legend(loc="outside lower center", ncols=min(4, 2 * len(points)), frameon=False, handlelength=3)
     return figure
 

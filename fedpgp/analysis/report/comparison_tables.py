@@ -15,6 +15,7 @@ from fedpgp.analysis.comparison import (
     Group,
     Run,
     measured,
+    repeated_over,
 )  # fmt: skip
 from fedpgp.analysis.loading import client_accuracies
 from fedpgp.analysis.report import measure_tables, privacy_tables, tables, tuned_tables
@@ -42,7 +43,7 @@ def all_tables(comparison: Comparison, baseline: str) -> list[Table]:
 
 
 def accuracies(comparison: Comparison, scenario: str) -> Table:
-    """Mean ± standard deviation over seeds for the groups of one scenario; best and second best are marked."""
+    """Mean ± standard deviation for the groups of one scenario; the best and the second best are marked."""
     groups = comparison.scenarios[scenario]
     metrics = measured(groups)
     columns = [ranked([group.statistic(metric) for group in groups]) for metric in metrics]
@@ -52,7 +53,7 @@ def accuracies(comparison: Comparison, scenario: str) -> Table:
         titled("Accuracy on test images in percent, mean over clients", scenario),
         ("", "seeds", *(METRIC_TITLES[metric] for metric in metrics)),
         zip(names, (counted(group.seeds) for group in groups), *columns, strict=True),
-        caption="after the last round, mean ± standard deviation over seeds (ddof 1)",
+        caption=f"after the last round, mean ± standard deviation over {repeated_over(groups)} (ddof 1)",
     )
 
 

@@ -97,11 +97,10 @@ def page(
 
 
 def summary(comparison: Comparison, baseline: str) -> list[str]:
-    """Summarize the comparison in sentences: the best group, and whether its lead exceeds the spread over seeds."""
+    """Summarize the comparison in sentences: the best group, and whether its lead exceeds the spread over folds."""
     runs = sum(len(group.runs) for group in comparison.groups)
-    lines = [
-        f"{runs} runs in {len(comparison.groups)} groups; the runs of a group differ by seed and held-out domain only."
-    ]
+    differ = "differ by seed, split and held-out domain only"
+    lines = [f"{runs} runs in {len(comparison.groups)} groups; the runs of a group {differ}."]
     if (metric := comparison.main) is None:
         return lines
     for scenario, groups in comparison.scenarios.items():
