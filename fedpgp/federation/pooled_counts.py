@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from fedpgp.data.federated import EvaluationSet
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 BINS = 15
 """Bins of equal width over the confidence."""
 MILLION = 1_000_000
