@@ -145,7 +145,7 @@ def identity(settings: Experiment) -> list[str]:
 def main(
     card: Annotated[Path, typer.Option(help="The model card.")] = Path("fedpgp/assets/MODEL_CARD.md"),
     seeds: Annotated[int, typer.Option(min=2, help="Seeds of each method.")] = 3,
-    divisions: Annotated[int, typer.Option(min=2, help="Divisions of the drawings, each with every seed.")] = 4,
+    divisions: Annotated[int, typer.Option(min=2, help="Divisions of the drawings, each with every seed.")] = 12,
     store: Annotated[Path | None, typer.Option(help="Storage root with finished runs; default: none.")] = None,
 ) -> None:
     """Run every method with every seed, fit the probes, and replace the figures in the card."""
