@@ -35,7 +35,7 @@ def break_the_worker(package):
 
 @pytest.mark.parametrize("edit", [edit_comment, break_the_worker])
 def test_a_host_with_other_code_that_joins_a_run_ends_it_by_name(hosts, serial, roots, edit):
-    """The only actor is lost once the other host is there: only there can the run go on."""
+    """The host of the only actor is lost before the other one joins: the run waits, and can go on only there."""
     name = edit.__name__
     root, (head, lost, other) = roots(name), hosts.hosts
     package = other.home / name / "fedpgp"
@@ -44,9 +44,8 @@ def test_a_host_with_other_code_that_joins_a_run_ends_it_by_name(hosts, serial, 
     run = ["run", *arguments(hosts, name), "resources.actors=1"]
 
     def replace():
-        hosts.ray(other, PYTHONPATH=str(package.parent))
-        hosts.wait(3)
         lost.run("pkill", "-9", "-f", "ray")
+        hosts.ray(other, PYTHONPATH=str(package.parent))
 
     waiting = at_round(root, 3, replace)
     done = head.fedpgp(*run)
