@@ -82,7 +82,7 @@ def schedule(work: Sequence[int], actors: int) -> float:
     return sum(work) / (actors * max(ends))
 
 
-class _Timed(ActorPool):
+class _Metered(ActorPool):
     """Actors that keep what each call of the last map used."""
 
     used: list[Usage]
@@ -108,10 +108,10 @@ def _timed(server: Server) -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()]) - start
 
 
-def _used(pool: _Timed, server: Server) -> tuple[float, float, float]:
-    """Seconds of a round, and seconds and CPU seconds of the actors' work in it."""
+def _metered(pool: _Metered, server: Server, count: int) -> tuple[float, float, float]:
+    """Seconds of a round, the share of it in which the `count` actors work, and the CPU seconds of their work."""
     taken = seconds(partial(_round, server))
-    return taken, sum(one.seconds for one in pool.used), sum(one.cpu_seconds for one in pool.used)
+    return taken, sum(one.seconds for one in pool.used) / (taken * count), sum(one.cpu_seconds for one in pool.used)
 
 
 def _loaded(wanted: FederationJob, backend: Backend) -> Server:
@@ -205,18 +205,19 @@ def actors(
         servers = []
         for count in counts:
             report(f"{count} actors")
-            pool = _Timed(ResourceSettings(actors=count, cpus_per_actor=0.1, threads_per_actor=1))
-            servers.append((pool, _loaded(wanted, stack.enter_context(closing(pool)))))
-            _round(servers[-1][1])  # warm-up
+            pool = _Metered(ResourceSettings(actors=count, cpus_per_actor=0.1, threads_per_actor=1))
+            server = _loaded(wanted, stack.enter_context(closing(pool)))
+            _round(server)  # warm-up
+            servers.append((pool, server, count))
         report(f"{ACTORS_REPEATS} rounds of each, alternated")
-        rounds = [[_used(pool, server) for pool, server in servers] for _ in range(ACTORS_REPEATS)]
-    taken, worked, cpu = np.median(rounds, 0).T
+        rounds = [[_metered(*one) for one in servers] for _ in range(ACTORS_REPEATS)]
+    taken, busy, cpu = np.median(rounds, 0).T
     figures, rows = dict[str, float](), []
     for place, count in enumerate(counts):
         own = {
             "seconds": taken[place],
             "efficiency": taken[0] / taken[place] / min(count, cores),
-            "busy": worked[place] / (taken[place] * count),
+            "busy": busy[place],
             "schedule": schedule(work, count),
             "cpu_cost": cpu[place] / cpu[0],
         }

@@ -93,6 +93,5 @@ def test_figures_of_actors(small):
         f"{kind}_{n}" for kind in ("seconds", "efficiency", "busy", "schedule", "cpu_cost") for n in (1, 2)
     }
     assert found.figures["efficiency_1"] == found.figures["cpu_cost_1"] == 1
-    assert 0 < found.figures["busy_2"] <= 1
-    assert 0.5 < found.figures["busy_1"] <= 1
+    assert all(0 < found.figures[f"busy_{n}"] <= 1 for n in (1, 2))
     assert [row[0] for row in found.rows] == ["1", "2"]
