@@ -23,7 +23,7 @@ from fedpgp.federation.backends import ray_cluster
 from fedpgp.federation.backends.actors import ActorPool
 from fedpgp.federation.backends.base import Backend, Common, SerialBackend
 from fedpgp.federation.client import expected_steps
-from fedpgp.federation.cohorts import blocks
+from fedpgp.federation.cohorts import blocks, training_blocks
 from fedpgp.federation.resources import keep_freed_memory
 from fedpgp.federation.server import Server
 from fedpgp.federation.usage import Usage
@@ -200,7 +200,7 @@ def actors(
         labels = np.concatenate(wanted.data.train_labels)
         wanted = divided(wanted, shares(labels, clients, ACTORS_BETA))
         of_clients = steps(wanted)
-        work = [int(of_clients[part].sum()) for part in blocks(np.arange(clients), BLOCK)]
+        work = [int(of_clients[part].sum()) for part in training_blocks(np.arange(clients), BLOCK, of_clients)]
         stack.enter_context(ray_cluster.connected(ResourceSettings(actors=max(counts), cpus_per_actor=0.1)))
         servers = []
         for count in counts:

@@ -8,6 +8,11 @@ from fedpgp.config import FederationSettings
 from fedpgp.core.seeding import numpy_generator
 from fedpgp.methods.base import LimitsBlocks, Method
 
+MANY = 5
+"""From this number of blocks on, a worker that is done finds others to train."""
+LONG = 1.5
+"""A block with more than so many times the mean work of a block is cut."""
+
 
 def participants(clients: int, participation: float) -> int:
     """The number of clients that train in a round: `max(1, floor(participation * clients))`.
@@ -63,10 +68,34 @@ def block_size(method: Method, federation: FederationSettings) -> int:
 def blocks(clients: np.ndarray, block_size: int) -> list[np.ndarray]:
     """The sorted clients in blocks of `block_size`, independent of the number of workers.
 
-    The last two of five or more are cut in half, so that at the end no worker waits long for another.
+    The last two of `MANY` or more are cut in half, so that at the end no worker waits long for another.
     """
     parts = [clients[start : start + block_size] for start in range(0, len(clients), block_size)]
-    if len(parts) < 5:
+    if len(parts) < MANY:
         return parts
-    halves = [half for part in parts[-2:] for half in np.array_split(part, 2)]
-    return parts[:-2] + [half for half in halves if len(half)]
+    return parts[:-2] + [half for part in parts[-2:] for half in _halves(part)]
+
+
+def training_blocks(clients: np.ndarray, block_size: int, steps: np.ndarray) -> list[np.ndarray]:
+    """As `blocks`, but each of clients with about as many steps, so that few train on alone when others are done.
+
+    Blocks are made in the order of the steps, the most first, and the long ones are cut in half: a worker must not be
+    left with the clients that have the most. Fewer than `MANY` blocks stay in the order of the clients. Each block is
+    sorted, and equal clients have the blocks of `blocks`.
+
+    Args:
+        clients: those that train in a round, sorted.
+        steps: how many steps each of them takes in the round (K,), see `client.expected_steps`.
+    """
+    number = -(-len(clients) // block_size)
+    if number < MANY:
+        return blocks(clients, block_size)
+    most, found = LONG * steps.sum() / number, []
+    for part in blocks(np.argsort(-steps, kind="stable"), block_size):
+        found += _halves(part) if len(part) == block_size and steps[part].sum() > most else [part]
+    return [clients[np.sort(part)] for part in found]
+
+
+def _halves(part: np.ndarray) -> list[np.ndarray]:
+    """Both halves, or one if the other is empty."""
+    return [half for half in np.array_split(part, 2) if len(half)]

@@ -18,7 +18,7 @@ from fedpgp.core.tree import ParamTree, num_bytes, select, without
 from fedpgp.federation.backends.base import Backend
 from fedpgp.federation.client import expected_steps, initial_momentum
 from fedpgp.federation.client_rows import IN_MEMORY, ClientRows, FirstRows, InMemory, Place
-from fedpgp.federation.cohorts import block_size, blocks, sample_clients, sample_tested
+from fedpgp.federation.cohorts import block_size, blocks, sample_clients, sample_tested, training_blocks
 from fedpgp.federation.measures import pooled_table
 from fedpgp.federation.messages import Arrays, Call, Counts, TrainResult, to_arrays
 from fedpgp.federation.metrics import (
@@ -184,14 +184,14 @@ class Server:
 
         Total and stack are filled as the results arrive.
         """
-        parts = blocks(sampled, self.block_size)
+        parts = training_blocks(sampled, self.block_size, self.steps[sampled])
         calls, common, bytes_down = self._calls(state, number, parts)
         results: list[TrainResult] = []
         total: ParamTree = {}
-        stacked = Stack(len(sampled))
+        stacked = Stack(sampled)
         for result in self.backend.map("train", calls, common, [int(self.steps[part].sum()) for part in parts]):
             add(total, result.total)
-            stacked.append(result.stack)
+            stacked.add(result.clients[result.accepted], result.stack)
             results.append(replace(result, total={}, stack={}))
         return results, total, stacked.filled(), bytes_down
 
@@ -203,6 +203,8 @@ class Server:
             state.kept.write(number, result.clients, result.kept)
         clients = np.concatenate([np.arange(0), *(result.clients[result.accepted] for result in results)])
         weights = np.concatenate([np.arange(0), *(result.weights[result.accepted] for result in results)])
+        order = clients.argsort()
+        clients, weights = clients[order], weights[order]
         private = state.privacy
         if self.job.privacy is not None:
             votes = sum(result.votes for result in results)

@@ -55,25 +55,34 @@ def add(total: ParamTree, part: Mapping[str, np.ndarray]) -> None:
 
 
 class Stack:
-    """What up to `most` clients send, one after the other, in arrays that are allocated once."""
+    """What clients send, in the order of the clients, in arrays that are allocated once.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._count = most, 0
+    Args:
+        clients: all that may send, sorted.
+    """
+
+    def __init__(self, clients: np.ndarray) -> None:
+        self._clients, self._sent = clients, np.zeros(len(clients), bool)
         self._arrays: dict[str, np.ndarray] = {}
 
-    def append(self, part: Mapping[str, np.ndarray]) -> None:
-        """Add the clients of a block."""
+    def add(self, clients: np.ndarray, part: Mapping[str, np.ndarray]) -> None:
+        """Add what some clients send (M, ...); nothing if `part` is empty."""
+        places = np.searchsorted(self._clients, clients)
         for key, value in part.items():
             if key not in self._arrays:
-                self._arrays[key] = np.empty((self._most, *value.shape[1:]), value.dtype)
-            self._arrays[key][self._count : self._count + len(value)] = value
-        self._count += len(next(iter(part.values()), ()))
+                self._arrays[key] = np.empty((len(self._clients), *value.shape[1:]), value.dtype)
+            self._arrays[key][places] = value
+        self._sent[places] = True
 
     def filled(self) -> ParamTree:
-        """What has been added (M, ...)."""
+        """What has been added (M, ...); nothing can be added later."""
         import torch
 
-        return {key: torch.from_numpy(value[: self._count]) for key, value in self._arrays.items()}
+        for value in self._arrays.values():
+            for place, sent in enumerate(np.flatnonzero(self._sent)):  # row by row: there may be no room for a copy
+                if place != sent:
+                    value[place] = value[sent]
+        return {key: torch.from_numpy(value[: self._sent.sum()]) for key, value in self._arrays.items()}
 
 
 def average(sums: Sequence[ParamTree], total: float, like: ParamTree) -> ParamTree:

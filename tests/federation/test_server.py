@@ -10,7 +10,7 @@ import torch
 from fedpgp.config import FederationSettings
 from fedpgp.core.errors import ClientError
 from fedpgp.federation.client import Update, validate
-from fedpgp.federation.cohorts import blocks, participants, rounding, sample_clients
+from fedpgp.federation.cohorts import participants, rounding, sample_clients
 from fedpgp.federation.messages import Call
 
 
@@ -268,20 +268,6 @@ def test_everyone_or_at_least_one_client_trains():
     first = FederationSettings(participation=0.5, everyone_first=True)
     assert len(sample_clients(1, 1, 7, first)) == 7
     assert len(sample_clients(1, 2, 7, first)) == 3  # floor, as in the authors' code
-
-
-def test_blocks_are_cut_from_the_sorted_clients():
-    assert [part.tolist() for part in blocks(np.array([1, 3, 4, 7, 9]), 2)] == [[1, 3], [4, 7], [9]]
-
-
-@pytest.mark.parametrize(
-    ("clients", "size", "sizes"),
-    [(100, 10, [10] * 8 + [5] * 4), (41, 10, [10] * 3 + [5, 5, 1]), (40, 10, [10] * 4), (6, 1, [1] * 6), (0, 10, [])],
-)
-def test_the_last_two_of_many_blocks_are_cut_in_half(clients, size, sizes):
-    cut = blocks(np.arange(clients), size)
-    assert [len(part) for part in cut] == sizes
-    assert [client for part in cut for client in part] == list(range(clients))
 
 
 @pytest.mark.parametrize(
