@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from fedpgp.analysis.loading import Entry, compare
-from fedpgp.analysis.report.demo_figure import LETTER, LINE, Point, front, local_novel_front, place_labels
+from fedpgp.analysis.report.demo_figure import (
+    HEIGHT,
+    LETTER,
+    LINE,
+    WIDTH,
+    Box,
+    Point,
+    front,
+    local_novel_front,
+    place_labels,
+)
 
 
 def test_the_front_has_what_no_other_point_beats_in_both():
@@ -17,18 +27,29 @@ def test_of_equal_points_one_is_on_the_front():
     assert [point.label for point in front([Point("a", 60, 60), Point("b", 60, 60)])] == ["a"]
 
 
-def test_a_label_that_would_cover_a_lower_one_moves_up():
-    """The second anchor is 5 points higher and its label begins within the first one's, so it moves 7 more."""
-    assert place_labels([(0, 0, 10), (20, 5, 10), (300, 5, 10)]) == [(LINE, LINE), (LINE, LINE + 7), (LINE, LINE)]
+def test_a_label_takes_the_nearest_free_place():
+    """Right above; where that is taken left above; right below; and none that leaves the axes."""
+    point = (200, 100, "ab")
+    above = Box(200, 100, 230, 130), Box(170, 100, 200, 130)
+    places = [(LINE, LINE), (-LINE, LINE), (LINE, -LINE)]
+    for count, place in enumerate(places):
+        assert place_labels([point], above[:count]) == [place]
+    assert place_labels([(WIDTH - 5, 100, "ab")], []) == [(-LINE, LINE)]
+    assert place_labels([(200, HEIGHT - 5, "ab")], []) == [(LINE, -LINE)]
+    assert place_labels([(200, HEIGHT - 15, "a\nb")], []) == [(LINE, -1.5 * LINE)]
+    assert place_labels([point], [Box(0, 0, WIDTH, HEIGHT)]) == [(LINE, LINE)]
 
 
 @pytest.mark.parametrize("count", [2, 5, 9])
-def test_no_two_labels_overlap(count):
-    anchors = [(3.0 * number, 2.0 * (number % 4), 12) for number in range(count)]
-    boxes = [(x + dx, y + dy) for (x, y, _), (dx, dy) in zip(anchors, place_labels(anchors), strict=True)]
-    for number, (x, y) in enumerate(boxes):
-        for other_x, other_y in boxes[:number]:
-            assert abs(x - other_x) >= 12 * LETTER or abs(y - other_y) >= LINE - 1e-9
+def test_no_label_covers_another_or_what_is_taken(count):
+    anchors = [(200 + 3.0 * number, 100 + 30.0 * (number % 4), "a label") for number in range(count)]
+    taken = [Box(x - 4, y - 20, x + 4, y + 20) for x, y, _ in anchors]
+    boxes = list(taken)
+    for (x, y, label), (dx, dy) in zip(anchors, place_labels(anchors, taken), strict=True):
+        start = x + dx - (LETTER * len(label) if dx < 0 else 0)
+        box = Box(start, y + dy - LINE / 2, start + LETTER * len(label), y + dy + LINE / 2)
+        assert not any(box.overlaps(other) for other in boxes)
+        boxes.append(box)
 
 
 def test_every_method_has_its_name_beside_its_point(made_run):
