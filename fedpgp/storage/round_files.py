@@ -39,7 +39,7 @@ def reference(path: Path) -> dict[str, Any]:
 
 def table(path: Path) -> pa.Table:
     """Read the table: client rows in `metrics.CLIENT_SCHEMA`, or the content of another Arrow file."""
-    return _read(path).read_all().replace_schema_metadata()
+    return _decoded(_read(path).read_all()).replace_schema_metadata()
 
 
 def is_intact(path: Path) -> bool:
@@ -55,7 +55,10 @@ def is_intact(path: Path) -> bool:
 
 
 def arrow_bytes(table: pa.Table) -> bytes:
-    """Encode a table as a compressed Arrow file."""
+    """Encode a table as a compressed Arrow file, in which each text of a column is stored once."""
+    texts = [number for number, field in enumerate(table.schema) if pa.types.is_string(field.type)]
+    for number in texts:
+        table = table.set_column(number, table.column_names[number], table[number].dictionary_encode())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=COMPRESSED) as writer:
         writer.write_table(table)
@@ -67,6 +70,14 @@ def join(paths: Sequence[Path], target: Path) -> None:
     with durable_file(target) as file, pa.ipc.new_file(file, CLIENT_SCHEMA, options=COMPRESSED) as writer:
         for path in paths:
             writer.write_table(table(path))
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """The table with plain texts; files of older versions have no others."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(number, field.name, table[number].cast(field.type.value_type))
+    return table
 
 
 def _read(path: Path) -> pa.RecordBatchFileReader:

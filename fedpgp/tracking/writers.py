@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
-from fedpgp.federation.metrics import RoundRow
+from fedpgp.federation.metrics import RoundRow, last_evaluated
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
 from fedpgp.storage.sweep_folder import Fold, Result, SweepFolder, TrialRef, TrialSpec
@@ -189,7 +189,9 @@ class SweepWriter(Writer):
                     del part["split_seed"]
             mlflow_runs.add_params(self._client, self._client.get_run(run_id), settings)
         mlflow_runs.share(self._client, run_id, [store.identity for store in found.runs.values()])
-        metrics = [metric for row in found.rounds for metric in mlflow_runs.of_row(row)]
+        last = last_evaluated(found.rounds)
+        rows = [row if row.round == last else _without_domains(row) for row in found.rounds]  # folds have every round's
+        metrics = [metric for row in rows for metric in mlflow_runs.of_row(row)]
         mlflow_runs.log_metrics(self._client, run_id, metrics + mlflow_runs.of_row(found.best, BEST))
         status = {"timestamp_ms": found.ended_ms, "reason": result.reason}
         note = descriptions.of_trial(found, self._head["name"])
@@ -262,6 +264,11 @@ def _metrics(row: RoundRow) -> list[Metric]:
     more |= {f"{SYSTEM}{name}": value for name, value in row.system.items()}
     more |= {"participants": row.participants, "bytes/up": row.bytes_up, "bytes/down": row.bytes_down}
     return mlflow_runs.metrics({**row.metrics, **more, LAST_ROUND: row.round}, row.round, row.timestamp_ms)
+
+
+def _without_domains(row: RoundRow) -> RoundRow:
+    """A round without the accuracies of single domains, which are many."""
+    return replace(row, metrics={name: value for name, value in row.metrics.items() if "." not in name})
 
 
 def _params(settings: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ ALL = [("mine-0", "rank=1"), ("mine-0", "rank=2"), ("rank=1", "seed 1"), ("rank=
 def made_sweep(tmp_path, made_run, request):
     """Write a sweep to disk as if it had run: two trials of one fold each, which all sweeps of a test share."""
     experiment = f"tracking.experiment='{request.node.name}'"
-    runs = {seed: made_run(f"seed={seed}", experiment, root=tmp_path, val_hm=[50 + seed]) for seed in (1, 2)}
+    series = {seed: {"val/hm": [40, 50 + seed], "val/local.sketch": [30, 35]} for seed in (1, 2)}
+    runs = {seed: made_run(f"seed={seed}", experiment, root=tmp_path, **series[seed]) for seed in series}
 
     def make(name="mine"):
         spec = Sweep(name=name, base={"tracking": {"experiment": request.node.name}})
@@ -99,3 +100,20 @@ def test_a_deleted_entry_that_is_restored_later_makes_nothing_twice(made_sweep, 
     names = [run.info.run_name for run in mlflow_runs()]
     assert sorted(set(names)) == sorted(name for _, name in ALL)
     assert [names.count(name) for name in ("rank=2", "seed 1", "seed 2")] == [1, 1, 1]
+
+
+def test_trials_have_single_domains_of_the_last_evaluated_round_only(made_sweep, mlflow_runs, shared_client):
+    """Their folds have them for every round."""
+    made_sweep()
+    ids = {run.info.run_name: run.info.run_id for run in mlflow_runs()}
+    steps = {
+        (name, metric): [point.step for point in shared_client.get_metric_history(ids[name], metric)]
+        for name in ("rank=1", "seed 1")
+        for metric in ("val/hm", "val/local.sketch")
+    }
+    assert steps == {
+        ("rank=1", "val/hm"): [1, 2],
+        ("rank=1", "val/local.sketch"): [2],
+        ("seed 1", "val/hm"): [1, 2],
+        ("seed 1", "val/local.sketch"): [1, 2],
+    }
