@@ -266,8 +266,7 @@ def _draw(axes: Axes, metric: str, names: Sequence[str], counts_CC: np.ndarray, 
     percent_CC = 100 * counts_CC / counts_CC.sum(1, keepdims=True).clip(min=1)
     axes.imshow(percent_CC, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
     step = -(-len(names) // MAX_NAMES)
-    axes.xaxis.set_visible(False)
-    axes.yaxis.set_visible(False)
+    axes.set(xticks=[], yticks=[])
     across = axes.get_yaxis_transform()  # x as a share of the panel's width, y as a row
     # drawing text takes most of the time; texts are faster than ticks
     for row in () if repeated else range(0, len(names), step):
