@@ -155,9 +155,9 @@ def _ending(store: RunFolder, callback: RunCallback) -> Iterator[None]:
                 with suppress(StorageError):
                     store.stop("stopped early")
                 raise
-            except (Interrupted, KeyboardInterrupt):
+            except (Interrupted, KeyboardInterrupt) as error:
                 with suppress(StorageError):
-                    store.stop("stopped by the user")
+                    store.stop(str(error) or "stopped by the user")
                 raise Interrupted(f"stopped; run folder: {store.path}; continue with --resume") from None
             except BaseException as error:
                 with suppress(OSError, StorageError):  # then the status stays `running`, which counts as interrupted

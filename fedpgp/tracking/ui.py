@@ -103,7 +103,7 @@ def serving(uri: str, port: int | None) -> Iterator[str]:
 
 
 def _server(uri: str, listening: socket.socket) -> BaseWSGIServer:
-    """MLflow's application for a store, behind a bound socket."""
+    """MLflow's application for a store, behind a listening socket."""
     path = local_path(uri)
     root = ((path.parent if path else Path()).absolute() / "mlartifacts").as_uri()
     os.environ |= {**ENVIRONMENT, STORE: uri, REGISTRY: uri, ARTIFACTS: root, **NO_JOBS}  # before the import reads them
@@ -115,17 +115,17 @@ def _server(uri: str, listening: socket.socket) -> BaseWSGIServer:
     handlers.initialize_backend_stores(uri, uri, root)
     page = (Path(str(app.static_folder)) / "index.html").read_text(encoding="utf-8")
     app.view_functions["serve"] = lambda: page.replace("</head>", f"{NO_ASSISTANT}</head>")
-    listening.listen()
     return make_server(HOST, listening.getsockname()[1], app, threaded=True, fd=listening.fileno())
 
 
 def _bound(wanted: int | None) -> socket.socket:
-    """A socket that is bound to the port, or to a free one."""
+    """A socket that listens at the port, or at a free one."""
     for port in (wanted,) if wanted else (PORT, 0):
         bound = socket.socket()
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((HOST, port))
+            bound.listen()  # two sockets may be bound to a port, but only one listens
         except PermissionError:
             bound.close()
             raise UserError(f"port {port} may not be used by you; give another one, above 1023, with --port") from None

@@ -72,6 +72,15 @@ def test_a_taken_port_is_rejected_and_the_default_falls_back_to_a_free_one(monke
             assert other.getsockname()[1] not in (0, port)
 
 
+def test_two_that_start_at_once_have_different_ports(monkeypatch):
+    with socket.socket() as free:
+        free.bind((ui.HOST, 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(ui, "PORT", port)
+    with ui._bound(None) as first, ui._bound(None) as second:
+        assert (first.getsockname()[1], second.getsockname()[1] != port) == (port, True)
+
+
 def test_a_port_that_a_user_may_not_use_is_not_called_taken(as_user, shared_root):
     with as_user(1502), pytest.raises(UserError, match="port 99 may not be used by you; give another one, above 1023"):
         ui._bound(99)

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, RpcError
 
 from fedpgp.core import plugins, provenance
 from fedpgp.core.errors import FedPGPError, Interrupted, MissingCacheError, ResourceError
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 4  # per block, and failed starts of actors in a row, before the run fails
 INLINE_BYTES = 100 * 1024  # Ray puts larger arguments into the object store, one copy per call
 AHEAD = 4  # calls per actor, from the next result on, of which the longest starts first: so many results may wait
+CANCELLED = 1  # gRPC's code of a request to a server that has ended
 POLL_SECONDS = 0.5  # interval at which requests to stop and late blocks are noticed
 
 
@@ -118,7 +119,7 @@ class ActorPool:
         Of the next few calls the one with the most `work` starts first, so that all actors end together.
         `common` is put into the object store once, where the actors of a node read it without a copy, unless it is so
         small that Ray sends it with each call. Raises `FedPGPError` if a call raised it, or if its actors died or were
-        late `ATTEMPTS` times; `Interrupted` if `stop` was set.
+        late `ATTEMPTS` times; `Interrupted` if `stop` was set or Ray has ended.
         """
         waiting, attempts = deque(range(len(calls))), [0] * len(calls)
         running: dict[Any, _Running] = {}
@@ -161,7 +162,7 @@ class ActorPool:
         """Calls that have ended, and calls that are too late, with the reason."""
         done, _ = ray.wait([*running, *self._starting], timeout=POLL_SECONDS)
         if self._stop.is_set():
-            raise Interrupted("asked to stop")
+            raise Interrupted("stopped by the user")
         for reference in done:
             if reference in running:
                 yield reference, None
@@ -193,12 +194,17 @@ class ActorPool:
         return result
 
     def _start(self) -> None:
+        """Start an actor; raise `Interrupted` if Ray itself has ended, as when all of its nodes are shut down."""
         resources = self._resources
-        handle = (
-            ray.remote(_Client)
-            .options(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0)
-            .remote(plugins.to_send(), resources.threads, resources.gpus_per_actor)
+        new = ray.remote(_Client).options(
+            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=0
         )
+        try:
+            handle = new.remote(plugins.to_send(), resources.threads, resources.gpus_per_actor)
+        except RpcError as error:
+            if error.rpc_code != CANCELLED:
+                raise
+            raise Interrupted("Ray was shut down") from None
         self._starting[handle.load.remote(self._job)] = handle
 
     def _await_all(self) -> None:
@@ -210,7 +216,7 @@ class ActorPool:
                 self._add(reference)
             if self._stop.is_set():
                 self.close()
-                raise Interrupted("asked to stop")
+                raise Interrupted("stopped by the user")
             if self._starting and time.monotonic() > deadline:
                 late, count = len(self._starting), self._resources.actors
                 self.close()

@@ -77,7 +77,7 @@ class SerialBackend:
         """Run the calls one after another, lazily; raise `Interrupted` if `stop` was set."""
         for call in calls:
             if self._stop.is_set():
-                raise Interrupted("asked to stop")
+                raise Interrupted("stopped by the user")
             yield invoke(self._worker, method, call, common)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RpcError
 
 from fedpgp.config import ResourceSettings
 from fedpgp.core.errors import ClientError, FedPGPError, Interrupted, ResourceError
@@ -146,6 +146,25 @@ def test_a_lost_actor_costs_only_its_block(pool, tmp_path, caplog):
     assert list(pool.map("die_once", [(number, tmp_path / "died") for number in range(4)])) == [0, 10, 20, 30]
     assert re.search(r"die_once block 2 of 4 on node \w+ at [\d.]+: .*; repeating it on another actor", caplog.text)
     assert [value for value, _ in pool.map("late_first", range(4))] == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize(("code", "error"), [(actors.CANCELLED, Interrupted), (14, RpcError)], ids=["ended", "other"])
+def test_the_end_of_ray_interrupts_the_run(monkeypatch, code, error):
+    """As when all nodes are shut down: an actor is lost, and the server that would start another has ended."""
+
+    class Ended:
+        def options(self, **options):
+            return self
+
+        def remote(self, *args):
+            raise RpcError("RPC error", code)
+
+    pool = ActorPool(ResourceSettings(actors=1, cpus_per_actor=0.1))
+    pool.load(Job())
+    monkeypatch.setattr(ray, "remote", lambda kind: Ended())
+    with pytest.raises(error, match="Ray was shut down" if error is Interrupted else "RPC error"):
+        list(pool.map("die", [0]))
+    pool.close()
 
 
 def test_a_block_that_kills_every_actor_ends_the_round(pool):
