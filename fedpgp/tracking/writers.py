@@ -16,6 +16,7 @@ from fedpgp.core import provenance
 from fedpgp.core.errors import RunError
 from fedpgp.core.files import locked
 from fedpgp.core.text import redacted
+from fedpgp.federation.measures import split_name
 from fedpgp.federation.metrics import RoundRow, last_evaluated
 from fedpgp.storage.objectives import Objectives
 from fedpgp.storage.run_folder import RunFolder
@@ -268,7 +269,7 @@ def _metrics(row: RoundRow) -> list[Metric]:
 
 def _without_domains(row: RoundRow) -> RoundRow:
     """A round without the accuracies of single domains, which are many."""
-    return replace(row, metrics={name: value for name, value in row.metrics.items() if "." not in name})
+    return replace(row, metrics={name: value for name, value in row.metrics.items() if split_name(name)[2] is None})
 
 
 def _params(settings: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
