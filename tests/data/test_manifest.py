@@ -176,7 +176,7 @@ def test_torn_missing_or_altered_manifests_are_refused(image_tree: Tree, tmp_pat
 @pytest.mark.parametrize(
     ("name", "manifest_digest", "data_digest"),
     [
-        ("icons", "5dda3223c998fb2f", "fd8304566e6ba6e0"),
+        ("icons", "29c64268c9719427", "5c897aa271facc2e"),
         ("shapes", "5e65bbd0c986c336", "faa703c1f6a7e367"),
     ],
 )
