@@ -138,7 +138,8 @@ def test_what_a_person_gives_is_said_where_a_shipped_sweep_drops_it(tmp_path):
     lost = "method.name=zero_shot, coop, promptfl: dropped rank=2 (which it does not take) of the base"
     assert changed.dropped == lost
     searched = draw(sweep_settings.load("icons", ["method.name={grid_search: [zero_shot, fedpgp]}"])[0])
-    assert searched.dropped.startswith("method.name=zero_shot: dropped ctx_init=an icon of a, rank=4, mu=0.2, init=lora")
+    lost = "method.name=zero_shot: dropped ctx_init=an icon of a, rank=4, mu=0.2, init=lora"
+    assert searched.dropped.startswith(lost)
     copy = tmp_path / "demo.yaml"
     copy.write_text(SHIPPED.read_text())
     assert "rank=4" in draw(sweep_settings.load(str(copy))[0]).dropped
